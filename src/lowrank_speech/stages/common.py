@@ -1,0 +1,139 @@
+"""What all stage programs share: the config slice, the command line, logging, and errors for people.
+
+A stage is ``python -m lowrank_speech.stages.<stage> --cfg JSON --some-input PATH ... --manifest PATH``.
+``--cfg`` is the canonical JSON of exactly the keys that the stage uses (or ``@file``); the stage's frozen dataclass
+reads it, and unknown keys end the run.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import types
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from lowrank_speech.errors import UserError
+
+log = logging.getLogger("lowrank_speech")
+
+
+def from_json(cls: type, value: Any, where: str = "cfg") -> Any:
+    """Build the frozen dataclass ``cls`` from parsed JSON; unknown, missing or ill-typed keys raise UserError.
+
+    Fields may be bool, int, float, str, ``X | None``, ``tuple[X, ...]``, ``dict[str, X]``, Literal, or another
+    dataclass. ``where`` is the path of the value in the config, for the message.
+    """
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: expected a mapping with keys, got {value!r}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    unknown = sorted(set(value) - set(fields))
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
+    no_default = dataclasses.MISSING
+    missing = [
+        n for n, f in fields.items() if n not in value and f.default is no_default and f.default_factory is no_default
+    ]
+    if missing:
+        raise UserError(f"{where}: the key {missing[0]!r} is missing")
+    try:
+        return cls(**{name: _convert(hints[name], v, f"{where}.{name}") for name, v in value.items()})
+    except ValueError as error:  # __post_init__ of the dataclass checks ranges
+        raise UserError(f"{where}: {error}") from error
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return from_json(hint, value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return _convert_union([a for a in args if a is not type(None)], value, where)
+    if origin is typing.Literal:
+        if value not in args:
+            raise UserError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
+        return value
+    expected = {tuple: "a list", dict: "a mapping"}.get(origin, getattr(hint, "__name__", str(hint)))
+    raise UserError(f"{where}: expected {expected}, got {value!r}")
+
+
+def _convert_union(hints: list[Any], value: Any, where: str) -> Any:
+    for hint in hints[:-1]:
+        try:
+            return _convert(hint, value, where)
+        except UserError:
+            continue
+    return _convert(hints[-1], value, where)
+
+
+def parser(stage: str, doc: str | None) -> argparse.ArgumentParser:
+    """Command line of a stage: its module docstring as description, ``--cfg``, ``--manifest``, ``--log-level``."""
+    result = argparse.ArgumentParser(
+        prog=f"python -m lowrank_speech.stages.{stage}",
+        description=doc,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("--cfg", required=True, metavar="JSON", help="the stage's config slice as JSON, or @FILE")
+    result.add_argument("--manifest", required=True, type=Path, help="output: what was made, its hashes and its cost")
+    result.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"], help="default: INFO")
+    return result
+
+
+def read_cfg(text: str) -> dict[str, Any]:
+    """Parse ``--cfg``: JSON text, or ``@path`` of a JSON file."""
+    source = "--cfg"
+    if text.startswith("@"):
+        source = text[1:]
+        if not Path(source).is_file():
+            raise UserError(f"--cfg: no file {source}")
+        text = Path(source).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{source}: no valid JSON: {error}") from error
+
+
+def existing(path: str | Path, what: str) -> Path:
+    """``path`` if it exists, else UserError that says what was looked for."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{what}: {path} does not exist")
+    return path
+
+
+def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
+    """Run ``body(arguments)`` with logging to stderr; returns the exit code (0, or 2 after a UserError)."""
+    logging.basicConfig(
+        stream=sys.stderr, level=arguments.log_level, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+    for noisy in ("matplotlib", "urllib3", "filelock", "transformers", "peft"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        body(arguments)
+    except UserError as error:
+        log.error("%s", error)
+        log.debug("where it came from", exc_info=True)
+        return 2
+    return 0
+
+
+def main(stage: str, doc: str | None, add: Callable, body: Callable, argv: Sequence[str] | None = None) -> int:
+    """The whole of a stage's ``main``: ``add(parser)`` declares inputs and outputs, ``body(arguments)`` does the work."""
+    command = parser(stage, doc)
+    add(command)
+    return run_stage(body, command.parse_args(argv))
