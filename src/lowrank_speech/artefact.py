@@ -42,7 +42,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         yield temporary
         if temporary.is_dir():
             _remove(path)
-        os.replace(temporary, path)
+        temporary.replace(path)
     finally:
         _remove(temporary)
 
@@ -114,7 +114,7 @@ def peak_memory() -> int:
 class Manifest:
     """Collects what a stage has to say of its run, and writes it last.
 
-    >>> manifest = Manifest("score", cfg={"bootstrap": 1000}, seed=1)   # at the start: the clock runs
+    >>> manifest = Manifest("score", cfg={"bootstrap": 1000}, seed=1)  # at the start: the clock runs
     >>> manifest.write("score.json", outputs=["hyp.txt"], numbers={"wer": 0.1})
     """
 

@@ -133,7 +133,7 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
 
 
 def main(stage: str, doc: str | None, add: Callable, body: Callable, argv: Sequence[str] | None = None) -> int:
-    """The whole of a stage's ``main``: ``add(parser)`` declares inputs and outputs, ``body(arguments)`` does the work."""
+    """A stage's whole ``main``: ``add(parser)`` declares inputs and outputs, ``body(arguments)`` works."""
     command = parser(stage, doc)
     add(command)
     return run_stage(body, command.parse_args(argv))
