@@ -1,0 +1,88 @@
+"""Cached model inputs: one HDF5 file per split beside its cuts, through Lhotse's own reader and writer.
+
+Lossless (lilcom would not be: a lossy cache moves error rates, icefall#1571). The cuts point at the file by its name
+alone, so that a folder can be moved; ``load_cuts`` puts the folder in front again.
+"""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from lhotse import CutSet, Features, MonoCut, NumpyHdf5Writer
+
+from lowrank_speech.artefact import atomic
+from lowrank_speech.errors import UserError
+
+
+def load_cuts(path: str | Path, lazy: bool = False) -> CutSet:
+    """Cuts of a split; features are looked for in the folder of ``path``."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no cuts at {path}: run the stage that makes them")
+    cuts = CutSet.from_jsonl_lazy(path)
+
+    def place(cut):
+        return cut.with_features_path_prefix(path.parent) if getattr(cut, "has_features", False) else cut
+
+    cuts = cuts.map(place)
+    return cuts if lazy else cuts.to_eager()
+
+
+def with_features(cut, key: str, storage: str, array: np.ndarray, shift: float, kind: str) -> MonoCut:
+    """A cut like ``cut`` whose input is the stored ``array`` (F, C), one frame every ``shift`` seconds."""
+    duration = array.shape[0] * shift
+    features = Features(
+        type=kind,
+        num_frames=array.shape[0],
+        num_features=array.shape[1],
+        frame_shift=shift,
+        sampling_rate=16_000,
+        start=0.0,
+        duration=duration,
+        storage_type=NumpyHdf5Writer.name,
+        storage_path=storage,
+        storage_key=key,
+        channels=0,
+        recording_id=cut.id,
+    )
+    (supervision,) = cut.supervisions
+    supervision = supervision.__class__(
+        id=supervision.id,
+        recording_id=cut.id,
+        start=0.0,
+        duration=duration,
+        channel=0,
+        text=supervision.text,
+        language=supervision.language,
+        speaker=supervision.speaker,
+        gender=supervision.gender,
+        custom=supervision.custom,
+    )
+    # The speech's own duration: the last hop of the front end may cover a little more or less.
+    custom = {**(getattr(cut, "custom", None) or {}), "seconds": cut.duration}
+    return MonoCut(
+        id=cut.id, start=0.0, duration=duration, channel=0, supervisions=[supervision], features=features, custom=custom
+    )
+
+
+def write_split(
+    arrays: Iterable[tuple[object, np.ndarray]], path: str | Path, shift: float, kind: str
+) -> tuple[int, int]:
+    """Write (cut, array (F, C)) pairs as ``path`` (.jsonl.gz) and the HDF5 file beside it; returns (cuts, frames)."""
+    path = Path(path)
+    storage = path.with_name(path.name.removesuffix(".jsonl.gz") + ".h5")
+    counts = [0, 0]
+    with atomic(storage) as temporary_h5, atomic(path) as temporary_cuts:
+
+        def stored() -> Iterator[MonoCut]:
+            with NumpyHdf5Writer(temporary_h5) as writer:
+                for cut, array in arrays:
+                    key = writer.write(cut.id, array)
+                    counts[0] += 1
+                    counts[1] += len(array)
+                    yield with_features(cut, key, storage.name, array, shift, kind)
+
+        with CutSet.open_writer(temporary_cuts, overwrite=True) as writer:
+            for cut in stored():
+                writer.write(cut)
+    return counts[0], counts[1]

@@ -1,0 +1,70 @@
+"""Which utterances a task can use: the others are set aside, with the reason, and counted."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.lang.targets import ctc_frames_needed
+
+
+@dataclass
+class SetAside:
+    """Utterances that cannot be used, with the reason; they are listed in ``set_aside.tsv`` and counted."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)  # id, reason, detail
+
+    def add(self, cut_id: str, reason: str, detail: str = "") -> None:
+        self.rows.append((cut_id, reason, detail))
+
+    def counts(self) -> dict[str, int]:
+        return dict(Counter(reason for _, reason, _ in self.rows))
+
+    def summary(self) -> str:
+        return ", ".join(f"{n} x {reason}" for reason, n in sorted(self.counts().items())) or "none"
+
+
+def usable_text(cuts: Any, lang: Any, set_aside: SetAside) -> list[Any]:
+    """The cuts that have a text which does not normalise to nothing; the others are set aside."""
+    kept = []
+    for cut in cuts:
+        supervision = cut.supervisions[0]
+        reason = lang.usable(supervision.text, supervision.language)
+        if reason is None:
+            kept.append(cut)
+        else:
+            set_aside.add(cut.id, reason, repr(supervision.text))
+    return kept
+
+
+def possible_ctc(cuts: Sequence[Any], lang: Any, frames: Any, set_aside: SetAside) -> list[Any]:
+    """The cuts whose CTC target fits: labels + adjacent repeats <= frames. ``frames(cut)`` gives the model's frames."""
+    kept = []
+    for cut in cuts:
+        supervision = cut.supervisions[0]
+        ids = lang.tokens.encode(lang.normalise(supervision.text, supervision.language))
+        needed, got = ctc_frames_needed(ids), frames(cut)
+        if needed <= got:
+            kept.append(cut)
+        else:
+            set_aside.add(cut.id, "CTC target longer than its frames", f"{needed} needed, {got} frames")
+    return kept
+
+
+def known_language(cuts: Any, labels: Sequence[str], set_aside: SetAside) -> list[Any]:
+    """The cuts whose language is one of ``labels``; the others are set aside."""
+    kept = []
+    for cut in cuts:
+        language = cut.supervisions[0].language
+        if language in labels:
+            kept.append(cut)
+        else:
+            set_aside.add(cut.id, "unknown language", f"{language!r} is none of {', '.join(labels)}")
+    return kept
+
+
+def require(cuts: Sequence[Any], what: str, set_aside: SetAside) -> None:
+    """UserError where nothing is left to work on."""
+    if not cuts:
+        raise UserError(f"{what}: no utterance is left; set aside: {set_aside.summary()}")

@@ -1,0 +1,161 @@
+"""Where a base model comes from: drawn from a seed (``scratch``), a local folder, or the hub.
+
+A hub name is resolved by huggingface_hub (cache first; ``revision`` pins it); nothing is executed that comes with a
+model (``trust_remote_code`` stays off). What was resolved ends up in the stage's manifest.
+"""
+
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.folder import build, family_of, quiet_config
+from lowrank_speech.models.speech import HF_CLASS, Meta, SpeechModel
+
+log = logging.getLogger(__name__)
+
+# Everything but weights in other frameworks' formats.
+PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A resolved source: the folder with the files, and the commit if it came from the hub."""
+
+    folder: Path
+    revision: str | None
+
+
+def resolve(source: str, revision: str | None) -> Source:
+    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one)."""
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise UserError(f"base model {source}: the folder has no config.json")
+        return Source(folder, revision)
+    if not _HUB_NAME.fullmatch(source):
+        raise UserError(f"base model {source}: neither a folder nor a hub name of the form owner/name")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS))
+    except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had from "
+            f"the hub: {str(error).splitlines()[0]}. Download it where there is a network (`hf download {source}`), or "
+            f"give a folder as `source`"
+        ) from error
+    return Source(path, path.name if path.parent.name == "snapshots" else revision)
+
+
+def import_model(found: Source, family: str) -> SpeechModel:
+    """Load a published checkpoint as the class that its config names, or as the bare encoder for pretraining classes.
+
+    Weights are float32 in memory. UserError if the folder's model type belongs to another family.
+    """
+    import transformers
+    from transformers import AutoConfig
+    from transformers import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+    actual = family_of(config.model_type, str(found.folder))
+    if actual != family:
+        raise UserError(f"{found.folder} is a {config.model_type} model, but the config says family: {family}")
+    named = (config.architectures or [""])[0]
+    tasks = {c: task for (f, task), c in HF_CLASS.items() if f == family}
+    task = tasks.get(named, "body" if family == "wav2vec2" else "seq2seq")
+    if task == "classify":  # its labels are not ours: take the encoder, a new head is drawn
+        task = "body" if family == "wav2vec2" else task
+    hf, info = getattr(transformers, HF_CLASS[family, task]).from_pretrained(
+        found.folder,
+        config=quiet_config(config),
+        dtype=torch.float32,
+        output_loading_info=True,
+        trust_remote_code=False,
+    )
+    # masked_spec_embed is used by transformers' SpecAugment alone, which is off here; some checkpoints lack it.
+    missing = [k for k in info["missing_keys"] if not k.endswith("masked_spec_embed")]
+    if missing:
+        raise UserError(
+            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, {missing[0]} among them"
+        )
+    log.info(
+        "imported %s as %s: %d parameters", found.folder, HF_CLASS[family, task], sum(map(torch.numel, hf.parameters()))
+    )
+    return SpeechModel(hf.eval(), Meta(family, task))
+
+
+def scratch_wav2vec2(overrides: dict[str, Any], vocabulary: int, seed: int) -> SpeechModel:
+    """A ``Wav2Vec2ForCTC`` with weights from ``seed``; ``overrides`` are keys of transformers' Wav2Vec2Config."""
+    from transformers import Wav2Vec2Config
+
+    config = _config(
+        Wav2Vec2Config, overrides, vocab_size=vocabulary, pad_token_id=0, bos_token_id=None, eos_token_id=None
+    )
+    torch.manual_seed(seed)
+    return SpeechModel(build("wav2vec2", "ctc", quiet_config(config)), Meta("wav2vec2", "ctc"))
+
+
+def scratch_whisper(overrides: dict[str, Any], tokens: Any, seed: int) -> SpeechModel:
+    """A ``WhisperForConditionalGeneration`` with weights from ``seed`` whose special tokens are those of ``tokens``.
+
+    ``tokens``: a token set with ``size``, ``sot``, ``eot``, ``transcribe``, ``no_timestamps`` and ``language_ids``
+    (language -> id). ``generation_config`` is complete, as a published Whisper's.
+    """
+    from transformers import GenerationConfig, WhisperConfig
+
+    special = {
+        "pad_token_id": tokens.eot,
+        "bos_token_id": tokens.eot,
+        "eos_token_id": tokens.eot,
+        "decoder_start_token_id": tokens.sot,
+    }
+    config = _config(
+        WhisperConfig, overrides, vocab_size=tokens.size, suppress_tokens=None, begin_suppress_tokens=None, **special
+    )
+    torch.manual_seed(seed)
+    hf = build("whisper", "seq2seq", quiet_config(config))
+    hf.generation_config = GenerationConfig(
+        **special,
+        is_multilingual=True,
+        lang_to_id={f"<|{language}|>": i for language, i in tokens.language_ids.items()},
+        task_to_id={"transcribe": tokens.transcribe},
+        no_timestamps_token_id=tokens.no_timestamps,
+        return_timestamps=False,
+        suppress_tokens=[],
+        begin_suppress_tokens=[],
+        max_length=config.max_target_positions,
+    )
+    return SpeechModel(hf, Meta("whisper", "seq2seq"))
+
+
+def _config(cls: type, overrides: dict[str, Any], **fixed: Any) -> Any:
+    known = set(cls().to_dict()) | set(fixed)
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise UserError(f"bases.*.model: {unknown[0]!r} is no key of transformers' {cls.__name__}")
+    clash = sorted(set(overrides) & set(fixed))
+    if clash:
+        raise UserError(f"bases.*.model: {clash[0]!r} follows from the tokens and cannot be set")
+    try:
+        return cls(**{**overrides, **fixed})
+    except Exception as error:  # transformers raises its own strict-dataclass errors, of no common class
+        raise UserError(f"bases.*.model: {error}") from error
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set every dropout of a transformers speech model to ``p``: modules and the floats that attention reads."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = p
+        for name in ("dropout", "activation_dropout", "attention_dropout"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, p)

@@ -1,0 +1,171 @@
+"""Stage base: a pretrained model as a folder that the other stages read.
+
+inputs   a hub name or a folder (``source``), pinned by ``revision``; or, with ``source: scratch``,
+         --train-cuts, --dev-cuts  cuts of the pretraining splits (stage corpus)
+         --lang                    token set (stage lang)
+outputs  --out       model folder: config.json, model.safetensors, preprocessor, tokenizer, generation_config
+         --manifest  what was loaded (source, commit, sha256), or how the pretraining went
+scratch  --scratch   state of a pretraining under way; a killed run goes on from there
+
+From scratch, a small model of the true class is drawn from the seed and pretrained with supervision on many languages:
+wav2vec 2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), either with language
+classification beside it (``language_weight``). Only then are the systems' adaptations compared, all from this one base.
+
+python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","source":"facebook/wav2vec2-xls-r-300m"}'
+    --out base/model --manifest base/base.json
+"""
+
+import argparse
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256
+from lowrank_speech.errors import UserError
+from lowrank_speech.stages import common
+from lowrank_speech.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+# Inputs of a pretraining stay in memory up to this many seconds of speech: 230 MB of waveforms an hour.
+MEMORY_SECONDS = 2 * 3600.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """The stage's slice. ``model``: keys of transformers' config (scratch only); ``pretrain``: the recipe."""
+
+    seed: int
+    family: Literal["wav2vec2", "whisper"]
+    source: str
+    revision: str | None = None
+    model: dict[str, Any] = field(default_factory=dict)
+    front_end: Literal["gabor", "random"] = "gabor"
+    pretrain: TrainConfig | None = None
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", required=True, type=Path, help="output: model folder")
+    parser.add_argument("--train-cuts", type=Path, help="scratch: cuts to pretrain on, .jsonl.gz")
+    parser.add_argument("--dev-cuts", type=Path, help="scratch: cuts that choose the epoch, .jsonl.gz")
+    parser.add_argument("--lang", type=Path, help="scratch: folder of the stage lang")
+    parser.add_argument("--scratch", type=Path, help="scratch: folder for the state of a run under way")
+
+
+def body(arguments: argparse.Namespace) -> None:
+    cfg = common.read_cfg(arguments.cfg)
+    config = common.from_json(Config, cfg)
+    manifest = Manifest("base", cfg, seed=config.seed)
+    if config.source == "scratch":
+        outputs, numbers = _scratch(arguments, config, cfg)
+    else:
+        outputs, numbers = _import(arguments, config)
+    manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes", None))
+
+
+def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
+    from lowrank_speech.models.folder import save_model
+    from lowrank_speech.models.sources import import_model, resolve
+
+    if config.model or config.pretrain is not None:
+        raise UserError("base: `model` and `pretrain` belong to `source: scratch`; remove them or the source")
+    found = resolve(config.source, config.revision)
+    model = import_model(found, config.family)
+    save_model(model, arguments.out, copy_from=found.folder)
+    weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    numbers = {
+        "source": config.source,
+        "revision": found.revision,
+        "source_sha256": {path.name: sha256(path) for path in weights},
+        "parameters": model.parameters_total(),
+        "task": model.task,
+    }
+    return [arguments.out], numbers
+
+
+def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
+    for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
+    if config.pretrain is None:
+        raise UserError("base: source: scratch needs `pretrain`, the recipe of its pretraining")
+    for name in ("train_cuts", "dev_cuts", "lang"):
+        common.existing(getattr(arguments, name), f"--{name.replace('_', '-')}")
+
+    from lowrank_speech.features.batches import Loader
+    from lowrank_speech.features.inputs import Inputs
+    from lowrank_speech.features.store import load_cuts
+    from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.select import SetAside, possible_ctc, require, usable_text
+    from lowrank_speech.models import frontend, sources
+    from lowrank_speech.models.folder import save_model
+    from lowrank_speech.training.loop import Trainer
+    from lowrank_speech.training.objective import Objective
+
+    lang = Lang.load(arguments.lang)
+    if lang.tokens is None:
+        raise UserError(
+            f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs char or pieces"
+        )
+    if config.family == "wav2vec2":
+        model = sources.scratch_wav2vec2(config.model, lang.tokens.size, config.seed)
+        if config.front_end == "gabor":
+            frontend.gabor_start(model.body.feature_extractor)
+        inputs = Inputs("waveform")
+    else:
+        model = sources.scratch_whisper(config.model, lang.tokens, config.seed)
+        inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
+    model.meta.lang_sha256 = lang.sha256
+
+    set_aside, splits, loader = SetAside(), {}, Loader(inputs, memory=MEMORY_SECONDS)
+    for split, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
+        cuts = usable_text(load_cuts(path), lang, set_aside)
+        if config.family == "wav2vec2" or config.pretrain.ctc_weight:
+            cuts = possible_ctc(cuts, lang, model.frames_of, set_aside)
+        require(cuts, f"base: {path}", set_aside)
+        splits[split] = type(load_cuts(path, lazy=True)).from_cuts(cuts)
+    languages = sorted({cut.supervisions[0].language for cut in splits["train"]})
+    key = hashlib.sha256(
+        (canonical_json(cfg) + sha256(arguments.train_cuts) + (lang.sha256 or "")).encode()
+    ).hexdigest()
+    objective = Objective(model, config.pretrain, lang, lang.tokens, languages)
+    trainer = Trainer(model, objective, config.pretrain, config.seed, arguments.scratch, key, loader)
+    metrics = arguments.manifest.with_name("metrics.jsonl")
+    numbers = trainer.run(splits["train"], splits["dev"], metrics)
+    model.to("cpu")
+    sources.set_dropout(model, 0.0)
+    save_model(model, arguments.out)
+    _preprocessor(model, inputs, arguments.out)
+    numbers |= {
+        "source": "scratch",
+        "parameters": model.parameters_total(),
+        "task": model.task,
+        "languages": languages,
+        "set_aside": set_aside.counts(),
+    }
+    return [arguments.out, metrics], numbers
+
+
+def _preprocessor(model: Any, inputs: Any, folder: Path) -> None:
+    """The preprocessor file that plain transformers looks for."""
+    from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+
+    if inputs.kind == "logmel":
+        # chunk_length is in whole seconds there; the window of a small base may not be.
+        chunk = -(-model.window // 100)
+        extractor = WhisperFeatureExtractor(feature_size=inputs.n_mels, chunk_length=chunk)
+    else:
+        extractor = Wav2Vec2FeatureExtractor(do_normalize=inputs.normalise, return_attention_mask=True)
+    with atomic(folder / "preprocessor_config.json") as temporary:
+        extractor.to_json_file(temporary)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return common.main("base", __doc__, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

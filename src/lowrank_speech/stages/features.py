@@ -1,0 +1,121 @@
+"""Stage features: cuts -> what the model family eats, computed once.
+
+inputs   --cuts   cuts of one split (stage corpus)
+         --base   model folder of the base (stage base): its frozen front end, its number of mel bands
+outputs  --out    the same cuts (.jsonl.gz), with features for the kinds conv and logmel; the HDF5 file beside it
+         --manifest
+
+kinds    waveform  nothing is stored: the model reads samples and runs its front end each time
+         conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
+         logmel    Whisper's log-mel (F, mel bands), unpadded
+
+python -m lowrank_speech.stages.features --cfg '{"kind":"conv"}' --cuts train.jsonl.gz --base model --out feats/train.jsonl.gz
+    --manifest feats/train.json
+"""
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lowrank_speech.artefact import Manifest, atomic
+from lowrank_speech.errors import UserError
+from lowrank_speech.stages import common
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The stage's slice."""
+
+    kind: Literal["waveform", "conv", "logmel"]
+    dtype: Literal["float32", "float16"] = "float32"
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cuts", required=True, type=Path, help="cuts of one split, .jsonl.gz")
+    parser.add_argument("--base", required=True, type=Path, help="model folder of the base")
+    parser.add_argument("--out", required=True, type=Path, help="output: cuts with features, .jsonl.gz")
+
+
+def body(arguments: argparse.Namespace) -> None:
+    cfg = common.read_cfg(arguments.cfg)
+    config = common.from_json(Config, cfg)
+    manifest = Manifest("features", cfg)
+    common.existing(arguments.cuts, "--cuts")
+
+    from lowrank_speech.features.store import load_cuts, write_split
+
+    cuts = load_cuts(arguments.cuts, lazy=True)
+    outputs = [arguments.out]
+    if config.kind == "waveform":
+        with atomic(arguments.out) as temporary:
+            cuts.to_file(temporary)
+        numbers = {"utterances": sum(1 for _ in cuts), "frames": 0, "frontend_rtf": 0.0}
+    else:
+        work = _Work(config, arguments.base)
+        count, frames = write_split(work.arrays(cuts), arguments.out, work.shift, config.kind)
+        outputs.append(arguments.out.with_name(arguments.out.name.removesuffix(".jsonl.gz") + ".h5"))
+        rtf = work.seconds / max(work.speech, 1e-9)
+        numbers = {"utterances": count, "frames": frames, "frame_shift": work.shift, "frontend_rtf": round(rtf, 6)}
+        numbers["seconds"] = round(work.speech, 3)
+    if not numbers["utterances"]:
+        raise UserError(f"{arguments.cuts}: the split is empty")
+    log.info("%(utterances)d utterances, %(frames)d frames", numbers)
+    manifest.write(arguments.manifest, outputs, numbers)
+
+
+class _Work:
+    """Computes arrays and keeps the time that it took (reading of audio left out)."""
+
+    def __init__(self, config: Config, base: Path):
+        import torch
+
+        from lowrank_speech.features.inputs import RATE, inputs_of
+        from lowrank_speech.models.folder import load_model
+
+        self.torch, self.kind, self.dtype = torch, config.kind, config.dtype
+        self.model = load_model(base)
+        expected = {"wav2vec2": "conv", "whisper": "logmel"}[self.model.family]
+        if config.kind != expected:
+            raise UserError(
+                f"features: {config.kind} does not fit the {self.model.family} model in {base}; use {expected}"
+            )
+        self.inputs = inputs_of(base, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
+        stride = 1
+        for step in getattr(self.model.config, "conv_stride", (160,)):
+            stride *= step
+        self.shift = stride / RATE if config.kind == "conv" else 0.01
+        self.seconds = self.speech = 0.0
+
+    def arrays(self, cuts) -> Iterator:
+        for cut in cuts:
+            with self.torch.inference_mode():
+                if self.kind == "logmel":
+                    # The transform is timed with the reading of the samples: it takes below a percent of a step.
+                    start = time.perf_counter()
+                    array = self.inputs(cut)
+                else:
+                    samples = self.inputs(cut)
+                    start = time.perf_counter()
+                    if int(self.model.conv_lengths(self.torch.tensor(len(samples)))) < 1:
+                        raise UserError(
+                            f"utterance {cut.id}: {cut.duration:.3f} s are too short for one frame of the front end; "
+                            f"raise the corpus's min_seconds"
+                        )
+                    array = self.model.conv_features(samples[None], self.torch.tensor([len(samples)]))[0]
+            self.seconds += time.perf_counter() - start
+            self.speech += cut.duration
+            yield cut, array.numpy().astype(self.dtype)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return common.main("features", __doc__, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,187 @@
+"""Stage train: adapt a (dense or factorised) base to a task.
+
+inputs   --model       model folder (stage base or factorise)
+         --train-cuts, --dev-cuts   cuts with the family's features (stage features)
+         --lang        recognition: token set (stage lang)
+outputs  --out         folder with
+           model/          the adapted model, complete; LoRA merged into the weights
+           adapter/        LoRA only: the adapter in peft's own format
+           metrics.jsonl   loss, dev loss, dev metric, learning rate, deviation from semi-orthogonality per epoch
+           set_aside.tsv   utterances that could not be used, with the reason
+         --manifest    parameters in total and trained, peak memory, time, dev metric
+scratch  --scratch     state of a run under way; a killed run goes on from there
+
+adapt    none    nothing of the base trains; a head that the task needs and the base lacks is trained alone
+         head    the head alone
+         full    everything but the convolutional front end; factorised layers under the semi-orthogonal constraint
+         lora    LoRA adapters (peft) and the head
+
+python -m lowrank_speech.stages.train --cfg '{"seed":1,"task":{"type":"asr"},"adapt":"full"}' --model factorised/model
+    --train-cuts train.jsonl.gz --dev-cuts dev.jsonl.gz --lang lang --out system --scratch scratch --manifest system/train.json
+"""
+
+import argparse
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256, write_table
+from lowrank_speech.errors import UserError
+from lowrank_speech.stages import common
+from lowrank_speech.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Utterances are cut to at most ``seconds``."""
+
+    seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """``asr`` or ``lid``. ``languages``: lid's classes; by default those of the training cuts."""
+
+    type: Literal["asr", "lid"]
+    languages: tuple[str, ...] = ()
+    segment: Segment | None = None
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """The semi-orthogonal constraint on the first factors; see ``lowrank.constraint``."""
+
+    mode: Literal["floating", "fixed", "exact", "none"] = "floating"
+    scale: float = 1.0
+    probability: float = 0.25
+    every: int | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA's settings; see ``lowrank.lora``. ``targets``: name patterns, or a layer group of the family."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] | None = None
+    rslora: bool = False
+    dora: bool = False
+    init: str = "default"
+
+
+@dataclass(frozen=True)
+class Config:
+    """The stage's slice."""
+
+    seed: int
+    task: Task
+    adapt: Literal["none", "head", "full", "lora"]
+    lora: Lora | None = None
+    constraint: Constraint = field(default_factory=Constraint)
+    training: TrainConfig = field(default_factory=TrainConfig)
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", required=True, type=Path, help="model folder to adapt")
+    parser.add_argument("--train-cuts", required=True, type=Path, help="cuts to train on, .jsonl.gz")
+    parser.add_argument("--dev-cuts", required=True, type=Path, help="cuts that choose the epoch, .jsonl.gz")
+    parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
+    parser.add_argument("--out", required=True, type=Path, help="output: the system's folder")
+    parser.add_argument("--scratch", required=True, type=Path, help="folder for the state of a run under way")
+
+
+def body(arguments: argparse.Namespace) -> None:
+    cfg = common.read_cfg(arguments.cfg)
+    config = common.from_json(Config, cfg)
+    manifest = Manifest("train", cfg, seed=config.seed)
+    for name in ("model", "train_cuts", "dev_cuts"):
+        common.existing(getattr(arguments, name), f"--{name.replace('_', '-')}")
+    if config.task.type == "asr":
+        if arguments.lang is None:
+            raise UserError("train: a recognition task needs --lang")
+        common.existing(arguments.lang, "--lang")
+    outputs, numbers = _run(arguments, config, cfg)
+    manifest.device = numbers.pop("device")
+    manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
+
+
+def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
+    from lowrank_speech.features.batches import Loader
+    from lowrank_speech.features.inputs import inputs_of
+    from lowrank_speech.lang.select import SetAside
+    from lowrank_speech.lowrank.constraint import SemiOrthogonal
+    from lowrank_speech.models.folder import load_model, save_model
+    from lowrank_speech.models.sources import set_dropout
+    from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
+    from lowrank_speech.training.loop import Trainer
+    from lowrank_speech.training.objective import Objective
+
+    set_aside = SetAside()
+    base = load_model(arguments.model)
+    setup = prepare(base, arguments, config, set_aside)
+    model, out = setup.model, arguments.out
+    trains_head = setup.new_head or config.adapt in ("head", "full", "lora")
+    freeze_for(model, config.adapt, trains_head)
+    peft_model = lora_on(model, config.lora) if config.adapt == "lora" else None
+    constraint = None
+    if config.adapt == "full" and model.plan and config.constraint.mode != "none":
+        c = config.constraint
+        constraint = SemiOrthogonal(model.hf, c.mode, c.scale, c.probability, c.every, config.seed)
+    metrics = out / "metrics.jsonl"
+    if any(p.requires_grad for p in model.hf.parameters()):
+        objective = Objective(model, config.training, setup.lang, setup.tokens, setup.labels)
+        inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
+        identity = canonical_json(cfg) + "".join(
+            sha256(path) for path in (arguments.train_cuts, arguments.dev_cuts, arguments.model / "model.safetensors")
+        )
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        trainer = Trainer(
+            model, objective, config.training, config.seed, arguments.scratch, key, Loader(inputs), constraint
+        )
+        numbers = trainer.run(setup.train, setup.dev, metrics)
+        numbers["device"] = str(trainer.device)
+    else:
+        log.info("adapt: none, and the base has the task's head: nothing to train")
+        with atomic(metrics) as temporary:
+            temporary.write_text("", encoding="utf-8")
+        numbers = {"parameters_trained": 0, "seconds_train": 0.0, "device": "cpu", "peak_bytes": None}
+    model.to("cpu")
+    set_dropout(model, 0.0)
+    outputs = [out / "model", metrics, out / "set_aside.tsv"]
+    if peft_model is not None:
+        outputs.append(out / "adapter")
+        with atomic(out / "adapter") as temporary:
+            peft_model.save_pretrained(temporary)
+        from lowrank_speech.lowrank.lora import merge
+
+        model.hf = merge(peft_model)
+    save_model(model, out / "model", copy_from=arguments.model)
+    write_table(out / "set_aside.tsv", ("id", "reason", "detail"), set_aside.rows)
+    if set_aside.rows:
+        log.warning("set aside: %s; see %s", set_aside.summary(), out / "set_aside.tsv")
+    numbers |= {
+        "adapt": config.adapt,
+        "new_head": setup.new_head,
+        "parameters_total": model.parameters_total(),
+        "parameters_dense": model.dense_parameters(),
+        "utterances_train": len(setup.train),
+        "utterances_dev": len(setup.dev),
+        "seconds_speech": round(sum(cut.duration for cut in setup.train), 3),
+        "labels": setup.labels if config.task.type == "lid" else None,
+        "set_aside": set_aside.counts(),
+    }
+    return outputs, numbers
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return common.main("train", __doc__, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,28 @@
+"""SpecAugment on the model's input features (Park et al. 2019), per utterance, from an own generator."""
+
+import torch
+from torch import Tensor
+
+from lowrank_speech.training.config import SpecAugment
+
+
+def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugment, generator: torch.Generator) -> Tensor:
+    """Masks on features (B, F, C); masked values become the utterance's mean. Lengths (B,). Returns a new tensor."""
+    batch, frames, channels = features.shape
+    time = torch.arange(frames)[None, :].expand(batch, frames)
+    valid = time < lengths[:, None]
+    mean = (features * valid[..., None]).sum((1, 2)) / (valid.sum(1).clamp(min=1) * channels)
+    widest = torch.minimum(torch.full_like(lengths, config.time_width), (lengths * config.time_share).long())
+    masked = torch.zeros(batch, frames, dtype=torch.bool)
+    for _ in range(config.time_masks):
+        width = (torch.rand(batch, generator=generator) * (widest + 1)).long()
+        start = (torch.rand(batch, generator=generator) * (lengths - width + 1)).long()
+        masked |= (time >= start[:, None]) & (time < (start + width)[:, None])
+    channel = torch.arange(channels)[None, :].expand(batch, channels)
+    silent = torch.zeros(batch, channels, dtype=torch.bool)
+    for _ in range(config.feature_masks):
+        width = (torch.rand(batch, generator=generator) * (min(config.feature_width, channels - 1) + 1)).long()
+        start = (torch.rand(batch, generator=generator) * (channels - width + 1)).long()
+        silent |= (channel >= start[:, None]) & (channel < (start + width)[:, None])
+    hidden = (masked[:, :, None] | silent[:, None, :]) & valid[..., None]
+    return torch.where(hidden, mean[:, None, None], features)

@@ -1,0 +1,115 @@
+"""Losses of the tasks over a batch, and the dev metric of each.
+
+    ctc        CTC over characters or pieces (torch's), per label; dev metric: token error rate of the greedy path
+    seq2seq    Whisper's cross-entropy with teacher forcing, per token; dev metric: token error rate with teacher forcing
+    classify   cross-entropy over pooled states, per utterance; dev metric: error rate
+
+Two auxiliary losses serve the pretraining of bases from scratch: CTC on the encoder of a Whisper (``ctc_weight``, as in
+hybrid CTC / attention training, Watanabe et al. 2017) and language classification over pooled states
+(``language_weight``). Their heads are thrown away afterwards.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from kaldialign import edit_distance
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.targets import IGNORE, class_targets, ctc_targets, seq2seq_targets
+
+
+@dataclass
+class Losses:
+    """Sums over a batch: the loss to differentiate (a mean), the task's own loss sum and its number of units."""
+
+    total: Tensor
+    task_sum: float
+    units: int
+
+
+class Objective(nn.Module):
+    """The loss of one task. ``lang`` and ``tokens`` for the recognition tasks, ``labels`` for classification.
+
+    ``tokens``: the token set of the seq2seq decoder (a Lang's own, or Whisper's tokenizer).
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        config: TrainConfig,
+        lang: Any = None,
+        tokens: Any = None,
+        labels: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.task, self.config, self.lang, self.tokens, self.labels = model.task, config, lang, tokens, list(labels)
+        width = model.config.hidden_size
+        self.aux_ctc = nn.Linear(width, tokens.size) if self.task == "seq2seq" and config.ctc_weight else None
+        self.aux_language = (
+            nn.Linear(width, len(labels)) if config.language_weight and self.task != "classify" else None
+        )
+
+    def forward(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> Losses:
+        """Loss of one batch: features and lengths as in ``batches``, on the model's device."""
+        device = features.device
+        if self.task == "classify":
+            logits = model.class_logits(features, lengths).float()
+            targets = class_targets(cuts, self.labels).to(device)
+            loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
+            return Losses(loss, loss.item() * len(cuts), len(cuts))
+        if self.task == "ctc":
+            states, frames = model.states(features, lengths)
+            loss, units = self._ctc(model.hf.lm_head(model.hf.dropout(states)), frames, cuts)
+        else:
+            inputs, labels = (t.to(device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
+            logits, states = model.seq2seq_logits(features, lengths, inputs)
+            frames = torch.div(lengths + 1, 2, rounding_mode="floor")
+            loss = F.cross_entropy(
+                logits.float().flatten(0, 1),
+                labels.flatten(),
+                ignore_index=IGNORE,
+                label_smoothing=self.config.label_smoothing,
+            )
+            units = int((labels != IGNORE).sum())
+        total = loss
+        if self.aux_ctc is not None:
+            total = total + self.config.ctc_weight * self._ctc(self.aux_ctc(states), frames, cuts)[0]
+        if self.aux_language is not None:
+            mask = torch.arange(states.shape[1], device=device)[None, :] < frames[:, None]
+            pooled = (states * mask[..., None]).sum(1) / frames[:, None]
+            targets = class_targets(cuts, self.labels).to(device)
+            total = total + self.config.language_weight * F.cross_entropy(self.aux_language(pooled).float(), targets)
+        return Losses(total, loss.item() * units, units)
+
+    def _ctc(self, logits: Tensor, frames: Tensor, cuts: Sequence[Any]) -> tuple[Tensor, int]:
+        labels, sizes = ctc_targets(cuts, self.lang)
+        # float32 also under autocast: in bf16 the forward recursion loses the loss's last digits.
+        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
+        losses = F.ctc_loss(log_probs, labels.to(logits.device), frames, sizes, reduction="sum", zero_infinity=True)
+        units = max(int(sizes.sum()), 1)
+        return losses / units, units
+
+    @torch.no_grad()
+    def errors(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> tuple[int, int]:
+        """Errors and units of the dev metric on one batch."""
+        if self.task == "classify":
+            guess = model.class_logits(features, lengths).argmax(-1).cpu()
+            return int((guess != class_targets(cuts, self.labels)).sum()), len(cuts)
+        if self.task == "seq2seq":
+            inputs, labels = (t.to(features.device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
+            guess = model.seq2seq_logits(features, lengths, inputs)[0].argmax(-1)
+            learnt = labels != IGNORE
+            return int(((guess != labels) & learnt).sum()), int(learnt.sum())
+        logits, frames = model.ctc_logits(features, lengths)
+        best = logits.argmax(-1).cpu()
+        labels, sizes = ctc_targets(cuts, self.lang)
+        errors = 0
+        for row, n, target in zip(best, frames.tolist(), labels.split(sizes.tolist()), strict=True):
+            path = torch.unique_consecutive(row[:n])
+            errors += edit_distance(path[path != 0].tolist(), target.tolist())["total"]
+        return errors, int(sizes.sum())
