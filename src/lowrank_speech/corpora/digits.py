@@ -1,0 +1,221 @@
+"""Strings of digits, joined from recordings of single digits: connected speech of known content out of a small corpus.
+
+In: a folder with ``audio/{digit}_{speaker}_{index}.flac``, as in the Free Spoken Digit Dataset (Jakobovski et al.,
+CC BY-SA 4.0; 6 speakers, 8 kHz). Out: cuts of 3 to 6 digits of one speaker with pauses between them, text ``zero three
+nine``, English. The joining stands in the manifest (Lhotse's mixed cuts): no audio is copied, and the 8 kHz files are
+resampled to 16 kHz as they are loaded. The default folder below $SPEECH_DATA is digits.
+
+    corpora:
+      digits: {kind: digits, splits: {
+        train: {speakers: [george, jackson, lucas, nicolas], strings: 1500},
+        dev: {speakers: [theo], strings: 200}, test: {speakers: [yweweler], strings: 200}}}
+
+Each string is drawn from (seed, split, number) alone: more strings leave the earlier ones as they were.
+"""
+
+import itertools
+import math
+import random
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from lowrank_speech.corpora.audio import AudioError, Header, check_file
+from lowrank_speech.corpora.common import SAMPLING_RATE, SetAside, find_folder
+from lowrank_speech.corpora.validate import Checks
+from lowrank_speech.errors import UserError
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_\s]+)_(?P<index>\d+)")
+LANGUAGE = "en"
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """One split: how many strings, of whom."""
+
+    speakers: tuple[str, ...]
+    strings: int
+    indices: tuple[int, ...] | None = None
+    """Only recordings with an index in [from, to): lets two splits share a speaker without sharing a recording."""
+
+    def __post_init__(self):
+        if not self.speakers or len(set(self.speakers)) < len(self.speakers):
+            raise ValueError(f"speakers: name each speaker once, at least one; got {list(self.speakers)}")
+        if self.strings < 1:
+            raise ValueError(f"strings: must be at least 1, got {self.strings}")
+        if self.indices is not None and (len(self.indices) != 2 or not 0 <= self.indices[0] < self.indices[1]):
+            raise ValueError(f"indices: expected [from, to] with 0 <= from < to, got {list(self.indices)}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A corpus of digit strings."""
+
+    kind: Literal["digits"]
+    splits: dict[str, SplitConfig]
+    path: str | None = None
+    """The folder that holds ``audio/``; null: ``folder`` below $SPEECH_DATA."""
+    folder: str = "digits"
+    min_digits: int = 3
+    max_digits: int = 6
+    pause_seconds: tuple[float, ...] = (0.0, 0.2)
+    """Pauses between the digits are drawn evenly from [from, to]."""
+    checks: Checks = field(default_factory=Checks)
+
+    def __post_init__(self):
+        if not self.splits:
+            raise ValueError("splits: name at least one split")
+        if not 1 <= self.min_digits <= self.max_digits:
+            raise ValueError(f"min_digits: expected 1 <= {self.min_digits} <= max_digits {self.max_digits}")
+        if len(self.pause_seconds) != 2 or not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
+            raise ValueError(f"pause_seconds: expected [from, to] with 0 <= from <= to, got {list(self.pause_seconds)}")
+        for (a, one), (b, other) in itertools.combinations(self.splits.items(), 2):
+            shared = sorted(set(one.speakers) & set(other.speakers))
+            if shared and not _apart(one.indices, other.indices):
+                raise ValueError(
+                    f"splits: the speaker {shared[0]!r} stands in {a} and in {b}: they would share recordings; "
+                    "take the speaker from one of them, or give both `indices` that do not overlap"
+                )
+
+
+def _apart(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
+    return one is not None and other is not None and (one[1] <= other[0] or other[1] <= one[0])
+
+
+@dataclass(frozen=True)
+class Take:
+    """A recording of one digit."""
+
+    path: Path
+    digit: int
+    speaker: str
+    index: int
+    header: Header
+
+
+def locate(config: Config, data_root: Path | None) -> Path:
+    """The folder that holds ``audio/``, absolute; UserError if it is absent."""
+    holds = "audio/{digit}_{speaker}_{index}.flac, as in the Free Spoken Digit Dataset"
+    root = find_folder(config.kind, config.path, data_root, config.folder, holds)
+    if not (root / "audio").is_dir():
+        raise UserError(f"corpus of kind digits: there is no folder {root / 'audio'}; {root} must hold {holds}")
+    return root
+
+
+def read(
+    config: Config, root: Path, audio_dir: Path, seed: int, jobs: int = 1
+) -> Iterator[tuple[str, "Cut | SetAside"]]:
+    """Yield (split, cut), split by split; first the recordings that are of no use, under all splits together.
+
+    ``jobs`` threads decode the recordings; ``audio_dir`` is not used: nothing is written.
+    UserError if a speaker has no recording of a digit within its split.
+    """
+    takes, refused = _takes(root, config, jobs)
+    yield from (("+".join(config.splits), item) for item in refused)
+    for name, split in config.splits.items():
+        shelf = _shelf(takes, name, split, root)
+        for number in range(split.strings):
+            # A string seed is hashed with sha512, not with Python's salted hash: the same on every machine.
+            draw = random.Random(f"{seed} {name} {number}")
+            speaker = split.speakers[number % len(split.speakers)]  # in turn: all speak equally often
+            digits = draw.choices(range(10), k=draw.randint(config.min_digits, config.max_digits))
+            chosen = [draw.choice(shelf[speaker, digit]) for digit in digits]
+            pauses = [draw.uniform(*config.pause_seconds) for _ in digits[1:]]
+            yield name, join(f"{name}-{speaker}-{number:05d}", chosen, pauses)
+
+
+def _takes(root: Path, config: Config, jobs: int) -> tuple[list[Take], list[SetAside]]:
+    """All usable recordings of the speakers in the config, sorted by name, and those that are not usable."""
+    wanted = {speaker for split in config.splits.values() for speaker in split.speakers}
+    found, refused = [], []
+    for path in sorted(p for p in (root / "audio").iterdir() if not p.name.startswith(".")):
+        match = NAME.fullmatch(path.stem)
+        if match is None:
+            detail = f"{path}: the name is not {{digit}}_{{speaker}}_{{index}}"
+            refused.append(SetAside(path.name, "unknown name", detail))
+        elif match["speaker"] in wanted:
+            found.append((path, int(match["digit"]), match["speaker"], int(match["index"])))
+    takes = []
+    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
+        for row, result in zip(found, pool.map(lambda row: _usable(row[0]), found), strict=True):
+            if isinstance(result, AudioError):
+                refused.append(SetAside(row[0].name, result.reason, result.detail))
+            else:
+                takes.append(Take(*row, result))
+    return takes, refused
+
+
+def _usable(path: Path) -> Header | AudioError:
+    """The header of a take that may enter a string: within a string a bad one would no longer be seen."""
+    try:
+        header = check_file(path)
+    except AudioError as fault:
+        return fault
+    if header.channels > 1:
+        return AudioError("several channels", f"{path} has {header.channels} channels")
+    if not math.isfinite(header.peak):
+        return AudioError("samples not finite", f"{path} has samples that are NaN or infinite")
+    if header.peak == 0:
+        return AudioError("silent", f"{path}: all {header.frames} samples are zero")
+    return header
+
+
+def _shelf(takes: list[Take], name: str, split: SplitConfig, root: Path) -> dict[tuple[str, int], list[Take]]:
+    """(speaker, digit) -> the split's takes in the order of their indices."""
+    low, high = split.indices or (0, math.inf)
+    shelf = defaultdict(list)
+    for take in takes:
+        if take.speaker in split.speakers and low <= take.index < high:
+            shelf[take.speaker, take.digit].append(take)
+    for speaker, digit in itertools.product(split.speakers, range(10)):
+        if not shelf[speaker, digit]:
+            raise UserError(
+                f"split {name}: {root / 'audio'} has no usable recording of the digit {digit} by {speaker!r}"
+                + (f" with an index in {list(split.indices)}" if split.indices else "")
+            )
+        shelf[speaker, digit].sort(key=lambda take: (take.index, take.path.name))
+    return shelf
+
+
+def join(utterance: str, takes: list[Take], pauses: list[float]) -> "Cut":
+    """One cut of ``takes`` in a row, with ``pauses`` (seconds, one less than takes) of silence between them."""
+    from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
+
+    joined = None
+    for take, pause in zip(takes, [*pauses, 0.0], strict=True):
+        recording = Recording(
+            id=take.path.stem,
+            sources=[AudioSource("file", [0], str(take.path))],
+            sampling_rate=take.header.rate,
+            num_samples=take.header.frames,
+            duration=take.header.seconds,
+        ).resample(SAMPLING_RATE)
+        cut = MonoCut(recording.id, 0.0, recording.duration, 0, supervisions=[], recording=recording)
+        joined = cut if joined is None else joined.append(cut)
+        samples = round(pause * SAMPLING_RATE)
+        if samples:  # whole samples: the offsets then add up without rounding
+            joined = joined.pad(duration=joined.duration + samples / SAMPLING_RATE)
+    supervision = SupervisionSegment(
+        id=utterance,
+        recording_id=utterance,
+        start=0.0,
+        duration=joined.duration,
+        channel=0,
+        text=" ".join(WORDS[take.digit] for take in takes),
+        language=LANGUAGE,
+        speaker=takes[0].speaker,
+    )
+    first = joined.tracks[0].cut if hasattr(joined, "tracks") else joined
+    first.supervisions.append(supervision)  # lhotse's own merge_supervisions() puts it there, too
+    for number, track in enumerate(getattr(joined, "tracks", [])):
+        track.cut.id = f"{utterance}-{number}"  # padding has random ids, which no rebuild would repeat
+    joined.id = utterance
+    return joined

@@ -1,0 +1,19 @@
+"""Fixtures that several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def speech_data() -> Path:
+    """The folder of the real corpora: $SPEECH_DATA, else ../shared/data beside the repository; skips where absent."""
+    root = Path(os.environ.get("SPEECH_DATA") or REPOSITORY.parent / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip(
+            f"no real speech: {root} is absent; set SPEECH_DATA to the folder of digits, speechocean762, voices"
+        )
+    return root.resolve()
