@@ -52,6 +52,16 @@ def possible_ctc(cuts: Sequence[Any], lang: Any, frames: Any, set_aside: SetAsid
     return kept
 
 
+def fits_window(cuts: Sequence[Any], seconds: float | None, set_aside: SetAside) -> list[Any]:
+    """The cuts of at most ``seconds`` (a model's fixed window; None: no limit); the others are set aside."""
+    if seconds is None:
+        return list(cuts)
+    for cut in cuts:
+        if cut.duration > seconds:
+            set_aside.add(cut.id, "longer than the model's window", f"{cut.duration:.2f} s, window {seconds:.2f} s")
+    return [cut for cut in cuts if cut.duration <= seconds]
+
+
 def known_language(cuts: Any, labels: Sequence[str], set_aside: SetAside) -> list[Any]:
     """The cuts whose language is one of ``labels``; the others are set aside."""
     kept = []

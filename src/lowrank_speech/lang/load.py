@@ -1,0 +1,93 @@
+"""The folder of the stage lang, as training and decoding use it: ``Lang.load(folder)``.
+
+lang.json is the stage's manifest. Its ``numbers`` say how the normaliser works and which languages there are; its
+``outputs`` have the sha256 of the token file, which is compared: a table that was changed afterwards does not fit the
+models that were trained with it.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lowrank_speech.artefact import canonical_json, read_manifest, sha256
+from lowrank_speech.errors import UserError
+from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
+from lowrank_speech.lang.tokens import CharTokens, PieceTokens, Tokens
+
+MANIFEST = "lang.json"
+TOKEN_FILES = {"char": "tokens.txt", "sentencepiece": "pieces.model", "whisper": None}
+"""Kind -> the file that holds its tokens."""
+
+NO_TEXT, NOTHING_LEFT = "no text", "normalises to nothing"
+"""Why an utterance cannot be used for recognition."""
+
+
+@dataclass(frozen=True)
+class Lang:
+    """A normaliser and a token set.
+
+    kind       char, sentencepiece or whisper
+    tokens     None for whisper: the tokenizer comes with the model (``models.text.WhisperTokens``)
+    languages  codes of the languages in the training transcripts, sorted
+    sha256     of the table that a model's outputs stand for, special symbols included; None for whisper
+    """
+
+    kind: str
+    tokens: Tokens | None
+    languages: tuple[str, ...]
+    normaliser: Normaliser
+    sha256: str | None
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Lang":
+        """Read the folder. UserError: it is none of the stage lang, or its token file is not the one that was made."""
+        folder = Path(folder)
+        path = folder / MANIFEST
+        if not path.is_file():
+            raise UserError(f"{folder}: no {MANIFEST} in it; give the folder that the stage lang made")
+        try:
+            record = read_manifest(path, "lang")
+            numbers = record["numbers"]
+            kind, languages = numbers["kind"], tuple(numbers["languages"])
+            name, seq2seq = TOKEN_FILES[kind], numbers["for"] == "seq2seq"
+            normaliser = Normaliser(NormaliseConfig.from_dict(numbers["normalise"]))
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{path}: not as the stage lang wrote it ({error}); make it again") from error
+        if name is None:
+            return cls(kind, None, languages, normaliser, None)
+        found = _verified(folder / name, record)
+        if kind == "char":
+            tokens = CharTokens.load(folder / name)
+        else:
+            tokens = PieceTokens.load(folder / name, languages if seq2seq else None)
+        digest = hashlib.sha256(canonical_json([found, tokens.symbols]).encode()).hexdigest()
+        return cls(kind, tokens, languages, normaliser, digest)
+
+    def normalise(self, text: str, language: str | None = None) -> str:
+        """``text`` in the form that tokens are made of; "" where nothing is left."""
+        return self.normaliser(text, language)
+
+    def usable(self, text: str | None, language: str | None = None) -> str | None:
+        """Why an utterance with this raw transcript cannot be used for recognition; None: it can."""
+        return unusable(self.normaliser, text, language)
+
+
+def unusable(normaliser: Normaliser, text: str | None, language: str | None) -> str | None:
+    """NO_TEXT, NOTHING_LEFT, or None for a transcript that can be used."""
+    if text is None or not text.strip():
+        return NO_TEXT
+    return None if normaliser(text, language) else NOTHING_LEFT
+
+
+def _verified(path: Path, record: dict[str, Any]) -> str:
+    """The sha256 of ``path``, which has to be the one in the manifest."""
+    if not path.is_file():
+        raise UserError(f"{path}: the file is missing; run the stage lang again")
+    found, expected = sha256(path), record["outputs"].get(path.name)
+    if found != expected:
+        raise UserError(
+            f"{path}: not the file that the stage lang wrote (sha256 {found[:12]}..., {MANIFEST} has "
+            f"{str(expected)[:12]}...): put it back, or run the stage and all that trained with it again"
+        )
+    return found

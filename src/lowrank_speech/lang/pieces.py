@@ -1,0 +1,73 @@
+"""Training of a sentencepiece model on normalised transcripts: equal sentences and options give equal bytes.
+
+Source: Kudo and Richardson 2018 (sentencepiece), Kudo 2018 (unigram), Sennrich et al. 2016 (BPE).
+"""
+
+import io
+import re
+from collections.abc import Iterable
+from typing import Literal
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.lang.normalise import UNKNOWN
+from lowrank_speech.lang.tokens import BLANK, UNK
+
+
+def train_pieces(
+    sentences: Iterable[str],
+    vocab_size: int,
+    model_type: Literal["unigram", "bpe"] = "unigram",
+    byte_fallback: bool = False,
+    seed: int = 1,
+) -> bytes:
+    """Bytes of a sentencepiece model of ``vocab_size`` pieces, <blk> (0) and <unk> (1) among them.
+
+    ``sentences`` are normalised; each counts once, however often it was read. Every character in them becomes a piece.
+    With ``byte_fallback`` 256 of the pieces are bytes, and nothing is unknown. UserError: too many or too few pieces
+    for these sentences; the message has the limit.
+    """
+    import sentencepiece
+
+    sentences = sorted(set(sentences))
+    sentencepiece.set_random_generator_seed(seed)
+    written = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences),
+            model_writer=written,
+            vocab_size=vocab_size,
+            model_type=model_type,
+            byte_fallback=byte_fallback,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            # One table for CTC and seq2seq: the blank is a control piece, which no text can produce.
+            pad_id=0,
+            pad_piece=BLANK,
+            unk_id=1,
+            unk_piece=UNK,
+            unk_surface=UNKNOWN,
+            bos_id=-1,
+            eos_id=-1,
+            hard_vocab_limit=True,
+            num_threads=1,
+            input_sentence_size=0,
+            shuffle_input_sentence=False,
+            # Longer ones would be left out without a word.
+            max_sentence_length=max((len(sentence.encode()) for sentence in sentences), default=0) + 1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise UserError(_explain(str(error), vocab_size, len(sentences))) from error
+    return written.getvalue()
+
+
+def _explain(message: str, vocab_size: int, sentences: int) -> str:
+    found = f"vocab_size: {vocab_size} is too"
+    if limit := re.search(r"set it to a value <= (\d+)", message):
+        return f"{found} large for {sentences} different sentences: the most that they give is {limit[1]}"
+    if limit := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
+        return (
+            f"{found} small: {BLANK}, {UNK}, the bytes (with byte_fallback) and the characters of the {sentences} different "
+            f"sentences take {limit[1]}; raise it, or `min_count`, so that rare characters become {UNK}"
+        )
+    return f"sentencepiece cannot train {vocab_size} pieces on {sentences} different sentences: {message}"

@@ -1,0 +1,286 @@
+"""Stage lang: training transcripts -> the normaliser and the token set of recognition.
+
+inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus): nothing else is looked at, so
+                     that no transcript of dev or test leaves a trace. Kind whisper needs none
+outputs  --out       folder with
+           tokens.txt      kind char: `symbol id` lines, <blk> is 0
+           pieces.model    kind sentencepiece; pieces.vocab beside it is for people
+           words.txt       `word count` lines, sorted: the words of the normalised transcripts
+           set_aside.tsv   utterances without text, or whose text normalises to nothing, with the reason
+         --manifest  lang.json in that folder; `Lang.load` reads it
+
+kind     char            characters. For CTC, unless `for: seq2seq`
+         sentencepiece   pieces. For the decoder of a Whisper from scratch, and for CTC too (more symbols that it never
+                         uses), unless `for: ctc`
+         whisper         the tokenizer that comes with a published Whisper: only the normaliser is set
+
+Equal transcripts and settings give equal files, byte for byte.
+
+python -m lowrank_speech.stages.lang --cfg '{"seed":1,"lang":{"kind":"char"}}' --cuts exp/corpus/babel/train.jsonl.gz
+    --out exp/lang/chars --manifest exp/lang/chars/lang.json
+"""
+
+import argparse
+import gzip
+import json
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lowrank_speech.artefact import Manifest, atomic, write_table, write_text
+from lowrank_speech.errors import UserError
+from lowrank_speech.lang.load import MANIFEST, TOKEN_FILES, unusable
+from lowrank_speech.lang.normalise import UNKNOWN, NormaliseConfig, Normaliser
+from lowrank_speech.lang.tokens import CharTokens, PieceTokens, special_symbols
+from lowrank_speech.stages import common
+
+log = logging.getLogger("lowrank_speech")
+
+
+@dataclass(frozen=True)
+class Char:
+    """Kind char. ``min_count``: characters that are seen less often become <unk>. ``for_``: the key ``for``."""
+
+    kind: str
+    for_: Literal["ctc", "seq2seq"] = "ctc"
+    min_count: int = 1
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(1, min_count=self.min_count)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Kind sentencepiece. ``vocab_size`` counts the pieces with <blk> and <unk>; see ``lang.pieces``."""
+
+    kind: str
+    for_: Literal["ctc", "seq2seq"] = "seq2seq"
+    vocab_size: int = 500
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    byte_fallback: bool = False
+    min_count: int = 1
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(1, min_count=self.min_count, vocab_size=self.vocab_size)
+
+
+@dataclass(frozen=True)
+class Own:
+    """Kind whisper: the tokenizer is the model's own."""
+
+    kind: str
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+
+
+KINDS: dict[str, type] = {"char": Char, "sentencepiece": Pieces, "whisper": Own}
+
+
+@dataclass(frozen=True)
+class Config:
+    """The stage's slice. ``lang`` is read by the dataclass of its kind; ``corpora`` and ``splits`` come as --cuts."""
+
+    seed: int
+    lang: dict[str, Any]
+
+    def read(self) -> Char | Pieces | Own:
+        """``lang``, checked."""
+        kind = self.lang.get("kind")
+        if kind not in KINDS:
+            raise UserError(f"cfg.lang.kind: {kind!r} is none of {', '.join(KINDS)}")
+        # `for` is a word of Python's own.
+        given = {"for_" if key == "for" else key: value for key, value in self.lang.items()}
+        return common.from_json(KINDS[kind], given, "cfg.lang")
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}: expected {least} or more, got {value}")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Inputs and outputs."""
+    parser.add_argument("--cuts", nargs="*", default=[], type=Path, metavar="FILE", help="input: cuts of the training")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output: the folder")
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Read, normalise, count, write."""
+    raw = common.read_cfg(arguments.cfg)
+    config = common.from_json(Config, raw)
+    lang = config.read()
+    manifest = Manifest("lang", cfg=raw, seed=config.seed)
+    if arguments.manifest.resolve() != (arguments.out / MANIFEST).resolve():
+        raise UserError(f"--manifest: has to be {arguments.out / MANIFEST}, found {arguments.manifest}")
+    if not arguments.cuts and lang.kind != "whisper":
+        raise UserError(f"lang: kind {lang.kind} needs --cuts, the transcripts to make tokens from")
+    transcripts = Transcripts(Normaliser(lang.normalise))
+    # A file that is named twice counts once.
+    for path in dict.fromkeys(arguments.cuts):
+        transcripts.read(path)
+    outputs = _reports(arguments.out, transcripts) if arguments.cuts else []
+    numbers = {"kind": lang.kind, "for": getattr(lang, "for_", "seq2seq"), "normalise": lang.normalise.to_dict()}
+    numbers |= transcripts.numbers()
+    if lang.kind != "whisper":
+        transcripts.require(arguments.cuts)
+        made, facts = _tokens(arguments.out, lang, transcripts, config.seed)
+        outputs, numbers = [*made, *outputs], numbers | facts
+    log.info("lang: %s", json.dumps({k: v for k, v in numbers.items() if k != "normalise"}, ensure_ascii=False))
+    manifest.write(arguments.manifest, outputs, numbers)
+
+
+class Transcripts:
+    """Counts over the normalised transcripts of cuts."""
+
+    def __init__(self, normaliser: Normaliser):
+        self._normaliser = normaliser
+        self.sentences: Counter[str] = Counter()
+        self.languages: Counter[str] = Counter()
+        self.set_aside: list[tuple[str, str, str]] = []
+
+    def read(self, path: Path) -> None:
+        """Add the utterances of a file of cuts."""
+        for where, cut in read_cuts(path):
+            supervisions = cut.get("supervisions") or []
+            if len(supervisions) != 1:
+                raise UserError(
+                    f"{where}: the cut {cut.get('id')} has {len(supervisions)} supervisions, not one; make the cuts "
+                    f"with the stage corpus, or with lhotse's trim_to_supervisions"
+                )
+            text, language = supervisions[0].get("text"), supervisions[0].get("language")
+            if language is not None:
+                self._language(language, f"{where}: the cut {cut.get('id')}")
+            reason = unusable(self._normaliser, text, language)
+            if reason is None:
+                self.sentences[self._normaliser(text, language)] += 1
+            else:
+                self.set_aside.append((str(cut.get("id")), reason, repr(text)))
+
+    def _language(self, language: str, where: str) -> None:
+        if language not in self.languages:
+            try:
+                special_symbols([language])
+            except ValueError as error:
+                raise UserError(f"{where}: {error}") from error
+        self.languages[language] += 1
+
+    def require(self, paths: Iterable[Path]) -> None:
+        """UserError where no transcript is left."""
+        if not self.sentences:
+            reasons = ", ".join(f"{n} x {reason}" for reason, n in self._reasons().items()) or "there was no cut"
+            raise UserError(f"lang: no transcript is left in {', '.join(map(str, paths))}: {reasons}")
+
+    def words(self) -> Counter[str]:
+        """How often each word was said."""
+        return _counted((word, n) for sentence, n in self.sentences.items() for word in sentence.split())
+
+    def characters(self) -> Counter[str]:
+        """How often each character was written, blanks left out."""
+        return _counted((c, n) for word, n in self.words().items() for c in word)
+
+    def _reasons(self) -> dict[str, int]:
+        return dict(sorted(Counter(reason for _, reason, _ in self.set_aside).items()))
+
+    def numbers(self) -> dict[str, Any]:
+        """Of the manifest: languages, utterances that were used, words, and what was set aside."""
+        words = self.words()
+        return {
+            "languages": sorted(self.languages),
+            "utterances": self.sentences.total(),
+            "sentences": len(self.sentences),
+            "words": words.total(),
+            "different_words": len(words),
+            "set_aside": self._reasons(),
+        }
+
+
+def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
+    result: Counter[str] = Counter()
+    for key, n in pairs:
+        result[key] += n
+    return result
+
+
+def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place for messages, cut as a dictionary) of a Lhotse file of cuts, line by line: several times as fast."""
+    common.existing(path, "--cuts")
+    opener, number = (gzip.open if path.suffix == ".gz" else open), 0
+    with opener(path, "rt", encoding="utf-8") as file:
+        try:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    cut = json.loads(line)
+                    if not isinstance(cut, dict):
+                        raise ValueError(f"no cut, but {cut!r:.40}")
+                    yield f"{path}, line {number}", cut
+        except (ValueError, EOFError, OSError, zlib.error) as error:
+            raise UserError(f"{path}, line {number}: cannot be read: {error}; make the cuts again") from error
+
+
+def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
+    """words.txt and set_aside.tsv."""
+    words, listed = out / "words.txt", out / "set_aside.tsv"
+    write_text(words, "".join(f"{word} {n}\n" for word, n in sorted(transcripts.words().items())))
+    write_table(listed, ("id", "reason", "detail"), sorted(transcripts.set_aside))
+    if transcripts.set_aside:
+        log.warning("lang: %d utterances have no text to learn from, see %s", len(transcripts.set_aside), listed)
+    return [words, listed]
+
+
+def _tokens(out: Path, lang: Char | Pieces, transcripts: Transcripts, seed: int) -> tuple[list[Path], dict[str, Any]]:
+    """Write the token set; the files, and what the manifest says of it."""
+    characters = transcripts.characters()
+    rare = {c: n for c, n in sorted(characters.items()) if n < lang.min_count}
+    if rare:
+        log.warning(
+            "lang: %d characters are seen fewer than %d times and become <unk>: %s", len(rare), lang.min_count, rare
+        )
+    if UNKNOWN in characters:
+        log.warning("lang: transcripts hold U+FFFD %d times: their encoding was broken earlier", characters[UNKNOWN])
+    if len(rare) == len(characters):
+        raise UserError(
+            f"lang.min_count: {lang.min_count} leaves no character; the most frequent has {max(rare.values())}"
+        )
+    languages = sorted(transcripts.languages) if lang.for_ == "seq2seq" else None
+    if languages == []:
+        raise UserError("lang: `for: seq2seq` needs languages, and no supervision has one; give them to the corpus")
+    path = out / TOKEN_FILES[lang.kind]
+    if lang.kind == "char":
+        tokens = CharTokens.build(characters.keys() - rare.keys(), languages)
+        write_text(path, tokens.table())
+        made = [path]
+    else:
+        from lowrank_speech.lang.pieces import train_pieces
+
+        # A blank in place of a rare character: it gets no piece, and the rest of its sentence still counts.
+        blanks = str.maketrans(dict.fromkeys(rare, " "))
+        sentences = (" ".join(sentence.translate(blanks).split()) for sentence in transcripts.sentences)
+        model = train_pieces(filter(None, sentences), lang.vocab_size, lang.model_type, lang.byte_fallback, seed)
+        tokens = PieceTokens(model, languages)
+        with atomic(path) as temporary:
+            temporary.write_bytes(model)
+        made = [path, path.with_suffix(".vocab")]
+        write_text(made[1], tokens.table())
+    facts = {
+        "unit": {"char": "character", "sentencepiece": "piece"}[lang.kind],
+        "size": tokens.size,
+        "special": tokens.special,
+        "characters": dict(sorted(characters.items())),
+        "rare": rare,
+    }
+    return made, facts
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return common.main("lang", __doc__, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
