@@ -142,8 +142,8 @@ class SpeechModel(nn.Module):
     def frames_of(self, cut: Any) -> int:
         """Number of encoder frames of a Lhotse cut, by the model's own length functions."""
         if self.family == "whisper":
-            mel = cut.num_frames if getattr(cut, "has_features", False) else -(-cut.num_samples // 160)
-            return (mel + 1) // 2
+            mel = cut.num_frames if getattr(cut, "has_features", False) else -(-(cut.num_samples + 200) // 160)
+            return (min(mel, self.window) + 1) // 2
         if getattr(cut, "has_features", False):
             frames = torch.tensor(cut.num_frames)
         else:
@@ -189,28 +189,35 @@ class SpeechModel(nn.Module):
         """Whisper's fixed number of input frames of 10 ms (3,000 for the published models)."""
         return self.config.max_source_positions * 2
 
+    @property
+    def window_seconds(self) -> float | None:
+        """The longest utterance that the model takes, in seconds; None where there is no limit."""
+        # Two more frames see the end of an utterance that fills the window; Whisper's extractor drops them.
+        return (self.window + 2) / 100 if self.family == "whisper" else None
+
     def pad_mel(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Log-mel (B, F, C), padded to the model's window with each utterance's floor: -> (B, C, window).
 
-        Whisper's features are clipped at 8 below the utterance's log10 maximum, then (x + 4) / 4: silence is the maximum
-        minus 2, which is what WhisperFeatureExtractor yields for the zeros it appends.
+        Whisper's features are clipped at 8 below the utterance's log10 maximum, then (x + 4) / 4: silence is the
+        maximum minus 2, which is what WhisperFeatureExtractor yields for the zeros it appends.
         """
-        batch, frames, _ = features.shape
-        if int(lengths.max()) > self.window:
+        batch, frames, bands = features.shape
+        longest = int(lengths.max())
+        if longest > self.window + 2:
             raise UserError(
-                f"an utterance of {int(lengths.max()) / 100:.2f} s is longer than the Whisper window of "
-                f"{self.window / 100:.2f} s; cut it, set it aside (max_seconds), or use a base with a longer window"
+                f"an utterance of {longest / 100:.2f} s is longer than the Whisper window of {self.window / 100:.2f} s; "
+                f"cut it, set it aside (max_seconds), or use a base with a longer window"
             )
         valid = torch.arange(frames, device=features.device)[None, :] < lengths[:, None]
         floor = features.masked_fill(~valid[..., None], float("-inf")).amax(dim=(1, 2)) - 2.0
-        padded = floor[:, None, None].expand(batch, self.window, features.shape[2]).clone()
+        padded = floor[:, None, None].expand(batch, self.window, bands).clone()
         keep = min(frames, self.window)
         padded[:, :keep] = torch.where(valid[:, :keep, None], features[:, :keep], padded[:, :keep])
         return padded.transpose(1, 2)
 
     def _whisper_states(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         hidden = self.body.encoder(self.pad_mel(features, lengths)).last_hidden_state
-        return hidden, torch.div(lengths + 1, 2, rounding_mode="floor")
+        return hidden, torch.div(lengths.clamp(max=self.window) + 1, 2, rounding_mode="floor")
 
     # -- forward ---------------------------------------------------------------------------------------------------
 

@@ -99,7 +99,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import SetAside, possible_ctc, require, usable_text
+    from lowrank_speech.lang.select import SetAside, fits_window, possible_ctc, require, usable_text
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.training.loop import Trainer
@@ -122,7 +122,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
 
     set_aside, splits, loader = SetAside(), {}, Loader(inputs, memory=MEMORY_SECONDS)
     for split, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
-        cuts = usable_text(load_cuts(path), lang, set_aside)
+        cuts = fits_window(load_cuts(path), model.window_seconds, set_aside)
+        cuts = usable_text(cuts, lang, set_aside)
         if config.family == "wav2vec2" or config.pretrain.ctc_weight:
             cuts = possible_ctc(cuts, lang, model.frames_of, set_aside)
         require(cuts, f"base: {path}", set_aside)

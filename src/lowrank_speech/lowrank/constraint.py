@@ -1,0 +1,178 @@
+"""The semi-orthogonal constraint on first factors: Kaldi's ``ConstrainOrthonormal``.
+
+With P = M Mᵀ (the transpose of M where it has more rows than columns, so that P is the smaller Gram matrix):
+
+    M <- M - 4 (nu / s²) (P - s² I) M,    nu = 1/8
+
+On the singular values x = sigma / s this is x -> (3 x - x³) / 2, quadratic near 1. The scale s is fixed, or floats:
+s² = tr(P Pᵀ) / tr(P); then, far from the goal, ratio = tr(P Pᵀ) rows / tr(P)² > 1.02 halves nu, and > 1.1 once more.
+It is done after the optimiser's step, for each layer with probability 1/4.
+
+    floating  Kaldi's choice for TDNN-F (constraint -1.0)
+    fixed     s = ``scale``
+    exact     M = L Q, M <- s Q, N <- N L / s: the function does not change; costs a QR
+    none      nothing
+
+Source: Kaldi, src/nnet3/nnet-utils.cc, ConstrainOrthonormal; Povey et al., Interspeech 2018. Own addition: with a fixed
+scale Kaldi's step flips the sign of a singular value above sqrt(3) s and diverges above sqrt(5) s; where there is one,
+nu is made small enough that the largest is halved.
+"""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.lowrank.factors import orthonormal_first
+
+Mode = Literal["floating", "fixed", "exact", "none"]
+UPDATE_SPEED = 0.125  # nu
+LEAST_TRACE = 1e-15
+
+
+@torch.no_grad()
+def orthonormal_step(M: Tensor, scale: float | None = None) -> Tensor:
+    """One update of M (..., rows, columns) towards M Mᵀ = s² I; a new tensor, computed in float32 at least.
+
+    ``scale``: None or a negative number for the floating scale, else the fixed s.
+    """
+    if scale == 0:
+        raise ValueError("the scale of the semi-orthogonal constraint is 0")
+    if M.shape[-2] > M.shape[-1]:
+        return orthonormal_step(M.mT, scale).mT
+    work = M if M.dtype == torch.float64 else M.float()
+    P = work @ work.mT
+    rows = P.shape[-1]
+    trace, trace_pp = _trace(P), P.square().sum((-2, -1))
+    if scale is None or scale < 0:
+        safe = trace.clamp(min=LEAST_TRACE)
+        square = trace_pp / safe
+        ratio = trace_pp * rows / safe.square()
+        nu = UPDATE_SPEED * torch.where(ratio > 1.02, 0.5, 1.0) * torch.where(ratio > 1.1, 0.5, 1.0)
+    else:
+        square = torch.full_like(trace, scale * scale)
+        nu = _guarded(P, square)
+    done = trace >= LEAST_TRACE
+    speed = torch.where(done, 4.0 * nu / square.clamp(min=torch.finfo(work.dtype).tiny), 0.0)
+    P.diagonal(dim1=-2, dim2=-1).sub_(square[..., None])
+    return (work - speed[..., None, None] * (P @ work)).to(M.dtype)
+
+
+def _trace(P: Tensor) -> Tensor:
+    return P.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _guarded(P: Tensor, square: Tensor) -> Tensor:
+    """nu for a fixed scale: Kaldi's while the largest eigenvalue of P is at most 3 s², else what halves its root."""
+    nu = torch.full_like(square, UPDATE_SPEED)
+    # The largest row sum bounds the largest eigenvalue: near the goal it spares the eigenvalues.
+    if (P.abs().sum(-1).amax(-1) <= 3 * square).all():
+        return nu
+    largest = torch.linalg.eigvalsh(P)[..., -1] / square
+    return torch.where(largest > 3, UPDATE_SPEED / (largest - 1).clamp(min=1.0), nu)
+
+
+@torch.no_grad()
+def deviation(M: Tensor, scale: float | None = None) -> Tensor:
+    """||P / s² - I||_F of M (..., rows, columns), with the floating s or a fixed one; 0 where M is 0 and s floats."""
+    if M.shape[-2] > M.shape[-1]:
+        M = M.mT
+    work = M if M.dtype == torch.float64 else M.float()
+    P = work @ work.mT
+    if scale is None or scale < 0:
+        square = P.square().sum((-2, -1)) / _trace(P).clamp(min=LEAST_TRACE)
+    else:
+        square = P.new_full(P.shape[:-2], scale * scale)
+    safe = square.clamp(min=torch.finfo(work.dtype).tiny)
+    eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device)
+    found = (P / safe[..., None, None] - eye).norm(dim=(-2, -1))
+    return torch.where(square > 0, found, 0.0)
+
+
+class SemiOrthogonal:
+    """Keeps the first factors of a model's ``LowRankLinear`` layers semi-orthogonal; call ``step()`` after the
+    optimiser.
+
+    ``every`` = k takes all layers at every k-th step; without it each layer is drawn with ``probability`` from an own
+    generator, as in Kaldi. Frozen layers are left alone. Layers of one shape are updated as one batched product.
+    ValueError on an unknown mode, a value out of range, or a model without such layers.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        mode: Mode = "floating",
+        scale: float = 1.0,
+        probability: float = 0.25,
+        every: int | None = None,
+        seed: int = 0,
+    ):
+        if mode not in ("floating", "fixed", "exact", "none"):
+            raise ValueError(f"constraint mode {mode!r}; expected floating, fixed, exact or none")
+        if scale <= 0 or not 0 < probability <= 1 or (every is not None and every < 1):
+            raise ValueError(
+                f"constraint: scale {scale} must be positive, probability {probability} in (0, 1], "
+                f"every {every} at least 1"
+            )
+        self.layers = low_rank_layers(model)
+        if not self.layers:
+            raise ValueError("the model has no LowRankLinear layer to constrain")
+        self.mode, self.scale, self.probability, self.every = mode, scale, probability, every
+        self.steps = 0
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Update the layers whose turn it is."""
+        self.steps += 1
+        if self.mode == "none":
+            return
+        groups: dict[tuple, list] = {}
+        for name in self._turn():
+            layer = self.layers[name]
+            weight = layer.first.weight
+            if weight.requires_grad:
+                # The exact move changes the second factor too: those must fit as well.
+                key = (weight.shape, weight.dtype, weight.device, layer.second.weight.shape)
+                groups.setdefault(key if self.mode == "exact" else key[:3], []).append(layer)
+        for layers in groups.values():
+            self._update(layers)
+
+    def _turn(self) -> list[str]:
+        names = list(self.layers)
+        if self.every is not None:
+            return names if self.steps % self.every == 0 else []
+        draws = torch.rand(len(names), generator=self._generator).tolist()
+        return [name for name, draw in zip(names, draws, strict=True) if draw < self.probability]
+
+    def _update(self, layers: list) -> None:
+        first = [layer.first.weight for layer in layers]
+        M = torch.stack(first) if len(first) > 1 else first[0][None]
+        if self.mode != "exact":
+            for weight, new in zip(first, orthonormal_step(M, self._scale), strict=True):
+                weight.copy_(new)
+            return
+        if M.shape[-2] > M.shape[-1]:
+            raise ValueError(f"a first factor is {tuple(M.shape[1:])}: the exact move needs no more rows than columns")
+        second = torch.stack([layer.second.weight for layer in layers])
+        Q, product = orthonormal_first(*(x if x.dtype == torch.float64 else x.float() for x in (M, second)))
+        for layer, q, n in zip(layers, Q, product, strict=True):
+            layer.first.weight.copy_(q * self.scale)
+            layer.second.weight.copy_(n / self.scale)
+
+    @property
+    def _scale(self) -> float | None:
+        return self.scale if self.mode in ("fixed", "exact") else None
+
+    def deviation(self) -> dict[str, float]:
+        """Layer name -> ||P / s² - I||_F, s being the scale of the mode (floating also for ``none``)."""
+        return {name: deviation(layer.first.weight, self._scale).item() for name, layer in self.layers.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to draw the same layers: tensors and numbers only."""
+        return {"steps": self.steps, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.steps = state["steps"]
+        self._generator.set_state(state["generator"])

@@ -1,0 +1,159 @@
+"""Second moments of the layers' inputs, streamed: what activation-aware factors are whitened with.
+
+Forward hooks add x xᵀ and x of every input frame, in float64, while the model runs; nothing else is kept. Frames under
+a mask (padding) are left out.
+
+>>> moments = Moments(layers)  # name -> nn.Linear
+>>> with moments.hooked():
+...     for batch, mask in batches:
+...         with moments.masked(mask):
+...             model(batch)
+>>> moments.save("moments.safetensors")
+
+The file (safetensors) has ``{name}.second`` (d_in, d_in) = mean of x xᵀ, ``{name}.mean`` (d_in,) and ``{name}.count``.
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+PARTS = ("second", "mean", "count")
+
+
+class Moments:
+    """Accumulates the inputs of ``layers`` (name -> ``nn.Linear``)."""
+
+    def __init__(self, layers: Mapping[str, nn.Linear]):
+        self.layers = dict(layers)
+        self.count = dict.fromkeys(self.layers, 0)
+        self._second: dict[str, Tensor] = {}
+        self._sum: dict[str, Tensor] = {}
+        self._mask: Tensor | Mapping[str, Tensor] | None = None
+        self._last: tuple | None = None  # input, its version, mask, and the products
+
+    @contextlib.contextmanager
+    def hooked(self) -> Iterator["Moments"]:
+        """While open, every forward pass of the layers counts."""
+        handles = []
+        try:
+            for name, layer in self.layers.items():
+                handles.append(layer.register_forward_pre_hook(self._hook(name)))
+            yield self
+        finally:
+            self._last = None
+            for handle in handles:
+                handle.remove()
+
+    @contextlib.contextmanager
+    def masked(self, mask: Tensor | Mapping[str, Tensor] | None) -> Iterator[None]:
+        """While open, only frames where ``mask`` is true count: bool (B, F), as the inputs (B, F, d_in) of the layers.
+
+        A mapping gives each pattern (``fnmatch``) of layer names its own mask; the first that matches is taken, layers
+        without one count all their frames.
+        """
+        self._mask = mask
+        try:
+            yield
+        finally:
+            self._mask = self._last = None
+
+    def _hook(self, name: str):
+        @torch.no_grad()
+        def hook(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            second, total, count = self._products(name, arguments[0])
+            if name in self._second:
+                self._second[name] += second
+                self._sum[name] += total
+            else:
+                self._second[name], self._sum[name] = second.clone(), total.clone()
+            self.count[name] += count
+
+        return hook
+
+    def _products(self, name: str, inputs: Tensor) -> tuple[Tensor, Tensor, int]:
+        mask = self._mask
+        if isinstance(mask, Mapping):
+            mask = next((m for pattern, m in mask.items() if fnmatchcase(name, pattern)), None)
+        # Query, key and value projections read one tensor: its product is computed once.
+        version = None if inputs.is_inference() else inputs._version  # changed in place, it is another input
+        if self._last is not None and version is not None and self._last[0] is inputs:
+            _, seen, same_mask, *products = self._last
+            if seen == version and same_mask is mask:
+                return tuple(products)
+        frames = inputs
+        if mask is not None:
+            if mask.shape != inputs.shape[:-1]:
+                raise ValueError(
+                    f"the mask is {tuple(mask.shape)}, but the layer {name!r} has inputs {tuple(inputs.shape)}"
+                )
+            frames = inputs[mask.to(inputs.device)]
+        frames = frames.reshape(-1, inputs.shape[-1]).double()
+        products = (frames.T @ frames, frames.sum(0), len(frames))
+        self._last = (inputs, version, mask, *products)
+        return products
+
+    def second(self, name: str) -> Tensor:
+        """Mean of x xᵀ (d_in, d_in), float64. ValueError when the layer saw no frame."""
+        self._require(name)
+        return self._second[name] / self.count[name]
+
+    def mean(self, name: str) -> Tensor:
+        """Mean of x (d_in,), float64. ValueError when the layer saw no frame."""
+        self._require(name)
+        return self._sum[name] / self.count[name]
+
+    def _require(self, name: str) -> None:
+        if not self.count.get(name):
+            raise ValueError(f"the layer {name!r} saw no input frame: it has no second moment")
+
+    def save(self, path: str | Path) -> None:
+        """Write all layers to ``path``. ValueError when one of them saw no frame."""
+        tensors = {}
+        for name in self.layers:
+            parts = (self.second(name), self.mean(name), torch.tensor(self.count[name]))
+            tensors |= {f"{name}.{part}": t.cpu().contiguous() for part, t in zip(PARTS, parts, strict=True)}
+        save_file(tensors, path)
+
+
+class MomentsFile(Mapping):
+    """Name -> second moment (d_in, d_in), float64, read from a file of ``Moments.save`` when it is asked for."""
+
+    def __init__(self, path: str | Path):
+        self._path = Path(path)
+        try:
+            with safe_open(self._path, "pt") as file:
+                keys = list(file.keys())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is no safetensors file: {error}") from error
+        self._names = [key.removesuffix(".second") for key in keys if key.endswith(".second")]
+        if not self._names:
+            raise ValueError(f"{path} holds no second moments (stage calibrate)")
+
+    def _read(self, key: str) -> Tensor:
+        with safe_open(self._path, "pt") as file:
+            return file.get_tensor(key)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._read(f"{name}.second")
+
+    def mean(self, name: str) -> Tensor:
+        """Mean of the layer's inputs (d_in,), float64."""
+        return self._read(f"{name}.mean")
+
+    def count(self, name: str) -> int:
+        """Number of frames that were averaged."""
+        return int(self._read(f"{name}.count"))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,0 +1,213 @@
+"""The plan: which layer gets which rank.
+
+Ranks come from one of five wishes:
+
+    rank       the same rank for every layer
+    fraction   rank = fraction * min(d_out, d_in)
+    keep       share of its parameters that each layer keeps: r = keep * d_out d_in / (d_out + d_in)
+    energy     the smallest rank that keeps this share of the layer's squared singular values
+    reduction  share of the *whole model's* parameters that goes: one ``keep`` for all layers, the largest that
+               saves so much; where that is more than 0.2 % too much, some layers get one step of rank more
+
+and, with ``allocate``, are then redistributed over the layers so that together they lose least energy at that size
+(``lowrank.allocate``). A layer whose factors would not be smaller than its matrix stays dense and is reported.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from torch import Tensor
+
+from lowrank_speech.lowrank.allocate import allocate_ranks
+
+TOLERANCE = 0.002  # of the whole model
+Shape = tuple[int, int]  # (d_out, d_in)
+
+
+@dataclass(frozen=True, eq=False)  # equal as mappings are
+class Plan(Mapping):
+    """Layer name -> rank, a mapping. ``left_dense``: layers that were asked for and stay dense -> why."""
+
+    ranks: Mapping[str, int]
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> int:
+        return self.ranks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ranks)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def to_json(self) -> dict[str, int]:
+        """Name -> rank as a plain dict, for ``config.json``."""
+        return dict(self.ranks)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Plan":
+        """The inverse of ``to_json``; ValueError when a name or a rank is none."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a low-rank plan maps layer names to ranks; got {value!r}")
+        for name, rank in value.items():
+            if not isinstance(name, str) or not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(f"low-rank plan: {name!r} has the rank {rank!r}; expected a whole number from 1 on")
+        return cls(dict(value))
+
+    def saving(self, shapes: Mapping[str, Shape]) -> int:
+        """Parameters that the plan saves on layers of ``shapes``."""
+        return sum(dense_size(shapes[n]) - factored_size(shapes[n], r) for n, r in self.ranks.items())
+
+
+def dense_size(shape: Shape) -> int:
+    """Parameters of the matrix."""
+    return shape[0] * shape[1]
+
+
+def factored_size(shape: Shape, rank: int) -> int:
+    """Parameters of its two factors."""
+    return rank * (shape[0] + shape[1])
+
+
+def largest_rank(shape: Shape, multiple_of: int = 1) -> int:
+    """The largest rank (a multiple of ``multiple_of``) at which the factors are smaller than the matrix; 0 if none."""
+    return (dense_size(shape) - 1) // (shape[0] + shape[1]) // multiple_of * multiple_of
+
+
+def plan_ranks(
+    shapes: Mapping[str, Shape],
+    total_params: int,
+    rank: int | None = None,
+    fraction: float | None = None,
+    keep: float | None = None,
+    energy: float | None = None,
+    reduction: float | None = None,
+    multiple_of: int = 1,
+    spectra: Mapping[str, Tensor] | None = None,
+    allocate: bool = False,
+) -> Plan:
+    """Ranks for layers of ``shapes`` (name -> (d_out, d_in)) by exactly one of the wishes; see the module's table.
+
+    ``total_params``: parameters of the whole model, which ``reduction`` is a share of. ``spectra``: name -> singular
+    values (min(d_out, d_in),) in falling order, needed by ``energy`` and ``allocate``. ``multiple_of``: ranks are
+    rounded to its multiples (``energy`` up, ``keep`` and ``reduction`` down, ``fraction`` to the nearest).
+
+    ValueError: no wish or several, a value out of range, a rank above a layer's full rank, or a reduction that the
+    layers cannot reach.
+    """
+    wishes = {"rank": rank, "fraction": fraction, "keep": keep, "energy": energy, "reduction": reduction}
+    given = [name for name, value in wishes.items() if value is not None]
+    if len(given) != 1:
+        raise ValueError(f"give exactly one of {', '.join(wishes)}; given: {', '.join(given) or 'none'}")
+    if not shapes:
+        raise ValueError("there is no layer to factorise")
+    if multiple_of < 1:
+        raise ValueError(f"multiple_of is {multiple_of}; expected 1 or more")
+    kind, value = given[0], wishes[given[0]]
+    _check(kind, value, multiple_of)
+    if (kind == "energy" or allocate) and spectra is None:
+        raise ValueError(f"{'energy' if kind == 'energy' else 'allocate'} needs the singular values of the layers")
+    if kind == "energy" and allocate:
+        raise ValueError("energy decides the rank layer by layer: it does not go with allocate")
+    if kind == "reduction":
+        ranks = _by_reduction(shapes, total_params, value, multiple_of)
+    else:
+        ranks = {
+            name: _rank(kind, value, name, shape, multiple_of, spectra[name] if spectra else None)
+            for name, shape in shapes.items()
+        }
+    ranks = {name: None if r is None or r > largest_rank(shapes[name]) else r for name, r in ranks.items()}
+    wanted = {name: r for name, r in ranks.items() if r is None}
+    if allocate:
+        ranks = allocate_ranks(shapes, spectra, ranks, multiple_of)
+    reasons = {}
+    for name in [name for name, r in ranks.items() if r is None]:
+        limit = largest_rank(shapes[name], multiple_of)
+        if allocate and name not in wanted:
+            reasons[name] = "the allocation keeps it whole"
+        else:
+            reasons[name] = f"its factors would not be smaller than its {shapes[name]} matrix (largest rank: {limit})"
+    return Plan({name: r for name, r in ranks.items() if r is not None}, reasons)
+
+
+def _check(kind: str, value: float, multiple_of: int) -> None:
+    if kind == "rank":
+        if value < 1:
+            raise ValueError(f"rank is {value}; expected 1 or more")
+        if value % multiple_of:
+            raise ValueError(f"rank {value} is no multiple of {multiple_of} (multiple_of)")
+    elif not 0 < value <= 1 or (kind == "reduction" and value == 1):
+        raise ValueError(f"{kind} is {value}; expected a share between 0 and 1")
+
+
+def _rank(kind: str, value: float, name: str, shape: Shape, multiple_of: int, spectrum: Tensor | None) -> int:
+    full = min(shape)
+    if kind == "rank":
+        if value > full:
+            raise ValueError(f"rank {value} is above the full rank {full} of the layer {name!r} {shape}")
+        return value
+    if kind == "fraction":
+        wanted = round(value * full / multiple_of) * multiple_of
+    elif kind == "keep":
+        wanted = _keep_rank(Fraction(value), shape, multiple_of)
+    else:
+        squares = spectrum.double().square().cumsum(0)
+        # Rounding must not ask for one more value than the sum needs.
+        needed = int((squares < value * squares[-1] * (1 - 1e-12)).sum()) + 1
+        wanted = math.ceil(needed / multiple_of) * multiple_of
+    return min(max(wanted, multiple_of), full)
+
+
+def _keep_rank(keep: Fraction, shape: Shape, multiple_of: int) -> int:
+    return max(math.floor(keep * dense_size(shape) / (sum(shape) * multiple_of)), 1) * multiple_of
+
+
+def _by_reduction(shapes: Mapping[str, Shape], total: int, reduction: float, multiple_of: int) -> dict[str, int | None]:
+    """One keep ratio for all layers, the one that comes nearest; None: no rank makes the layer smaller."""
+    able = {name: shape for name, shape in shapes.items() if largest_rank(shape, multiple_of)}
+    target = reduction * total
+    lowest = sum(dense_size(s) - factored_size(s, multiple_of) for s in able.values())
+    if target > lowest:
+        reachable = math.floor(1e4 * lowest / total) / 1e4
+        raise ValueError(
+            f"a reduction of {reduction:.4g} is out of reach with these {len(shapes)} layers: at rank {multiple_of} "
+            f"in each the whole model of {total:,} parameters loses {reachable}, and no more; ask for less, or "
+            f"name more layers"
+        )
+    counts: dict[Shape, int] = {}
+    for shape in able.values():
+        counts[shape] = counts.get(shape, 0) + 1
+
+    def ranks_at(keep: Fraction) -> dict[Shape, int]:
+        return {s: min(_keep_rank(keep, s, multiple_of), largest_rank(s, multiple_of)) for s in counts}
+
+    def saving(ranks: Mapping[Shape, int]) -> int:
+        return sum(n * (dense_size(s) - factored_size(s, ranks[s])) for s, n in counts.items())
+
+    # The saving changes only where some shape's rank does.
+    keeps = {
+        Fraction(factored_size(s, r), dense_size(s))
+        for s in counts
+        for r in range(multiple_of, largest_rank(s, multiple_of) + 1, multiple_of)
+    }
+    # The largest ranks that save what was asked for.
+    by_shape = next(r for r in map(ranks_at, sorted(keeps, reverse=True)) if saving(r) >= target)
+    ranks = {name: by_shape[shape] for name, shape in able.items()}
+    spare = saving(by_shape) - target
+    if spare > TOLERANCE * total:
+        _raise_some(ranks, able, spare, multiple_of)
+    return {name: ranks.get(name) for name in shapes}
+
+
+def _raise_some(ranks: dict[str, int], shapes: Mapping[str, Shape], spare: float, step: int) -> None:
+    """Raise the rank of some layers by one ``step``, in place, spending ``spare`` parameters at most."""
+    names = list(ranks)
+    # Multiples of the golden ratio fall evenly over the model's depth, however many are taken.
+    for i in sorted(range(len(names)), key=lambda i: i * 0.6180339887498949 % 1):
+        shape, rank = shapes[names[i]], ranks[names[i]] + step
+        if factored_size(shape, step) <= spare and rank <= largest_rank(shape, step):
+            ranks[names[i]] = rank
+            spare -= factored_size(shape, step)

@@ -1,0 +1,70 @@
+"""Which layers: ``nn.Linear`` modules chosen by patterns on their qualified names.
+
+Patterns are those of ``fnmatch`` and case-sensitive; ``*`` crosses dots: ``*encoder.layers.*.fc[12]``.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from lowrank_speech.lowrank.linear import LowRankLinear
+
+EXAMPLES = 6
+
+
+def linears(model: nn.Module, low_rank: bool = False) -> dict[str, nn.Module]:
+    """Qualified name -> module of every ``nn.Linear``, in the model's order.
+
+    With ``low_rank`` a ``LowRankLinear`` counts as one layer under its own name; else it is left out. Its two inner
+    layers are never listed.
+    """
+    found: dict[str, nn.Module] = {}
+    inner: set[int] = set()
+    for name, module in model.named_modules():
+        if isinstance(module, LowRankLinear):
+            inner |= {id(part) for part in module.modules() if part is not module}
+            if low_rank:
+                found[name] = module
+        elif isinstance(module, nn.Linear) and id(module) not in inner:
+            found[name] = module
+    return found
+
+
+def select(
+    model: nn.Module, patterns: Iterable[str], exclude: Iterable[str] = (), low_rank: bool = False
+) -> dict[str, nn.Module]:
+    """Layers whose names match one of ``patterns`` and none of ``exclude``, in the model's order.
+
+    ValueError when a pattern matches nothing, or when a matched layer shares its weight with another module (Whisper's
+    ``proj_out`` with the embeddings): replacing it would untie them.
+    """
+    patterns, exclude = tuple(patterns), tuple(exclude)
+    if not patterns:
+        raise ValueError("no layers were asked for: the list of patterns is empty")
+    candidates = {
+        name: module
+        for name, module in linears(model, low_rank).items()
+        if not any(fnmatchcase(name, pattern) for pattern in exclude)
+    }
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in candidates):
+            raise ValueError(f"the pattern {pattern!r} matches no linear layer; {_examples(candidates)}")
+    chosen = {n: m for n, m in candidates.items() if any(fnmatchcase(n, pattern) for pattern in patterns)}
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, module in chosen.items():
+        if isinstance(module, nn.Linear) and len(owners[id(module.weight)]) > 1:
+            other = next(n for n in owners[id(module.weight)] if n != f"{name}.weight")
+            raise ValueError(f"the layer {name!r} shares its weight with {other!r}: leave it out of the patterns")
+    return chosen
+
+
+def _examples(candidates: dict[str, nn.Module]) -> str:
+    names = list(candidates)
+    if not names:
+        return "the model has none"
+    # From both ends and the middle: the first names are often all of one block.
+    step = max(1, len(names) // EXAMPLES)
+    return f"names of such layers here are: {', '.join(names[::step][:EXAMPLES])}"

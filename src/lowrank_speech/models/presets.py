@@ -1,0 +1,101 @@
+"""Published dimensions, for counting and benchmarks without weights.
+
+``build_meta("xls-r-300m")`` is a model of transformers' true class on the meta device: shapes, no memory. The numbers
+are those of the published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023).
+
+XLS-R is published as a pretraining checkpoint; what adaptation takes from it is Wav2Vec2Model (task ``body``, the
+default: 315,438,720 parameters for 300M). A CTC head on 32 symbols adds 32,800.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.speech import hf_class
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model: its family, the task of its usual class, and keys of transformers' config."""
+
+    family: str
+    task: str
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def _xls_r(hidden: int, layers: int, codevector: int) -> Preset:
+    config = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 16,
+        "intermediate_size": 4 * hidden,
+        "feat_extract_norm": "layer",
+        "conv_bias": True,
+        "do_stable_layer_norm": True,
+        "codevector_dim": codevector,
+        "proj_codevector_dim": codevector,
+        "vocab_size": 32,
+    }
+    return Preset("wav2vec2", "body", config)
+
+
+def _whisper(width: int, layers: int, heads: int, decoder_layers: int | None = None, **more: Any) -> Preset:
+    decoder_layers = decoder_layers or layers
+    config = {
+        "d_model": width,
+        "encoder_layers": layers,
+        "decoder_layers": decoder_layers,
+        "num_hidden_layers": layers,
+        "encoder_attention_heads": heads,
+        "decoder_attention_heads": heads,
+        "encoder_ffn_dim": 4 * width,
+        "decoder_ffn_dim": 4 * width,
+        "vocab_size": 51865,
+        "num_mel_bins": 80,
+    }
+    return Preset("whisper", "seq2seq", config | more)
+
+
+PRESETS = {
+    "xls-r-300m": _xls_r(1024, 24, 768),
+    "xls-r-1b": _xls_r(1280, 48, 1024),
+    "xls-r-2b": _xls_r(1920, 48, 1024),
+    "whisper-tiny": _whisper(384, 4, 6),
+    "whisper-base": _whisper(512, 6, 8),
+    "whisper-small": _whisper(768, 12, 12),
+    "whisper-medium": _whisper(1024, 24, 16),
+    "whisper-large-v2": _whisper(1280, 32, 20),
+    "whisper-large-v3": _whisper(1280, 32, 20, vocab_size=51866, num_mel_bins=128),
+}
+
+
+def preset_named(name: str) -> Preset:
+    """The preset; UserError that lists the known ones."""
+    if name not in PRESETS:
+        raise UserError(f"no preset is named {name!r}; presets: {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def build_meta(preset: str, task: str | None = None) -> nn.Module:
+    """The preset's model on the meta device, weights tied as in the true one.
+
+    ``task``: another task's class (``ctc``, ``classify``) in place of the preset's own.
+    """
+    from transformers import Wav2Vec2Config, WhisperConfig
+
+    found = preset_named(preset)
+    config = {"wav2vec2": Wav2Vec2Config, "whisper": WhisperConfig}[found.family](**found.config)
+    return on_meta(found.family, task or found.task, config)
+
+
+def on_meta(family: str, task: str, config: Any) -> nn.Module:
+    """A model of transformers' class for family, task and config on the meta device."""
+    with torch.device("meta"):
+        model = hf_class(family, task)(config)
+    # wav2vec 2.0's masked_spec_embed is made by a constructor that heeds no default device.
+    model.to("meta")
+    model.tie_weights()
+    return model

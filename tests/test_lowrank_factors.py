@@ -1,0 +1,227 @@
+"""Factors: errors equal what was cut, the activation-aware start is optimal, first factors are semi-orthogonal."""
+
+import pytest
+import torch
+from torch import nn
+
+from lowrank_speech.lowrank.apply import apply_plan, densify, factorise, low_rank_layers, spectra
+from lowrank_speech.lowrank.factors import (
+    activation_factors,
+    orthonormal_first,
+    random_factors,
+    spectrum,
+    svd_factors,
+    weighted_norm,
+)
+from lowrank_speech.lowrank.linear import LowRankLinear
+from lowrank_speech.lowrank.plan import Plan
+
+SHAPES = [(12, 30), (30, 12), (16, 16), (1, 7), (7, 1)]
+
+
+def matrix(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment(d, seed=0, frames=None):
+    """Second moment of correlated inputs; with fewer ``frames`` than d it lacks full rank."""
+    x = matrix(frames or 3 * d, d, seed=seed + 100) * torch.logspace(0, -3, d, dtype=torch.float64)
+    x = x @ torch.linalg.qr(matrix(d, d, seed=seed + 200)).Q
+    return x.T @ x / len(x)
+
+
+def assert_semi_orthogonal(first, atol=1e-12):
+    torch.testing.assert_close(first @ first.T, torch.eye(len(first), dtype=first.dtype), atol=atol, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_svd_error_is_the_discarded_spectrum(shape):
+    W = matrix(*shape)
+    expected = torch.linalg.svdvals(W)
+    for rank in range(1, min(shape) + 1):
+        first, second, values = svd_factors(W, rank)
+        torch.testing.assert_close(values, expected, atol=1e-7, rtol=1e-9)
+        torch.testing.assert_close(spectrum(W), expected, atol=1e-7, rtol=1e-9)
+        error = weighted_norm(W - second @ first)
+        assert error == pytest.approx(expected[rank:].square().sum().sqrt().item(), abs=1e-9)
+        assert_semi_orthogonal(first)
+        # second = U S: its columns are orthogonal, of falling lengths
+        gram = second.T @ second
+        torch.testing.assert_close(gram, expected[:rank].square().diag(), atol=1e-8, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(12, 30), (30, 12)])
+@pytest.mark.parametrize("scale", [0.0, 1e-12, 1e-6])
+def test_weights_without_full_rank_give_orthonormal_rows_all_the_same(shape, scale):
+    W = matrix(shape[0], 3) @ matrix(3, shape[1], seed=1) + scale * matrix(*shape, seed=2)
+    for rank in (2, 3, 5, 12):
+        first, second, _ = svd_factors(W, rank)
+        assert_semi_orthogonal(first)
+        expected = torch.linalg.svdvals(W)[rank:].square().sum().sqrt().item()
+        assert weighted_norm(W - second @ first) == pytest.approx(expected, abs=1e-8)
+    first, second, _ = svd_factors(torch.zeros(shape), 4)
+    assert_semi_orthogonal(first)
+    assert not second.any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("frames", [None, 4])
+def test_activation_aware_is_never_worse_than_svd_on_the_calibration(shape, frames):
+    for seed in range(5):
+        W, C = matrix(*shape, seed=seed), moment(shape[1], seed, frames)
+        for rank in range(1, min(shape) + 1):
+            plain, aware = svd_factors(W, rank), activation_factors(W, C, rank)
+            assert_semi_orthogonal(aware.first)
+            errors = [weighted_norm(W - f.second @ f.first, C) for f in (plain, aware)]
+            assert errors[1] <= errors[0] * (1 + 1e-9) + 1e-5 * weighted_norm(W, C)
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+def test_activation_aware_error_is_the_discarded_spectrum_and_the_optimum(shape):
+    W, C = matrix(*shape), moment(shape[1])
+    root = torch.linalg.cholesky(C + 1e-11 * C.diagonal().mean() * torch.eye(shape[1], dtype=C.dtype))
+    values = torch.linalg.svdvals(W @ root)  # Eckart-Young: nothing of this rank has less error
+    for rank in range(1, 6):
+        first, second, found = activation_factors(W, C, rank)
+        torch.testing.assert_close(found, values, atol=1e-7, rtol=1e-7)
+        torch.testing.assert_close(spectrum(W, C), values, atol=1e-7, rtol=1e-7)
+        optimum = values[rank:].square().sum().sqrt().item()
+        assert weighted_norm(W - second @ first, C) == pytest.approx(optimum, rel=1e-4)
+
+
+def test_activation_error_is_the_mean_square_of_the_output_error():
+    W, x = matrix(5, 8), matrix(40, 8, seed=1)
+    first, second, _ = activation_factors(W, x.T @ x / 40, 3)
+    direct = (x @ (W - second @ first).T).square().sum(1).mean().sqrt().item()
+    assert weighted_norm(W - second @ first, x.T @ x / 40) == pytest.approx(direct, rel=1e-9)
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_identity_moment_gives_the_svd(rank):
+    W = matrix(12, 8)
+    a, b = svd_factors(W, rank), activation_factors(W, torch.eye(8), rank)
+    torch.testing.assert_close(a.second @ a.first, b.second @ b.first, atol=1e-7, rtol=1e-7)
+
+
+def test_random_factors_have_the_scale_of_the_weight_and_follow_the_seed():
+    W = matrix(20, 30)
+    draws = [random_factors(W, 5, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert_semi_orthogonal(draws[0].first)
+    assert weighted_norm(draws[0].second @ draws[0].first) == pytest.approx(weighted_norm(W))
+    assert torch.equal(draws[0].second, draws[1].second) and not torch.equal(draws[0].second, draws[2].second)
+
+
+def test_orthonormal_first_keeps_the_product_and_hardly_moves_what_is_nearly_orthonormal():
+    first, second = matrix(5, 9), matrix(7, 5, seed=1)
+    Q, N = orthonormal_first(first, second)
+    assert_semi_orthogonal(Q)
+    torch.testing.assert_close(N @ Q, second @ first)
+    near = Q + 1e-4 * matrix(5, 9, seed=2)
+    assert (orthonormal_first(near, second)[0] - near).norm() < 1e-2
+    deficient = torch.cat([first[:4], first[:1]])
+    Q, N = orthonormal_first(deficient, second)
+    assert_semi_orthogonal(Q)
+    torch.testing.assert_close(N @ Q, second @ deficient)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_bad_values_are_refused_with_the_layers_name(bad):
+    model = nn.Sequential(nn.Linear(4, 4))
+    model[0].weight.data[0, 0] = bad
+    with pytest.raises(ValueError, match=r"'0'.*not finite"):
+        factorise(model, {"0": 2})
+    with pytest.raises(ValueError, match="no usable input"):
+        activation_factors(torch.ones(3, 4), torch.zeros(4, 4), 2)
+    with pytest.raises(ValueError, match=r"\(3, 3\); a layer with 4 inputs"):
+        activation_factors(torch.ones(3, 4), torch.eye(3), 2)
+
+
+def model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(8, 20), nn.ReLU(), nn.Linear(20, 8, bias=False), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("init", ["svd", "activation"])
+def test_full_rank_reproduces_the_outputs(init):
+    net, x = model().double(), matrix(10, 8)
+    expected = net(x)
+    rows = factorise(net, {"0": 8, "2": 8, "3": 3}, init, {"0": moment(8), "2": moment(20), "3": moment(8)})
+    torch.testing.assert_close(net(x), expected)
+    assert all(row["weight_error"] < 1e-9 and row["energy"] == pytest.approx(1) for row in rows)
+    torch.testing.assert_close(densify(net)(x), expected)
+    assert not low_rank_layers(net)
+
+
+def test_report_rows_are_what_was_done():
+    net = model()
+    weight = net[0].weight.detach().double()
+    size = sum(p.numel() for p in net.parameters())
+    rows = factorise(net, Plan({"0": 3, "2": 2}), "svd", {"0": moment(8)})
+    assert [row["name"] for row in rows] == ["0", "2"] and [row["rank"] for row in rows] == [3, 2]
+    assert rows[0]["before"] == 8 * 20 + 20 and rows[0]["after"] == 3 * (8 + 20) + 20
+    assert rows[1]["before"] == 8 * 20 and rows[1]["after"] == 2 * (8 + 20)
+    saved = sum(row["before"] - row["after"] for row in rows)
+    assert sum(p.numel() for p in net.parameters()) == size - saved
+    values = torch.linalg.svdvals(weight).square()
+    assert rows[0]["energy"] == pytest.approx((values[:3].sum() / values.sum()).item())
+    assert rows[0]["weight_error"] ** 2 == pytest.approx(1 - rows[0]["energy"])
+    error = weight - net[0].second.weight.double() @ net[0].first.weight.double()
+    expected = weighted_norm(error, moment(8)) / weighted_norm(weight, moment(8))
+    assert rows[0]["output_error"] == pytest.approx(expected, rel=1e-4) and rows[1]["output_error"] is None
+
+
+def test_random_start_and_its_seed():
+    rows = [factorise(model(), {"0": 3}, "random", seed=s)[0] for s in (1, 1, 2)]
+    assert rows[0] == rows[1] != rows[2]
+    assert rows[0]["energy"] is None and rows[0]["weight_error"] > 1
+
+
+def test_structure_alone_then_strict_load_is_exact_and_draws_nothing():
+    net, target = model(1), model(2)
+    factorise(net, {"0": 3, "2": 2})
+    before = torch.get_rng_state()
+    apply_plan(target, {"0": 3, "2": 2})
+    assert torch.equal(before, torch.get_rng_state())
+    target.load_state_dict(net.state_dict(), strict=True)
+    x = torch.randn(5, 8)
+    assert torch.equal(net(x), target(x))
+    with torch.device("meta"):
+        skeleton = model()
+        apply_plan(skeleton, {"0": 3})
+    assert skeleton[0].first.weight.is_meta and skeleton[0].first.weight.shape == (3, 8)
+
+
+def test_low_rank_linear_looks_like_a_linear_and_keeps_dtype_grad_and_mode():
+    dense = nn.Linear(8, 5).to(torch.bfloat16).requires_grad_(False).eval()
+    low = LowRankLinear.empty(dense, 2)
+    assert (low.in_features, low.out_features, low.rank) == (8, 5, 2) and "rank=2" in repr(low)
+    assert low.weight.shape == (5, 8) and low.weight.dtype == torch.bfloat16 and low.bias is low.second.bias
+    assert not low.training and not any(p.requires_grad for p in low.parameters())
+    assert LowRankLinear.empty(nn.Linear(8, 5, bias=False), 2).bias is None
+    with pytest.raises(ValueError, match="bias belongs to the second"):
+        LowRankLinear(nn.Linear(8, 2), nn.Linear(2, 5))
+    with pytest.raises(ValueError, match="yields 2 values, the second takes 3"):
+        LowRankLinear(nn.Linear(8, 2, bias=False), nn.Linear(3, 5))
+
+
+def test_plans_that_do_not_fit_are_refused_before_anything_changes():
+    net = model()
+    for plan, message in [
+        ({"0": 2, "7": 2}, "'7', which the model does not have"),
+        ({"0": 2, "1": 2}, "ReLU and no linear layer"),
+        ({"0": 2, "2": 9}, "rank 9 is above the full rank 8 of the layer '2'"),
+        ({"0": 2.5}, "rank 2.5"),
+        ({"0": 0}, "rank 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            factorise(net, plan)
+        assert not low_rank_layers(net)
+    with pytest.raises(ValueError, match="no second moment of the inputs of '0'"):
+        factorise(net, {"0": 2}, "activation")
+    with pytest.raises(ValueError, match="expected svd, activation or random"):
+        factorise(net, {"0": 2}, "lsq")
+    factorise(net, {"0": 2})
+    with pytest.raises(ValueError, match="factorised already"):
+        factorise(net, {"0": 2})
+    with pytest.raises(ValueError, match="no second moment"):
+        spectra({"0": nn.Linear(2, 2)}, {})

@@ -1,0 +1,210 @@
+"""Models: batches equal single utterances, the cache equals the waveform path, folders are exact and plain."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2ForCTC,
+    Wav2Vec2ForSequenceClassification,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.features.logmel import log_mel
+from lowrank_speech.models.folder import load_model, quiet_config, save_model, to_task
+from lowrank_speech.models.frontend import gabor_filters
+from lowrank_speech.models.sources import Source, import_model, resolve
+from lowrank_speech.models.speech import Meta, SpeechModel
+
+WAV2VEC2 = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "conv_dim": (16, 16),
+    "conv_kernel": (10, 8),
+    "conv_stride": (10, 8),
+    "num_feat_extract_layers": 2,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+    "vocab_size": 12,
+    "classifier_proj_size": 8,
+    "pad_token_id": 0,
+}
+WHISPER = {
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "num_mel_bins": 20,
+    "max_source_positions": 50,
+    "max_target_positions": 24,
+    "vocab_size": 40,
+    "pad_token_id": 30,
+    "bos_token_id": 30,
+    "eos_token_id": 30,
+    "decoder_start_token_id": 31,
+}
+
+
+def wav2vec2(task="ctc", **changes):
+    torch.manual_seed(0)
+    config = quiet_config(Wav2Vec2Config(**{**WAV2VEC2, **changes}))
+    cls = {"ctc": Wav2Vec2ForCTC, "classify": Wav2Vec2ForSequenceClassification}[task]
+    return SpeechModel(cls(config).eval(), Meta("wav2vec2", task))
+
+
+def whisper():
+    torch.manual_seed(0)
+    hf = WhisperForConditionalGeneration(quiet_config(WhisperConfig(**WHISPER)))
+    return SpeechModel(hf.eval(), Meta("whisper", "seq2seq"))
+
+
+def waves(*seconds):
+    generator = torch.Generator().manual_seed(1)
+    made = [torch.randn(int(16_000 * s), generator=generator) for s in seconds]
+    return torch.nn.utils.rnn.pad_sequence(made, batch_first=True), torch.tensor([len(w) for w in made])
+
+
+@pytest.mark.parametrize("norm", ["layer", "group"])
+@torch.no_grad()
+def test_a_batch_gives_what_single_utterances_give(norm):
+    model = wav2vec2(feat_extract_norm=norm, do_stable_layer_norm=norm == "layer")
+    batch, lengths = waves(0.31, 0.5, 0.2)
+    logits, frames = model.ctc_logits(batch, lengths)
+    for row, n, length, wave in zip(logits, frames.tolist(), lengths, batch, strict=True):
+        alone, m = model.ctc_logits(wave[None, :length], length[None])
+        assert m.item() == n
+        torch.testing.assert_close(row[:n], alone[0, :n], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_cached_front_end_equals_the_waveform_path_and_plain_transformers():
+    model = wav2vec2()
+    batch, lengths = waves(0.4)
+    direct, frames = model.ctc_logits(batch, lengths)
+    cached, same = model.ctc_logits(model.conv_features(batch, lengths), frames)
+    assert torch.equal(direct, cached) and torch.equal(frames, same)
+    torch.testing.assert_close(direct, model.hf(batch).logits)
+
+
+@torch.no_grad()
+def test_class_logits_equal_plain_transformers():
+    model = wav2vec2("classify", num_labels=3)
+    batch, lengths = waves(0.4, 0.25)
+    mask = torch.arange(batch.shape[1])[None, :] < lengths[:, None]
+    torch.testing.assert_close(
+        model.class_logits(batch, lengths), model.hf(batch, attention_mask=mask.long()).logits, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("seconds", [0.013, 0.5, 1.2345, 30.0])
+@pytest.mark.parametrize("bands", [80, 128])
+def test_log_mel_equals_whispers_extractor(seconds, bands):
+    wave = waves(seconds)[0][0] * 0.1
+    expected = WhisperFeatureExtractor(feature_size=bands)(wave.numpy(), sampling_rate=16_000, return_tensors="pt")
+    found = log_mel(wave, bands)
+    model = whisper()
+    model.hf.config.max_source_positions = 1500
+    padded = model.pad_mel(found[None], torch.tensor([len(found)]))
+    torch.testing.assert_close(padded, expected.input_features, atol=2e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_padding_of_mel_ignores_the_rest_of_the_batch():
+    model = whisper()
+    features = torch.randn(2, 90, 20)
+    lengths = torch.tensor([60, 90])
+    both = model.pad_mel(features, lengths)
+    alone = model.pad_mel(features[:1, :60], lengths[:1])
+    assert torch.equal(both[:1], alone)
+    with pytest.raises(UserError, match="longer than the Whisper window of 1.00 s"):
+        model.pad_mel(torch.randn(1, 103, 20), torch.tensor([103]))
+
+
+@pytest.mark.parametrize("make", [wav2vec2, whisper])
+def test_folder_is_bit_exact_and_plain_transformers_reads_it(make, tmp_path):
+    model = make()
+    save_model(model, tmp_path / "model")
+    again = load_model(tmp_path / "model")
+    state, found = model.hf.state_dict(), again.hf.state_dict()
+    assert state.keys() == found.keys() and all(torch.equal(state[k], found[k]) for k in state)
+    plain = type(model.hf).from_pretrained(tmp_path / "model", dtype=torch.float32)
+    assert all(torch.equal(a, b) for a, b in zip(plain.state_dict().values(), state.values(), strict=True))
+    assert again.parameters_total() == model.parameters_total() == again.dense_parameters()
+
+
+def test_a_broken_folder_is_an_error(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json is missing"):
+        load_model(tmp_path)
+    save_model(wav2vec2(), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"vocab_size": 13}))
+    with pytest.raises(UserError, match="does not fit"):
+        load_model(tmp_path / "model")
+
+
+@torch.no_grad()
+def test_to_task_keeps_the_body_and_draws_the_head_from_the_seed():
+    base = wav2vec2()
+    one, new = to_task(base, "classify", 3, ["a", "b", "c"], seed=1)
+    two, _ = to_task(base, "classify", 3, ["a", "b", "c"], seed=1)
+    other, _ = to_task(base, "classify", 3, ["a", "b", "c"], seed=2)
+    assert new and torch.equal(one.hf.classifier.weight, two.hf.classifier.weight)
+    assert not torch.equal(one.hf.classifier.weight, other.hf.classifier.weight)
+    batch, lengths = waves(0.3)
+    assert torch.equal(one.states(batch, lengths)[0], base.states(batch, lengths)[0])
+    kept, new = to_task(base, "ctc", 12, lang_sha256=None)
+    assert kept is base and not new
+    fresh, new = to_task(base, "ctc", 12, lang_sha256="other", seed=0)
+    assert new and not torch.equal(fresh.hf.lm_head.weight, base.hf.lm_head.weight)
+
+
+@torch.no_grad()
+def test_whisper_classifier_takes_the_encoder_alone():
+    base = whisper()
+    model, new = to_task(base, "classify", 2, ["a", "b"], seed=1)
+    features, lengths = torch.randn(2, 80, 20), torch.tensor([80, 40])
+    assert new and not hasattr(model.hf, "decoder")
+    assert torch.equal(model.states(features, lengths)[0], base.states(features, lengths)[0])
+    torch.testing.assert_close(model.class_logits(features, lengths)[1:], model.class_logits(features[1:], lengths[1:]))
+
+
+def test_import_of_a_published_layout(tmp_path):
+    hub = tmp_path / "hub"
+    Wav2Vec2ForCTC(Wav2Vec2Config(**WAV2VEC2)).save_pretrained(hub)
+    model = import_model(resolve(str(hub), None), "wav2vec2")
+    assert model.task == "ctc"
+    with pytest.raises(UserError, match="family: whisper"):
+        import_model(Source(hub, None), "whisper")
+    with pytest.raises(UserError, match="neither a folder nor a hub name"):
+        resolve("no such thing", None)
+    with pytest.raises(UserError, match="no config.json"):
+        resolve(str(tmp_path), None)
+
+
+def test_an_absent_hub_model_says_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="hf download nobody/nothing"):
+        resolve("nobody/nothing", None)
+
+
+def test_gabor_filters_have_their_peaks_in_order():
+    filters = gabor_filters(24, 256)
+    spectrum = np.abs(np.fft.rfft(filters.numpy(), 4096)) ** 2
+    peaks = spectrum.reshape(24, 2, -1).sum(1).argmax(-1)
+    assert (np.diff(peaks) > 0).all()
+    torch.testing.assert_close(filters.norm(dim=1), torch.ones(48))

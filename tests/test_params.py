@@ -1,0 +1,190 @@
+"""Counting: the published models have the published sizes, and a folder counts as its preset does."""
+
+import json
+
+import pytest
+from transformers import Wav2Vec2Config, WhisperConfig
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.counts import count_parameters
+from lowrank_speech.models.counting import count
+from lowrank_speech.models.families import FAMILIES, layer_patterns, lora_targets
+from lowrank_speech.models.presets import PRESETS, build_meta
+
+# Millions: total, feed-forward, attention, embeddings, convolutions (shared/reference/methods.md, 1). XLS-R with a CTC
+# head on 32 symbols.
+TABLE = {
+    "xls-r-300m": (315.47, 201.45, 100.76, None, 12.60),
+    "xls-r-1b": (962.54, 629.45, 314.82, None, 17.32),
+    "xls-r-2b": (2159.32, 1416.04, 708.16, None, 33.70),
+    "whisper-tiny": (37.76, 9.45, 7.09, 20.66, 0.54),
+    "whisper-base": (72.59, 25.20, 18.90, 27.55, 0.91),
+    "whisper-small": (241.73, 113.34, 85.02, 41.33, 1.96),
+    "whisper-medium": (763.86, 402.90, 302.21, 55.10, 3.39),
+    "whisper-large-v3": (1543.49, 839.27, 629.51, 68.88, 5.41),
+}
+
+
+def millions(n):
+    return round(n / 1e6, 2)
+
+
+@pytest.mark.parametrize("preset", TABLE)
+def test_the_table_of_published_models(preset):
+    total, ffn, attention, embeddings, conv = TABLE[preset]
+    model = build_meta(preset, "ctc" if preset.startswith("xls-r") else None)
+    sizes = {name: p.numel() for name, p in model.named_parameters()}
+    assert all(p.is_meta for p in model.parameters())
+    assert millions(count_parameters(model)["total"]) == total
+    for layers, expected in (("ffn", ffn), ("attention", attention)):
+        assert millions(sum(row["before"] for row in count(preset=preset, layers=layers)["layers"])) == expected
+    if embeddings is not None:
+        assert millions(sum(n for name, n in sizes.items() if "embed_" in name)) == pytest.approx(embeddings, abs=0.015)
+    # with their norms and biases
+    parts = ("feature_extractor", "pos_conv_embed", "encoder.conv")
+    assert millions(sum(n for name, n in sizes.items() if any(p in name for p in parts))) == conv
+
+
+def test_the_papers_quarter():
+    found = count(preset="xls-r-300m", layers="ffn", rank=512)
+    assert (found["total_before"], found["total_after"]) == (315_438_720, 239_941_248)
+    assert found["class"] == "Wav2Vec2Model" and found["reduction"] == pytest.approx(0.2393, abs=1e-4)
+    assert len(found["layers"]) == 48 and not found["left_dense"]
+    row = found["layers"][0]
+    assert row == {
+        "name": "encoder.layers.0.feed_forward.intermediate_dense",
+        "d_out": 4096,
+        "d_in": 1024,
+        "rank": 512,
+        "before": 4096 * 1024 + 4096,
+        "after": 512 * 5120 + 4096,
+    }
+    assert sum(r["before"] - r["after"] for r in found["layers"]) == 315_438_720 - 239_941_248
+    assert sum(found["groups"].values()) == found["total_before"]
+    assert build_meta("xls-r-300m", "ctc").num_parameters() == 315_438_720 + 32_800
+
+
+@pytest.mark.parametrize(
+    ("preset", "rank", "share"),
+    [
+        ("xls-r-1b", 640, 0.245),
+        ("whisper-small", 384, 0.176),
+        ("whisper-medium", 512, 0.198),
+        ("whisper-large-v3", 640, 0.204),
+    ],
+)
+def test_half_the_width_as_rank(preset, rank, share):
+    assert count(preset=preset, layers="ffn", rank=rank)["reduction"] == pytest.approx(share, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "rank"),
+    [("xls-r-300m", 511), ("whisper-small", 299), ("whisper-medium", 446), ("whisper-large-v3", 571)],
+)
+def test_ranks_for_24_percent(preset, rank):
+    found = count(preset=preset, layers="ffn", reduction=0.24)
+    assert {row["rank"] for row in found["layers"]} == {rank}
+    assert 0.24 <= found["reduction"] <= 0.242
+
+
+def test_encoder_and_decoder_apart_and_squares_that_save_nothing():
+    both = [row["name"] for row in count(preset="whisper-tiny", layers="all")["layers"]]
+    encoder = [row["name"] for row in count(preset="whisper-tiny", layers="all:encoder")["layers"]]
+    decoder = [row["name"] for row in count(preset="whisper-tiny", layers="all:decoder")["layers"]]
+    assert sorted(encoder + decoder) == sorted(both) and len(both) == 4 * (4 + 2) + 4 * (8 + 2)
+    assert all(".encoder.layers." in name for name in encoder) and all(".decoder.layers." in name for name in decoder)
+    found = count(preset="whisper-tiny", layers="attention", rank=192)
+    assert found["total_before"] == found["total_after"] and len(found["left_dense"]) == 4 * 4 + 4 * 8
+
+
+TINY_WAV2VEC2 = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 12,
+}
+TINY_WHISPER = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "vocab_size": 60,
+    "pad_token_id": 1,
+    "bos_token_id": 1,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 2,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "architecture", "prefix"),
+    [
+        (Wav2Vec2Config(**TINY_WAV2VEC2), "Wav2Vec2ForCTC", "wav2vec2."),
+        (Wav2Vec2Config(**TINY_WAV2VEC2), "Wav2Vec2ForPreTraining", ""),
+        (WhisperConfig(**TINY_WHISPER), "WhisperForConditionalGeneration", "model."),
+    ],
+    ids=["ctc", "pretraining", "whisper"],
+)
+def test_plain_and_factorised_folders(config, architecture, prefix, tmp_path):
+    raw = config.to_dict() | {"architectures": [architecture]}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    plain = count(model=str(tmp_path), layers="ffn", rank=4)
+    names = [row["name"] for row in plain["layers"]]
+    assert all(name.startswith(f"{prefix}encoder.layers.") or ".decoder." in name for name in names)
+    assert count(model=str(tmp_path))["total_after"] == plain["total_before"]
+
+    raw["lowrank_speech"] = {"family": raw["model_type"], "task": None, "plan": {names[0]: 4, names[3]: 3}}
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    own = count(model=str(tmp_path))
+    assert own["total_before"] == plain["total_before"]
+    assert [row["rank"] for row in own["layers"]] == [4, 3]
+    assert own["total_after"] == own["total_before"] - sum(r["before"] - r["after"] for r in own["layers"])
+    with pytest.raises(UserError, match="factorised already"):
+        count(model=str(tmp_path), rank=4)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        ({}, "either a model folder or a preset"),
+        ({"preset": "xls-r-9b"}, "no preset is named 'xls-r-9b'; presets: xls-r-300m"),
+        ({"model": "/nowhere"}, "no model folder: config.json is missing"),
+        ({"preset": "whisper-tiny", "layers": "fnn"}, "'fnn' is no group of the family 'whisper' (ffn, "),
+        ({"preset": "whisper-tiny", "layers": "*.fc9"}, "'*.fc9' matches no linear layer; names"),
+        ({"preset": "whisper-tiny", "layers": "proj_*"}, "matches no linear layer"),
+        ({"preset": "whisper-tiny", "rank": 999}, "rank 999 is above the full rank 384"),
+        ({"preset": "whisper-tiny", "reduction": 0.9}, "out of reach"),
+        ({"preset": "whisper-tiny", "reduction": 0.1, "rank": 3}, "exactly one"),
+    ],
+)
+def test_messages(request_, message):
+    with pytest.raises(UserError) as caught:
+        count(**request_)
+    assert message in str(caught.value)
+
+
+def test_every_preset_builds_and_every_group_matches():
+    from lowrank_speech.lowrank.select import select
+
+    for preset in ("xls-r-300m", "whisper-tiny"):
+        family = PRESETS[preset].family
+        for task in ("ctc", "classify", "body") if family == "wav2vec2" else ("seq2seq",):
+            model = build_meta(preset, task)
+            for group in FAMILIES[family].layers:
+                assert select(model, layer_patterns(family, group))
+            assert select(model, lora_targets(family))
+    classifier = build_meta("whisper-tiny", "classify")
+    assert len(select(classifier, layer_patterns("whisper", "all"))) == 4 * 6
+    assert select(classifier, lora_targets("whisper"))
+
+
+def test_layers_take_groups_patterns_and_lists():
+    assert layer_patterns("whisper", ["ffn", "*.q_proj", "ffn"]) == ("*coder.layers.*.fc[12]", "*.q_proj")
+    with pytest.raises(UserError, match="empty"):
+        layer_patterns("whisper", [])
+    with pytest.raises(UserError, match="family 'conformer'; known: wav2vec2, whisper"):
+        layer_patterns("conformer", "ffn")
