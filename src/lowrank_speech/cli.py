@@ -1,0 +1,208 @@
+"""The command line for people: score files, count parameters.
+
+    lowrank-speech score asr REF HYP
+    lowrank-speech score lid SCORES LABELS
+    lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
+
+Results go to stdout, as text or (``--json``) as one JSON value; errors are one line on stderr and exit code 2.
+The libraries are imported when a command needs them, so that ``--help`` answers at once.
+"""
+
+import functools
+import importlib.metadata
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.scoring.options import Characters, Eer, EerOver, Minimum, Resample, ScoreOptions
+
+DEFAULT = ScoreOptions()
+
+app = typer.Typer(
+    name="lowrank-speech",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Low-rank factorisation and adaptation of pretrained speech models.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+score_app = typer.Typer(no_args_is_help=True, help="Score hypotheses or language scores against references.")
+app.add_typer(score_app, name="score")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value; rates are fractions.")]
+Bootstrap = Annotated[int, typer.Option(help="Resamples behind the intervals; 0: no intervals.", metavar="N")]
+Confidence = Annotated[float, typer.Option(help="Mass of the intervals.", metavar="SHARE")]
+Seed = Annotated[int, typer.Option(help="Seed of the resamples.", min=0)]
+Resampled = Annotated[Resample, typer.Option(help="What is resampled; auto: speakers where --utt2spk is given.")]
+Utt2spk = Annotated[Path | None, typer.Option(help="Map 'id speaker'.", metavar="FILE")]
+Utt2lang = Annotated[Path | None, typer.Option(help="Map 'id language'.", metavar="FILE")]
+
+
+def friendly(command: Callable) -> Callable:
+    """Turn an error that a person can mend into one line on stderr and exit code 2."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (UserError, ValueError) as error:
+            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+    return wrapped
+
+
+def show(result: dict[str, Any], lines: Callable[[], list[str]], as_json: bool) -> None:
+    """Print ``result`` as JSON, else ``lines()``."""
+    typer.echo(json.dumps(result, ensure_ascii=False, allow_nan=False, indent=2) if as_json else "\n".join(lines()))
+
+
+def version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        typer.echo(f"lowrank-speech {importlib.metadata.version('lowrank-speech')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common_options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Low-rank factorisation and adaptation of pretrained speech models."""
+
+
+@score_app.command("asr")
+@friendly
+def score_asr(
+    ref: Annotated[Path, typer.Argument(help="References: Kaldi text, 'id word word ...'.")],
+    hyp: Annotated[Path, typer.Argument(help="Hypotheses, likewise.")],
+    as_json: Json = False,
+    per_utterance: Annotated[
+        bool, typer.Option(help="Also the worst utterances and confusions (in JSON: every utterance).")
+    ] = False,
+    worst: Annotated[int, typer.Option(help="How many utterances and confusions that shows.", min=0)] = DEFAULT.worst,
+    missing_as_empty: Annotated[
+        bool, typer.Option("--missing-as-empty", help="A missing hypothesis is empty: its words are deletions.")
+    ] = False,
+    characters: Annotated[
+        Characters, typer.Option(help="Whether CER counts the space between words as a character.")
+    ] = DEFAULT.characters,
+    utt2lang: Utt2lang = None,
+    utt2spk: Utt2spk = None,
+    resample: Resampled = DEFAULT.resample,
+    bootstrap: Bootstrap = DEFAULT.bootstrap,
+    confidence: Confidence = DEFAULT.confidence,
+    seed: Seed = 1,
+) -> None:
+    """Word and character error rates with counts and intervals.
+
+    Words are compared as they stand; normalise both files before. Ids must match.
+    """
+    options = ScoreOptions(
+        bootstrap=bootstrap,
+        confidence=confidence,
+        resample=resample,
+        characters=characters,
+        confusions=worst,
+        worst=worst,
+    )
+    from lowrank_speech.scoring import asr, files, text
+
+    references, hypotheses = files.read_text(ref), files.read_text(hyp)
+    missing = sum(name not in hypotheses for name in references)
+    pairs = asr.pair(references, hypotheses, missing_as_empty, names=(str(ref), str(hyp)))
+    result = asr.score(pairs, options, seed, _map(utt2spk), _map(utt2lang)) | {"missing": missing}
+    if per_utterance and as_json:
+        table = asr.per_utterance(pairs, characters)
+        result["per_utterance"] = [{"id": name, **row} for name, row in table.to_dict("index").items()]
+
+    def lines() -> list[str]:
+        shown = text.asr_lines(result, missing)
+        if per_utterance:
+            shown += text.worst_lines(result["worst"]) + text.confusion_lines(result["confusions"])
+        return shown
+
+    show(result, lines, as_json)
+
+
+@score_app.command("lid")
+@friendly
+def score_lid(
+    scores: Annotated[Path, typer.Argument(help="Table 'id language language ...' of log-likelihoods, with header.")],
+    labels: Annotated[Path, typer.Argument(help="Map 'id language'.")],
+    as_json: Json = False,
+    minimum: Annotated[
+        Minimum, typer.Option(help="Minimum C_primary: one threshold common to all languages, or one each.")
+    ] = DEFAULT.minimum,
+    eer: Annotated[Eer, typer.Option(help="EER on the ROC's convex hull, or at the nearest point.")] = DEFAULT.eer,
+    eer_over: Annotated[
+        EerOver, typer.Option(help="One EER over all trials, or the mean of the languages' EERs.")
+    ] = DEFAULT.eer_over,
+    utt2spk: Utt2spk = None,
+    resample: Resampled = DEFAULT.resample,
+    bootstrap: Bootstrap = DEFAULT.bootstrap,
+    confidence: Confidence = DEFAULT.confidence,
+    seed: Seed = 1,
+) -> None:
+    """Accuracy, actual and minimum C_primary (NIST LRE17/22) and EER, with intervals and confusions."""
+    options = ScoreOptions(
+        bootstrap=bootstrap, confidence=confidence, resample=resample, minimum=minimum, eer=eer, eer_over=eer_over
+    )
+    from lowrank_speech.scoring import files, lid, text
+
+    names = (str(scores), str(labels))
+    result = lid.score(
+        *files.read_scores(scores), files.read_map(labels), options, seed, speakers=_map(utt2spk), names=names
+    )
+    show(result, lambda: text.lid_lines(result), as_json)
+
+
+@app.command("params")
+@friendly
+def params(
+    model: Annotated[str | None, typer.Argument(help="A model folder.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A published architecture in its place, e.g. xls-r-300m.")] = None,
+    layers: Annotated[str, typer.Option(help="Which layers: ffn, attention, all, or a name pattern.")] = "ffn",
+    rank: Annotated[int | None, typer.Option(help="Rank of the factors.", min=1)] = None,
+    reduction: Annotated[
+        float | None, typer.Option(help="In its place: share of all parameters to save, e.g. 0.24.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Count parameters before and after factorisation, without weights.
+
+    A folder that is factorised already is counted as it is, without --rank and --reduction.
+    """
+    if (model is None) == (preset is None):
+        raise UserError("give either a model folder or --preset NAME")
+    if rank is not None and reduction is not None:
+        raise UserError("give either --rank R or --reduction SHARE, not both")
+    if reduction is not None and not 0 < reduction < 1:
+        raise UserError(f"--reduction {reduction}: expected a share between 0 and 1, e.g. 0.24")
+    from lowrank_speech.models.counting import count
+    from lowrank_speech.scoring import text
+
+    result = count(model=model, preset=preset, layers=layers, rank=rank, reduction=reduction)
+    show(result, lambda: text.params_lines(result), as_json)
+
+
+def _map(path: Path | None) -> dict[str, str] | None:
+    from lowrank_speech.scoring import files
+
+    return None if path is None else files.read_map(path)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line; leaves through SystemExit."""
+    app(args=argv, prog_name="lowrank-speech")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Detection in language recognition: likelihood ratios, costs of decisions, operating points, minimum costs, EER.
+
+S segments, N target languages, T trials, B resamples, K operating points. A trial is a pair (segment, language): is
+this segment in this language? It is a target trial when the language is the segment's own. All weights are per segment
+and non-negative, so that a bootstrap resample is nothing but other weights.
+
+    lambda_i = l_i - log(mean over j != i of exp l_j)               accept language i when lambda_i > log beta
+    C_avg(beta) = mean_i P_miss(i) + beta mean_{i, j != i} P_fa(i, j)           beta = C_fa (1 - P) / (C_miss P)
+
+Source: NIST 2017 and 2022 Language Recognition Evaluation Plans; ROCCH: Brummer and de Villiers, BOSARIS toolkit.
+"""
+
+import numpy as np
+
+
+def llr(scores: np.ndarray) -> np.ndarray:
+    """Log-likelihood ratios (S, N) of each language against the others' mean, from log-likelihoods (S, N), N >= 2.
+
+    A constant added to a row changes nothing. -inf (likelihood 0) is a legal score where the row has a finite one; the
+    ratio is then -inf, or +inf for a language that has all rivals at -inf.
+    """
+    s, n = scores.shape
+    shifted = scores - scores.max(axis=1, keepdims=True)
+    # Summed in sorted order, so that the order of the languages does not show in the last bit.
+    ranked = np.sort(shifted, axis=1)[:, ::-1]
+    rivals = np.exp(ranked).sum(axis=1, keepdims=True) - np.exp(shifted)
+    # For the winner total - own would cancel: its rivals are summed apart, scaled by the runner-up.
+    runner_up = ranked[:, 1]
+    finite = np.isfinite(runner_up)
+    scale = np.where(finite, runner_up, 0.0)
+    winners_rivals = scale + np.log(np.maximum(np.exp(ranked[:, 1:] - scale[:, None]).sum(axis=1), 1e-300))
+    winners_rivals[~finite] = -np.inf
+    with np.errstate(divide="ignore"):
+        log_rivals = np.log(np.maximum(rivals, 0.0))
+    log_rivals[np.arange(s), scores.argmax(axis=1)] = winners_rivals
+    result = shifted - (log_rivals - np.log(n - 1))
+    # Ratios that are equal on paper are equal here, and so are one operating point.
+    with np.errstate(over="ignore"):  # what overflows in rounding is not rounded
+        return np.where(np.abs(result) < 1e6, np.round(result, 9), result)
+
+
+def segment_weights(labels: np.ndarray, n: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """Weights (B, S) that give each of the ``n`` languages the total 1, from drawn counts (B, S) (None: all 1)."""
+    weights = np.ones((1, len(labels))) if weights is None else weights
+    totals = weights @ np.eye(n)[labels]
+    return weights / totals[:, labels]
+
+
+def average_cost(
+    accepted: np.ndarray, labels: np.ndarray, beta: float, weights: np.ndarray | None = None
+) -> np.ndarray:
+    """C_avg(beta) (B,), one per resample, of decisions ``accepted`` (S, N) bool with true languages ``labels`` (S,).
+
+    ``weights`` (B, S) are drawn counts; every language has a segment in every resample. Rejecting all costs 1,
+    accepting all beta.
+    """
+    s, n = accepted.shape
+    own = accepted[np.arange(s), labels]
+    false_alarms = accepted.sum(axis=1) - own
+    per_segment = ((~own) + beta * false_alarms / (n - 1)) / n
+    return segment_weights(labels, n, weights) @ per_segment
+
+
+def pair_rates(accepted: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Share of the segments of language j (row) accepted as language i (column), (N, N); the diagonal is 1 - P_miss."""
+    onehot = np.eye(accepted.shape[1])[labels]
+    return onehot.T @ accepted / onehot.sum(axis=0)[:, None]
+
+
+class Sweep:
+    """All operating points that one threshold on some trials can reach; sorted once, then evaluated for any weights.
+
+    llr: (T,) ratios; target: (T,) bool; segment: (T,) int, the segment of each trial.
+    """
+
+    def __init__(self, llr: np.ndarray, target: np.ndarray, segment: np.ndarray):
+        order = np.argsort(llr, kind="stable")
+        ordered = llr[order]
+        self.target, self.segment = target[order], segment[order]
+        # Trials with the same ratio fall together: only the last of them ends an operating point.
+        self.ends = np.flatnonzero(np.append(ordered[1:] != ordered[:-1], True))
+
+    @classmethod
+    def of(cls, llr: np.ndarray, labels: np.ndarray, columns: np.ndarray | None = None) -> "Sweep":
+        """The trials of the languages ``columns`` (default all) from ratios (S, N) and labels (S,)."""
+        s, n = llr.shape
+        columns = np.arange(n) if columns is None else columns
+        return cls(
+            llr[:, columns].ravel(),
+            (labels[:, None] == columns[None, :]).ravel(),
+            np.repeat(np.arange(s), len(columns)),
+        )
+
+    def points(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """P_miss and P_fa (B, K) from accepting all to rejecting all, with segment weights (B, S)."""
+        trials = weights[:, self.segment]
+        missed = np.cumsum(np.where(self.target, trials, 0.0), axis=1)
+        rejected = np.cumsum(np.where(self.target, 0.0, trials), axis=1)
+        zero = np.zeros((len(weights), 1))
+        # Divided by the last sum itself, so that both ends are exactly 0 and 1.
+        p_miss = np.concatenate([zero, missed[:, self.ends]], axis=1) / missed[:, -1:]
+        p_fa = (rejected[:, -1:] - np.concatenate([zero, rejected[:, self.ends]], axis=1)) / rejected[:, -1:]
+        return p_miss, p_fa
+
+
+def minimum_cost(p_miss: np.ndarray, p_fa: np.ndarray, beta: float) -> np.ndarray:
+    """Least P_miss + beta P_fa over the operating points: (B, K) -> (B,)."""
+    return (p_miss + beta * p_fa).min(axis=1)
+
+
+def eer_nearest(p_miss: np.ndarray, p_fa: np.ndarray) -> np.ndarray:
+    """EER as (P_miss + P_fa) / 2 at the operating point of least |P_miss - P_fa|; of several, the lowest: (B,)."""
+    gap = np.abs(p_miss - p_fa)
+    near = gap <= gap.min(axis=1, keepdims=True) + 1e-12
+    return np.where(near, (p_miss + p_fa) / 2, np.inf).min(axis=1)
+
+
+def eer_rocch(p_miss: np.ndarray, p_fa: np.ndarray) -> np.ndarray:
+    """EER where the lower convex hull of the operating points crosses P_miss = P_fa: (B, K) -> (B,).
+
+    The one hull edge that crosses is found by cutting planes: from the chord between rejecting all and accepting all,
+    the point furthest below the chord replaces its end on the same side of the diagonal, until no point is below.
+    """
+    b = len(p_miss)
+    rows = np.arange(b)
+    left = np.tile([1.0, 0.0], (b, 1))  # (P_miss, P_fa) with P_miss >= P_fa
+    right = np.tile([0.0, 1.0], (b, 1))
+    while True:
+        rise, run = left[:, 0] - right[:, 0], right[:, 1] - left[:, 1]
+        p = run / (rise + run)
+        height = p * left[:, 0] + (1 - p) * left[:, 1]  # the chord's value on the diagonal
+        values = p[:, None] * p_miss + (1 - p)[:, None] * p_fa
+        best = values.argmin(axis=1)
+        lower = values[rows, best] < height - 1e-12
+        if not lower.any():
+            return height
+        found = np.stack([p_miss[rows, best], p_fa[rows, best]], axis=1)
+        is_left = found[:, 0] >= found[:, 1]
+        left[lower & is_left] = found[lower & is_left]
+        right[lower & ~is_left] = found[lower & ~is_left]

@@ -1,0 +1,151 @@
+"""Scores as lines for a terminal; the first line of an error rate is Kaldi's ``%WER``.
+
+    %WER 12.34 [ 123 / 997, 10 ins, 20 del, 93 sub ] [ 95% interval 11.02 - 13.71 ]
+
+Standard library only. The functions take what :func:`lowrank_speech.scoring.asr.score` and
+:func:`lowrank_speech.scoring.lid.score` return; nothing is computed here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
+    """Columns of equal width: text to the left, numbers to the right, None as "-"; no trailing blanks."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
+    right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
+    lines = [list(header), *cells]
+    return [
+        "  ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(line, widths, right, strict=True)).rstrip()
+        for line in lines
+    ]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _percent(value: float | None) -> float | None:
+    return None if value is None else 100 * value
+
+
+def _interval(result: dict[str, Any], key: str, scale: float = 100, digits: int = 2) -> str:
+    """`` [ 95% interval low - high ]``, or nothing where there is none."""
+    limits = result["interval"].get(key)
+    if limits is None:
+        return ""
+    low, high = (f"{scale * limit:.{digits}f}" for limit in limits)
+    return f" [ {100 * result['confidence']:g}% interval {low} - {high} ]"
+
+
+def _rate(result: dict[str, Any], name: str, key: str, total: str, prefix: str = "") -> str:
+    substitutions, deletions, insertions = (
+        result[prefix + kind] for kind in ("substitutions", "deletions", "insertions")
+    )
+    errors = substitutions + deletions + insertions
+    return (
+        f"%{name} {100 * result[key]:.2f} [ {errors} / {result[total]}, "
+        f"{insertions} ins, {deletions} del, {substitutions} sub ]{_interval(result, key)}"
+    )
+
+
+def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
+    """The error rates in Kaldi's form, then the breakdowns by language and speaker; ``missing`` hypotheses."""
+    lines = [
+        _rate(result, "WER", "wer", "words"),
+        _rate(result, "CER", "cer", "characters", "char_"),
+        f"%SER {100 * result['ser']:.2f} [ {result['utterances_wrong']} / {result['utterances']} ]"
+        f"{_interval(result, 'ser')}",
+        f"Scored {result['utterances']} utterances, {missing} not present in hyp.",
+    ]
+    for what in ("language", "speaker"):
+        groups = result.get(f"by_{what}")
+        if groups:
+            header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
+            lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
+    mean = result.get("language_mean")
+    if mean:
+        lines.append(f"mean over languages: %WER {100 * mean['wer']:.2f}, %CER {100 * mean['cer']:.2f}")
+    return lines
+
+
+def _group(name: str, group: dict[str, Any]) -> list[Any]:
+    counts = [group[key] for key in ("utterances", "words", "insertions", "deletions", "substitutions")]
+    limits = group["interval"]["wer"]
+    shown = None if limits is None else f"{100 * limits[0]:.2f} - {100 * limits[1]:.2f}"
+    return [name, *counts, _percent(group["wer"]), _percent(group["cer"]), shown]
+
+
+def worst_lines(worst: Sequence[dict[str, Any]]) -> list[str]:
+    """The worst utterances: counts, then reference and hypothesis below each other."""
+    lines = []
+    for u in worst:
+        rate = "-" if u["wer"] is None else f"{100 * u['wer']:.2f}"
+        errors = u["insertions"] + u["deletions"] + u["substitutions"]
+        lines += [
+            "",
+            f"{u['id']} %WER {rate} [ {errors} / {u['words']}, {u['insertions']} ins, {u['deletions']} del, "
+            f"{u['substitutions']} sub ]",
+            f"  ref {u['ref']}".rstrip(),
+            f"  hyp {u['hyp']}".rstrip(),
+        ]
+    return lines
+
+
+def confusion_lines(found: dict[str, list]) -> list[str]:
+    """The most frequent substitutions, deletions and insertions of words."""
+    rows = [[n, "sub", ref, "->", hyp] for ref, hyp, n in found["substitutions"]]
+    rows += [[n, "del", ref, "", ""] for ref, n in found["deletions"]]
+    rows += [[n, "ins", "", "", hyp] for hyp, n in found["insertions"]]
+    rows.sort(key=lambda row: -row[0])
+    return ["", *table(["count", "error", "ref", "", "hyp"], rows)] if rows else []
+
+
+def lid_lines(result: dict[str, Any]) -> list[str]:
+    """Accuracy, C_primary and EER with intervals beside what chance gives, then languages and confusions."""
+    chance, n = result["chance"], len(result["languages"])
+    right = sum(result["confusion"][i][i] for i in range(n))
+    threshold = {"common": "one threshold for all languages", "per-language": "one threshold per language"}
+    over = {"pooled": "pooled over languages", "languages": "mean over languages"}
+    lines = [
+        f"%accuracy {100 * result['accuracy']:.2f} [ {right:g} / {result['segments']} ]{_interval(result, 'accuracy')}"
+        f" (chance {100 * chance['accuracy']:.2f}, always the most frequent {100 * chance['majority_accuracy']:.2f})",
+        f"%macro-accuracy {100 * result['macro_accuracy']:.2f}{_interval(result, 'macro_accuracy')}"
+        f" (chance {100 * chance['macro_accuracy']:.2f})",
+        f"C_primary actual {result['act_cprimary']:.4f}{_interval(result, 'act_cprimary', 1, 4)}"
+        f" (chance {chance['act_cprimary']:.4f})",
+        f"C_primary minimum {result['min_cprimary']:.4f}{_interval(result, 'min_cprimary', 1, 4)}"
+        f" ({threshold[result['minimum']]})",
+        f"%EER {100 * result['eer']:.2f}{_interval(result, 'eer')}"
+        f" ({ {'rocch': 'ROCCH', 'nearest': 'nearest point'}[result['eer_kind']] }, {over[result['eer_over']]})",
+        f"Scored {result['segments']} segments of {n} languages.",
+    ]
+    priors = list(result["act_cavg"])
+    header = ["language", "segments", "%accuracy", "%EER"]
+    header += [f"{kind}@{p}" for p in priors for kind in ("%miss", "%fa")]
+    rows = []
+    for name, one in result["by_language"].items():
+        rates = [100 * one[kind][p] for p in priors for kind in ("p_miss", "p_fa")]
+        rows.append([name, one["segments"], 100 * one["accuracy"], 100 * one["eer"], *rates])
+    lines += ["", *table(header, rows)]
+    counts = [[name, *row] for name, row in zip(result["languages"], result["confusion"], strict=True)]
+    return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
+
+
+def params_lines(result: dict[str, Any]) -> list[str]:
+    """Parameters before and after, then the layers, those of one shape and rank in one row, and which stayed dense."""
+    before, after = result["total_before"], result["total_after"]
+    lines = [f"{before:,} -> {after:,} parameters, {0.0 - 100 * result['reduction']:+.1f} %"]
+    groups: dict[tuple, list[dict[str, Any]]] = {}
+    for layer in result["layers"]:
+        pattern = ".".join("*" if part.isdigit() else part for part in layer["name"].split("."))
+        groups.setdefault((pattern, layer["d_out"], layer["d_in"], layer["rank"]), []).append(layer)
+    rows = [
+        [pattern, len(layers), d_out, d_in, rank, sum(x["before"] for x in layers), sum(x["after"] for x in layers)]
+        for (pattern, d_out, d_in, rank), layers in groups.items()
+    ]
+    lines += ["", *table(["layers", "number", "d_out", "d_in", "rank", "before", "after"], rows)]
+    return lines + [f"left dense: {name}: {why}" for name, why in result.get("left_dense", {}).items()]

@@ -1,0 +1,107 @@
+"""Stage score: hypotheses or language scores against references -> error rates and costs with intervals.
+
+Inputs: the folder of the stage decode.
+  asr   hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) and speakers.tsv (id, speaker)
+        where they are there: with them come the breakdowns, and whole speakers are resampled
+  lid   scores.tsv (id and a column per language: log-likelihoods), labels.tsv (id, language); speakers.tsv likewise
+Output: the manifest; its numbers are the metrics: wer, cer, ser, counts, or accuracy, macro_accuracy, act_cprimary,
+min_cprimary, eer, and ``interval`` with [low, high] of each.
+
+    python -m lowrank_speech.stages.score --cfg '{"seed": 1, "type": "asr", "score": {"bootstrap": 1000}}' \\
+        --decoded exp/default/decode/wav2vec2/asr/full --manifest exp/default/score/wav2vec2/asr/full/score.json
+"""
+
+import argparse
+import dataclasses
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lowrank_speech.artefact import Manifest
+from lowrank_speech.errors import UserError
+from lowrank_speech.scoring.options import ScoreOptions
+from lowrank_speech.stages import common
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Config:
+    """seed of the bootstrap, type of the task, and how to score (:class:`ScoreOptions` has the defaults)."""
+
+    seed: int
+    type: Literal["asr", "lid"]
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Inputs and outputs."""
+    parser.add_argument("--decoded", required=True, type=Path, metavar="DIR", help="input: folder of the stage decode")
+
+
+def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
+    """The metrics of hyp.txt against ref.txt in ``decoded``. ValueError as the readers and the scorer say."""
+    from lowrank_speech.scoring import asr, files
+
+    ref, hyp = decoded / "ref.txt", decoded / "hyp.txt"
+    pairs = asr.pair(files.read_text(ref), files.read_text(hyp), names=(str(ref), str(hyp)))
+    return asr.score(
+        pairs,
+        config.score,
+        config.seed,
+        speakers=optional_map(decoded / "speakers.tsv"),
+        languages=optional_map(decoded / "languages.tsv"),
+    )
+
+
+def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
+    """The metrics of scores.tsv against labels.tsv in ``decoded``. ValueError as the readers and the scorer say."""
+    from lowrank_speech.scoring import files, lid
+
+    scores, labels = decoded / "scores.tsv", decoded / "labels.tsv"
+    return lid.score(
+        *files.read_scores(scores),
+        files.read_map(labels),
+        config.score,
+        config.seed,
+        speakers=optional_map(decoded / "speakers.tsv"),
+        names=(str(scores), str(labels)),
+    )
+
+
+def optional_map(path: Path) -> dict[str, str] | None:
+    """The map in ``path``, or None where there is no such file."""
+    from lowrank_speech.scoring import files
+
+    return files.read_map(path) if path.exists() else None
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Score, log the main line, write the manifest."""
+    from lowrank_speech.scoring import text
+
+    config = common.from_json(Config, common.read_cfg(arguments.cfg))
+    manifest = Manifest("score", cfg=dataclasses.asdict(config), seed=config.seed)
+    decoded = common.existing(arguments.decoded, "the decoded folder")
+    scorer, lines = {"asr": (score_asr, text.asr_lines), "lid": (score_lid, text.lid_lines)}[config.type]
+    try:
+        numbers = scorer(decoded, config)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    log.info("%s: %s", decoded, lines(numbers)[0])
+    manifest.write(arguments.manifest, outputs=[], numbers={"type": config.type, **numbers})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return common.main("score", __doc__, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,119 @@
+"""The stage score: from a decoded folder to the manifest, and its errors."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lowrank_speech.artefact import read_manifest
+from lowrank_speech.stages import score
+
+
+def decoded(folder, **files):
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        stem, suffix = name.rsplit("_", 1)
+        (folder / f"{stem}.{suffix}").write_text(content)
+    return folder
+
+
+def run(folder, manifest, **cfg):
+    cfg = {"seed": 1, "score": {"bootstrap": 100}} | cfg
+    return score.main(["--cfg", json.dumps(cfg), "--decoded", str(folder), "--manifest", str(manifest)])
+
+
+def test_asr(tmp_path):
+    folder = decoded(
+        tmp_path / "d",
+        ref_txt="a x y z\nb x y\n",
+        hyp_txt="b x\na x y z\n",
+        languages_tsv="id\tlanguage\na\ten\nb\tde\n",
+    )
+    assert run(folder, tmp_path / "score.json", type="asr") == 0
+    record = read_manifest(tmp_path / "score.json", "score")
+    numbers = record["numbers"]
+    assert (numbers["type"], numbers["wer"], numbers["deletions"]) == ("asr", 0.2, 1)
+    assert numbers["by_language"]["de"]["wer"] == 0.5 and "by_speaker" not in numbers
+    assert len(numbers["interval"]["wer"]) == 2
+    # The resolved config has the defaults too.
+    assert record["cfg"]["score"]["confidence"] == 0.95 and record["seed"] == 1
+
+
+def test_asr_with_speakers(tmp_path):
+    folder = decoded(tmp_path / "d", ref_txt="a x\nb x\n", hyp_txt="a x\nb y\n", speakers_tsv="a s\nb t\n")
+    assert run(folder, tmp_path / "score.json", type="asr") == 0
+    numbers = read_manifest(tmp_path / "score.json")["numbers"]
+    assert numbers["resampled"] == "speakers" and numbers["by_speaker"]["t"]["wer"] == 1
+
+
+def test_lid(tmp_path):
+    folder = decoded(
+        tmp_path / "d",
+        scores_tsv="id\ten\tde\na\t0\t-5\nb\t-5\t0\nc\t0\t-1\n",
+        labels_tsv="id\tlanguage\na\ten\nb\tde\nc\tde\n",
+    )
+    options = {"bootstrap": 50, "minimum": "per-language", "p_target": [0.5]}
+    assert run(folder, tmp_path / "score.json", type="lid", score=options) == 0
+    numbers = read_manifest(tmp_path / "score.json")["numbers"]
+    assert numbers["accuracy"] == pytest.approx(2 / 3)
+    assert numbers["minimum"] == "per-language" and list(numbers["act_cavg"]) == ["0.5"]
+    assert numbers["chance"] == {
+        "accuracy": 0.5,
+        "macro_accuracy": 0.5,
+        "majority_accuracy": pytest.approx(2 / 3),
+        "act_cprimary": 1.0,
+        "min_cprimary": 1.0,
+        "eer": 0.5,
+    }
+
+
+def test_the_same_run_gives_the_same_numbers(tmp_path):
+    folder = decoded(tmp_path / "d", ref_txt="a x y z\nb x y\nc p\n", hyp_txt="a x y\nb x y\nc q\n")
+    for name in ("one.json", "two.json"):
+        run(folder, tmp_path / name, type="asr")
+    one, two = (read_manifest(tmp_path / name)["numbers"] for name in ("one.json", "two.json"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    "cfg, match",
+    [
+        ({"type": "mt"}, "'mt' is none of"),
+        ({"type": "asr", "beam": 4}, "unknown key 'beam'"),
+        ({"type": "asr", "seed": -1}, "seed: expected 0 or more"),
+        ({"type": "asr", "score": {"bootstraps": 4}}, "cfg.score: unknown key 'bootstraps'"),
+        ({"type": "asr", "score": {"confidence": 95}}, "cfg.score: confidence: expected a value between 0 and 1"),
+        ({"type": "asr", "score": {"minimum": "least"}}, "cfg.score.minimum: 'least' is none of"),
+        ({"type": "asr"}, "hyp.txt: no hypothesis for utterance 'b'"),
+        ({"type": "lid"}, "scores.tsv: no such file"),
+    ],
+)
+def test_errors_leave_no_manifest(tmp_path, capsys, cfg, match):
+    folder = decoded(tmp_path / "d", ref_txt="a x\nb y\n", hyp_txt="a x\n")
+    assert run(folder, tmp_path / "score.json", **cfg) == 2
+    assert not (tmp_path / "score.json").exists()
+    assert match in capsys.readouterr().err
+
+
+def test_missing_folder(tmp_path, capsys):
+    assert run(tmp_path / "none", tmp_path / "score.json", type="asr") == 2
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_help_explains_and_loads_no_numpy():
+    code = (
+        "import sys\nfrom lowrank_speech.stages import score\n"
+        "try: score.main(['--help'])\nfinally: assert not {'numpy', 'torch', 'pandas'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "hyp.txt and ref.txt" in done.stdout and "--decoded" in done.stdout
+
+
+def test_scoring_imports_nothing_else_of_the_package():
+    code = (
+        "import sys\nfrom lowrank_speech.scoring import asr, files, lid, text\n"
+        "names = [m for m in sys.modules if m.startswith('lowrank_speech.') and '.scoring' not in m]\n"
+        "assert not names and 'torch' not in sys.modules, names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
