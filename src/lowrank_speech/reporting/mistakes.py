@@ -1,0 +1,85 @@
+"""What the systems confuse: the most frequent word errors and the worst utterances, or the matrix of languages.
+
+Input: the numbers of score.json (`scoring.asr.score`, `scoring.lid.score`). Output: tables of strings for the page.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lowrank_speech.reporting import units
+from lowrank_speech.reporting.data import Table
+from lowrank_speech.reporting.systems import System, number
+
+
+def mistakes(systems: Sequence[System], most: int) -> list[tuple[str, list[Table]]]:
+    """(system, tables) of every system whose score has any; ``most``: rows of a table of word errors."""
+    found = []
+    for system in systems:
+        tables = _words(system.score, most) if system.name.type == "asr" else _matrix(system.score)
+        tables += _by_language(system)
+        if tables:
+            found.append((f"{system.name.task}, {system.name.base}, {system.name.method}", tables))
+    return found
+
+
+def _words(score: dict[str, Any], most: int) -> list[Table]:
+    tables = []
+    confusions = score.get("confusions") or {}
+    headers = {
+        "substitutions": ("reference", "hypothesis", "times"),
+        "deletions": ("left out", "times"),
+        "insertions": ("put in", "times"),
+    }
+    for kind, header in headers.items():
+        rows = tuple((*map(str, row[:-1]), units.count(number(row[-1]))) for row in confusions.get(kind) or ())
+        if rows:
+            tables.append(Table(f"Most frequent {kind}", header, rows[:most], len(header) - 1))
+    worst = tuple(
+        (str(row.get("id")), units.percent(number(row.get("wer")), 0), str(row.get("ref")), str(row.get("hyp")))
+        for row in score.get("worst") or ()
+    )
+    if worst:
+        header = ("utterance", "WER %", "reference", "hypothesis")
+        # The figure stands between texts: aligned as text it reads better than at the far side of its column.
+        tables.append(Table("Utterances with most errors", header, worst[:most], len(header)))
+    return tables
+
+
+def _matrix(score: dict[str, Any]) -> list[Table]:
+    languages, matrix = score.get("languages"), score.get("confusion")
+    if not languages or not matrix:
+        return []
+    rows = []
+    for language, counts in zip(languages, matrix, strict=True):
+        rows.append((str(language), *(f"{c:g}" if c else "·" for c in counts), f"{sum(counts):g}"))
+    note = (
+        "Rows: the language spoken; columns: the one recognised. Segments between equally scored languages are shared."
+    )
+    return [Table("Confusion matrix", ("", *map(str, languages), "sum"), tuple(rows), note=note)]
+
+
+def _by_language(system: System) -> list[Table]:
+    by_language = system.score.get("by_language") or {}
+    if not by_language:
+        return []
+    keys = {
+        "asr": {"wer": "WER %", "cer": "CER %"},
+        "lid": {"accuracy": "accuracy %", "eer": "EER %"},
+    }[system.name.type]
+    size = "utterances" if system.name.type == "asr" else "segments"
+    rows = tuple(
+        (
+            str(language),
+            units.count(number(figures.get(size))),
+            *(units.percent(number(figures.get(key))) for key in keys),
+            *(units.interval(*_ends(figures, key)) for key in list(keys)[:1] if system.name.type == "asr"),
+        )
+        for language, figures in by_language.items()
+    )
+    header = ("language", size, *keys.values(), *(["WER interval"] if system.name.type == "asr" else []))
+    return [Table("By language", header, rows)]
+
+
+def _ends(figures: dict[str, Any], key: str) -> tuple[float | None, float | None]:
+    low, high = (figures.get("interval") or {}).get(key) or (None, None)
+    return number(low), number(high)

@@ -1,0 +1,215 @@
+"""Plots: error against parameters, what training costs, training curves.
+
+Each function takes the systems and returns a matplotlib figure in the current theme; `write_plots` stores them as PNG
+files on white and returns them for the page, in both themes. Colour says the method, in all figures the same one; the
+palette is Okabe and Ito's, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color/).
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # no display on a compute node
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from lowrank_speech.artefact import atomic
+from lowrank_speech.reporting import units
+from lowrank_speech.reporting.systems import System
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7570B3")
+UNADAPTED = "#8a8a8a"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+THEMES = {"light": ("#ffffff", "#2b2b2b", "#dddddd"), "dark": ("#1d1f21", "#d6d6d6", "#3a3d40")}
+"""Background, ink, grid; the page's own colours (page.css)."""
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A figure for the page: PNG bytes on light and on dark ground."""
+
+    name: str
+    title: str
+    caption: str
+    light: bytes
+    dark: bytes
+
+
+def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Path], list[Plot]]:
+    """Draw all figures into ``out`` (PNG, ``dpi`` dots an inch); returns their paths, and them for the page."""
+    paths, plots = [], []
+    for name, (title, caption, draw) in FIGURES.items():
+        images = {theme: _png(draw, systems, theme, dpi) for theme in THEMES}
+        paths.append(out / f"{name}.png")
+        with atomic(paths[-1]) as temporary:
+            temporary.write_bytes(images["light"])
+        plots.append(Plot(name, title, caption, images["light"], images["dark"]))
+    return paths, plots
+
+
+def _png(draw: Callable[[Sequence[System]], Figure], systems: Sequence[System], theme: str, dpi: int) -> bytes:
+    ground, ink, grid = THEMES[theme]
+    settings = {
+        **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground),
+        **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color", "axes.edgecolor"), ink),
+        **{"grid.color": grid, "axes.grid": True, "grid.linewidth": 0.6, "axes.axisbelow": True},
+        **{"axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "font.size": 9.5},
+        **{"axes.titlesize": 10.5, "axes.titleweight": "bold", "legend.frameon": False, "text.parse_math": False},
+    }
+    with plt.rc_context(settings):
+        figure = draw(systems)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1)
+        plt.close(figure)
+    return buffer.getvalue()
+
+
+def colours(systems: Sequence[System]) -> dict[str, str]:
+    """Method -> colour, in the order of the systems; unadapted bases are grey."""
+    grey = {s.name.method for s in systems if s.unadapted}
+    others = [m for m in dict.fromkeys(s.name.method for s in systems) if m not in grey]
+    return dict.fromkeys(grey, UNADAPTED) | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
+
+
+def error_figure(systems: Sequence[System]) -> Figure:
+    """Error with its 95 % interval against the parameters of the model, one panel a task."""
+    tasks = list(dict.fromkeys(s.name.task for s in systems))
+    bases = list(dict.fromkeys(s.name.base for s in systems))
+    colour = colours(systems)
+    figure, panels = plt.subplots(
+        1, len(tasks), figsize=(4.6 * len(tasks) + 0.6, 4.0), squeeze=False, layout="constrained"
+    )
+    for axes, task in zip(panels[0], tasks, strict=True):
+        members = [s for s in systems if s.name.task == task]
+        drawn = [s for s in members if s.error is not None and s.numbers["parameters_total"] is not None]
+        for system in drawn:
+            x, y = system.numbers["parameters_total"] / 1e6, 100 * system.error
+            if system.error_interval:
+                low, high = (100 * end for end in system.error_interval)
+                axes.vlines(x, low, high, color=colour[system.name.method], linewidth=1.2, alpha=0.7)
+            marker = MARKERS[bases.index(system.name.base) % len(MARKERS)]
+            axes.plot(x, y, marker, color=colour[system.name.method], markersize=7, markeredgewidth=0)
+        chance = [s.numbers["chance_accuracy"] for s in members if s.numbers["chance_accuracy"] is not None]
+        if chance:
+            level = 100 * (1 - chance[0])
+            axes.axhline(level, linestyle="--", color=UNADAPTED, linewidth=1)
+            axes.annotate(
+                "chance", (0, level), xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points",
+                color=UNADAPTED,
+            )  # fmt: skip
+        leading = members[0].metric
+        axes.set(title=task, xlabel="parameters of the model (millions)")
+        axes.set_ylabel("word error rate (%)" if leading == "wer" else f"error: 100 − {leading} (%)")
+        axes.set_ylim(bottom=0)
+        axes.margins(x=0.12)
+    _legend(figure, colour, bases)
+    return figure
+
+
+def _legend(figure: Figure, colour: dict[str, str], bases: Sequence[str]) -> None:
+    """Methods by colour and, where there are several, bases by marker; below the panels."""
+    handles = [Line2D([], [], color=c, marker="o", linestyle="", label=method) for method, c in colour.items()]
+    if len(bases) > 1:
+        ink = plt.rcParams["text.color"]
+        handles += [
+            Line2D([], [], color=ink, marker=MARKERS[i % len(MARKERS)], linestyle="", label=base)
+            for i, base in enumerate(bases)
+        ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8))
+
+
+def cost_figure(systems: Sequence[System]) -> Figure:
+    """What training each system costs: parameters trained, peak memory, time; a bar per system, with its figure."""
+    measures = (
+        ("parameters_trained", "parameters trained (millions)", 1e6, units.parameters),
+        ("peak_bytes", "peak memory (GB)", 1e9, units.memory),
+        ("seconds_train", "training time (minutes)", 60, units.duration),
+    )
+    colour, several = colours(systems), len({s.name.task for s in systems}) > 1
+    names = [
+        f"{s.name.task}  {s.name.base}  {s.name.method}" if several else f"{s.name.base}  {s.name.method}"
+        for s in systems
+    ]
+    positions, place = [], 0.0
+    for i, system in enumerate(systems):  # a gap between blocks of task and base
+        block = (system.name.task, system.name.base)
+        place += 0.6 if i and block != (systems[i - 1].name.task, systems[i - 1].name.base) else 0.0
+        positions.append(place + i)
+    figure, panels = plt.subplots(
+        1, 3, figsize=(10.6, 0.9 + 0.27 * (positions[-1] + 1)), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axes, (key, title, scale, show) in zip(panels[0], measures, strict=True):
+        values = [s.numbers[key] for s in systems]
+        shown = [(v or 0) / scale for v in values]
+        axes.barh(positions, shown, color=[colour[s.name.method] for s in systems], height=0.78)
+        most = max(shown) or 1.0
+        for position, value, length in zip(positions, values, shown, strict=True):
+            axes.text(length + 0.015 * most, position, show(value), va="center", fontsize=8)
+        axes.set_title(title, fontweight="normal")
+        axes.set_xlim(0, 1.22 * most)
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    panels[0, 0].set_yticks(positions, names)
+    panels[0, 0].set_ylim(positions[-1] + 0.6, -0.6)
+    return figure
+
+
+def curves_figure(systems: Sequence[System]) -> Figure:
+    """Training loss and error on dev by epoch: a column of panels per task and base, a line per method."""
+    trained = [s for s in systems if s.history]
+    if not trained:
+        figure = plt.figure(figsize=(6, 1))
+        figure.text(0.5, 0.5, "nothing was trained: there are no curves", ha="center", va="center")
+        return figure
+    colour = {m: c for m, c in colours(systems).items() if m in {s.name.method for s in trained}}
+    blocks = list(dict.fromkeys((s.name.task, s.name.base) for s in trained))
+    width = max(len(blocks), 2)
+    figure, panels = plt.subplots(
+        2, width, figsize=(2.75 * width + 0.4, 5.0), sharex="col", squeeze=False, layout="constrained"
+    )
+    for axes in panels[:, len(blocks) :].flat:
+        axes.set_axis_off()
+    for column, block in enumerate(blocks):
+        for system in (s for s in trained if (s.name.task, s.name.base) == block):
+            _curve(panels[0, column], system, "loss", 1, colour[system.name.method])
+            _curve(panels[1, column], system, "dev_metric", 100, colour[system.name.method])
+        panels[0, column].set_title(f"{block[0]}, {block[1]}")
+        panels[1, column].set_xlabel("epoch")
+        panels[1, column].set_ylim(bottom=0)
+    panels[0, 0].set_ylabel("training loss")
+    panels[1, 0].set_ylabel("error on dev (%)")
+    _legend(figure, colour, ())
+    return figure
+
+
+def _curve(axes: Axes, system: System, key: str, scale: float, colour: str) -> None:
+    points = [(row["epoch"], scale * row[key]) for row in system.history if key in row and row[key] is not None]
+    if points:
+        # A marker on each point: a run of one epoch would otherwise show nothing.
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.5, marker=".", markersize=4)
+
+
+FIGURES: dict[str, tuple[str, str, Callable[[Sequence[System]], Figure]]] = {
+    "error": (
+        "Error against the size of the model",
+        "Left and low is good. Bars are 95 % intervals; grey is the base before adaptation.",
+        error_figure,
+    ),
+    "cost": (
+        "What training costs",
+        "Per system: parameters that were trained, peak memory of training, time in training steps.",
+        cost_figure,
+    ),
+    "curves": (
+        "Training curves",
+        "Loss on the training data and error on dev, after each epoch that was evaluated. The weights that are decoded "
+        "are those of the best epoch on dev, unless the recipe says otherwise.",
+        curves_figure,
+    ),
+}

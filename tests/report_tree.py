@@ -1,0 +1,181 @@
+"""A realistic tree of manifests for the tests of the report: 2 bases x 2 tasks x 5 methods, scored by the real scorers.
+
+To look at the page:  python tests/report_tree.py /tmp/tree  and open /tmp/tree/report/report.html
+"""
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lowrank_speech.artefact import Manifest, write_json, write_table
+from lowrank_speech.scoring import asr, lid
+from lowrank_speech.scoring.options import ScoreOptions
+
+BASES = {"wav2vec2": 6_153_000, "whisper": 4_870_000}
+TASKS = {"asr": "asr", "lid": "lid"}
+# adapt, share of the dense parameters, share trained, word error, noise on the language scores
+METHODS = {
+    "base": ("none", 1.0, 0.0, 0.75, 6.0),
+    "full": ("full", 1.0, 0.95, 0.16, 0.8),
+    "lowrank": ("full", 0.76, 0.94, 0.18, 0.9),
+    "lora": ("lora", 1.0, 0.021, 0.24, 1.2),
+    "lowrank_lora": ("lora", 0.76, 0.024, 0.26, 1.5),
+}
+WORDS = ["the", "a", "of", "light", "seven", "house", "water", "before", "evening", "street", "colour", "number"]
+FOLDER = "reduction0.24-1f0c9a3e"
+LANGUAGES = ["de", "en", "es", "fr", "nl"]
+OPTIONS = ScoreOptions(bootstrap=100)
+
+
+def systems() -> list[dict[str, str]]:
+    """The grid as the stage's config lists it; the unadapted base is last, the report has to bring it to the top."""
+    methods = [*list(METHODS)[1:], "base"]
+    return [
+        {"base": base, "task": task, "method": method, "type": TASKS[task]}
+        | ({"factorisation": FOLDER} if METHODS[method][1] < 1 else {})
+        for base in BASES
+        for task in TASKS
+        for method in methods
+    ]
+
+
+def manifest(path: Path, stage: str, numbers: dict[str, Any], cfg: dict[str, Any], peak: int = 10**9) -> None:
+    """Write a manifest as the stage would, without outputs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Manifest(stage, cfg, seed=1).write(path, [], numbers, peak_bytes=peak)
+
+
+def score_asr(rng: random.Random, error: float) -> dict[str, Any]:
+    """Numbers of 60 utterances in which each word is wrong with probability ``error``."""
+    pairs = {}
+    for i in range(60):
+        ref = rng.choices(WORDS, k=rng.randint(3, 9))
+        hyp = [rng.choice([word[::-1], word[:-1] + "s", ""]) if rng.random() < error else word for word in ref]
+        pairs[f"utt{i:03}"] = (ref, [word for word in hyp if word])
+    names = {name: LANGUAGES[i % 3] for i, name in enumerate(pairs)}
+    return {"type": "asr", **asr.score(pairs, OPTIONS, 1, languages=names)}
+
+
+def score_lid(rng: random.Random, noise: float) -> dict[str, Any]:
+    """Numbers of 110 segments (the last language has more) whose true language leads by 2 under Gaussian noise."""
+    truth = [i % 5 for i in range(100)] + [4] * 10
+    draw = np.random.default_rng(rng.randrange(10**6))
+    scores = 2.0 * np.eye(5)[truth] + noise * draw.normal(size=(110, 5))
+    ids = [f"seg{i:03}" for i in range(110)]
+    labels = {name: LANGUAGES[i] for name, i in zip(ids, truth, strict=True)}
+    return {"type": "lid", **lid.score(ids, LANGUAGES, scores, labels, OPTIONS, 1)}
+
+
+def make_tree(root: Path, seed: int = 1) -> dict[str, Any]:
+    """Write the tree under ``root``; returns the stage's config."""
+    rng = random.Random(seed)
+    corpus(root)
+    for base, dense in BASES.items():
+        manifest(root / f"base/{base}/base.json", "base", {"source": "scratch", "parameters": dense}, {"family": base})
+        factorise(root / f"factorise/{base}/{FOLDER}/factorise.json", rng)
+        for method in METHODS:
+            for task in TASKS:
+                system(root, rng, base, task, method)
+    return {"experiment": "A small experiment", "systems": systems()}
+
+
+def system(root: Path, rng: random.Random, base: str, task: str, method: str) -> None:
+    """Train, decode and score of one system."""
+    adapt, share, trained, error, noise = METHODS[method]
+    total, name = round(BASES[base] * share), f"{base}/{task}/{method}"
+    # The classifier of a task that the base has no head for is trained even where nothing else is.
+    new_head = 4_000 if adapt == "none" and task == "lid" else 0
+    numbers = {
+        "adapt": adapt,
+        "parameters_total": total,
+        "parameters_dense": BASES[base],
+        "parameters_trained": round(total * trained) + new_head,
+        "seconds_train": 0.0
+        if adapt == "none" and not new_head
+        else rng.uniform(80, 200) * (0.6 + 0.4 * (trained > 0.1)),
+        "speech_seconds_per_second": rng.uniform(20, 40),
+        "set_aside": {"no text": 1, "too long for CTC": 2},
+    }
+    cfg = {"seed": 1, "adapt": adapt, "training": {"epochs": 8, "lr": 3e-4}}
+    if adapt == "lora":
+        cfg["lora"] = {"rank": 8, "alpha": 16.0}
+    folder = root / "train" / name
+    manifest(folder / "train.json", "train", numbers, cfg, peak=int(0.8e9 + 1.2e8 * (4 * share * trained + 1)))
+    write_table(
+        folder / "set_aside.tsv",
+        ("id", "reason", "detail"),
+        [
+            ("utt7", "no text", ""),
+            ("utt8", "too long for CTC", "52 labels, 40 frames"),
+            ("utt9", "too long for CTC", ""),
+        ],
+    )
+    rows = []
+    if trained:
+        for epoch in range(1, 9):
+            level = (error if task == "asr" else noise / 8) + 0.8 * 2.0**-epoch
+            row = {"step": 20 * epoch, "epoch": epoch, "loss": 3 * level * rng.uniform(0.95, 1.05), "lr": 3e-4}
+            if epoch % 2 == 0:
+                row |= {"dev_loss": 3.3 * level, "dev_metric": min(1.0, level * rng.uniform(0.95, 1.1))}
+            rows.append(row)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    decoded = {"utterances": 60, "speech_seconds": 240.5, "seconds": 2.4 * share, "rtf": 0.01 * share}
+    decoded |= {"frontend_rtf": 0.004 if base == "wav2vec2" else 0.0, "set_aside": {}}
+    manifest(root / "decode" / name / "decode.json", "decode", decoded, {"task": {"type": TASKS[task]}})
+    scored = score_asr(rng, error) if TASKS[task] == "asr" else score_lid(rng, noise)
+    manifest(root / "score" / name / "score.json", "score", scored, {"seed": 1, "type": TASKS[task]})
+
+
+def corpus(root: Path) -> None:
+    """Manifest and list of a corpus of three splits."""
+    splits = {
+        split: {
+            "utterances": n,
+            "seconds": 4.1 * n,
+            "speakers": n // 40,
+            "languages": dict.fromkeys(LANGUAGES, n // 5),
+        }
+        for split, n in (("train", 1200), ("dev", 120), ("test", 120))
+    }
+    numbers = {"splits": splits, "set_aside": {"clipped": 1}, "shared_speakers": {"train+dev": 2}}
+    manifest(root / "corpus/voices/corpus.json", "corpus", numbers, {"seed": 1})
+    rows = [("utt1", "train", "unreadable audio", "audio/utt1.ogg: no frames")]
+    write_table(root / "corpus/voices/set_aside.tsv", ("id", "split", "reason", "detail"), rows)
+
+
+def factorise(path: Path, rng: random.Random) -> None:
+    """Report of the factorisation of six layers."""
+    layers = [
+        {
+            "name": f"encoder.layers.{i // 2}.feed_forward.{('intermediate_dense', 'output_dense')[i % 2]}",
+            "d_out": (768, 192)[i % 2],
+            "d_in": (192, 768)[i % 2],
+            "rank": 96,
+            "before": 148_224,
+            "after": 92_928,
+            "energy": rng.uniform(0.93, 0.99),
+            "weight_error": rng.uniform(0.1, 0.3),
+            "output_error": None,
+        }
+        for i in range(6)
+    ]
+    manifest(path, "factorise", {"layers": layers}, {"reduction": 0.24})
+
+
+def run(root: Path, cfg: dict[str, Any]) -> int:
+    """The stage on the tree; its exit code."""
+    from lowrank_speech.stages import report
+
+    write_json(root / "cfg.json", cfg)
+    out = root / "report"
+    return report.main(
+        [f"--cfg=@{root / 'cfg.json'}", "--root", str(root), "--out", str(out), "--manifest", str(out / "report.json")]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(Path(sys.argv[1]), make_tree(Path(sys.argv[1]))))

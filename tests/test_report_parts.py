@@ -1,0 +1,186 @@
+"""Parts of the report: units, order of systems, headlines, tables, and what may be imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.reporting import data, page, plots, results, units
+from lowrank_speech.reporting.headline import headlines
+from lowrank_speech.reporting.mistakes import mistakes
+from lowrank_speech.reporting.systems import COLUMNS, System, SystemName, read_history, set_aside
+
+
+def make(method: str, adapt: str = "full", task: str = "asr", manifests: dict | None = None, **numbers) -> System:
+    kind = "lid" if task == "lid" else "asr"
+    name = SystemName("wav2vec2", task, method, kind)
+    known = dict.fromkeys(COLUMNS) | {"adapt": adapt, "method": method} | numbers
+    return System(name, known, manifests={"train": {"cfg": {}}} | (manifests or {}))
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "text"),
+    [
+        (units.percent, 0.12345, "12.3"),
+        (units.percent, None, "–"),
+        (units.signed, -0.2393, "−23.9"),
+        (units.signed, 0.0132, "+1.3"),
+        (units.signed, -0.0001, "0.0"),
+        (units.parameters, 315_438_720, "315.4 M"),
+        (units.parameters, 6_153_000, "6.15 M"),
+        (units.parameters, 129_200, "129.2 k"),
+        (units.parameters, 0, "0"),
+        (units.memory, 1_376_000_000, "1.38 GB"),
+        (units.memory, 920_000_000, "920 MB"),
+        (units.duration, 59.96, "1m00s"),
+        (units.duration, 185.2, "3m05s"),
+        (units.duration, 3599.7, "1h00m"),
+        (units.duration, 2 * 3600 + 7 * 60, "2h07m"),
+        (units.factor, 0.01234, "0.0123"),
+        (units.factor, 0.0, "0.0000"),
+        (units.factor, 0.00001234, "1.2e-05"),
+        (units.hours, 4500, "1.25 h"),
+        (units.hours, 90, "1.5 min"),
+        (units.plain, [768, 192], "768 × 192"),
+        (units.plain, True, "yes"),
+        (units.plain, 0.957031, "0.957"),
+    ],
+)
+def test_units(show, value, text):
+    assert show(value) == text
+
+
+def test_error_and_interval_of_accuracy_are_mirrored():
+    system = make("full", task="lid", accuracy=0.9, accuracy_low=0.85, accuracy_high=0.93)
+    assert system.error == pytest.approx(0.1)
+    assert system.error_interval == pytest.approx((0.07, 0.15))
+
+
+def test_least_error_is_the_greatest_accuracy():
+    worse, better = make("a", task="lid", accuracy=0.8), make("b", task="lid", accuracy=0.9)
+    assert results.least_error([worse, better]) is better
+    assert results.least_error([make("c", task="lid")]) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "count"), [(None, None), (3, 3), ({}, 0), ({"a": 1, "b": 2}, 3), ({"train": {"a": 1}, "dev": 2}, 3)]
+)
+def test_set_aside_counts(value, count):
+    assert set_aside({"set_aside": value}) == count
+
+
+def test_history_names_the_bad_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert read_history(path) == []
+    path.write_text('{"epoch": 1, "loss": 2.0}\n\n{"epo')
+    with pytest.raises(UserError, match="line 3"):
+        read_history(path)
+
+
+def test_headline_compares_with_dense_full_finetuning():
+    common = {"reduction": 0.0, "seconds_train": 100.0, "peak_bytes": 10**9}
+    full = make("full", wer=0.10, wer_low=0.08, wer_high=0.12, parameters_total=100, parameters_trained=90, **common)
+    # Listed before the dense one, and still not the reference.
+    small = make(
+        "lowrank",
+        wer=0.11,
+        wer_low=0.09,
+        wer_high=0.13,
+        parameters_total=76,
+        parameters_trained=45,
+        **common | {"reduction": 0.24, "seconds_train": None},
+        manifests={"factorise": {"numbers": {"layers": []}}},
+    )
+    lora = make(
+        "lora", "lora", wer=0.2, wer_low=0.15, wer_high=0.25, parameters_total=100, parameters_trained=1, **common
+    )
+    base = make("base", "none", wer=0.9)
+    (found,) = headlines([base, small, full, lora])
+    assert found.lead.startswith("full is best: WER 10.0") and "before adaptation: WER 90.0" in found.lead
+    assert found.comparison.rows == (
+        ("lowrank", "+1.0", "overlap", "−24.0", "−50.0", "0.0", "–"),
+        ("lora", "+10.0", "apart", "0.0", "−98.9", "0.0", "0.0"),
+    )
+
+
+def test_headline_without_a_reference_compares_nothing():
+    (found,) = headlines([make("lora", "lora", wer=0.2)])
+    assert found.comparison is None and "lora is best" in found.lead
+    (found,) = headlines([make("full")])
+    assert found.lead == "Nothing was scored."
+
+
+def test_confidence_of_the_score_is_in_the_title():
+    system = make("full", wer=0.1, wer_low=0.0, wer_high=0.2)
+    system.score["confidence"] = 0.9
+    (block,) = results.blocks([system])
+    assert ("90 %", "interval") in block.titles
+
+
+def test_counts_stay_whole_numbers_beside_unknown_ones(tmp_path):
+    results.write_results(tmp_path, "t", [make("a", wer=0.1, words=354), make("b", wer=0.2)])
+    lines = (tmp_path / "results.csv").read_text().splitlines()
+    assert ",354," in lines[1] and "354.0" not in lines[1]
+    assert lines[0].split(",") == list(COLUMNS)
+
+
+def test_set_aside_groups_equal_lists(tmp_path):
+    text = "id\treason\tdetail\n" + "".join(f'u{i}\ttoo long\t{i} labels "\n' for i in range(5))
+    systems = [make(method) for method in ("full", "lora", "base")]
+    for system in systems[:2]:
+        path = tmp_path / f"train/wav2vec2/asr/{system.name.method}/set_aside.tsv"
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    (row,) = data.set_aside_table(tmp_path, [], systems).rows
+    assert row[0] == "train wav2vec2/asr/full and 1 more" and row[1] == "too long" and row[3] == "5"
+    assert row[2] == 'u0 (0 labels "); u1 (1 labels "); u2 (2 labels ") …'
+
+
+def test_layers_of_a_method_stand_once():
+    layers = [{"rank": 4, "name": "a.b", "energy": 0.5}, {"name": "c", "rank": 8, "extra": None}]
+    factorise = {"factorise": {"numbers": {"layers": layers, "left_dense": {"d": "the rank is too high"}}}}
+    systems = [make("low", task=task, manifests=factorise) for task in ("asr", "lid")]
+    (table,) = data.layer_tables(systems)
+    assert table.title == "wav2vec2, low: 2 layers"
+    assert table.header == ("name", "rank", "energy", "extra")
+    assert table.rows == (("a.b", "4", "0.5", "–"), ("c", "8", "–", "–"))
+    assert table.note == "d stays dense: the rank is too high"
+
+
+def test_confusion_matrix_has_its_sums():
+    system = make("full", task="lid")
+    system.score.update(languages=["de", "en"], confusion=[[3, 1.5], [0, 4]])
+    ((_, (table,)),) = mistakes([system], 5)
+    assert table.rows == (("de", "3", "1.5", "4.5"), ("en", "·", "4", "4"))
+    assert mistakes([make("full", task="lid")], 5) == []
+
+
+def test_colours_are_stable_and_grey_for_the_unadapted():
+    systems = [make("base", "none"), *(make(f"m{i}") for i in range(10))]
+    colours = plots.colours(systems)
+    assert colours["base"] == plots.UNADAPTED
+    assert len(set(list(colours.values())[1:9])) == 8  # distinct as far as the palette goes
+
+
+def test_memory_note_names_the_device():
+    cpu, cuda = make("a", device="cpu"), make("b", device="cuda:0")
+    notes = [dict(page.measured(systems))["peak memory"] for systems in ([cpu], [cuda], [cpu, cuda])]
+    assert "resident" in notes[0] and "CUDA" not in notes[0]
+    assert "CUDA" in notes[1] and "resident" not in notes[1]
+    assert "CUDA" in notes[2] and "resident" in notes[2]
+
+
+def test_versions_that_differ_stand_side_by_side():
+    one = make("a", manifests={"train": {"cfg": {}, "versions": {"torch": "2.8"}}})
+    two = make("b", manifests={"train": {"cfg": {}, "versions": {"torch": "2.9"}}})
+    assert page.versions([one, two, one]) == [("torch", "2.8, 2.9")]
+
+
+def test_reporting_imports_no_torch():
+    folder = Path(page.__file__).parent
+    modules = ", ".join(f"lowrank_speech.reporting.{p.stem}" for p in folder.glob("[a-z]*.py"))
+    code = f"import sys, lowrank_speech.stages.report, {modules}; print(sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'torch'" not in loaded and "'transformers'" not in loaded and "'lhotse'" not in loaded
