@@ -1,8 +1,8 @@
 """Whisper's log-mel spectrogram, equal to ``WhisperFeatureExtractor``'s, without its padding to 30 s.
 
 16 kHz, 25 ms Hann window, 10 ms hop, Slaney mel filters, log10, clipped at 8 below the utterance's maximum, then
-(x + 4) / 4. The published extractor appends zeros up to 30 s before the transform; so do we, but only as many as the last
-window reaches into, and the frames that hold nothing but padding are left to ``SpeechModel.pad_mel``.
+(x + 4) / 4. The published extractor appends zeros up to 30 s before the transform; here only as many as the last window
+with speech reaches into. ``SpeechModel.pad_mel`` gives the frames that hold nothing but padding their value.
 Source: openai/whisper, whisper/audio.py.
 """
 
@@ -22,9 +22,17 @@ def _filters(n_mels: int) -> Tensor:
     return melscale_fbanks(N_FFT // 2 + 1, 0.0, 8000.0, n_mels, SAMPLE_RATE, norm="slaney", mel_scale="slaney")
 
 
+def mel_frames(samples: int) -> int:
+    """Number of frames that see any of ``samples`` samples."""
+    return -(-(samples + N_FFT // 2) // HOP)
+
+
 def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
-    """Waveform (T,) at 16 kHz, float in [-1, 1] -> (ceil(T / 160), n_mels) float32."""
-    frames = -(-len(waveform) // HOP)
+    """Waveform (T,) at 16 kHz, float in [-1, 1] -> (ceil((T + 200) / 160), n_mels) float32.
+
+    Frames are centred at multiples of the hop: the last one or two lie beyond the end and see its last samples.
+    """
+    frames = mel_frames(len(waveform))
     padded = torch.nn.functional.pad(waveform, (0, frames * HOP + N_FFT - len(waveform)))
     spectrum = torch.stft(padded, N_FFT, HOP, window=torch.hann_window(N_FFT), return_complex=True)
     power = spectrum[:, :frames].abs().square()

@@ -117,7 +117,7 @@ class _Work:
         from lowrank_speech.features.batches import Loader, segment
         from lowrank_speech.features.inputs import inputs_of
         from lowrank_speech.features.store import load_cuts
-        from lowrank_speech.lang.select import SetAside
+        from lowrank_speech.lang.select import SetAside, fits_window
         from lowrank_speech.models.device import pick_device
         from lowrank_speech.models.folder import load_model
 
@@ -127,7 +127,7 @@ class _Work:
         inputs = inputs_of(arguments.model, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
         self.loader, self.set_aside = Loader(inputs), SetAside()
         seconds = config.task.segment.seconds if config.task.segment else None
-        self.cuts = segment(load_cuts(arguments.cuts), seconds)
+        self.cuts = fits_window(segment(load_cuts(arguments.cuts), seconds), self.model.window_seconds, self.set_aside)
         self.seconds = self.speech = 0.0
 
     def peak(self) -> int | None:

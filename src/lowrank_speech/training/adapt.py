@@ -11,7 +11,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import segment
 from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.select import SetAside, known_language, possible_ctc, require, usable_text
+from lowrank_speech.lang.select import SetAside, fits_window, known_language, possible_ctc, require, usable_text
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora
 from lowrank_speech.models.families import lora_targets
 from lowrank_speech.models.folder import to_task
@@ -37,10 +37,11 @@ class Setup:
 def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside) -> Setup:
     """The model of ``config.task`` on ``base``, and its training and dev cuts; unusable ones go to ``set_aside``."""
     seconds = config.task.segment.seconds if config.task.segment else None
-    train = segment(load_cuts(arguments.train_cuts), seconds, config.seed)
-    dev = segment(load_cuts(arguments.dev_cuts), seconds)
+    limit = base.window_seconds
+    train = fits_window(segment(load_cuts(arguments.train_cuts), seconds, config.seed), limit, set_aside)
+    dev = fits_window(segment(load_cuts(arguments.dev_cuts), seconds), limit, set_aside)
     if config.task.type == "lid":
-        return _lid(base, list(train), list(dev), config, set_aside)
+        return _lid(base, train, dev, config, set_aside)
     lang = Lang.load(arguments.lang)
     kept = []
     for what, cuts in (("training", train), ("dev", dev)):

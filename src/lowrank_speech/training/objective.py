@@ -1,7 +1,7 @@
 """Losses of the tasks over a batch, and the dev metric of each.
 
     ctc        CTC over characters or pieces (torch's), per label; dev metric: token error rate of the greedy path
-    seq2seq    Whisper's cross-entropy with teacher forcing, per token; dev metric: token error rate with teacher forcing
+    seq2seq    Whisper's cross-entropy with teacher forcing, per token; dev metric: error rate of its tokens
     classify   cross-entropy over pooled states, per utterance; dev metric: error rate
 
 Two auxiliary losses serve the pretraining of bases from scratch: CTC on the encoder of a Whisper (``ctc_weight``, as in
@@ -68,7 +68,7 @@ class Objective(nn.Module):
         else:
             inputs, labels = (t.to(device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
             logits, states = model.seq2seq_logits(features, lengths, inputs)
-            frames = torch.div(lengths + 1, 2, rounding_mode="floor")
+            frames = torch.div(lengths.clamp(max=model.window) + 1, 2, rounding_mode="floor")
             loss = F.cross_entropy(
                 logits.float().flatten(0, 1),
                 labels.flatten(),

@@ -1,0 +1,165 @@
+"""Checks what a schema cannot: that names refer to something, and that settings go together.
+
+Everything that can be known from the config alone is refused here, before the first job runs.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lowrank_speech.workflow.config import WISHES, Config, ConfigError, System, calibrated, systems, training
+from lowrank_speech.workflow.schema import nearest
+
+FEATURES = {"wav2vec2": ("conv", "waveform"), "whisper": ("logmel",)}
+"""Family -> kinds of features that it eats."""
+
+
+def check(config: Config) -> None:
+    """ConfigError on the first cross reference that leads nowhere or combination that cannot work."""
+    for name in config.get("langs", ()):
+        _check_lang(config, name)
+    for name in config["bases"]:
+        _check_base(config, name)
+    for name in config["tasks"]:
+        _check_task(config, name)
+    for name in config["methods"]:
+        _check_method(config, name)
+    if "calibrate" in config:
+        _known_split(config, "calibrate", config["calibrate"], "split")
+    for section in ("bases", "tasks", "methods"):
+        for name in config["systems"][section]:
+            _known(f"systems.{section}", name, config[section])
+    for system in systems(config):
+        _check_system(config, system)
+
+
+def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
+    if value not in legal:
+        shown = ", ".join(legal) or "nothing: none is defined"
+        raise ConfigError(f"{where}: {value!r} is none of {what}{shown}{nearest(value, legal)}")
+
+
+def _known_split(config: Config, where: str, section: Mapping[str, Any], key: str) -> None:
+    """``section[key]`` must be a split of ``section["corpus"]``."""
+    corpus = section["corpus"]
+    _known(f"{where}.corpus", corpus, config["corpora"])
+    _known(f"{where}.{key}", section[key], config["corpora"][corpus]["splits"], f"the splits of corpora.{corpus}: ")
+
+
+def _check_lang(config: Config, name: str) -> None:
+    lang, where = config["langs"][name], f"langs.{name}"
+    for corpus in lang.get("corpora", ()):
+        _known(f"{where}.corpora", corpus, config["corpora"])
+        for split in lang["splits"]:
+            _known_split(config, where, {"corpus": corpus, "splits": split}, "splits")
+            for task_name, task in config["tasks"].items():
+                if task["corpus"] == corpus and split in (task["dev"], task["test"]):
+                    role = "test" if split == task["test"] else "dev"
+                    raise ConfigError(
+                        f"{where}.splits: {split!r} is the {role} split of tasks.{task_name}; token sets are made from "
+                        f"training transcripts only: take it out"
+                    )
+
+
+def _check_base(config: Config, name: str) -> None:
+    base, where = config["bases"][name], f"bases.{name}"
+    family = base["family"]
+    if base["features"] not in FEATURES[family]:
+        raise ConfigError(
+            f"{where}.features: {base['features']!r} does not fit the family {family}; it takes "
+            f"{' or '.join(FEATURES[family])}"
+        )
+    if base["features"] == "waveform" and base.get("features_dtype"):
+        raise ConfigError(f"{where}.features_dtype: waveforms are not stored; remove the key or take features: conv")
+    if base.get("lang") is not None:
+        _known(f"{where}.lang", base["lang"], config.get("langs", {}))
+    own = _lang_kind(config, name) == "whisper"
+    if own and family != "whisper":
+        raise ConfigError(
+            f"{where}.lang: {base['lang']!r} is Whisper's own tokenizer; a {family} model needs kind char or "
+            f"sentencepiece"
+        )
+    if base["source"] != "scratch":
+        for key in ("model", "front_end", "pretrain"):
+            if base.get(key) is not None:
+                raise ConfigError(f"{where}.{key}: this belongs to source: scratch, not to {base['source']!r}")
+        return
+    for key in ("lang", "pretrain"):
+        if base.get(key) is None:
+            raise ConfigError(f"{where}.{key}: source: scratch needs it")
+    if own:
+        raise ConfigError(f"{where}.lang: a base from scratch needs a token set of kind char or sentencepiece")
+    pretrain = base["pretrain"]
+    for key in ("train", "dev"):
+        _known_split(config, f"{where}.pretrain", pretrain, key)
+    _check_apart(f"{where}.pretrain", pretrain, ("train", "dev"))
+    for task_name, task in config["tasks"].items():
+        if task["corpus"] == pretrain["corpus"] and pretrain["train"] == task["test"]:
+            raise ConfigError(
+                f"{where}.pretrain.train: {pretrain['train']!r} is the test split of tasks.{task_name}: its results "
+                f"would mean nothing; take another one"
+            )
+
+
+def _lang_kind(config: Config, base: str) -> str | None:
+    lang = config["bases"][base].get("lang")
+    return None if lang is None else config["langs"][lang]["kind"]
+
+
+def _check_task(config: Config, name: str) -> None:
+    task, where = config["tasks"][name], f"tasks.{name}"
+    for key in ("train", "dev", "test"):
+        _known_split(config, where, task, key)
+    _check_apart(where, task, ("train", "dev", "test"))
+    if task["type"] == "asr" and task.get("languages"):
+        raise ConfigError(f"{where}.languages: classes belong to type: lid; remove the key")
+
+
+def _check_apart(where: str, section: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+    for i, key in enumerate(keys):
+        for other in keys[:i]:
+            if section[key] == section[other]:
+                raise ConfigError(f"{where}.{key}: {section[key]!r} is the {other} split already; take another one")
+
+
+def _check_method(config: Config, name: str) -> None:
+    method, where = config["methods"][name], f"methods.{name}"
+    if method["adapt"] == "lora" and method.get("lora") is None:
+        raise ConfigError(f"{where}.lora: adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
+    if method["adapt"] != "lora" and method.get("lora") is not None:
+        raise ConfigError(f"{where}.lora: it has no effect with adapt: {method['adapt']}; remove it or set adapt: lora")
+    factorise = method.get("factorise")
+    if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
+        raise ConfigError(
+            f"{where}.constraint: it holds the first factors semi-orthogonal in full fine-tuning: it needs `factorise` "
+            f"and adapt: full"
+        )
+    if factorise is None:
+        return
+    given = [key for key in WISHES if factorise.get(key) is not None]
+    if len(given) != 1:
+        raise ConfigError(
+            f"{where}.factorise: give exactly one of {', '.join(WISHES)}; given: {', '.join(given) or 'none'}"
+        )
+    if factorise.get("allocate") and given == ["energy"]:
+        raise ConfigError(
+            f"{where}.factorise.allocate: energy decides the rank layer by layer; it does not go with that"
+        )
+    if calibrated(method) and "calibrate" not in config:
+        raise ConfigError(
+            f"{where}.factorise.init: activation needs the section `calibrate`, for example "
+            f"calibrate: {{corpus: {next(iter(config['corpora']))}, split: train}}"
+        )
+
+
+def _check_system(config: Config, system: System) -> None:
+    base, task = config["bases"][system.base], config["tasks"][system.task]
+    if task["type"] == "asr" and base.get("lang") is None:
+        raise ConfigError(
+            f"bases.{system.base}.lang: the task {system.task} recognises speech and needs a token set; name one of "
+            f"{', '.join(config.get('langs', {})) or 'langs (none is defined)'}"
+        )
+    if training(config, system).get("train_front_end") and base["features"] != "waveform":
+        raise ConfigError(
+            f"training.train_front_end: the system {'/'.join(system)} reads the stored output of a frozen front end; "
+            f"set bases.{system.base}.features: waveform (wav2vec 2.0 alone has such a front end)"
+        )

@@ -1,0 +1,108 @@
+"""A fingerprint of the code that a stage runs: what decides, beside its config slice, whether it runs again.
+
+``code_hash`` walks the stage's imports under ``src/`` (those inside functions too, and the ``__init__`` of every parent
+package), parses each file and hashes the syntax trees without docstrings: comments, layout, docstrings change nothing,
+a helper that only one stage imports concerns that stage alone. Installed libraries are not part of it.
+
+Followed are import statements, not names given to importlib. Imports under ``if TYPE_CHECKING:`` do not run and are
+left out. Data files belong to the module whose name they bear: ``page.css`` and ``page.html.j2`` to ``page.py``, the
+files in ``sentences/`` to ``sentences.py``; they count byte by byte.
+
+``ast.dump`` differs between minor versions of Python: another one runs everything again.
+"""
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+SRC = Path(__file__).resolve().parents[2]
+PACKAGE = "lowrank_speech"
+
+
+@functools.cache
+def code_hash(module: str, src: Path = SRC, without: tuple[str, ...] = ()) -> str:
+    """Hex sha256 over the import closure of ``module`` (dotted name) below ``src``.
+
+    ``without``: modules and packages that this use of the stage does not run, with what only they import.
+    ValueError if there is no such module or a file of the closure is no valid Python.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(closure(module, src, without)):
+        digest.update(f"{name} {_read(name, src)[0]}\n".encode())
+    return digest.hexdigest()
+
+
+def closure(module: str, src: Path = SRC, without: Iterable[str] = ()) -> set[str]:
+    """Names of all modules below ``src`` that ``module`` imports, directly or not, itself included."""
+    if _file(module, src) is None:
+        raise ValueError(f"there is no module {module} under {src}")
+    found: set[str] = set()
+    pending = [module]
+    while pending:
+        name = pending.pop()
+        parents = name.split(".")
+        for end in range(1, len(parents) + 1):
+            part = ".".join(parents[:end])
+            left_out = any(part == other or part.startswith(f"{other}.") for other in without)
+            if part not in found and not left_out and _file(part, src) is not None:
+                found.add(part)
+                pending += _read(part, src)[1]
+    return found
+
+
+@functools.cache
+def _file(name: str, src: Path) -> Path | None:
+    path = src.joinpath(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+@functools.cache
+def _read(name: str, src: Path) -> tuple[str, tuple[str, ...]]:
+    """Digest of a module's code and data, and the names that it imports (of modules or of what is in them)."""
+    path = _file(name, src)
+    try:
+        tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
+    except SyntaxError as error:
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+    digest = hashlib.sha256(ast.dump(tree).encode())
+    for data in _data_files(path):
+        digest.update(f"{data.relative_to(src)} {hashlib.sha256(data.read_bytes()).hexdigest()}\n".encode())
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return digest.hexdigest(), tuple(_imports(tree, package))
+
+
+class _Bare(ast.NodeTransformer):
+    """Drops what does not run: docstrings and other bare strings, and blocks for type checkers."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
+
+    def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        return node.orelse if ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING") else node
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            source = ".".join([*above, *([node.module] if node.module else [])])
+            yield source
+            yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def _data_files(path: Path) -> list[Path]:
+    """Files that are no Python and bear the module's name, and those in a folder of that name, sorted."""
+    if path.name == "__init__.py":
+        return []
+    beside = [p for p in path.parent.glob(f"{path.stem}.*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    folder = path.with_suffix("")
+    inside = folder.rglob("*") if not (folder / "__init__.py").exists() else ()
+    return sorted(beside + [p for p in inside if p.is_file() and p.suffix != ".pyc"])

@@ -1,0 +1,71 @@
+"""Where the artefacts of an experiment lie.
+
+Every method gives a folder. Called without arguments it gives the pattern with Snakemake's wildcards, called with names
+the folder itself, so that rules and targets cannot disagree:
+
+    >>> Layout("exp/default").train()
+    'exp/default/train/{base}/{task}/{method}'
+    >>> Layout("exp/default").train("whisper", "lid", "lora")
+    'exp/default/train/whisper/lid/lora'
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The folders below ``root`` (config ``output``)."""
+
+    root: str
+
+    def corpus(self, corpus: str = "{corpus}") -> str:
+        """{split}.jsonl.gz, set_aside.tsv, corpus.json."""
+        return f"{self.root}/corpus/{corpus}"
+
+    def lang(self, lang: str = "{lang}") -> str:
+        """tokens.txt or pieces.model, lang.json."""
+        return f"{self.root}/lang/{lang}"
+
+    def base(self, base: str = "{base}") -> str:
+        """model/, base.json."""
+        return f"{self.root}/base/{base}"
+
+    def features(self, base: str = "{base}", corpus: str = "{corpus}") -> str:
+        """{split}.jsonl.gz, {split}.h5 where arrays are stored, {split}.json (the manifest)."""
+        return f"{self.root}/features/{base}/{corpus}"
+
+    def calibrate(self, base: str = "{base}", calibration: str = "{calibration}") -> str:
+        """moments.safetensors, calibrate.json; ``calibration`` is config.calibrate_key of a factorise section."""
+        return f"{self.root}/calibrate/{base}/{calibration}"
+
+    def factorise(self, base: str = "{base}", factorisation: str = "{factorisation}") -> str:
+        """model/, factorise.json; ``factorisation`` is config.factorise_key of a factorise section."""
+        return f"{self.root}/factorise/{base}/{factorisation}"
+
+    def train(self, base: str = "{base}", task: str = "{task}", method: str = "{method}") -> str:
+        """model/, adapter/ (LoRA), metrics.jsonl, set_aside.tsv, train.json."""
+        return f"{self.root}/train/{base}/{task}/{method}"
+
+    def decode(self, base: str = "{base}", task: str = "{task}", method: str = "{method}") -> str:
+        """hyp.txt, ref.txt, languages.tsv (asr) or scores.tsv, labels.tsv (lid); set_aside.tsv, decode.json."""
+        return f"{self.root}/decode/{base}/{task}/{method}"
+
+    def score(self, base: str = "{base}", task: str = "{task}", method: str = "{method}") -> str:
+        """score.json."""
+        return f"{self.root}/score/{base}/{task}/{method}"
+
+    def export(self, base: str = "{base}", task: str = "{task}", method: str = "{method}", form: str = "{form}") -> str:
+        """model/, export.json."""
+        return f"{self.root}/export/{base}/{task}/{method}/{form}"
+
+    def report(self) -> str:
+        """results.csv, results.txt, plots, report.html, report.json."""
+        return f"{self.root}/report"
+
+    def scratch(self, folder: str) -> str:
+        """State of a run under way in ``folder``: no declared output, so that Snakemake leaves it for the resume."""
+        return f"{self.root}/scratch/{folder.removeprefix(self.root + '/')}"
+
+    def log(self, folder: str, name: str) -> str:
+        """Log of the rule that writes ``folder``; logs mirror the paths of the outputs."""
+        return f"{self.root}/logs/{folder.removeprefix(self.root + '/')}/{name}.log"

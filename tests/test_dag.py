@@ -1,0 +1,179 @@
+"""The graph: every experiment's jobs, whether the stages take the command lines of their rules, lint, profiles."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from lowrank_speech.corpora import registry
+from lowrank_speech.stages import common
+from lowrank_speech.workflow import results
+from lowrank_speech.workflow.config import calibrated, factorise_key, systems
+from workflow_tree import REPOSITORY, Tree, tiny_config
+
+CONFIGS = ["config.yaml", *(f"workflow/experiments/{p.name}" for p in (REPOSITORY / "workflow/experiments").iterdir())]
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """A tree in which nothing has run; without data."""
+    return Tree(tmp_path_factory.mktemp("dag"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_number_of_jobs(tree, name):
+    config = yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8"))
+    grid = systems(config)
+    types = [config["tasks"][system.task]["type"] for system in grid]
+    factorised = {
+        (s.base, factorise_key(config["methods"][s.method]["factorise"]))
+        for s in grid
+        if "factorise" in config["methods"][s.method]
+    }
+    due = tree.due("--configfile", name)
+    assert due["train"] == due["score"] == len(grid)
+    assert due.get("decode_asr", 0) == types.count("asr")
+    assert due.get("decode_lid", 0) == types.count("lid")
+    assert due.get("factorise", 0) == len(factorised)
+    assert due.get("base", 0) + due.get("base_import", 0) == len(config["systems"]["bases"])
+    assert ("calibrate" in due) == any(calibrated(config["methods"][s.method]) for s in grid)
+    assert due["report"] == 1
+
+
+def test_a_config_without_corpora_is_laid_over_the_default(tree):
+    tree.write({"output": "exp/other", "systems": {"methods": ["full"]}}, "over.yaml")
+    assert tree.due("--configfile", "over.yaml")["train"] == 4
+
+
+def test_a_typo_ends_in_one_line_that_names_it(tree):
+    config = tiny_config()
+    config["methods"]["full"]["training"] = {"lrr": 1}
+    tree.write(config, "typo.yaml")
+    done = tree.snakemake("--dry-run", "--configfile", "typo.yaml")
+    assert done.returncode != 0
+    assert "in the config: methods.full.training: unknown key 'lrr' (did you mean 'lr'?); known keys: " in done.stdout
+    assert "Traceback" not in done.stdout
+
+
+def test_unknown_names_are_no_targets(tree):
+    done = tree.snakemake("--dry-run", "exp/default/score/wav2vec2/asr/nothing/score.json")
+    assert done.returncode != 0
+    assert "MissingRuleException" in done.stdout
+
+
+def test_gpu_is_asked_for_where_the_config_says_cuda(tree):
+    config = tiny_config()
+    config["methods"]["full"]["training"] = {"device": "cuda"}
+    tree.write(config, "gpu.yaml")
+    targets = [f"exp/tiny/train/whisper/lid/{method}/train.json" for method in ("full", "lowrank")]
+    text = tree.snakemake(*targets, "--dry-run", "--configfile", "gpu.yaml").stdout
+    resources = dict(re.findall(r"method=(\w+)\s+resources: (.*)", text))
+    assert "gpu=1" in resources["full"] and "gpu=0" in resources["lowrank"]
+
+
+def read_command(command: str) -> str:
+    """Parse a rule's command with the stage's own parser and config class; the stage's name."""
+    words = shlex.split(command.partition(" > ")[0])
+    assert words[:2] == ["python", "-m"]
+    stage = importlib.import_module(words[2])
+    parser = common.parser(words[2], None)
+    stage.add(parser)
+    arguments = parser.parse_args(words[3:])
+    cfg = common.read_cfg(arguments.cfg)
+    common.from_json(stage.Config, cfg)
+    if words[2].endswith(".corpus"):
+        common.from_json(registry.module(cfg["corpus"]["kind"]).Config, cfg["corpus"])
+    return words[2].rpartition(".")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*CONFIGS, str(REPOSITORY / "tests/configs/tiny.yaml")])
+def test_stages_take_the_command_lines_of_their_rules(tree, name):
+    seen = {read_command(command) for command in tree.commands("--configfile", name)}
+    stages = {"corpus", "lang", "base", "features", "factorise", "train", "decode", "score", "report"}
+    assert seen - {"calibrate"} == stages
+
+
+@pytest.mark.slow
+def test_export_is_made_where_it_is_asked_for(tree):
+    pytest.importorskip("lowrank_speech.stages.export")
+    commands = tree.commands("exp/default/export/whisper/asr/lowrank/dense/export.json")
+    assert [read_command(command) for command in commands].count("export") == 1
+
+
+@pytest.mark.slow
+def test_lint_is_clean(tree):
+    done = tree.snakemake("--lint")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_report_of_snakemake_has_the_captions(tmp_path: Path):
+    tree = Tree(tmp_path, tiny_config())
+    tree.run()
+    done = tree.snakemake("--report", "page.html")
+    assert done.returncode == 0, done.stdout
+    assert "bootstrap interval" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["workstation", "slurm"])
+def test_snakemake_reads_the_profiles(tree, name):
+    if name == "slurm":
+        pytest.importorskip("snakemake_executor_plugin_slurm")
+    assert tree.due("--workflow-profile", f"workflow/profiles/{name}")["report"] == 1
+
+
+def test_slurm_partition_with_gpus_is_for_jobs_that_ask_for_one():
+    partitions = pytest.importorskip("snakemake_executor_plugin_slurm.partitions")
+    found = partitions.read_partition_file(REPOSITORY / "workflow/profiles/slurm/partitions.yaml")
+
+    def best(**resources: int) -> str:
+        job = SimpleNamespace(resources={"mem_mb": 4000, "runtime": 60, **resources}, threads=1)
+        scores = {partition.name: partition.score_job_fit(job) for partition in found}
+        return max((name for name, score in scores.items() if score is not None), key=scores.get)
+
+    assert best(gpu=1) == "gpu"
+    assert best(gpu=0) == best() == "cpu"
+
+
+@pytest.mark.slow
+def test_failed_stage_leaves_the_other_systems_and_shows_its_log(tmp_path: Path):
+    tree = Tree(tmp_path, tiny_config())
+    stub = tmp_path / "stub.py"
+    stub.write_text(
+        'import sys\nif "lowrank_speech.stages.train" in sys.argv and "whisper/asr/full" in " ".join(sys.argv):\n'
+        '    sys.exit("utterance x17: no such file")\n' + stub.read_text()
+    )
+    done = tree.snakemake("--cores", "2", "--workflow-profile", "workflow/profiles/workstation")
+    assert done.returncode != 0
+    assert "utterance x17: no such file" in done.stdout
+    scores = {str(path.parent.relative_to(tmp_path / "exp/tiny/score")) for path in tmp_path.rglob("score.json")}
+    assert len(scores) == 15 and "whisper/asr/full" not in scores
+
+
+def test_paths_with_blanks_are_quoted(tmp_path: Path):
+    root = tmp_path / "a folder"
+    root.mkdir()
+    tree = Tree(root, tiny_config())
+    tree.run("exp/tiny/corpus/babel/corpus.json")
+    assert (root / "exp/tiny/corpus/babel/corpus.json").is_file()
+
+
+def test_table_is_shown_with_the_place_of_the_report(tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text("corpora: {}\noutput: exp/a\n")
+    (tmp_path / "over.yaml").write_text("output: exp/b\n")
+    assert results.main(["config.yaml"]) == 0 and capsys.readouterr().out == ""
+    for name in "ab":
+        (tmp_path / f"exp/{name}/report").mkdir(parents=True)
+        (tmp_path / f"exp/{name}/report/results.txt").write_text(f"table {name}\n")
+    results.main(["config.yaml"])
+    assert capsys.readouterr().out == "\ntable a\n\nexp/a/report/report.html\n"
+    results.main(["over.yaml"])
+    assert "table b" in capsys.readouterr().out

@@ -1,0 +1,28 @@
+# Second moments of the layers' inputs, only for methods with `init: activation`.
+
+
+rule calibrate:
+    input:
+        base=f"{layout.base()}/base.json",
+        features=calibration_features("manifest"),
+        weights=ancient(f"{layout.base()}/model/model.safetensors"),
+        cuts=ancient(calibration_features("cuts")),
+        stored=ancient(calibration_features("stored")),
+    output:
+        moments=f"{layout.calibrate()}/moments.safetensors",
+        manifest=f"{layout.calibrate()}/calibrate.json",
+    log:
+        layout.log(layout.calibrate(), "calibrate"),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=6000,
+        gpu=gpu("calibrate"),
+    params:
+        cfg=cfg("calibrate"),
+        code=code("calibrate"),
+        model=folder_of("weights"),
+    shell:
+        "python -m lowrank_speech.stages.calibrate --cfg {params.cfg:q} --model {params.model:q} --cuts {input.cuts:q}"
+        " --out {output.moments:q} --manifest {output.manifest:q} > {log:q} 2>&1"

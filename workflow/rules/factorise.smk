@@ -1,0 +1,30 @@
+# Base -> low-rank model. The folder is named after the `factorise` section (size and a hash), not after a method: methods
+# with equal sections share the model.
+
+
+rule factorise:
+    input:
+        base=f"{layout.base()}/base.json",
+        weights=ancient(f"{layout.base()}/model/model.safetensors"),
+        calibrate=moments("calibrate.json"),
+        moments=ancient(moments("moments.safetensors")),
+    output:
+        weights=f"{layout.factorise()}/model/model.safetensors",
+        config=f"{layout.factorise()}/model/config.json",
+        manifest=f"{layout.factorise()}/factorise.json",
+    log:
+        layout.log(layout.factorise(), "factorise"),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=6000,
+    params:
+        cfg=cfg("factorise"),
+        code=code("factorise"),
+        model=folder_of("weights"),
+        moments=option("--moments", "moments"),
+        out=out_folder,
+    shell:
+        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --model {params.model:q} {params.moments}"
+        " --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -1,0 +1,35 @@
+# All scores and costs -> table, plots, one page. The three files with a caption also go into `snakemake --report`.
+
+
+rule report:
+    input:
+        corpora=[f"{layout.corpus(corpus)}/corpus.json" for corpus in corpora_used(config)],
+        bases=sorted({f"{layout.base(system.base)}/base.json" for system in GRID}),
+        starts=sorted({start_of(system) for system in GRID}),
+        trains=[f"{layout.train(*system)}/train.json" for system in GRID],
+        decodes=[f"{layout.decode(*system)}/decode.json" for system in GRID],
+        scores=[f"{layout.score(*system)}/score.json" for system in GRID],
+        curves=ancient([f"{layout.train(*system)}/metrics.jsonl" for system in GRID]),
+    output:
+        table=report(f"{layout.report()}/results.csv", caption="../report/results.rst", category="Results"),
+        text=f"{layout.report()}/results.txt",
+        error=report(f"{layout.report()}/error.png", caption="../report/error.rst", category="Plots"),
+        cost=report(f"{layout.report()}/cost.png", caption="../report/cost.rst", category="Plots"),
+        curves=report(f"{layout.report()}/curves.png", caption="../report/curves.rst", category="Plots"),
+        page=f"{layout.report()}/report.html",
+        manifest=f"{layout.report()}/report.json",
+    log:
+        layout.log(layout.report(), "report"),
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        cfg=cfg("report"),
+        code=code("report"),
+        root=lambda wildcards, output: os.path.dirname(os.path.dirname(output.manifest)),
+        out=out_folder,
+    shell:
+        "python -m lowrank_speech.stages.report --cfg {params.cfg:q} --root {params.root:q}"
+        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -1,0 +1,23 @@
+# Hypotheses or language scores against the truth -> error rates and costs with intervals.
+
+
+rule score:
+    input:
+        decode=f"{layout.decode()}/decode.json",
+        decoded=ancient(decoded),
+    output:
+        manifest=f"{layout.score()}/score.json",
+    log:
+        layout.log(layout.score(), "score"),
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        cfg=cfg("score"),
+        code=code("score"),
+        decoded=folder_of("decode"),
+    shell:
+        "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --decoded {params.decoded:q}"
+        " --manifest {output.manifest:q} > {log:q} 2>&1"

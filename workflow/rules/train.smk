@@ -1,0 +1,40 @@
+# A base, dense or factorised, is adapted to a task. The state of a run under way lies in scratch, which is no output:
+# Snakemake deletes outputs before it starts a job again, and the stage goes on from there.
+
+
+rule train:
+    input:
+        start=start_of,
+        train=task_features("train", "manifest"),
+        dev=task_features("dev", "manifest"),
+        lang=task_lang,
+        weights=ancient(lambda wildcards: start_of(wildcards, "model.safetensors")),
+        train_cuts=ancient(task_features("train", "cuts")),
+        dev_cuts=ancient(task_features("dev", "cuts")),
+        train_stored=ancient(task_features("train", "stored")),
+        dev_stored=ancient(task_features("dev", "stored")),
+    output:
+        weights=f"{layout.train()}/model/model.safetensors",
+        config=f"{layout.train()}/model/config.json",
+        metrics=f"{layout.train()}/metrics.jsonl",
+        set_aside=f"{layout.train()}/set_aside.tsv",
+        manifest=f"{layout.train()}/train.json",
+    log:
+        layout.log(layout.train(), "train"),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=gpu("train"),
+    params:
+        cfg=cfg("train"),
+        code=code("train"),
+        model=folder_of("weights"),
+        lang=option("--lang", "lang", folder=True),
+        out=out_folder,
+        scratch=scratch_folder,
+    shell:
+        "python -m lowrank_speech.stages.train --cfg {params.cfg:q} --model {params.model:q}"
+        " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} {params.lang}"
+        " --out {params.out:q} --scratch {params.scratch:q} --manifest {output.manifest:q} > {log:q} 2>&1"
