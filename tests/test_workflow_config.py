@@ -281,8 +281,9 @@ def test_device_is_that_of_the_slice():
 # Sections of the schema, and the dataclasses that read them; keys that only the orchestration reads.
 def sections() -> dict[str, tuple[type, set[str]]]:
     from lowrank_speech.corpora import digits, espeak, kaldi, parts, tsv, validate
+    from lowrank_speech.lang import normalise
     from lowrank_speech.scoring.options import ScoreOptions
-    from lowrank_speech.stages import base, calibrate, decode, factorise, report, train
+    from lowrank_speech.stages import base, calibrate, decode, factorise, lang, report, train
     from lowrank_speech.training.config import SpecAugment, TrainConfig
 
     return {
@@ -296,6 +297,11 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "tsv.columns": (tsv.Columns, set()),
         "part": (parts.SplitConfig, set()),
         "checks": (validate.Checks, set()),
+        "char": (lang.Char, {"corpora", "splits"}),
+        "pieces": (lang.Pieces, {"corpora", "splits"}),
+        "own": (lang.Own, set()),
+        "normalise": (normalise.NormaliseConfig, set()),
+        "normalise.languages": (normalise.Rules, set()),
         "base": (base.Config, {"lang", "features", "features_dtype", "training", "-seed"}),
         "pretrain": (TrainConfig, {"corpus", "train", "dev"}),
         "training": (TrainConfig, set()),
@@ -321,7 +327,7 @@ def test_schema_and_dataclass_know_the_same_keys(name):
         node = node["properties"][name.partition(".")[2]]
         node = node["additionalProperties"] if isinstance(node["additionalProperties"], dict) else node
     assert node["additionalProperties"] is False
-    fields = {field.name for field in dataclasses.fields(cls)}
+    fields = {field.name.removesuffix("_") for field in dataclasses.fields(cls)}
     added, elsewhere = {k for k in own if k[0] != "-"}, {k[1:] for k in own if k[0] == "-"}
     assert set(node["properties"]) == (fields | added) - elsewhere
 

@@ -171,7 +171,10 @@ def start_of(system, file=None):
     return f"{folder}/model/{file}" if file else f"{folder}/{manifest}"
 
 
-DECODED = {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}
+DECODED = {
+    "asr": ["hyp.txt", "ref.txt", "languages.tsv", "speakers.tsv"],
+    "lid": ["scores.tsv", "labels.tsv", "speakers.tsv"],
+}
 
 
 def decoded(wildcards):

@@ -6,6 +6,7 @@ inputs   --model     the system's model folder (stage train)
 outputs  --out       folder with
            hyp.txt, ref.txt, languages.tsv    recognition: Kaldi text, both normalised; the language of each utterance
            scores.tsv, labels.tsv             language recognition: log-likelihoods per language; the true language
+           speakers.tsv                       the speaker of each utterance
            set_aside.tsv                      utterances that cannot be scored, with the reason
          --manifest  utterances, seconds of speech, seconds of decoding, real-time factors
 
@@ -180,7 +181,7 @@ class _Work:
                 return generate(self.model, features, lengths, tokens, languages, self.config.decode.max_new_tokens)
         else:
             raise UserError(f"decode: {self.arguments.model} is a model for {self.model.task}, not for recognition")
-        hyp, ref, languages, unseen = [], [], [], {}
+        hyp, ref, unseen = [], [], {}
         for cut, ids in self._over(cuts, decode):
             supervision = cut.supervisions[0]
             reference = lang.normalise(supervision.text, supervision.language)
@@ -188,14 +189,12 @@ class _Work:
                 unseen[character] = unseen.get(character, 0) + 1
             hyp.append(f"{cut.id} {lang.normalise(tokens.decode(ids), supervision.language)}".rstrip() + "\n")
             ref.append(f"{cut.id} {reference}\n")
-            languages.append((cut.id, supervision.language))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
             log.warning("characters of the references that training never saw (each counts as an error): %s", shown)
         write_text(out / "hyp.txt", "".join(hyp))
         write_text(out / "ref.txt", "".join(ref))
-        write_table(out / "languages.tsv", ("id", "language"), languages)
-        outputs = [out / "hyp.txt", out / "ref.txt", out / "languages.tsv"]
+        outputs = [out / "hyp.txt", out / "ref.txt", _map(out, cuts, "language"), _map(out, cuts, "speaker")]
         return outputs, {"utterances": len(hyp), "unseen_characters": dict(sorted(unseen.items()))}
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
@@ -213,7 +212,16 @@ class _Work:
         write_table(out / "scores.tsv", ("id", *labels), table)
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
-        return [out / "scores.tsv", out / "labels.tsv"], {"utterances": len(found)}
+        return [out / "scores.tsv", out / "labels.tsv", _map(out, cuts, "speaker")], {"utterances": len(found)}
+
+
+def _map(out: Path, cuts: list, what: str) -> Path:
+    """languages.tsv or speakers.tsv; only a header where one utterance lacks it: half a breakdown would mislead."""
+    rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
+    if not all(value for _, value in rows):
+        rows = []
+    write_table(out / f"{what}s.tsv", ("id", what), rows)
+    return out / f"{what}s.tsv"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

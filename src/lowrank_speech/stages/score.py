@@ -2,7 +2,7 @@
 
 Inputs: the folder of the stage decode.
   asr   hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) and speakers.tsv (id, speaker)
-        where they are there: with them come the breakdowns, and whole speakers are resampled
+        where they say something: with them come the breakdowns, and whole speakers are resampled
   lid   scores.tsv (id and a column per language: log-likelihoods), labels.tsv (id, language); speakers.tsv likewise
 Output: the manifest; its numbers are the metrics: wer, cer, ser, counts, or accuracy, macro_accuracy, act_cprimary,
 min_cprimary, eer, and ``interval`` with [low, high] of each.
@@ -76,10 +76,13 @@ def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
 
 
 def optional_map(path: Path) -> dict[str, str] | None:
-    """The map in ``path``, or None where there is no such file."""
+    """The map in ``path``, or None where there is no such file or only its header."""
     from lowrank_speech.scoring import files
 
-    return files.read_map(path) if path.exists() else None
+    # Decoding leaves the header alone where a speaker is not known.
+    if not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) <= 1:
+        return None
+    return files.read_map(path)
 
 
 def body(arguments: argparse.Namespace) -> None:

@@ -116,6 +116,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.select import SetAside
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
+    from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
@@ -157,8 +158,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     if peft_model is not None:
         outputs.append(out / "adapter")
         with atomic(out / "adapter") as temporary:
-            peft_model.save_pretrained(temporary)
-        from lowrank_speech.lowrank.lora import merge
+            save_adapter(peft_model, temporary)
 
         model.hf = merge(peft_model)
     save_model(model, out / "model", copy_from=arguments.model)

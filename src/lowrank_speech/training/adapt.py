@@ -13,7 +13,7 @@ from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import SetAside, fits_window, known_language, possible_ctc, require, usable_text
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora
-from lowrank_speech.models.families import lora_targets
+from lowrank_speech.models.families import layer_patterns, lora_targets
 from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.text import decoder_tokens
@@ -89,7 +89,7 @@ def lora_on(model: SpeechModel, settings: Any) -> Any:
     """LoRA adapters on ``model.hf`` (in place); the head trains along. Returns the peft model."""
     if settings is None:
         raise UserError("adapt: lora needs the section `lora`")
-    patterns = settings.targets or lora_targets(model.family)
+    patterns = layer_patterns(model.family, settings.targets) if settings.targets else lora_targets(model.family)
     head = [p for name, p in model.hf.named_parameters() if name.split(".")[0] in model.head_names]
     try:
         peft_model, report = add_lora(
