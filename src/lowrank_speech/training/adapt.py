@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lhotse import CutSet
@@ -31,7 +31,7 @@ class Setup:
     dev: CutSet
     lang: Lang | None = None
     tokens: Any = None
-    labels: list[str] | None = None
+    labels: list[str] = field(default_factory=list)
 
 
 def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside) -> Setup:
@@ -50,13 +50,23 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside)
             usable = possible_ctc(usable, lang, base.frames_of, set_aside)
         require(usable, f"train: the {what} cuts", set_aside)
         kept.append(CutSet.from_cuts(usable))
+    labels = _spoken(kept[0]) if config.training.language_weight else []
     if base.family == "wav2vec2":
         if lang.tokens is None:
             raise UserError("train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer")
         model, new = to_task(base, "ctc", lang.tokens.size, lang_sha256=lang.sha256, seed=config.seed)
-        return Setup(model, new, *kept, lang=lang, tokens=lang.tokens)
+        return Setup(model, new, *kept, lang=lang, tokens=lang.tokens, labels=labels)
     model, new = to_task(base, "seq2seq", None)
-    return Setup(model, new, *kept, lang=lang, tokens=decoder_tokens(model, arguments.model, lang))
+    return Setup(model, new, *kept, lang=lang, tokens=decoder_tokens(model, arguments.model, lang), labels=labels)
+
+
+def _spoken(cuts: CutSet) -> list[str]:
+    """The languages of ``cuts``, sorted, for language classification beside recognition."""
+    found = {cut.id: cut.supervisions[0].language for cut in cuts}
+    unknown = next((name for name, language in found.items() if language is None), None)
+    if unknown is not None:
+        raise UserError(f"train: utterance {unknown} has no language, which `language_weight` needs; set it to 0")
+    return sorted(set(found.values()))
 
 
 def _lid(base: SpeechModel, train: list, dev: list, config: Any, set_aside: SetAside) -> Setup:
