@@ -162,11 +162,18 @@ class SpeechModel(nn.Module):
         With ``feat_extract_norm='group'`` (wav2vec 2.0 base) the first layer normalises over time, padding
         included, so each utterance is computed alone: a batch must give what single utterances give.
         """
-        extractor = self.body.feature_extractor
         if self.config.feat_extract_norm == "group" and len(waveforms) > 1:
-            alone = [extractor(w[None, :n])[0].T for w, n in zip(waveforms, lengths.tolist(), strict=True)]
+            alone = [self._convolve(w[None, :n])[0] for w, n in zip(waveforms, lengths.tolist(), strict=True)]
             return nn.utils.rnn.pad_sequence(alone, batch_first=True)
-        return extractor(waveforms).transpose(1, 2)
+        return self._convolve(waveforms)
+
+    def _convolve(self, waveforms: Tensor) -> Tensor:
+        # The layers one by one: called as a whole, transformers asks for the gradient of the samples too (for its
+        # checkpointing), and the backward of the first convolution takes ten times as long.
+        hidden = waveforms[:, None]
+        for layer in self.body.feature_extractor.conv_layers:
+            hidden = layer(hidden)
+        return hidden.transpose(1, 2)
 
     def _wav2vec2_states(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         if features.dim() == 2:

@@ -16,6 +16,7 @@ python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","sourc
 """
 
 import argparse
+import dataclasses
 import hashlib
 import logging
 from collections.abc import Sequence
@@ -132,8 +133,10 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     key = hashlib.sha256(
         (canonical_json(cfg) + sha256(arguments.train_cuts) + (lang.sha256 or "")).encode()
     ).hexdigest()
-    objective = Objective(model, config.pretrain, lang, lang.tokens, languages)
-    trainer = Trainer(model, objective, config.pretrain, config.seed, arguments.scratch, key, loader)
+    # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
+    recipe = dataclasses.replace(config.pretrain, train_front_end=True)
+    objective = Objective(model, recipe, lang, lang.tokens, languages)
+    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader)
     metrics = arguments.manifest.with_name("metrics.jsonl")
     numbers = trainer.run(splits["train"], splits["dev"], metrics)
     model.to("cpu")
