@@ -11,8 +11,8 @@ from lowrank_speech.models.speech import SpeechModel
 def scores(model: SpeechModel, features: Tensor, lengths: Tensor, priors: Sequence[float] | None) -> Tensor:
     """(B, N) float64: log p(language | x) - log prior(language); None or empty: the log posteriors as they are.
 
-    By Bayes this is log p(x | language) up to a term that no cost of ``scoring.lid`` sees. Without it a classifier trained
-    on unbalanced data carries the training shares into the test.
+    By Bayes this is log p(x | language) up to a term that no cost of ``scoring.lid`` sees. Without it a classifier
+    trained on unbalanced data carries the training shares into the test.
     """
     posteriors = model.class_logits(features, lengths).double().log_softmax(-1).cpu()
     if priors:

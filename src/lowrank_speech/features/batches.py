@@ -93,10 +93,8 @@ def _window(cut: Any, seconds: float, seed: int | None) -> Any:
     spare = cut.duration - seconds
     if spare <= 0:
         return cut
-    if seed is None:
-        offset = spare / 2
-    else:
-        offset = spare * torch.rand((), generator=_generator(seed, cut.id)).item()
+    place = 0.5 if seed is None else torch.rand((), generator=_generator(seed, cut.id)).item()
+    offset = spare * place
     # A whole number of frames: half a frame more would read one that is not there.
     shift = cut.frame_shift if getattr(cut, "has_features", False) else 1 / RATE
     return cut.truncate(offset=int(offset / shift) * shift, duration=int(seconds / shift) * shift, preserve_id=True)

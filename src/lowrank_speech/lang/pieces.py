@@ -67,7 +67,7 @@ def _explain(message: str, vocab_size: int, sentences: int) -> str:
         return f"{found} large for {sentences} different sentences: the most that they give is {limit[1]}"
     if limit := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return (
-            f"{found} small: {BLANK}, {UNK}, the bytes (with byte_fallback) and the characters of the {sentences} different "
-            f"sentences take {limit[1]}; raise it, or `min_count`, so that rare characters become {UNK}"
+            f"{found} small: {BLANK}, {UNK}, the bytes (with byte_fallback) and the characters of the {sentences} "
+            f"different sentences take {limit[1]}; raise it, or `min_count`, so that rare characters become {UNK}"
         )
     return f"sentencepiece cannot train {vocab_size} pieces on {sentences} different sentences: {message}"

@@ -1,9 +1,10 @@
 """Model folders in Hugging Face's layout: load, save, and turn a base into a model of a task.
 
-A folder holds ``config.json`` (transformers' config and, under ``lowrank_speech``, family, task, labels and the low-rank
-plan), ``model.safetensors``, and what came with the base (tokenizer, preprocessor, ``generation_config.json``). A dense
-model's folder is loaded by plain transformers as well. A factorised one is built here: structure first, then a strict
-load, so that transformers' initialisation of unknown Linear layers never touches the factors.
+A folder holds ``config.json`` (transformers' config and, under ``lowrank_speech``, family, task, labels and the
+low-rank plan), ``model.safetensors``, and what came with the base (tokenizer, preprocessor,
+``generation_config.json``). A dense model's folder is loaded by plain transformers as well. A factorised one is built
+here: structure first, then a strict load, so that transformers' initialisation of unknown Linear layers never touches
+the factors.
 """
 
 import dataclasses

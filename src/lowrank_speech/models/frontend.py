@@ -1,9 +1,9 @@
 """A head start for a wav2vec 2.0 trained from scratch: its first convolution begins as a mel-spaced Gabor filterbank.
 
-From random filters a small wav2vec 2.0 spends most of a short training on finding a spectrum. Cosine and sine pairs under
-a Gaussian window, at mel-spaced centres, give it one at step 0; everything stays trainable. After LEAF (Zeghidour et al.
-2021) and SincNet (Ravanelli and Bengio 2018), which build such filters in; here they are an initialisation only, so the
-model remains a plain Wav2Vec2Model.
+From random filters a small wav2vec 2.0 spends most of a short training on finding a spectrum. Cosine and sine pairs
+under a Gaussian window, at mel-spaced centres, give it one at step 0; everything stays trainable. After LEAF
+(Zeghidour et al. 2021) and SincNet (Ravanelli and Bengio 2018), which build such filters in; here they are an
+initialisation only, so the model remains a plain Wav2Vec2Model.
 """
 
 import math

@@ -48,9 +48,9 @@ def resolve(source: str, revision: str | None) -> Source:
         path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS))
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had from "
-            f"the hub: {str(error).splitlines()[0]}. Download it where there is a network (`hf download {source}`), or "
-            f"give a folder as `source`"
+            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had "
+            f"from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
+            f"(`hf download {source}`), or give a folder as `source`"
         ) from error
     return Source(path, path.name if path.parent.name == "snapshots" else revision)
 

@@ -212,8 +212,8 @@ class SpeechModel(nn.Module):
         longest = int(lengths.max())
         if longest > self.window + 2:
             raise UserError(
-                f"an utterance of {longest / 100:.2f} s is longer than the Whisper window of {self.window / 100:.2f} s; "
-                f"cut it, set it aside (max_seconds), or use a base with a longer window"
+                f"an utterance of {longest / 100:.2f} s is longer than the Whisper window of {self.window / 100:.2f} "
+                f"s; cut it, set it aside (max_seconds), or use a base with a longer window"
             )
         valid = torch.arange(frames, device=features.device)[None, :] < lengths[:, None]
         floor = features.masked_fill(~valid[..., None], float("-inf")).amax(dim=(1, 2)) - 2.0

@@ -50,7 +50,7 @@ def decoder_tokens(model: SpeechModel, folder: str | Path, lang: Any) -> Any:
         return WhisperTokens(folder, model.hf.generation_config)
     if model.meta.lang_sha256 != lang.sha256:
         raise UserError(
-            f"{folder}: the decoder was trained on other tokens than those in the given lang folder; a published Whisper "
-            f"needs a lang of `kind: whisper`, a base from scratch the lang that it was pretrained with"
+            f"{folder}: the decoder was trained on other tokens than those in the given lang folder; a published "
+            f"Whisper needs a lang of `kind: whisper`, a base from scratch the lang that it was pretrained with"
         )
     return lang.tokens

@@ -9,8 +9,8 @@ kinds    waveform  nothing is stored: the model reads samples and runs its front
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          logmel    Whisper's log-mel (F, mel bands), unpadded
 
-python -m lowrank_speech.stages.features --cfg '{"kind":"conv"}' --cuts train.jsonl.gz --base model --out feats/train.jsonl.gz
-    --manifest feats/train.json
+python -m lowrank_speech.stages.features --cfg '{"kind":"conv"}' --cuts train.jsonl.gz --base model
+    --out feats/train.jsonl.gz --manifest feats/train.json
 """
 
 import argparse

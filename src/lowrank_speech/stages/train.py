@@ -17,7 +17,8 @@ adapt    none    nothing of the base trains; a head that the task needs and the 
          lora    LoRA adapters (peft) and the head
 
 python -m lowrank_speech.stages.train --cfg '{"seed":1,"task":{"type":"asr"},"adapt":"full"}' --model factorised/model
-    --train-cuts train.jsonl.gz --dev-cuts dev.jsonl.gz --lang lang --out system --scratch scratch --manifest system/train.json
+    --train-cuts train.jsonl.gz --dev-cuts dev.jsonl.gz --lang lang --out system --scratch scratch
+    --manifest system/train.json
 """
 
 import argparse

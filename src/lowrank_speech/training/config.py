@@ -22,8 +22,8 @@ class SpecAugment:
 class TrainConfig:
     """Recipe of one training run; see docs/training.md.
 
-    Times are in epochs or steps, batches in seconds of speech. The learning rate warms up linearly over ``warmup`` of all
-    steps, holds for ``hold`` of them and falls linearly to ``final`` times the peak (wav2vec 2.0's three stages).
+    Times are in epochs or steps, batches in seconds of speech. The learning rate warms up linearly over ``warmup`` of
+    all steps, holds for ``hold`` of them and falls linearly to ``final`` times the peak (wav2vec 2.0's three stages).
     """
 
     epochs: int = 10

@@ -24,14 +24,15 @@ def ctc_targets(cuts: Sequence[Any], lang: Any) -> tuple[Tensor, Tensor]:
 def seq2seq_targets(cuts: Sequence[Any], lang: Any, tokens: Any) -> tuple[Tensor, Tensor]:
     """Decoder input (B, L) and labels (B, L), int64: prompt, text, end of text.
 
-    The prompt is given to the decoder and not learnt (IGNORE), but for the language token: ``[sot] -> language`` is what
-    Whisper's language detection reads.
+    The prompt is given to the decoder and not learnt (IGNORE), but for the language token: ``[sot] -> language`` is
+    what Whisper's language detection reads.
     """
     rows = []
     for cut in cuts:
         supervision = cut.supervisions[0]
         prompt = tokens.prompt(supervision.language)
-        rows.append((prompt, tokens.encode(lang.normalise(supervision.text, supervision.language)) + [tokens.eot]))
+        text = lang.normalise(supervision.text, supervision.language)
+        rows.append((prompt, [*tokens.encode(text), tokens.eot]))
     longest = max(len(prompt) + len(text) for prompt, text in rows) - 1
     inputs = torch.full((len(rows), longest), tokens.eot)
     labels = torch.full((len(rows), longest), IGNORE)
