@@ -45,7 +45,7 @@ files = {
     "train": lambda: [f"model/{file}" for file in model] + ["metrics.jsonl", "set_aside.tsv"],
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
-    ] + ["set_aside.tsv"],
+    ] + ["speakers.tsv", "set_aside.tsv"],
     "score": lambda: [],
     "report": lambda: ["results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"],
     "export": lambda: ["config.json"],
