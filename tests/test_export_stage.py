@@ -1,0 +1,88 @@
+"""Stage export on small models of both true classes."""
+
+import json
+
+import pytest
+import torch
+import transformers
+
+from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.models.folder import load_model, save_model
+from lowrank_speech.stages import export, factorise
+from test_factorise_stage import MODELS, outputs
+
+
+@pytest.fixture(params=MODELS)
+def low(request, tmp_path):
+    """Folder of a factorised model, with a file that came with the base."""
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    (extra / "preprocessor_config.json").write_text('{"do_normalize": true}')
+    save_model(MODELS[request.param](), tmp_path / "base", copy_from=extra)
+    cfg = json.dumps({"seed": 1, "factorise": {"layers": "all", "rank": 6}})
+    paths = ["--model", tmp_path / "base", "--out", tmp_path / "low", "--manifest", tmp_path / "factorise.json"]
+    assert factorise.main(["--cfg", cfg, *map(str, paths)]) == 0
+    return tmp_path / "low"
+
+
+def run(form, model, out):
+    manifest = out.parent / "export.json"
+    paths = ["--model", str(model), "--out", str(out), "--manifest", str(manifest)]
+    code = export.main(["--cfg", json.dumps({"format": form}), *paths])
+    return code, json.loads(manifest.read_text())["numbers"] if code == 0 else None
+
+
+def test_dense_is_loaded_by_plain_transformers(low, tmp_path):
+    code, numbers = run("dense", low, tmp_path / "export" / "model")
+    assert code == 0
+    out, factors = tmp_path / "export" / "model", load_model(low)
+    assert len(low_rank_layers(factors.hf)) > 5
+    (name,) = json.loads((out / "config.json").read_text())["architectures"]
+    plain, info = getattr(transformers, name).from_pretrained(out, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert numbers["format"] == "dense"
+    assert numbers["parameters"] == sum(p.numel() for p in plain.parameters()) == factors.dense_parameters()
+    assert 0 < numbers["largest_difference"] < 1e-5
+    assert (out / "preprocessor_config.json").read_text() == '{"do_normalize": true}'
+
+    expected = outputs(factors)
+    dense = load_model(out)
+    assert not dense.plan and not low_rank_layers(dense.hf)
+    torch.testing.assert_close(outputs(dense), expected, atol=1e-5, rtol=0)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        if factors.family == "wav2vec2":
+            wave = torch.randn(2, 8000, generator=generator)[:1]
+            found, expected = plain.eval()(wave).logits, factors.hf(wave).logits
+        else:
+            mel, tokens = torch.randn(2, 20, 100, generator=generator), torch.tensor([[31, 32, 34, 35, 7]] * 2)
+            found, expected = (m(mel, decoder_input_ids=tokens).logits for m in (plain.eval(), factors.hf))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_dense_of_a_dense_model_changes_nothing(low, tmp_path):
+    code, numbers = run("dense", tmp_path / "base", tmp_path / "export" / "model")
+    assert code == 0 and numbers["largest_difference"] == 0
+    for file in ("config.json", "model.safetensors"):
+        assert (tmp_path / "base" / file).read_bytes() == (tmp_path / "export" / "model" / file).read_bytes()
+
+
+def test_lowrank_is_the_folder_as_it_is(low, tmp_path):
+    code, numbers = run("lowrank", low, tmp_path / "export" / "model")
+    assert code == 0
+    assert numbers == {"format": "lowrank", "parameters": load_model(low).parameters_total()}
+    files = sorted(path.name for path in low.iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "export" / "model").iterdir())
+    for file in files:
+        assert (low / file).read_bytes() == (tmp_path / "export" / "model" / file).read_bytes()
+
+
+def test_errors_are_one_line(low, tmp_path, capsys):
+    for form, model, out, message in (
+        ("onnx", low, tmp_path / "x", "'onnx' is none of 'dense', 'lowrank'"),
+        ("dense", tmp_path / "nothing", tmp_path / "x", "does not exist"),
+        ("dense", low, low, "same folder"),
+    ):
+        assert run(form, model, out)[0] == 2
+        shown = capsys.readouterr().err.strip().splitlines()
+        assert message in shown[-1] and "Traceback" not in "".join(shown)
