@@ -1,0 +1,515 @@
+"""The training loop and its parts on tiny models: schedule, losses, what trains, kill and resume, masks."""
+
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from torch.nn import functional as F
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.features.batches import Loader
+from lowrank_speech.features.inputs import Inputs
+from lowrank_speech.lang.load import Lang
+from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
+from lowrank_speech.lang.tokens import CharTokens
+from lowrank_speech.lowrank.apply import factorise
+from lowrank_speech.lowrank.constraint import SemiOrthogonal
+from lowrank_speech.lowrank.lora import frozen_digest
+from lowrank_speech.models.folder import to_task
+from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set_dropout
+from lowrank_speech.stages.train import Lora
+from lowrank_speech.training.adapt import freeze_for, lora_on
+from lowrank_speech.training.augment import spec_augment
+from lowrank_speech.training.config import SpecAugment, TrainConfig
+from lowrank_speech.training.loop import MOST_BAD_STEPS, Trainer, schedule
+from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
+
+TEXTS = ["ab", "ba c", "Aab!", "cc", "bca", "acb"]
+WAV2VEC2 = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "conv_dim": [8, 8],
+    "conv_kernel": [40, 16],
+    "conv_stride": [20, 16],
+    "num_feat_extract_layers": 2,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "num_conv_pos_embeddings": 8,
+    "num_conv_pos_embedding_groups": 2,
+}
+WHISPER = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "num_mel_bins": 12,
+    "max_source_positions": 50,
+    "max_target_positions": 24,
+    "init_std": 0.05,
+}
+
+
+@pytest.fixture(scope="module")
+def cuts(tmp_path_factory):
+    """Six utterances; every character is a tone of its own."""
+    folder, rng, made = tmp_path_factory.mktemp("speech"), np.random.default_rng(1), []
+    time = np.arange(2400) / 16_000
+    for i, text in enumerate(TEXTS):
+        tones = [np.sin(2 * np.pi * (300 + 400 * "abc".find(c)) * time) * (c in "abc") for c in text.lower()]
+        wave = 0.3 * np.concatenate(tones) + 0.01 * rng.standard_normal(2400 * len(tones))
+        soundfile.write(folder / f"u{i}.wav", wave.astype(np.float32), 16_000)
+        recording = Recording.from_file(folder / f"u{i}.wav")
+        language = "de" if i % 2 else "en"
+        supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, recording.duration, text=text, language=language)
+        made.append(MonoCut(f"u{i}", 0.0, recording.duration, 0, [supervision], recording=recording))
+    return CutSet.from_cuts(made)
+
+
+def lang_of(languages=None):
+    return Lang("char", CharTokens.build("abc", languages), ("de", "en"), Normaliser(NormaliseConfig()), "0" * 64)
+
+
+def setup_of(task, seed=1):
+    """(model, lang, loader) of a task: ctc, seq2seq or classify."""
+    if task == "seq2seq":
+        lang = lang_of(["de", "en"])
+        return scratch_whisper(WHISPER, lang.tokens, seed), lang, Loader(Inputs("logmel", n_mels=12), 60)
+    lang = lang_of()
+    model = scratch_wav2vec2(WAV2VEC2, lang.tokens.size, seed)
+    if task == "classify":
+        model, _ = to_task(model, "classify", 2, ["de", "en"], seed=seed)
+    return model, lang, Loader(Inputs("waveform"), 60)
+
+
+def trainer_of(task, scratch, config, prepare=None, key="key"):
+    model, lang, loader = setup_of(task)
+    constraint = prepare(model) if prepare else None
+    objective = Objective(model, config, lang, lang.tokens, ["de", "en"])
+    return Trainer(model, objective, config, 1, scratch, key, loader, constraint)
+
+
+def state_of(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.hf.state_dict().items()}
+
+
+def assert_same(left, right):
+    assert left.keys() == right.keys()
+    assert [name for name in left if not torch.equal(left[name], right[name])] == []
+
+
+# --- schedule and settings
+
+
+def test_schedule_warms_up_holds_and_decays():
+    config = TrainConfig(warmup=0.2, hold=0.3, final=0.1)
+    found = [schedule(step, 10, config) for step in range(10)]
+    assert found == pytest.approx([0.5, 1, 1, 1, 1, 0.82, 0.64, 0.46, 0.28, 0.1])
+
+
+def test_schedule_without_decay_stays_at_the_peak_to_the_end():
+    config = TrainConfig(warmup=0.5, hold=0.5)
+    assert [schedule(step, 4, config) for step in range(4)] == pytest.approx([0.5, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"epochs": 0}, "epochs"), ({"warmup": 0.7, "hold": 0.5}, "warmup"), ({"head_lr": 0.0}, "head_lr")],
+)
+def test_impossible_settings_are_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**wrong)
+
+
+def test_the_learning_rate_in_the_history_is_that_of_the_schedule(cuts, tmp_path):
+    config = TrainConfig(epochs=3, batch_seconds=60, lr=0.002, head_lr=0.01, warmup=0.5, hold=0.0, final=0.1)
+    trainer = trainer_of("ctc", tmp_path, config)
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    steps = trainer.history[-1]["step"]
+    for row in trainer.history:
+        factor = schedule(row["step"] - 1, steps, config)
+        assert row["lr"] == pytest.approx(trainer.optimiser.param_groups[0]["peak"] * factor)
+    assert {group["peak"] for group in trainer.optimiser.param_groups} == {0.002, 0.01}
+
+
+# --- targets and losses
+
+
+def test_ctc_targets_are_normalised_text(cuts):
+    lang = lang_of()
+    labels, sizes = ctc_targets(list(cuts)[1:3], lang)
+    assert sizes.tolist() == [4, 3]
+    assert labels.tolist() == lang.tokens.encode("ba c") + lang.tokens.encode("aab")
+
+
+def test_seq2seq_learns_language_text_and_end_but_not_the_rest_of_the_prompt(cuts):
+    lang = lang_of(["de", "en"])
+    tokens = lang.tokens
+    inputs, labels = seq2seq_targets(list(cuts)[:2], lang, tokens)
+    text = [tokens.encode("ab"), tokens.encode("ba c")]
+    assert inputs[0].tolist() == [*tokens.prompt("en"), *text[0], tokens.eot, tokens.eot]
+    assert inputs[1].tolist() == [*tokens.prompt("de"), *text[1]]
+    learnt = [IGNORE, IGNORE]
+    assert labels[0].tolist() == [tokens.language_ids["en"], *learnt, *text[0], tokens.eot, IGNORE, IGNORE]
+    assert labels[1].tolist() == [tokens.language_ids["de"], *learnt, *text[1], tokens.eot]
+
+
+def test_ctc_loss_is_torchs_per_label(cuts):
+    model, lang, loader = setup_of("ctc")
+    batch = loader.collate(list(cuts))
+    found = Objective(model, TrainConfig(), lang)(model, batch["features"], batch["lengths"], batch["cuts"])
+    expected = labels = 0
+    for cut in cuts:  # one by one, without padding
+        logits, frames = model.ctc_logits(loader.one(cut)[None], torch.tensor([len(loader.one(cut))]))
+        target = torch.tensor(lang.tokens.encode(lang.normalise(cut.supervisions[0].text)))
+        log_probs = logits[0].log_softmax(-1)
+        assert len(log_probs) == int(frames)
+        expected += F.ctc_loss(log_probs, target, frames[0], torch.tensor(len(target)), reduction="sum").item()
+        labels += len(target)
+    assert found.units == labels
+    assert found.total.item() == pytest.approx(expected / labels, rel=1e-4)
+    assert found.task_sum == pytest.approx(expected, rel=1e-4)
+
+
+def test_ctc_errors_count_the_edits_of_the_greedy_path(cuts):
+    model, lang, loader = setup_of("ctc")
+    torch.nn.init.zeros_(model.hf.lm_head.weight)
+    torch.nn.init.zeros_(model.hf.lm_head.bias)
+    batch = loader.collate(list(cuts))
+    objective = Objective(model, TrainConfig(), lang)
+    arguments = (model, batch["features"], batch["lengths"], batch["cuts"])
+    total = sum(len(lang.tokens.encode(lang.normalise(text))) for text in TEXTS)
+    assert objective.errors(*arguments) == (total, total)  # blanks alone
+    model.hf.lm_head.bias.data[lang.tokens.ids["a"]] = 1.0  # one "a" each
+    having = sum("a" in text.lower() for text in TEXTS)
+    assert objective.errors(*arguments) == (total - having, total)
+
+
+def test_auxiliary_losses_add_to_the_total_and_not_to_the_tasks_own(cuts):
+    model, lang, loader = setup_of("seq2seq")
+    batch = loader.collate(list(cuts))
+    arguments = (model, batch["features"], batch["lengths"], batch["cuts"])
+    torch.manual_seed(5)
+    plain = Objective(model, TrainConfig(), lang, lang.tokens, ["de", "en"])(*arguments)
+    config = TrainConfig(ctc_weight=0.5, language_weight=2.0)
+    both = Objective(model, config, lang, lang.tokens, ["de", "en"])
+    for parameter in both.aux_language.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.zeros_(both.aux_ctc.weight)
+    torch.nn.init.zeros_(both.aux_ctc.bias)
+    found = both(*arguments)
+    assert found.task_sum == pytest.approx(plain.task_sum)
+    uniform, labels = 0.0, 0
+    for cut in cuts:
+        frames, target = model.frames_of(cut), lang.tokens.encode(lang.normalise(cut.supervisions[0].text))
+        log_probs = torch.full((frames, lang.tokens.size), -math.log(lang.tokens.size))
+        uniform += F.ctc_loss(
+            log_probs, torch.tensor(target), torch.tensor(frames), torch.tensor(len(target)), reduction="sum"
+        ).item()
+        labels += len(target)
+    extra = 0.5 * uniform / labels + 2.0 * math.log(2)
+    assert found.total.item() - plain.total.item() == pytest.approx(extra, rel=1e-3)
+
+
+# --- what trains
+
+
+@pytest.mark.parametrize("task", ["ctc", "classify", "seq2seq"])
+@pytest.mark.parametrize("adapt", ["full", "head"])
+def test_gradients_go_to_what_trains_and_nothing_else(task, adapt, cuts):
+    model, lang, loader = setup_of(task)
+    freeze_for(model, adapt, trains_head=True)
+    batch = loader.collate(list(cuts)[:3])
+    objective = Objective(model, TrainConfig(), lang, lang.tokens, ["de", "en"])
+    total = objective(model, batch["features"], batch["lengths"], batch["cuts"]).total
+    if task == "seq2seq" and adapt == "head":  # it has no head of its own
+        assert not total.requires_grad
+        return
+    total.backward()
+    for name, parameter in model.hf.named_parameters():
+        if not name.endswith("masked_spec_embed"):
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+
+
+def test_full_keeps_the_front_end_frozen_and_head_keeps_all_but_the_head():
+    model, _, _ = setup_of("ctc")
+    freeze_for(model, "full", trains_head=True)
+    frozen = {name for name, p in model.hf.named_parameters() if not p.requires_grad}
+    assert frozen and frozen == {n for n, _ in model.hf.named_parameters() if ".feature_extractor." in n}
+    freeze_for(model, "head", trains_head=True)
+    assert {n for n, p in model.hf.named_parameters() if p.requires_grad} == {"lm_head.weight", "lm_head.bias"}
+    freeze_for(model, "none", trains_head=False)
+    assert not any(p.requires_grad for p in model.hf.parameters())
+
+
+def test_full_keeps_whispers_sinusoids():
+    model, _, _ = setup_of("seq2seq")
+    freeze_for(model, "full", trains_head=True)
+    frozen = [name for name, p in model.hf.named_parameters() if not p.requires_grad]
+    assert frozen == ["model.encoder.embed_positions.weight"]
+
+
+def test_frozen_weights_stay_bit_for_bit_in_a_training_of_the_head(cuts, tmp_path):
+    config = TrainConfig(epochs=2, batch_seconds=1.5, keep="last")
+    trainer = trainer_of("ctc", tmp_path, config, lambda model: freeze_for(model, "head", trains_head=True))
+    before, digest = state_of(trainer), frozen_digest(trainer.model.hf)
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    after = state_of(trainer)
+    assert {n for n in after if not torch.equal(before[n], after[n])} == {"lm_head.weight", "lm_head.bias"}
+    assert frozen_digest(trainer.model.hf) == digest
+    assert numbers["parameters_trained"] == sum(after[n].numel() for n in ("lm_head.weight", "lm_head.bias"))
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq", "classify"])
+def test_lora_leaves_frozen_weights_bit_for_bit(task, cuts, tmp_path):
+    def prepare(model):
+        freeze_for(model, "lora", trains_head=True)
+        lora_on(model, Lora(rank=2))
+
+    config = TrainConfig(epochs=2, batch_seconds=1.5, lr=0.01, keep="last")
+    trainer = trainer_of(task, tmp_path, config, prepare)
+    before, digest = state_of(trainer), frozen_digest(trainer.model.hf)
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    after = state_of(trainer)
+    changed = {n for n in after if not torch.equal(before[n], after[n])}
+    assert frozen_digest(trainer.model.hf) == digest
+    heads = tuple(f"{name}." for name in trainer.model.head_names)
+    assert changed and all("lora_" in n or n.startswith(heads) for n in changed)
+    assert {n for n in after if "lora_B" in n} <= changed
+    if heads:
+        assert any(n.startswith(heads) for n in changed)
+
+
+def test_a_lora_target_that_matches_nothing_is_an_error_of_the_user():
+    model, _, _ = setup_of("ctc")
+    with pytest.raises(UserError, match=r"lora: .*nowhere"):
+        lora_on(model, Lora(targets=("*nowhere*",)))
+    with pytest.raises(UserError, match="needs the section `lora`"):
+        lora_on(model, None)
+
+
+def test_the_body_rests_for_its_first_steps_and_the_head_trains(cuts, tmp_path):
+    config = TrainConfig(epochs=1, batch_seconds=60, freeze_encoder_steps=100, keep="last")
+    trainer = trainer_of("ctc", tmp_path, config)
+    before = state_of(trainer)
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    changed = {n for n, p in state_of(trainer).items() if not torch.equal(before[n], p)}
+    assert changed == {"lm_head.weight", "lm_head.bias"}
+
+
+def test_nothing_to_train_is_an_error(tmp_path):
+    with pytest.raises(UserError, match="nothing to train"):
+        trainer_of("ctc", tmp_path, TrainConfig(), lambda model: freeze_for(model, "none", trains_head=False))
+
+
+# --- runs
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq", "classify"])
+def test_training_lowers_the_loss(task, cuts, tmp_path):
+    config = TrainConfig(epochs=40, batch_seconds=0.7, lr=0.004, head_lr=0.01, dropout=0.0)
+    trainer = trainer_of(task, tmp_path, config)
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    first, last = trainer.history[0], trainer.history[-1]
+    assert last["loss"] < 0.6 * first["loss"] and last["dev_loss"] < first["dev_loss"]
+    assert numbers["dev_metric"] == min(row["dev_metric"] for row in trainer.history) < 0.7
+    assert not (tmp_path / "state.pt").exists()
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == numbers["epochs"] == 40
+
+
+def test_the_model_ends_with_the_weights_of_the_best_epoch(cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=3, batch_seconds=60, lr=0.01, dropout=0.0))
+    errors, seen = iter([5, 1, 3]), []
+
+    def fake(*_):
+        seen.append(state_of(trainer))
+        return next(errors), 10
+
+    monkeypatch.setattr(trainer.objective, "errors", fake)
+    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["dev_metric"] == 0.1
+    assert_same(state_of(trainer), seen[1])
+    assert not torch.equal(seen[1]["lm_head.weight"], seen[2]["lm_head.weight"])
+
+
+def test_patience_ends_a_run_that_gets_no_better(cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=60, patience=2))
+    errors = iter([5, 3, 4, 4, 4, 4, 4, 4, 4])
+    monkeypatch.setattr(trainer.objective, "errors", lambda *_: (next(errors), 10))
+    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
+
+
+def low_rank(model):
+    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and "_dense" in n]
+    model.plan = dict.fromkeys(names, 4)
+    factorise(model.hf, model.plan)
+    freeze_for(model, "full", trains_head=True)
+    return SemiOrthogonal(model.hf, "floating", 1.0, 0.5, None, 1)
+
+
+RUNS = {
+    "constraint": ("ctc", low_rank, {"dropout": 0.2}),
+    "auxiliary heads and masks": (
+        "seq2seq",
+        None,
+        {"dropout": 0.1, "spec_augment": SpecAugment(), "ctc_weight": 0.5, "language_weight": 0.5},
+    ),
+    "last epoch": ("classify", None, {"dropout": 0.1, "keep": "last", "weight_decay": 0.1}),
+}
+
+
+@pytest.mark.parametrize("case", RUNS)
+@pytest.mark.parametrize("where", ["_evaluate", "_save"])
+def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, cuts, tmp_path, monkeypatch):
+    task, prepare, keys = RUNS[case]
+    config = TrainConfig(epochs=4, batch_seconds=1.5, lr=0.005, head_lr=0.01, **keys)
+
+    def run(folder, seed=7):
+        trainer = trainer_of(task, tmp_path / folder, config, prepare)
+        torch.manual_seed(seed)
+        return trainer, trainer.run(cuts, cuts, tmp_path / folder / "metrics.jsonl")
+
+    whole, numbers = run("whole")
+    with monkeypatch.context() as patch:
+        real = getattr(Trainer, where)
+
+        def killed(self, *arguments):
+            # _evaluate is called after the epoch was counted.
+            if self.epoch == 2:
+                raise KeyboardInterrupt
+            return real(self, *arguments)
+
+        patch.setattr(Trainer, where, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run("killed")
+    assert (tmp_path / "killed" / "state.pt").is_file()
+    assert not (tmp_path / "killed" / "metrics.jsonl").exists()
+    resumed, again = run("killed", seed=99)
+    assert_same(state_of(resumed), state_of(whole))
+    assert resumed.history == whole.history
+    assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    timed = ("seconds_train", "speech_seconds_per_second", "peak_bytes")
+    assert {k: v for k, v in numbers.items() if k not in timed} == {k: v for k, v in again.items() if k not in timed}
+    assert list((tmp_path / "killed").iterdir()) == [tmp_path / "killed" / "metrics.jsonl"]
+
+
+def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):
+    config = TrainConfig(epochs=2, batch_seconds=60)
+    trainer = trainer_of("ctc", tmp_path, config, key="a" * 64)
+    trainer._save()
+    other = trainer_of("ctc", tmp_path, config, key="b" * 64)
+    with pytest.raises(UserError, match=r"state\.pt belongs to a run with other settings.*remove it"):
+        other.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert (tmp_path / "state.pt").is_file() and not (tmp_path / "metrics.jsonl").exists()
+
+
+def not_finite(monkeypatch, trainer, which):
+    """Make the loss NaN in the steps for which ``which(number)`` holds; the list of weights before each step."""
+    seen, real = [], trainer.objective.forward
+
+    def forward(model, features, lengths, cuts):
+        found = real(model, features, lengths, cuts)
+        if not model.training:
+            return found
+        seen.append(model.hf.lm_head.weight.detach().clone())
+        return Losses(found.total * math.nan, math.nan, found.units) if which(len(seen)) else found
+
+    monkeypatch.setattr(trainer.objective, "forward", forward)
+    return seen
+
+
+def test_a_loss_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplog):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=1.0, lr=0.01))
+    seen = not_finite(monkeypatch, trainer, lambda number: number == 2)
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert numbers["steps_skipped"] == 1 and "batch skipped" in caplog.text
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
+    assert all(math.isfinite(row["loss"]) for row in trainer.history)
+
+
+def test_too_many_in_a_row_end_the_training_with_advice(cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=1.0))
+    seen = not_finite(monkeypatch, trainer, lambda number: True)
+    with pytest.raises(UserError, match="not finite in 11 steps in a row: lower lr"):
+        trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert len(seen) == MOST_BAD_STEPS + 1 == 11
+    assert all(torch.equal(seen[0], weight) for weight in seen)
+
+
+def test_bad_steps_with_a_good_one_between_do_not_end_it(cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=1.0))
+    seen = not_finite(monkeypatch, trainer, lambda number: number % 8 != 0)
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert len(seen) > 22 and numbers["steps_skipped"] == len(seen) - len(seen) // 8
+
+
+def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(cuts, tmp_path):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=5, batch_seconds=1.0, max_steps=4))
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert (numbers["steps"], numbers["epochs"]) == (4, 2) and trainer.history[0]["step"] == 3
+
+
+# --- SpecAugment
+
+
+def masked(seed, config=None, lengths=(40, 15, 28)):
+    features = torch.randn(3, 40, 20, generator=torch.Generator().manual_seed(3))
+    lengths = torch.tensor(lengths)
+    valid = torch.arange(40)[None, :] < lengths[:, None]
+    features = features * valid[..., None]
+    given = features.clone()
+    config = config or SpecAugment(time_width=8, time_share=0.5, feature_width=5)
+    found = spec_augment(features, lengths, config, torch.Generator().manual_seed(seed))
+    assert torch.equal(features, given)  # the input stays
+    return SimpleNamespace(found=found, given=given, valid=valid, changed=found != given)
+
+
+def test_masks_touch_valid_frames_only_and_hold_the_mean():
+    touched = 0
+    for seed in range(20):
+        m = masked(seed)
+        assert not m.changed[~m.valid].any()
+        for row, given, changed, valid in zip(m.found, m.given, m.changed, m.valid, strict=True):
+            if changed.any():
+                torch.testing.assert_close(row[changed].unique(), given[valid].mean()[None], atol=1e-6, rtol=1e-5)
+                touched += 1
+    assert touched > 50
+
+
+def test_masks_are_whole_frames_and_whole_channels_of_the_given_widths():
+    only_time = SpecAugment(time_masks=1, time_width=8, time_share=0.2, feature_masks=0)
+    only_channels = SpecAugment(time_masks=0, feature_masks=1, feature_width=5)
+    widest = [0, 0]
+    for seed in range(50):
+        m = masked(seed, only_time)
+        frames = m.changed.any(-1)
+        assert torch.equal(m.changed, frames[..., None].expand_as(m.changed))
+        assert (frames.sum(1) <= torch.tensor([8, 3, 5])).all()
+        channels = masked(seed, only_channels).changed.any(1)
+        assert (channels.sum(1) <= 5).all()
+        widest = [max(widest[0], int(frames.sum(1).max())), max(widest[1], int(channels.sum(1).max()))]
+    assert widest == [8, 5]
+
+
+def test_masks_follow_the_generator_alone():
+    first = masked(1)
+    torch.manual_seed(0)
+    assert torch.equal(first.found, masked(1).found)
+    assert not torch.equal(first.found, masked(2).found)
+
+
+def test_dropout_is_set_everywhere():
+    model, _, _ = setup_of("seq2seq")
+    set_dropout(model, 0.3)
+    layer = model.body.encoder.layers[0]
+    assert (layer.dropout, layer.activation_dropout, layer.self_attn.dropout) == (0.3, 0.3, 0.3)
