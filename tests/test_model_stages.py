@@ -1,0 +1,745 @@
+"""Stages base, features, train and decode one after the other, on a tiny corpus of tones; and what they refuse."""
+
+import csv
+import json
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from safetensors.torch import load_file
+
+from lowrank_speech.models.folder import body_state, load_model, to_task
+from lowrank_speech.stages import base, decode, features, lang, train
+from lowrank_speech.training.loop import Trainer
+
+TEXTS = {"de": ["ab", "Bä!", "abä", "bb"], "en": ["cd", "dc", "C d", "dd"]}
+PITCH = {c: 300 + 350 * i for i, c in enumerate("abcdäxz")}
+FAMILIES = ("wav2vec2", "whisper")
+KIND = {"wav2vec2": "conv", "whisper": "logmel"}
+MODEL = {
+    "wav2vec2": {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+        "conv_dim": [8, 8],
+        "conv_kernel": [256, 8],
+        "conv_stride": [40, 8],
+        "num_feat_extract_layers": 2,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "num_conv_pos_embeddings": 8,
+        "num_conv_pos_embedding_groups": 2,
+    },
+    "whisper": {
+        "d_model": 16,
+        "encoder_layers": 2,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "num_mel_bins": 12,
+        "max_source_positions": 50,  # a window of one second
+        "max_target_positions": 24,
+        "init_std": 0.05,
+    },
+}
+RECIPE = {"epochs": 2, "batch_seconds": 2.0, "lr": 0.003, "head_lr": 0.01, "dropout": 0.0}
+
+
+def utterance(folder, name, text, language, seconds=None, speaker="s"):
+    """A cut of its own file: every letter is a tone of 0.15 s."""
+    tones = [PITCH.get(c, 0) for c in (text or "ab").lower()]
+    time = np.arange(int(16_000 * (seconds / len(tones) if seconds else 0.15))) / 16_000
+    rng = np.random.default_rng(list(name.encode()))
+    wave = np.concatenate([0.3 * np.sin(2 * np.pi * pitch * time) for pitch in tones])
+    wave += 0.01 * rng.standard_normal(len(wave))
+    soundfile.write(folder / f"{name}.wav", wave.astype(np.float32), 16_000)
+    recording = Recording.from_file(folder / f"{name}.wav")
+    supervision = SupervisionSegment(name, name, 0.0, recording.duration, text=text, language=language, speaker=speaker)
+    return MonoCut(name, 0.0, recording.duration, 0, [supervision], recording=recording)
+
+
+def run(stage, cfg, manifest, **paths):
+    """(exit code, manifest) of a stage's ``main``."""
+    arguments = ["--cfg", json.dumps(cfg), "--manifest", str(manifest)]
+    for name, path in paths.items():
+        arguments += [f"--{name.replace('_', '-')}", str(path)]
+    code = stage.main(arguments)
+    return code, json.loads(manifest.read_text(encoding="utf-8")) if code == 0 else None
+
+
+def done(stage, cfg, manifest, **paths):
+    code, record = run(stage, cfg, manifest, **paths)
+    assert code == 0
+    assert record["stage"] == stage.__name__.rpartition(".")[2]
+    return record
+
+
+def refused(capsys, message, stage, cfg, manifest, **paths):
+    """The stage ends with code 2, leaves no manifest, and says ``message`` in its last line."""
+    capsys.readouterr()
+    code, _ = run(stage, cfg, manifest, **paths)
+    shown = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and not manifest.exists()
+    assert "ERROR" in shown[-1] and message in shown[-1], shown[-1]
+    assert not any("Traceback" in line for line in shown)
+
+
+def make_base(world, family, folder, seed=1, **keys):
+    cfg = {"seed": seed, "family": family, "source": "scratch", "model": MODEL[family], "pretrain": RECIPE, **keys}
+    paths = {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    out = {"out": folder / "model", "scratch": folder / "scratch"}
+    return done(base, cfg, folder / "base.json", lang=world.lang[family], **paths, **out)
+
+
+def make_features(world, family, cuts, folder, split):
+    """Features of ``cuts``; the path of the cuts that have them."""
+    source = folder / f"raw-{split}.jsonl.gz"
+    CutSet.from_cuts(cuts).to_file(source)
+    out = folder / f"{split}.jsonl.gz"
+    done(features, {"kind": KIND[family]}, folder / f"{split}.json", cuts=source, base=world.base[family], out=out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Corpus, token sets, and for both families a base and its features."""
+    root = tmp_path_factory.mktemp("world")
+    found = SimpleNamespace(root=root, corpus=root / "corpus", lang={}, base={}, features={}, records={}, cuts={})
+    (root / "wav").mkdir()
+    found.corpus.mkdir()
+    for split in ("train", "dev", "test"):
+        found.cuts[split] = [
+            utterance(root / "wav", f"{split}-{language}{i}", text, language, speaker=f"{split}{i % 2}")
+            for language, texts in TEXTS.items()
+            for i, text in enumerate(texts)
+        ]
+        CutSet.from_cuts(found.cuts[split]).to_file(found.corpus / f"{split}.jsonl.gz")
+    for family, purpose in (("wav2vec2", "ctc"), ("whisper", "seq2seq")):
+        folder = found.lang[family] = root / "lang" / purpose
+        cfg = {"seed": 1, "lang": {"kind": "char", "for": purpose}}
+        done(lang, cfg, folder / "lang.json", cuts=found.corpus / "train.jsonl.gz", out=folder)
+        found.records[family] = make_base(found, family, root / family)
+        found.base[family] = root / family / "model"
+        found.features[family] = root / family / "features"
+        for split, cuts in found.cuts.items():
+            found.features[family].mkdir(exist_ok=True)
+            make_features(found, family, cuts, found.features[family], split)
+    return found
+
+
+def train_paths(world, family, folder, task="asr", **changed):
+    paths = {f"{split}_cuts": world.features[family] / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    paths |= {"model": world.base[family], "out": folder, "scratch": folder / "scratch"}
+    return paths | ({"lang": world.lang[family]} if task == "asr" else {}) | changed
+
+
+def train_cfg(task="asr", adapt="full", seed=1, **keys):
+    recipe = RECIPE | keys.pop("training", {})
+    return {"seed": seed, "task": {"type": task}, "adapt": adapt, "training": recipe, **keys}
+
+
+def moved_in_body(before, after):
+    """Names of the body's weights that differ; masked_spec_embed, which nothing uses, is left out."""
+    old, new = (body_state(model)[0] for model in (before, after))
+    assert new.keys() <= old.keys()
+    return {n for n, v in new.items() if not torch.equal(v, old[n]) and n != "masked_spec_embed"}
+
+
+def table(path):
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+@pytest.fixture(scope="module")
+def systems(world):
+    """A trained system of each family and task."""
+    found = {}
+    for family in FAMILIES:
+        for task in ("asr", "lid"):
+            folder = world.root / family / task
+            record = done(train, train_cfg(task), folder / "train.json", **train_paths(world, family, folder, task))
+            found[family, task] = SimpleNamespace(folder=folder, model=folder / "model", record=record)
+    return found
+
+
+def decode_with(world, systems, family, task, folder, cuts=None, **keys):
+    paths = {"model": systems[family, task].model, "out": folder}
+    paths["cuts"] = cuts or world.features[family] / "test.jsonl.gz"
+    if task == "asr":
+        paths["lang"] = world.lang[family]
+    cfg = {"task": {"type": task}, "decode": {"batch_seconds": 2.0, **keys}}
+    return done(decode, cfg, folder / "decode.json", **paths)
+
+
+# --- the stages, one after the other
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_writes_a_model_and_what_it_cost(world, family):
+    record, model = world.records[family], load_model(world.base[family])
+    numbers = record["numbers"]
+    assert (
+        numbers["parameters"]
+        == model.parameters_total()
+        == numbers["parameters_trained"]
+        + (model.config.max_source_positions * model.config.d_model if family == "whisper" else 0)
+    )
+    assert numbers["languages"] == ["de", "en"] and numbers["set_aside"] == {} and numbers["source"] == "scratch"
+    assert (model.family, model.task) == (family, {"wav2vec2": "ctc", "whisper": "seq2seq"}[family])
+    assert set(record["outputs"]) == {"model", "metrics.jsonl"} and record["seed"] == 1
+    assert (world.base[family] / "preprocessor_config.json").is_file()
+    assert not (world.base[family].parent / "scratch" / "state.pt").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_base_of_the_same_seed_is_the_same_bit_for_bit(world, tmp_path, family):
+    torch.manual_seed(12345)  # what ran before in the process must not matter
+    again = make_base(world, family, tmp_path / "again")
+    assert again["outputs"] == world.records[family]["outputs"]
+    assert make_base(world, family, tmp_path / "other", seed=2)["outputs"] != again["outputs"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_features_are_what_the_model_computes_from_the_samples(world, family):
+    stored = CutSet.from_file(world.features[family] / "test.jsonl.gz").with_features_path_prefix(
+        world.features[family]
+    )
+    model, raw = load_model(world.base[family]), {cut.id: cut for cut in world.cuts["test"]}
+    record = json.loads((world.features[family] / "test.json").read_text())
+    assert set(record["outputs"]) == {"test.jsonl.gz", "test.h5"}
+    numbers = record["numbers"]
+    assert numbers["utterances"] == len(raw) == 8 and numbers["frontend_rtf"] > 0
+    assert numbers["seconds"] == pytest.approx(sum(cut.duration for cut in raw.values()), abs=1e-3)
+    frames = 0
+    for cut in stored:
+        source, found = raw[cut.id].supervisions[0], cut.supervisions[0]
+        assert (found.text, found.language, found.speaker) == (source.text, source.language, source.speaker)
+        array = torch.from_numpy(cut.load_features())
+        frames += len(array)
+        assert model.frames_of(cut) == model.frames_of(raw[cut.id])
+        if family == "wav2vec2":
+            wave = torch.from_numpy(raw[cut.id].load_audio()[0])
+            wave = ((wave - wave.mean()) / wave.std(unbiased=False))[None]
+            with torch.no_grad():
+                expected = model.conv_features(wave, torch.tensor([wave.shape[1]]))[0]
+            torch.testing.assert_close(array, expected, atol=1e-4, rtol=1e-3)
+    assert numbers["frames"] == frames
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", ["asr", "lid"])
+def test_train_writes_a_system_and_its_numbers(world, systems, family, task):
+    system, before = systems[family, task], load_model(world.base[family])
+    model, numbers = load_model(system.model), system.record["numbers"]
+    assert set(system.record["outputs"]) == {"model", "metrics.jsonl", "set_aside.tsv"}
+    assert numbers["parameters_total"] == numbers["parameters_dense"] == model.parameters_total()
+    fixed = sum(p.numel() for p in model.front_end())
+    if family == "whisper":
+        fixed += model.body.encoder.embed_positions.weight.numel()
+    assert numbers["parameters_trained"] == model.parameters_total() - fixed
+    assert numbers["set_aside"] == {} and table(system.folder / "set_aside.tsv") == []
+    assert (numbers["utterances_train"], numbers["utterances_dev"], numbers["epochs"]) == (8, 8, 2)
+    assert numbers["new_head"] == (task == "lid") and numbers["seconds_train"] > 0
+    assert numbers["labels"] == (["de", "en"] if task == "lid" else None)
+    rows = [json.loads(line) for line in (system.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2] and all(row["dev_loss"] > 0 for row in rows)
+    moved = moved_in_body(before, model)
+    assert moved and not any("feature_extractor" in n or "encoder.embed_positions" in n for n in moved)
+    if task == "lid":
+        assert model.meta.labels == ["de", "en"] and model.meta.priors == [0.5, 0.5]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", ["asr", "lid"])
+def test_training_again_gives_the_same_bytes(world, systems, tmp_path, family, task):
+    torch.manual_seed(54321)
+    again = done(train, train_cfg(task), tmp_path / "train.json", **train_paths(world, family, tmp_path, task))
+    assert again["outputs"] == systems[family, task].record["outputs"]
+
+
+@pytest.mark.parametrize("case", ["lora", "dropout"])
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="stages/train.py never seeds torch: LoRA's start and dropout ignore `seed`",
+)
+def test_lora_and_dropout_follow_the_seed_alone(world, tmp_path, case):
+    keys = {"adapt": "lora", "lora": {"rank": 2}} if case == "lora" else {"training": {"dropout": 0.2}}
+    records = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        folder = tmp_path / str(number)
+        paths = train_paths(world, "wav2vec2", folder)
+        records.append(done(train, train_cfg(**keys), folder / "train.json", **paths))
+    assert records[0]["outputs"] == records[1]["outputs"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_recognises(world, systems, tmp_path, family):
+    record = decode_with(world, systems, family, "asr", tmp_path / "a")
+    ref = dict(line.split(" ", 1) for line in (tmp_path / "a" / "ref.txt").read_text().splitlines())
+    assert ref["test-de1"] == "bä" and ref["test-en2"] == "c d" and list(ref) == sorted(ref) and len(ref) == 8
+    hyp = [line.split(" ", 1)[0] for line in (tmp_path / "a" / "hyp.txt").read_text().splitlines()]
+    assert hyp == list(ref)
+    languages = table(tmp_path / "a" / "languages.tsv")
+    assert {row["id"]: row["language"] for row in languages} == {name: name[5:7] for name in ref}
+    assert {row["speaker"] for row in table(tmp_path / "a" / "speakers.tsv")} == {"test0", "test1"}
+    numbers = record["numbers"]
+    seconds = sum(c.duration for c in CutSet.from_file(world.features[family] / "test.jsonl.gz"))
+    assert numbers["speech_seconds"] == pytest.approx(seconds, abs=1e-3)
+    assert numbers["rtf"] == pytest.approx(numbers["seconds"] / seconds, rel=0.05) and numbers["rtf"] > 0
+    front = json.loads((world.features[family] / "test.json").read_text())["numbers"]["frontend_rtf"]
+    assert numbers["frontend_rtf"] == front
+    assert (numbers["utterances"], numbers["unseen_characters"], numbers["set_aside"]) == (8, {}, {})
+    again = decode_with(world, systems, family, "asr", tmp_path / "b")
+    assert again["outputs"] == record["outputs"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_batches_do_not_change_what_is_decoded(world, systems, tmp_path, family):
+    found = [decode_with(world, systems, family, "asr", tmp_path / str(s), batch_seconds=s) for s in (0.1, 60.0)]
+    assert found[0]["outputs"] == found[1]["outputs"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decode_scores_languages(world, systems, tmp_path, family):
+    record = decode_with(world, systems, family, "lid", tmp_path / "a")
+    rows = table(tmp_path / "a" / "scores.tsv")
+    # Posteriors over equal priors: p1 + p2 = 1, so exp(score) / 2 add up to 1.
+    for row in rows:
+        assert set(row) == {"id", "de", "en"}
+        assert np.exp([float(row["de"]), float(row["en"])]).sum() / 2 == pytest.approx(1, abs=1e-5)
+    labels = {row["id"]: row["language"] for row in table(tmp_path / "a" / "labels.tsv")}
+    assert labels == {cut.id: cut.supervisions[0].language for cut in world.cuts["test"]}
+    assert record["numbers"]["utterances"] == 8 and record["numbers"]["rtf"] > 0
+    assert set(record["outputs"]) == {"scores.tsv", "labels.tsv", "speakers.tsv", "set_aside.tsv"}
+    assert decode_with(world, systems, family, "lid", tmp_path / "b")["outputs"] == record["outputs"]
+    raw = decode_with(world, systems, family, "lid", tmp_path / "c", priors=False)
+    assert raw["outputs"]["scores.tsv"] != record["outputs"]["scores.tsv"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("task", ["asr", "lid"])
+def test_lora_is_merged_and_trains_less(world, tmp_path, family, task):
+    cfg = train_cfg(task, "lora", lora={"rank": 2})
+    record = done(train, cfg, tmp_path / "train.json", **train_paths(world, family, tmp_path, task))
+    numbers, model = record["numbers"], load_model(tmp_path / "model")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and "adapter" in record["outputs"]
+    assert 0 < numbers["parameters_trained"] < numbers["parameters_total"] / 2
+    assert numbers["parameters_total"] == model.parameters_total()
+    moved = moved_in_body(load_model(world.base[family]), model)
+    adapted = ("q_proj.weight", "v_proj.weight", "_dense.weight", "fc1.weight", "fc2.weight")
+    assert moved and all(name.endswith(adapted) for name in moved)
+
+
+def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):
+    cfg = train_cfg("lid", "none")
+    record = done(train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path, "lid"))
+    assert moved_in_body(load_model(world.base["wav2vec2"]), load_model(tmp_path / "model")) == set()
+    heads = [v for k, v in load_file(tmp_path / "model" / "model.safetensors").items() if not k.startswith("wav2vec2.")]
+    assert record["numbers"]["parameters_trained"] == sum(v.numel() for v in heads) > 0
+
+
+def test_nothing_to_train_keeps_the_model(world, tmp_path):
+    record = done(train, train_cfg("asr", "none"), tmp_path / "train.json", **train_paths(world, "whisper", tmp_path))
+    assert record["numbers"]["parameters_trained"] == 0
+    before, after = (load_file(f / "model.safetensors") for f in (world.base["whisper"], tmp_path / "model"))
+    assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
+
+
+def test_segments_cut_lid_to_the_seconds_asked_for(world, systems, tmp_path):
+    cfg = train_cfg("lid") | {"task": {"type": "lid", "segment": {"seconds": 0.2}}}
+    record = done(train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path, "lid"))
+    whole = systems["wav2vec2", "lid"].record["numbers"]["seconds_speech"]
+    assert record["numbers"]["seconds_speech"] == pytest.approx(8 * 0.2, abs=8 * 0.02) and whole > 2.2
+
+
+# --- utterances that are set aside, listed and counted
+
+
+def odd_cuts(tmp_path):
+    return [
+        utterance(tmp_path, "x-none", None, "en"),
+        utterance(tmp_path, "x-blank", "  ", "en"),
+        utterance(tmp_path, "x-signs", "?!...", "de"),
+        utterance(tmp_path, "x-dense", "abcd" * 20, "en", seconds=0.4),
+        utterance(tmp_path, "x-long", "abcd", "en", seconds=1.3),
+    ]
+
+
+def expected_aside(family):
+    common = {"x-none": "no text", "x-blank": "no text", "x-signs": "normalises to nothing"}
+    if family == "wav2vec2":
+        return common | {"x-dense": "CTC target longer than its frames"}
+    return common | {"x-long": "longer than the model's window"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_sets_aside_what_it_cannot_use(world, tmp_path, family):
+    odd = [cut for cut in odd_cuts(tmp_path) if family == "wav2vec2" or cut.id != "x-dense"]
+    cuts = make_features(world, family, [*world.cuts["train"], *odd], tmp_path, "train")
+    out = tmp_path / "system"
+    record = done(train, train_cfg(), out / "train.json", **train_paths(world, family, out, train_cuts=cuts))
+    rows, expected = table(out / "set_aside.tsv"), expected_aside(family)
+    assert {row["id"]: row["reason"] for row in rows} == expected
+    assert sum(record["numbers"]["set_aside"].values()) == len(rows) == 4
+    assert record["numbers"]["set_aside"]["no text"] == 2
+    assert record["numbers"]["utterances_train"] == 8 + len(odd) - 4
+    detail = {row["id"]: row["detail"] for row in rows}
+    if family == "wav2vec2":
+        assert detail["x-dense"].startswith("80 needed, ")
+    else:
+        assert "window 1.02 s" in detail["x-long"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_sets_aside_what_it_cannot_score(world, systems, tmp_path, family):
+    odd = odd_cuts(tmp_path)
+    cuts = make_features(world, family, [*world.cuts["test"], *odd], tmp_path, "test")
+    record = decode_with(world, systems, family, "asr", tmp_path / "out", cuts=cuts)
+    expected = {name: why for name, why in expected_aside(family).items() if name != "x-dense"}
+    assert {row["id"]: row["reason"] for row in table(tmp_path / "out" / "set_aside.tsv")} == expected
+    assert sum(record["numbers"]["set_aside"].values()) == len(expected)
+    assert record["numbers"]["utterances"] == 8 + 5 - len(expected)
+    ids = {line.split(" ", 1)[0] for line in (tmp_path / "out" / "ref.txt").read_text().splitlines()}
+    assert not ids & set(expected) and len(ids) == record["numbers"]["utterances"]
+
+
+def test_base_sets_aside_and_counts(world, tmp_path):
+    CutSet.from_cuts([*world.cuts["train"], *odd_cuts(tmp_path)]).to_file(tmp_path / "odd.jsonl.gz")
+    cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
+    record = done(
+        base,
+        cfg,
+        tmp_path / "base.json",
+        train_cuts=tmp_path / "odd.jsonl.gz",
+        dev_cuts=world.corpus / "dev.jsonl.gz",
+        lang=world.lang["wav2vec2"],
+        out=tmp_path / "model",
+        scratch=tmp_path / "scratch",
+    )
+    counts = {"no text": 2, "normalises to nothing": 1, "CTC target longer than its frames": 1}
+    assert record["numbers"]["set_aside"] == counts
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_characters_that_training_never_saw_are_counted(world, systems, tmp_path, family):
+    new = [utterance(tmp_path, "n1", "xzx", "en"), utterance(tmp_path, "n2", "ax", "de")]
+    cuts = make_features(world, family, [*world.cuts["test"], *new], tmp_path, "test")
+    record = decode_with(world, systems, family, "asr", tmp_path / "out", cuts=cuts)
+    assert record["numbers"]["unseen_characters"] == {"x": 2, "z": 1}  # utterances, not occurrences
+    assert "n1 xzx" in (tmp_path / "out" / "ref.txt").read_text().splitlines()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_unknown_language_in_the_test_of_lid_is_set_aside(world, systems, tmp_path, family):
+    new = [utterance(tmp_path, "n1", "ab", "fr"), utterance(tmp_path, "n2", "ab", None)]
+    cuts = make_features(world, family, [*world.cuts["test"], *new], tmp_path, "test")
+    record = decode_with(world, systems, family, "lid", tmp_path / "out", cuts=cuts)
+    assert record["numbers"]["set_aside"] == {"unknown language": 2} and record["numbers"]["utterances"] == 8
+    rows = {row["id"]: row["detail"] for row in table(tmp_path / "out" / "set_aside.tsv")}
+    assert rows == {"n1": "'fr' is none of de, en", "n2": "None is none of de, en"}
+
+
+# --- what ends a stage
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_missing_model_folder(world, tmp_path, capsys, family):
+    lost = tmp_path / "lost"
+    paths = train_paths(world, family, tmp_path / "out", model=lost)
+    refused(capsys, f"--model: {lost} does not exist", train, train_cfg(), tmp_path / "m.json", **paths)
+    cuts, out = world.features[family] / "test.jsonl.gz", tmp_path / "out"
+    cfg = {"task": {"type": "asr"}}
+    refused(capsys, f"--model: {lost} does not", decode, cfg, tmp_path / "m.json", model=lost, cuts=cuts, out=out)
+    raw = world.corpus / "test.jsonl.gz"
+    cfg, made = {"kind": KIND[family]}, tmp_path / "f.jsonl.gz"
+    refused(capsys, "lost is no model folder", features, cfg, tmp_path / "m.json", cuts=raw, base=lost, out=made)
+    lost.mkdir()
+    refused(capsys, "config.json is missing", train, train_cfg(), tmp_path / "m.json", **paths)
+    shutil.copy(world.base[family] / "config.json", lost)
+    refused(capsys, "model.safetensors is missing", train, train_cfg(), tmp_path / "m.json", **paths)
+
+
+@pytest.mark.parametrize("task", ["asr", "lid"])
+@pytest.mark.parametrize("split", ["train", "dev"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_empty_split_ends_training(world, tmp_path, capsys, task, split, family):
+    CutSet.from_cuts([]).to_file(tmp_path / "empty.jsonl.gz")
+    paths = train_paths(world, family, tmp_path / "out", task, **{f"{split}_cuts": tmp_path / "empty.jsonl.gz"})
+    message = f"train: the {'training' if split == 'train' else 'dev'} cuts: no utterance is left"
+    refused(capsys, message, train, train_cfg(task), tmp_path / "m.json", **paths)
+
+
+@pytest.mark.parametrize("task", ["asr", "lid"])
+def test_an_empty_split_ends_decoding_and_features(world, systems, tmp_path, capsys, task):
+    empty = tmp_path / "empty.jsonl.gz"
+    CutSet.from_cuts([]).to_file(empty)
+    paths = {"model": systems["wav2vec2", task].model, "cuts": empty, "out": tmp_path / "out"}
+    paths |= {"lang": world.lang["wav2vec2"]} if task == "asr" else {}
+    refused(capsys, "no utterance is left", decode, {"task": {"type": task}}, tmp_path / "m.json", **paths)
+    for kind in ("conv", "waveform"):
+        paths = {"cuts": empty, "base": world.base["wav2vec2"], "out": tmp_path / "f.jsonl.gz"}
+        refused(capsys, "the split is empty", features, {"kind": kind}, tmp_path / "m.json", **paths)
+
+
+def test_a_split_of_which_nothing_is_left_says_why(world, tmp_path, capsys):
+    cuts = make_features(world, "whisper", odd_cuts(tmp_path)[:3], tmp_path, "train")
+    paths = train_paths(world, "whisper", tmp_path / "out", train_cuts=cuts)
+    message = "no utterance is left; set aside: 2 x no text, 1 x normalises to nothing"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_target_that_matches_nothing(world, tmp_path, capsys, family):
+    cfg = train_cfg(adapt="lora", lora={"rank": 2, "targets": ["*nowhere*"]})
+    paths = train_paths(world, family, tmp_path / "out")
+    refused(capsys, "'*nowhere*'", train, cfg, tmp_path / "m.json", **paths)
+    cfg["lora"] = {"rank": 99}
+    refused(capsys, "rank 99 is above the full rank", train, cfg, tmp_path / "m.json", **paths)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_features_of_the_wrong_family_and_a_task_without_tokens(world, systems, tmp_path, capsys):
+    raw, made = world.corpus / "test.jsonl.gz", tmp_path / "f.jsonl.gz"
+    paths = {"cuts": raw, "base": world.base["wav2vec2"], "out": made}
+    message = "logmel does not fit the wav2vec2 model"
+    refused(capsys, message, features, {"kind": "logmel"}, tmp_path / "m.json", **paths)
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid")
+    refused(capsys, "a recognition task needs --lang", train, train_cfg("asr"), tmp_path / "m.json", **paths)
+    paths = {"model": systems["wav2vec2", "asr"].model, "cuts": world.features["wav2vec2"] / "test.jsonl.gz"}
+    cfg, out = {"task": {"type": "lid"}}, tmp_path / "out"
+    refused(capsys, "is a model for ctc, not for classification", decode, cfg, tmp_path / "m.json", out=out, **paths)
+
+
+def test_whisper_on_other_tokens_is_refused(world, systems, tmp_path, capsys):
+    paths = train_paths(world, "whisper", tmp_path / "out", lang=world.lang["wav2vec2"])
+    refused(capsys, "trained on other tokens", train, train_cfg(), tmp_path / "m.json", **paths)
+
+
+def test_one_language_is_nothing_to_tell_apart(world, tmp_path, capsys):
+    german = [cut for cut in world.cuts["train"] if cut.supervisions[0].language == "de"]
+    cuts = make_features(world, "wav2vec2", german, tmp_path, "train")
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid", train_cuts=cuts, dev_cuts=cuts)
+    refused(capsys, "needs two languages or more", train, train_cfg("lid"), tmp_path / "m.json", **paths)
+    cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de", "fr"]}}
+    refused(capsys, "no training utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=TypeError, reason="training/adapt.py: sorted() of languages with a None among them"
+)
+def test_a_training_utterance_without_language_in_lid(world, tmp_path):
+    more = [*world.cuts["train"], utterance(tmp_path, "n1", "ab", None)]
+    cuts = make_features(world, "wav2vec2", more, tmp_path, "train")
+    out = tmp_path / "out"
+    paths = train_paths(world, "wav2vec2", out, "lid", train_cuts=cuts)
+    record = done(train, train_cfg("lid"), out / "train.json", **paths)
+    assert record["numbers"]["set_aside"] == {"unknown language": 1}
+
+
+def test_a_language_that_whisper_does_not_know_in_training(world, tmp_path, capsys):
+    more = [*world.cuts["train"], utterance(tmp_path, "n1", "ab", "fr")]
+    cuts = make_features(world, "whisper", more, tmp_path, "train")
+    paths = train_paths(world, "whisper", tmp_path / "out", train_cuts=cuts)
+    refused(capsys, "knows no language 'fr'", train, train_cfg(), tmp_path / "m.json", **paths)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="features/batches.py: the sampler asks for two buckets, also of one cut"
+)
+def test_a_single_utterance_can_be_trained_on(world, tmp_path):
+    cuts = make_features(world, "wav2vec2", world.cuts["train"][:1], tmp_path, "train")
+    out = tmp_path / "out"
+    paths = train_paths(world, "wav2vec2", out, train_cuts=cuts)
+    assert done(train, train_cfg(), out / "train.json", **paths)["numbers"]["steps"] == 2
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="models/folder.py: to_task draws masked_spec_embed anew, as if it were a head",
+)
+def test_another_task_keeps_every_weight_of_the_body(world):
+    model = load_model(world.base["wav2vec2"])
+    before = {name: weight.clone() for name, weight in model.body.state_dict().items()}
+    other, _ = to_task(model, "classify", 2, ["de", "en"], seed=3)
+    assert all(torch.equal(weight, before[name]) for name, weight in other.body.state_dict().items())
+
+
+@pytest.mark.xfail(
+    strict=True, raises=ValueError, reason="decoding/whisper.py: ValueError of transformers comes through"
+)
+def test_a_language_that_whisper_does_not_know_in_decoding(world, systems, tmp_path, capsys):
+    cuts = make_features(world, "whisper", [utterance(tmp_path, "n1", "ab", "fr")], tmp_path, "test")
+    paths = {"model": systems["whisper", "asr"].model, "lang": world.lang["whisper"], "out": tmp_path / "out"}
+    refused(capsys, "'fr'", decode, {"task": {"type": "asr"}}, tmp_path / "m.json", cuts=cuts, **paths)
+
+
+@pytest.mark.xfail(
+    strict=True, raises=AssertionError, reason="stages/decode.py: lang_sha256 of a CTC model is not compared"
+)
+def test_ctc_decoding_with_other_tokens_is_refused(world, systems, tmp_path, capsys):
+    paths = {"model": systems["wav2vec2", "asr"].model, "cuts": world.features["wav2vec2"] / "test.jsonl.gz"}
+    cfg = {"task": {"type": "asr"}}
+    refused(
+        capsys, "tokens", decode, cfg, tmp_path / "m.json", lang=world.lang["whisper"], out=tmp_path / "out", **paths
+    )
+
+
+@pytest.mark.parametrize("missing", ["train_cuts", "dev_cuts", "lang", "scratch"])
+def test_base_from_scratch_names_what_it_lacks(world, tmp_path, capsys, missing):
+    paths = {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
+    del paths[missing]
+    cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
+    message = f"source: scratch needs --{missing.replace('_', '-')}"
+    refused(capsys, message, base, cfg, tmp_path / "base.json", **paths)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_an_empty_split_ends_a_pretraining(world, tmp_path, capsys, split):
+    CutSet.from_cuts([]).to_file(tmp_path / "empty.jsonl.gz")
+    paths = {f"{name}_cuts": world.corpus / f"{name}.jsonl.gz" for name in ("train", "dev")}
+    paths |= {"lang": world.lang["whisper"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
+    paths[f"{split}_cuts"] = tmp_path / "empty.jsonl.gz"
+    cfg = {"seed": 1, "family": "whisper", "source": "scratch", "model": MODEL["whisper"], "pretrain": RECIPE}
+    refused(capsys, "empty.jsonl.gz: no utterance is left", base, cfg, tmp_path / "base.json", **paths)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="stages/base.py: sorted() of languages with a None among them")
+def test_a_pretraining_with_an_utterance_without_language(world, tmp_path, capsys):
+    more = [*world.cuts["train"], utterance(tmp_path, "n1", "ab", None)]
+    CutSet.from_cuts(more).to_file(tmp_path / "odd.jsonl.gz")
+    paths = {"train_cuts": tmp_path / "odd.jsonl.gz", "dev_cuts": world.corpus / "dev.jsonl.gz"}
+    paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
+    cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
+    cfg["pretrain"] = RECIPE | {"language_weight": 0.5}
+    refused(capsys, "n1", base, cfg, tmp_path / "base.json", **paths)
+
+
+@pytest.mark.xfail(strict=True, raises=TypeError, reason="stages/base.py: sorted() of languages with a None among them")
+def test_ctc_alone_needs_no_language(world, tmp_path):
+    more = [*world.cuts["train"], utterance(tmp_path, "n1", "ab", None)]
+    CutSet.from_cuts(more).to_file(tmp_path / "odd.jsonl.gz")
+    paths = {"train_cuts": tmp_path / "odd.jsonl.gz", "dev_cuts": world.corpus / "dev.jsonl.gz"}
+    paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
+    cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
+    assert done(base, cfg, tmp_path / "base.json", **paths)["numbers"]["set_aside"] == {}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "kept"),
+    [
+        (1.0, True),
+        pytest.param(
+            1.015,
+            False,
+            marks=pytest.mark.xfail(
+                strict=True,
+                raises=AssertionError,
+                reason="models/speech.py: window_seconds allows 2 frames more, also of cuts that are no features",
+            ),
+        ),
+        (1.03, False),
+    ],
+)
+def test_pretraining_of_whisper_at_the_edge_of_its_window(world, tmp_path, seconds, kept):
+    CutSet.from_cuts([*world.cuts["train"], utterance(tmp_path, "edge", "cd", "en", seconds)]).to_file(
+        tmp_path / "odd.jsonl.gz"
+    )
+    paths = {"train_cuts": tmp_path / "odd.jsonl.gz", "dev_cuts": world.corpus / "dev.jsonl.gz"}
+    paths |= {"lang": world.lang["whisper"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
+    cfg = {"seed": 1, "family": "whisper", "source": "scratch", "model": MODEL["whisper"], "pretrain": RECIPE}
+    record = done(base, cfg, tmp_path / "base.json", **paths)
+    assert record["numbers"]["set_aside"] == ({} if kept else {"longer than the model's window": 1})
+
+
+# --- kill and resume
+
+
+def kill(monkeypatch, stage, cfg, manifest, **paths):
+    """Run the stage and stop it in its second epoch."""
+    with monkeypatch.context() as patch:
+        real = Trainer._evaluate
+
+        def killed(self, dev):
+            if self.epoch == 2:
+                raise KeyboardInterrupt
+            real(self, dev)
+
+        patch.setattr(Trainer, "_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, cfg, manifest, **paths)
+    assert not manifest.exists() and (paths["scratch"] / "state.pt").is_file() and not (paths["out"] / "model").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_training_stage_goes_on(world, systems, tmp_path, monkeypatch, family):
+    paths = train_paths(world, family, tmp_path)
+    kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems[family, "asr"].record["outputs"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "train_cuts",
+        "dev_cuts",
+        "model",
+        "seed",
+        pytest.param(
+            "lang",
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="stages/train.py: the state's key leaves out --lang"
+            ),
+        ),
+    ],
+)
+def test_a_state_of_other_inputs_ends_training(world, tmp_path, monkeypatch, capsys, changed):
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    manifest, cfg = tmp_path / "train.json", train_cfg()
+    kill(monkeypatch, train, cfg, manifest, **paths)
+    if changed == "seed":
+        cfg = train_cfg(seed=2)
+    elif changed == "model":
+        make_base(world, "wav2vec2", tmp_path / "base", seed=2)
+        paths["model"] = tmp_path / "base" / "model"
+    elif changed == "lang":  # as many symbols, but other ones
+        paths["lang"] = tmp_path / "lang"
+        upper = {"seed": 1, "lang": {"kind": "char", "normalise": {"case": "upper"}}}
+        done(lang, upper, paths["lang"] / "lang.json", cuts=world.corpus / "train.jsonl.gz", out=paths["lang"])
+    else:
+        (tmp_path / "new").mkdir()
+        paths[changed] = make_features(world, "wav2vec2", world.cuts["test"], tmp_path / "new", "other")
+    refused(capsys, "belongs to a run with other settings or inputs", train, cfg, manifest, **paths)
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        "train",
+        pytest.param(
+            "dev",
+            marks=pytest.mark.xfail(
+                strict=True, raises=AssertionError, reason="stages/base.py: the state's key leaves out --dev-cuts"
+            ),
+        ),
+    ],
+)
+def test_a_state_of_other_cuts_ends_a_pretraining(world, tmp_path, monkeypatch, capsys, split):
+    paths = {f"{name}_cuts": world.corpus / f"{name}.jsonl.gz" for name in ("train", "dev")}
+    paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "out" / "model"}
+    cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
+    kill(monkeypatch, base, cfg, tmp_path / "base.json", **paths)
+    paths[f"{split}_cuts"] = world.corpus / "test.jsonl.gz"
+    message = "belongs to a run with other settings or inputs"
+    refused(capsys, message, base, cfg, tmp_path / "base.json", **paths)
