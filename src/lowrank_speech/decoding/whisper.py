@@ -27,6 +27,8 @@ def generate(
     if tokens.language_ids:
         options["task"] = "transcribe"
         if languages is not None:
+            for language in sorted(set(languages) - set(tokens.language_ids), key=str):
+                tokens.prompt(language)  # says what is wrong with it
             options["language"] = [f"<|{language}|>" for language in languages]
     room = model.config.max_target_positions - 4
     limit = min(max_new_tokens or room, room)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset import DynamicBucketingSampler, DynamicCutSampler
 from torch import Tensor
 
 from lowrank_speech.errors import UserError
@@ -64,18 +64,14 @@ class Loader:
             yield self.collate(batch)
 
 
-def sampler(cuts: CutSet, batch_seconds: float, seed: int, epoch: int) -> DynamicBucketingSampler:
+def sampler(cuts: CutSet, batch_seconds: float, seed: int, epoch: int) -> DynamicBucketingSampler | DynamicCutSampler:
     """Batches of cuts for one epoch: bucketed by duration, order drawn from ``seed`` and ``epoch``."""
-    result = DynamicBucketingSampler(
-        cuts,
-        max_duration=batch_seconds,
-        shuffle=True,
-        seed=seed,
-        num_buckets=min(10, max(2, len(cuts) // 20)),
-        buffer_size=20_000,
-        rank=0,
-        world_size=1,
-    )
+    options = {"max_duration": batch_seconds, "shuffle": True, "seed": seed, "rank": 0, "world_size": 1}
+    if len(cuts) < 2:  # Lhotse makes no single bucket
+        result = DynamicCutSampler(cuts, **options)
+    else:
+        buckets = min(10, max(2, len(cuts) // 20))
+        result = DynamicBucketingSampler(cuts, num_buckets=buckets, buffer_size=20_000, **options)
     result.set_epoch(epoch)
     return result
 

@@ -8,6 +8,8 @@ from typing import Any
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.targets import ctc_frames_needed
 
+TAIL = 0.02  # seconds
+
 
 @dataclass
 class SetAside:
@@ -56,10 +58,15 @@ def fits_window(cuts: Sequence[Any], seconds: float | None, set_aside: SetAside)
     """The cuts of at most ``seconds`` (a model's fixed window; None: no limit); the others are set aside."""
     if seconds is None:
         return list(cuts)
+    kept = []
     for cut in cuts:
-        if cut.duration > seconds:
-            set_aside.add(cut.id, "longer than the model's window", f"{cut.duration:.2f} s, window {seconds:.2f} s")
-    return [cut for cut in cuts if cut.duration <= seconds]
+        # Stored features have two frames more than the window, which see the end of an utterance that fills it.
+        limit = seconds if getattr(cut, "has_features", False) else seconds - TAIL
+        if cut.duration <= limit + 1e-6:
+            kept.append(cut)
+        else:
+            set_aside.add(cut.id, "longer than the model's window", f"{cut.duration:.2f} s, window {limit:.2f} s")
+    return kept
 
 
 def known_language(cuts: Any, labels: Sequence[str], set_aside: SetAside) -> list[Any]:
@@ -72,6 +79,17 @@ def known_language(cuts: Any, labels: Sequence[str], set_aside: SetAside) -> lis
         else:
             set_aside.add(cut.id, "unknown language", f"{language!r} is none of {', '.join(labels)}")
     return kept
+
+
+def spoken(cuts: Any) -> list[str]:
+    """The languages of ``cuts``, sorted, for language classification beside recognition; UserError where one lacks."""
+    found = {cut.id: cut.supervisions[0].language for cut in cuts}
+    unknown = next((name for name, language in found.items() if language is None), None)
+    if unknown is not None:
+        raise UserError(
+            f"utterance {unknown} has no language, which `language_weight` needs; give it one, or set that to 0"
+        )
+    return sorted(set(found.values()))
 
 
 def require(cuts: Sequence[Any], what: str, set_aside: SetAside) -> None:

@@ -181,7 +181,8 @@ def to_task(
         with torch.device("meta"):
             apply_plan(hf, plan)
     wanted = set(hf.state_dict())
-    heads = {k: v for k, v in hf.state_dict().items() if not v.is_meta}
+    new = SpeechModel(hf, Meta(model.family, task)).head_names
+    heads = {k: v for k, v in hf.state_dict().items() if k.split(".")[0] in new}
     full = {f"{prefix}{k}": v for k, v in state.items() if f"{prefix}{k}" in wanted} | heads
     meta = Meta(model.family, task, plan or None, list(labels), lang_sha256)
     return SpeechModel(_assign(hf, full, Path("the base")).eval(), meta), bool(heads)

@@ -100,7 +100,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import SetAside, fits_window, possible_ctc, require, usable_text
+    from lowrank_speech.lang.select import SetAside, fits_window, possible_ctc, require, spoken, usable_text
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.training.loop import Trainer
@@ -129,10 +129,9 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
             cuts = possible_ctc(cuts, lang, model.frames_of, set_aside)
         require(cuts, f"base: {path}", set_aside)
         splits[split] = type(load_cuts(path, lazy=True)).from_cuts(cuts)
-    languages = sorted({cut.supervisions[0].language for cut in splits["train"]})
-    key = hashlib.sha256(
-        (canonical_json(cfg) + sha256(arguments.train_cuts) + (lang.sha256 or "")).encode()
-    ).hexdigest()
+    languages = spoken(splits["train"]) if config.pretrain.language_weight else []
+    identity = canonical_json(cfg) + "".join(map(sha256, (arguments.train_cuts, arguments.dev_cuts, arguments.lang)))
+    key = hashlib.sha256(identity.encode()).hexdigest()
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
     recipe = dataclasses.replace(config.pretrain, train_front_end=True)
     objective = Objective(model, recipe, lang, lang.tokens, languages)
@@ -147,7 +146,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         "source": "scratch",
         "parameters": model.parameters_total(),
         "task": model.task,
-        "languages": languages,
+        "languages": list(lang.languages),
         "set_aside": set_aside.counts(),
     }
     return [arguments.out, metrics], numbers

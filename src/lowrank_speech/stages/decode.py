@@ -169,6 +169,10 @@ class _Work:
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
         if self.model.task == "ctc":
             tokens = lang.tokens
+            if tokens is None or self.model.meta.lang_sha256 != lang.sha256:
+                raise UserError(
+                    f"decode: {self.arguments.model} was trained on other tokens than those in {self.arguments.lang}"
+                )
 
             def decode(features, lengths, _):
                 return greedy(self.model, features, lengths)

@@ -109,7 +109,6 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     rows = factorise(model.hf, plan, wish.init, moments, config.seed)
     after = count_parameters(model.hf)["total"]
     model.plan = plan.to_json()
-    model.meta.dense_parameters = before
     save_model(model, arguments.out, copy_from=arguments.model)
     log.info(
         "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",

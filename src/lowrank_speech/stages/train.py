@@ -113,6 +113,8 @@ def body(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
+    import torch
+
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.select import SetAside
@@ -125,6 +127,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.training.objective import Objective
 
     set_aside = SetAside()
+    # Adapters, auxiliary heads and dropout draw from torch's own generator.
+    torch.manual_seed(config.seed)
     base = load_model(arguments.model)
     setup = prepare(base, arguments, config, set_aside)
     model, out = setup.model, arguments.out
@@ -139,9 +143,9 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     if any(p.requires_grad for p in model.hf.parameters()):
         objective = Objective(model, config.training, setup.lang, setup.tokens, setup.labels)
         inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
-        identity = canonical_json(cfg) + "".join(
-            sha256(path) for path in (arguments.train_cuts, arguments.dev_cuts, arguments.model / "model.safetensors")
-        )
+        read = [arguments.train_cuts, arguments.dev_cuts, arguments.model / "model.safetensors"]
+        read += [arguments.lang] if config.task.type == "asr" else []
+        identity = canonical_json(cfg) + "".join(map(sha256, read))
         key = hashlib.sha256(identity.encode()).hexdigest()
         trainer = Trainer(
             model, objective, config.training, config.seed, arguments.scratch, key, Loader(inputs), constraint

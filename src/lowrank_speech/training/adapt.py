@@ -11,7 +11,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import segment
 from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.select import SetAside, fits_window, known_language, possible_ctc, require, usable_text
+from lowrank_speech.lang.select import SetAside, fits_window, known_language, possible_ctc, require, spoken, usable_text
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora
 from lowrank_speech.models.families import layer_patterns, lora_targets
 from lowrank_speech.models.folder import to_task
@@ -50,7 +50,7 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside)
             usable = possible_ctc(usable, lang, base.frames_of, set_aside)
         require(usable, f"train: the {what} cuts", set_aside)
         kept.append(CutSet.from_cuts(usable))
-    labels = _spoken(kept[0]) if config.training.language_weight else []
+    labels = spoken(kept[0]) if config.training.language_weight else []
     if base.family == "wav2vec2":
         if lang.tokens is None:
             raise UserError("train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer")
@@ -60,19 +60,12 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside)
     return Setup(model, new, *kept, lang=lang, tokens=decoder_tokens(model, arguments.model, lang), labels=labels)
 
 
-def _spoken(cuts: CutSet) -> list[str]:
-    """The languages of ``cuts``, sorted, for language classification beside recognition."""
-    found = {cut.id: cut.supervisions[0].language for cut in cuts}
-    unknown = next((name for name, language in found.items() if language is None), None)
-    if unknown is not None:
-        raise UserError(f"train: utterance {unknown} has no language, which `language_weight` needs; set it to 0")
-    return sorted(set(found.values()))
-
-
 def _lid(base: SpeechModel, train: list, dev: list, config: Any, set_aside: SetAside) -> Setup:
-    labels = sorted(config.task.languages or {cut.supervisions[0].language for cut in train})
-    train, dev = (known_language(cuts, labels, set_aside) for cuts in (train, dev))
+    found = {cut.supervisions[0].language for cut in train} - {None}
+    labels = sorted(config.task.languages or found)
+    train = known_language(train, labels, set_aside)
     require(train, "train: the training cuts", set_aside)
+    dev = known_language(dev, labels, set_aside)
     require(dev, "train: the dev cuts", set_aside)
     counts = Counter(cut.supervisions[0].language for cut in train)
     missing = [label for label in labels if not counts[label]]

@@ -244,7 +244,7 @@ class Trainer:
             "best": self.best,
             "best_metric": self.best_metric,
             "history": self.history,
-            "counters": [self.step, self.epoch, self.skipped, self.speech, self.seconds],
+            "counters": [self.step, self.epoch, self.skipped, self.speech, self.seconds, self.bad_steps],
             "rng": torch.get_rng_state(),
             "generator": self.generator.get_state(),
         }
@@ -266,7 +266,7 @@ class Trainer:
         if self.constraint is not None:
             self.constraint.load_state_dict(state["constraint"])
         self.best, self.best_metric, self.history = state["best"], state["best_metric"], state["history"]
-        self.step, self.epoch, self.skipped, self.speech, self.seconds = state["counters"]
+        self.step, self.epoch, self.skipped, self.speech, self.seconds, self.bad_steps = state["counters"]
         torch.set_rng_state(state["rng"])
         self.generator.set_state(state["generator"])
         log.info("resumed after epoch %d, step %d", self.epoch, self.step)
