@@ -15,40 +15,13 @@ from safetensors.torch import load_file
 from lowrank_speech.models.folder import body_state, load_model, to_task
 from lowrank_speech.stages import base, decode, features, lang, train
 from lowrank_speech.training.loop import Trainer
+from tiny_models import WAV2VEC2, WHISPER
 
 TEXTS = {"de": ["ab", "Bä!", "abä", "bb"], "en": ["cd", "dc", "C d", "dd"]}
 PITCH = {c: 300 + 350 * i for i, c in enumerate("abcdäxz")}
 FAMILIES = ("wav2vec2", "whisper")
 KIND = {"wav2vec2": "conv", "whisper": "logmel"}
-MODEL = {
-    "wav2vec2": {
-        "hidden_size": 16,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "conv_dim": [8, 8],
-        "conv_kernel": [256, 8],
-        "conv_stride": [40, 8],
-        "num_feat_extract_layers": 2,
-        "feat_extract_norm": "layer",
-        "do_stable_layer_norm": True,
-        "num_conv_pos_embeddings": 8,
-        "num_conv_pos_embedding_groups": 2,
-    },
-    "whisper": {
-        "d_model": 16,
-        "encoder_layers": 2,
-        "decoder_layers": 1,
-        "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "num_mel_bins": 12,
-        "max_source_positions": 50,  # a window of one second
-        "max_target_positions": 24,
-        "init_std": 0.05,
-    },
-}
+MODEL = {"wav2vec2": {**WAV2VEC2, "conv_kernel": [256, 8], "conv_stride": [40, 8]}, "whisper": WHISPER}
 RECIPE = {"epochs": 2, "batch_seconds": 2.0, "lr": 0.003, "head_lr": 0.01, "dropout": 0.0}
 
 

@@ -12,6 +12,7 @@ Imported by the readers and by validate.py; imports nothing heavy.
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,10 +53,13 @@ class SetAside:
     detail: str
 
 
-def find_folder(kind: str, path: str | None, data_root: Path | None, folder: str, holds: str) -> Path:
+def find_folder(
+    kind: str, path: str | None, data_root: Path | None, folder: str, holds: str, files: Iterable[str] = ()
+) -> Path:
     """The absolute folder of a corpus: its ``path`` key, else ``folder`` below ``data_root`` ($SPEECH_DATA).
 
-    ``holds`` says in words what it must hold. UserError where it is absent: which folder was looked for, how to set it.
+    ``holds`` says in words what it must hold, ``files`` names some of that, relative to it. UserError where it or one
+    of these is absent: what was looked for, how to set it.
     """
     how = "set the corpus's key `path`, or the environment variable SPEECH_DATA to the folder above it"
     if path is None and data_root is None:
@@ -64,7 +68,11 @@ def find_folder(kind: str, path: str | None, data_root: Path | None, folder: str
     if not found.is_dir():
         raise UserError(f"corpus of kind {kind}: there is no folder {found}; {how}. It must hold {holds}")
     # Absolute, links kept: cuts are read from other working directories, and a link may be how the data is mounted.
-    return Path(os.path.normpath(found.absolute()))
+    root = Path(os.path.normpath(found.absolute()))
+    for file in files:
+        if not (root / file).is_file():
+            raise UserError(f"corpus of kind {kind}: there is no {root / file}; {root} must hold {holds}")
+    return root
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -51,11 +51,8 @@ def locate(config: Config, data_root: Path | None) -> Path:
     """The folder above the data directories, absolute; UserError if it or a data directory is absent."""
     sources = sorted({split.source for split in config.splits.values()})
     holds = f"Kaldi data directories with wav.scp, text, utt2spk: {', '.join(sources)}"
-    root = find_folder(config.kind, config.path, data_root, config.folder, holds)
-    for source in sources:
-        if not (root / source / "wav.scp").is_file():
-            raise UserError(f"corpus of kind kaldi: there is no {root / source / 'wav.scp'}; {root} must hold {holds}")
-    return root
+    files = [f"{source}/wav.scp" for source in sources]
+    return find_folder(config.kind, config.path, data_root, config.folder, holds, files)
 
 
 def read(

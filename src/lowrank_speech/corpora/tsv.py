@@ -57,11 +57,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     """The folder of the tables, absolute; UserError if it or a table is absent."""
     sources = sorted({split.source for split in config.splits.values()})
     holds = f"tab-separated tables with a header line ({', '.join(sources)}) and the audio they name"
-    root = find_folder(config.kind, config.path, data_root, config.folder, holds)
-    for source in sources:
-        if not (root / source).is_file():
-            raise UserError(f"corpus of kind tsv: there is no {root / source}; {root} must hold {holds}")
-    return root
+    return find_folder(config.kind, config.path, data_root, config.folder, holds, sources)
 
 
 def read(

@@ -52,9 +52,9 @@ def factorise(
     report has the output error. ``seed`` decides ``random``. Returns one row a layer:
 
         name, d_out, d_in, rank, before, after   the last two in parameters, bias included
-        energy                 share of the squared singular values kept (``activation``: of the whitened weight;
-        ``random``: None) weight_error           ||W - N M||_F / ||W||_F
-        output_error           sqrt(tr((W - N M) C (W - N M)ᵀ) / tr(W C Wᵀ)), or None without moments
+        energy         share of the squared singular values kept (``activation``: of the whitened weight; None with ``random``)
+        weight_error   ||W - N M||_F / ||W||_F
+        output_error   sqrt(tr((W - N M) C (W - N M)ᵀ) / tr(W C Wᵀ)), or None without moments
 
     ValueError as ``apply_plan``, or where ``activation`` lacks a layer's moment.
     """

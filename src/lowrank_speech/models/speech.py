@@ -255,8 +255,8 @@ class SpeechModel(nn.Module):
         pooled = (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
         return self.hf.classifier(pooled)
 
-    def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor]:
-        """Decoder logits (B, L, V) for ``decoder_input`` (B, L), and the encoder states (B, F', D)."""
-        hidden, _ = self.states(features, lengths)
+    def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decoder logits (B, L, V) for ``decoder_input`` (B, L); encoder states (B, F', D) and their lengths (B,)."""
+        hidden, frames = self.states(features, lengths)
         decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=hidden, use_cache=False)
-        return self.hf.proj_out(decoded.last_hidden_state), hidden
+        return self.hf.proj_out(decoded.last_hidden_state), hidden, frames

@@ -7,7 +7,8 @@ outputs  --out       model folder of the low-rank model; config.json holds the p
          --manifest  parameters before and after, and a report layer by layer
 
 layers     a group of the family (ffn, attention, all; Whisper: also ffn:encoder, ffn:decoder, ...), or a list of name
-patterns ranks      exactly one of: rank, fraction (of the smaller dimension), keep (share of each layer's parameters),
+           patterns
+ranks      exactly one of: rank, fraction (of the smaller dimension), keep (share of each layer's parameters),
            energy (share of its squared singular values), reduction (share of the whole model's parameters that goes)
 allocate   redistribute those parameters over the layers so that least energy is lost
 init       svd | activation | random

@@ -67,8 +67,7 @@ class Objective(nn.Module):
             loss, units = self._ctc(model.hf.lm_head(model.hf.dropout(states)), frames, cuts)
         else:
             inputs, labels = (t.to(device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
-            logits, states = model.seq2seq_logits(features, lengths, inputs)
-            frames = torch.div(lengths.clamp(max=model.window) + 1, 2, rounding_mode="floor")
+            logits, states, frames = model.seq2seq_logits(features, lengths, inputs)
             loss = F.cross_entropy(
                 logits.float().flatten(0, 1),
                 labels.flatten(),
