@@ -52,7 +52,8 @@ def factorise(
     report has the output error. ``seed`` decides ``random``. Returns one row a layer:
 
         name, d_out, d_in, rank, before, after   the last two in parameters, bias included
-        energy         share of the squared singular values kept (``activation``: of the whitened weight; None with ``random``)
+        energy         share of the squared singular values kept (of the whitened weight with ``activation``;
+                       None with ``random``)
         weight_error   ||W - N M||_F / ||W||_F
         output_error   sqrt(tr((W - N M) C (W - N M)ᵀ) / tr(W C Wᵀ)), or None without moments
 
