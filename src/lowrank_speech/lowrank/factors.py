@@ -4,8 +4,12 @@ All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d
 in is the product N M that they put in place of W (d_out, d_in):
 
     svd         the nearest to W:                       least ||W - N M||_F
-    activation  the nearest on the inputs x seen:       least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ), C = E x
-    xᵀ random      none of W, only its scale (for comparison)
+    activation  the nearest on the inputs x seen:       least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
+    random      none of W, only its scale (for comparison)
+
+C is the second moment E x xᵀ. Where the layer has a bias b, the mean of what is lost goes into it, m being E x:
+b' = b + (W - N M) m, and the mean square of the rest is tr((W - N M) (C - m mᵀ) (W - N M)ᵀ). So the best factors of
+such a layer are those for the covariance C - m mᵀ: that is what the functions take for C when they get ``mean``.
 
 The decompositions are symmetric eigenproblems of the smaller Gram matrix in float64: several times faster than an SVD,
 and more accurate than one in float32 (singular values to 1e-8 of the largest; the rows are made orthonormal again
@@ -46,15 +50,16 @@ def svd_factors(weight: Tensor, rank: int) -> Factors:
     return Factors(first, W @ first.T, values.sqrt())
 
 
-def activation_factors(weight: Tensor, moment: Tensor, rank: int) -> Factors:
+def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor | None = None) -> Factors:
     """The factors of least output error on inputs with the second moment ``moment`` (d_in, d_in).
 
-    The optimum is N M = U_r U_rᵀ W with U_r the leading left singular vectors of W C^(1/2): C is never inverted, so it
-    may be rank-deficient. ``spectrum`` are the singular values of W C^(1/2): the squares that are cut sum to the output
-    error. ValueError as ``svd_factors``, and when the moment does not fit or is not finite.
+    With ``mean`` (d_in,), that of the inputs, least beside a bias that ``bias_shift`` is added to. The optimum is
+    N M = U_r U_rᵀ W with U_r the leading left singular vectors of W C^(1/2): C is never inverted, so it may be
+    rank-deficient. ``spectrum`` are the singular values of W C^(1/2): the squares that are cut sum to the output error.
+    ValueError as ``svd_factors``, and when the moment does not fit or is not finite.
     """
     W = _checked(weight, rank)
-    C = _regularised(moment, W.shape[1])
+    C = _regularised(moment, W.shape[1], mean)
     if W.shape[0] <= W.shape[1]:
         values, U = _eigh(W @ C @ W.T)
         U = U[:, :rank]
@@ -64,6 +69,12 @@ def activation_factors(weight: Tensor, moment: Tensor, rank: int) -> Factors:
         U = _orthonormal_rows((whitened @ V[:, :rank]).T, values[:rank]).T
     first, second = orthonormal_first(U.T @ W, U)
     return Factors(first, second, values.sqrt())
+
+
+def bias_shift(weight: Tensor, factors: Factors, mean: Tensor) -> Tensor:
+    """(W - N M) m (d_out,), float64: the mean of what the factors lose, to be added to the bias."""
+    m = mean.to(weight.device, torch.float64)
+    return weight.detach().double() @ m - factors.second @ (factors.first @ m)
 
 
 def random_factors(weight: Tensor, rank: int, generator: torch.Generator | None = None) -> Factors:
@@ -89,23 +100,31 @@ def orthonormal_first(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return Q.mT.contiguous(), second @ L
 
 
-def spectrum(weight: Tensor, moment: Tensor | None = None) -> Tensor:
-    """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), falling, float64, on the CPU."""
+def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+    """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), falling, float64, on the CPU.
+
+    With ``mean`` as well, C is the covariance.
+    """
     W = _checked(weight, 1)
     if moment is None:
         gram = W @ W.T if W.shape[0] < W.shape[1] else W.T @ W
     elif W.shape[0] <= W.shape[1]:
-        gram = W @ _regularised(moment, W.shape[1]) @ W.T
+        gram = W @ _regularised(moment, W.shape[1], mean) @ W.T
     else:
-        whitened = W @ _root(_regularised(moment, W.shape[1]))
+        whitened = W @ _root(_regularised(moment, W.shape[1], mean))
         gram = whitened.T @ whitened
     return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().cpu()
 
 
-def weighted_norm(error: Tensor, moment: Tensor | None = None) -> float:
-    """||E||_F, or with ``moment`` sqrt(tr(E C Eᵀ)): the root mean square of the output error E x."""
+def weighted_norm(error: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> float:
+    """||E||_F, or with ``moment`` sqrt(tr(E C Eᵀ)): the root mean square of the output error E x.
+
+    With ``mean`` as well, C is the covariance: what is left once the error's mean has gone into the bias.
+    """
     E = error.detach().double()
-    square = E.square().sum() if moment is None else ((E @ moment.double().to(E.device)) * E).sum()
+    if moment is None:
+        return float(E.square().sum().sqrt())
+    square = ((E @ _covariance(moment.to(E.device), mean)) * E).sum()
     return float(square.clamp(min=0).sqrt())
 
 
@@ -119,16 +138,27 @@ def _checked(weight: Tensor, rank: int) -> Tensor:
     return W
 
 
-def _regularised(moment: Tensor, d_in: int) -> Tensor:
+def _regularised(moment: Tensor, d_in: int, mean: Tensor | None = None) -> Tensor:
     if tuple(moment.shape) != (d_in, d_in):
         raise ValueError(
             f"the second moment is {tuple(moment.shape)}; a layer with {d_in} inputs needs ({d_in}, {d_in})"
         )
-    C = moment.double()
-    power = C.diagonal().mean()
+    if mean is not None and tuple(mean.shape) != (d_in,):
+        raise ValueError(f"the mean of the inputs is {tuple(mean.shape)}; a layer with {d_in} inputs needs ({d_in},)")
+    power = moment.diagonal().double().mean()
     if not torch.isfinite(power) or power <= 0:
         raise ValueError(f"the second moment has the mean power {power.item()}: the layer saw no usable input")
-    return C + RIDGE * power * torch.eye(d_in, dtype=C.dtype, device=C.device)
+    # Of the whole power, for a covariance too: so it stays above the rounding error of C - m mᵀ.
+    return _covariance(moment, mean) + RIDGE * power * torch.eye(d_in, dtype=torch.float64, device=moment.device)
+
+
+def _covariance(moment: Tensor, mean: Tensor | None) -> Tensor:
+    """C, or with ``mean`` C - m mᵀ; float64."""
+    C = moment.double()
+    if mean is None:
+        return C
+    m = mean.to(C.device, torch.float64)
+    return C - torch.outer(m, m)
 
 
 def _root(C: Tensor) -> Tensor:
