@@ -162,7 +162,7 @@ def _factor(
     mean: Tensor | None,
     generator: torch.Generator,
 ) -> Factored:
-    W, dtype = layer.weight.detach().double(), layer.weight.dtype
+    W, dtype = layer.weight.detach(), layer.weight.dtype
     if init == "activation":
         factors = activation_factors(W, moment, rank, mean)
     else:
@@ -171,7 +171,9 @@ def _factor(
     if layer.bias is not None:
         bias = layer.bias if mean is None else layer.bias.double() + bias_shift(W, factors, mean)
         state["second.bias"] = bias.to(dtype)
-    error = W - factors.second @ factors.first
+    # Of what is stored: its rounding counts too.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    error = torch.addmm(W.to(wide), state["second.weight"].to(wide), state["first.weight"].to(wide), alpha=-1)
     squares = factors.spectrum.square()
     row = {
         "name": name,
