@@ -9,6 +9,7 @@ Results go to stdout, as text or (``--json``) as one JSON value; errors are one 
 The libraries are imported when a command needs them, so that ``--help`` answers at once.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
@@ -238,10 +239,13 @@ def factorise(
     from lowrank_speech.scoring import text
 
     model, folder = open_dense(source, revision)
-    with tempfile.TemporaryDirectory(dir=_parent(out), prefix=".moments-") as scratch:
+    with contextlib.ExitStack() as until_done:
         if calibrate is not None:
             from lowrank_speech.training import calibration
 
+            # Beside the result: several gigabytes for a large model.
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
             moments = Path(scratch) / "moments.safetensors"
             calibration.calibrate(model, folder, calibrate, moments, recipe.layers, utterances, seed)
         try:
@@ -268,12 +272,6 @@ def _check_files(out: Path, init: str, cuts: Path | None, moments: Path | None) 
     for path in (cuts, moments):
         if path is not None and not path.is_file():
             raise UserError(f"{path}: no such file")
-
-
-def _parent(path: Path) -> Path:
-    """The folder of ``path``, made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.parent
 
 
 def _map(path: Path | None) -> dict[str, str] | None:

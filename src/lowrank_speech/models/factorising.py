@@ -5,7 +5,6 @@ for a ``pytorch_model.bin``), and the result is written layer by layer: beside o
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,6 @@ from lowrank_speech.models.families import kept_out, layer_patterns
 from lowrank_speech.models.folder import KEY, family_of, load_model, save_factorised
 from lowrank_speech.models.sources import import_model, resolve
 from lowrank_speech.models.speech import SpeechModel
-
-log = logging.getLogger(__name__)
 
 
 def open_dense(source: str | Path, revision: str | None = None) -> tuple[SpeechModel, Path]:
@@ -69,16 +66,10 @@ def factorise_model(
         values = spectra(chosen, stored, means) if recipe.init == "activation" else spectra(chosen)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
-    for name, reason in plan.left_dense.items():
-        log.warning("%s stays dense: %s", name, reason)
     if not plan:
         raise UserError(f"all {len(chosen)} layers would stay dense: ask for a lower rank")
     rows = save_factorised(model, plan, out, copy_from, init=recipe.init, moments=stored, seed=seed, means=means)
     after = before - plan.saving(shapes)
-    log.info(
-        "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",
-        len(plan), min(plan.values()), max(plan.values()), before, after, 100 * (1 - after / before),
-    )  # fmt: skip
     return {
         "parameters_before": before,
         "parameters_after": after,

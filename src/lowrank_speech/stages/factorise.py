@@ -14,6 +14,7 @@ python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers"
 """
 
 import argparse
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.stages import common
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,16 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise UserError(
             f"factorise: {arguments.model} is factorised already ({len(model.plan)} layers); give the dense model"
         )
-    return factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
+    numbers = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
+    for name, reason in numbers["left_dense"].items():
+        log.warning("%s stays dense: %s", name, reason)
+    ranks = [row["rank"] for row in numbers["layers"]]
+    log.info(
+        "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",
+        len(ranks), min(ranks), max(ranks), numbers["parameters_before"], numbers["parameters_after"],
+        100 * numbers["reduction"],
+    )  # fmt: skip
+    return numbers
 
 
 def main(argv: Sequence[str] | None = None) -> int:

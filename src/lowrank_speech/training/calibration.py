@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from lowrank_speech.artefact import atomic
+from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import Loader, segment
 from lowrank_speech.features.inputs import RATE, inputs_of
 from lowrank_speech.features.store import load_cuts
@@ -76,7 +77,10 @@ def _draw(
     path: Path, model: SpeechModel, utterances: int, seed: int, seconds: float | None, set_aside: SetAside
 ) -> list[Any]:
     """``utterances`` of the usable cuts."""
-    cuts = sorted(segment(load_cuts(path), seconds, seed), key=lambda cut: cut.id)
+    try:
+        cuts = sorted(segment(load_cuts(path), seconds, seed), key=lambda cut: cut.id)
+    except (ValueError, OSError) as error:
+        raise UserError(f"calibrate: {path} holds no Lhotse cuts: {error}") from error
     random.Random(seed).shuffle(cuts)
     usable = []
     for cut in fits_window(cuts, model.window_seconds, set_aside):
