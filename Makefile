@@ -1,6 +1,7 @@
 # make run     the default experiment, from nothing to the table (sets up .venv first)
 # make test    all tests
 # make lint    style of Python and Snakemake files
+# make bench   the benchmarks (benchmarks/README.md): minutes, on an idle machine
 #
 #   make run CONFIG=workflow/experiments/digits.yaml     another experiment
 #   make run ARGS=-n                                     anything else for snakemake: here, what would be done
@@ -16,7 +17,7 @@ STAMP := .venv/installed
 # `python` in the rules is the one of .venv.
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup run test lint
+.PHONY: setup run test lint bench
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -40,3 +41,8 @@ lint: $(STAMP)
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer)
+
+bench-%: $(STAMP)
+	python benchmarks/$*.py $(ARGS)

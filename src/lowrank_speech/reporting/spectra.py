@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.reporting.plots import png
@@ -53,7 +54,11 @@ def spectra_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
             cut = np.exp(np.interp(layer["rank"], number, np.log(values)))
             axes.plot(layer["rank"], cut, "o", color=shade, markersize=4, markeredgewidth=0)
         axes.set_yscale("log")
-        axes.set_title(pattern, fontsize=8.5)
+        # Plain numbers: the theme reads no mathematics.
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.tick_params(which="both", labelsize=8)
+        axes.set_title("\n".join(pattern.rsplit(".", 1)), fontsize=8.5)
         axes.set_xlabel("singular value")
     for axes in grid[:, 0]:
         axes.set_ylabel("over the largest")
