@@ -143,9 +143,10 @@ def test_the_bf16_product_near_the_goal_is_kaldis_to_the_same_digits(noise, monk
 
 def test_bf16_products_are_for_small_changes_in_float32_only(monkeypatch):
     monkeypatch.setattr(module, "AMX", True)
-    assert module._bf16_suffices(torch.full((2, 3, 3), 0.004))
-    assert not module._bf16_suffices(torch.full((2, 3, 3), 0.006))
-    assert not module._bf16_suffices(torch.full((2, 3, 3), 0.004).double())
+    small, large = torch.full((2, 5, 5), 0.009), torch.full((2, 5, 5), 0.009)
+    large[1] = 0.011  # the Frobenius norm of the one is 0.045, of the other 0.055
+    assert module._bf16_suffices(small) and not module._bf16_suffices(large)
+    assert not module._bf16_suffices(small.double())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
