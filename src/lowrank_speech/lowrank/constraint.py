@@ -29,7 +29,7 @@ from lowrank_speech.lowrank.factors import gram, orthonormal_first
 Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu
 LEAST_TRACE = 1e-15
-SMALL = 0.05
+SMALL = 0.002
 AMX = torch.cpu._is_amx_tile_supported()
 
 
@@ -74,13 +74,13 @@ def _pull(M: Tensor, scale: float | None) -> None:
 def _bf16_suffices(change: Tensor) -> bool:
     """Whether the product with ``change`` (..., rows, rows) may be computed in bfloat16, which AMX does far faster.
 
-    Near the goal the product is a correction of at most ``SMALL`` of M: in 8 bits it is off by 2e-4 of M at most, and
-    far less where M is kept near. P itself is always computed in full precision, so the next update mends what this one
-    missed. On a GPU, asking for the size would cost more than the product.
+    Near the goal the product is a correction of at most ``SMALL`` of M, as root mean square over the rows: in 8 bits it
+    is off by 1e-5 of M. P itself is always computed in full precision, so the next update mends what this one missed.
+    On a GPU, asking for the size would cost more than the product.
     """
     if change.dtype != torch.float32 or change.device.type != "cpu" or not AMX:
         return False
-    return float(torch.linalg.vector_norm(change, dim=(-2, -1)).amax()) <= SMALL
+    return float(torch.linalg.vector_norm(change, dim=(-2, -1)).amax()) <= SMALL * change.shape[-1] ** 0.5
 
 
 def _trace(P: Tensor) -> Tensor:
