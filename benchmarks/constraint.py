@@ -9,9 +9,9 @@ python benchmarks/constraint.py
 
 import statistics
 
-import timing
 import torch
 
+import timing
 from lowrank_speech.lowrank import constraint as module
 from lowrank_speech.lowrank.apply import apply_plan
 from lowrank_speech.lowrank.constraint import SemiOrthogonal

@@ -15,10 +15,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import timing
 import torch
 from torch import nn
 
+import timing
 from lowrank_speech.lowrank.apply import factorise
 from lowrank_speech.lowrank.tensors import TensorWriter
 from lowrank_speech.models.folder import model_folder

@@ -8,10 +8,10 @@ python benchmarks/layer.py
 
 import contextlib
 
-import timing
 import torch
 from torch import nn
 
+import timing
 from lowrank_speech.lowrank.apply import factorise
 
 WIDTHS = {
