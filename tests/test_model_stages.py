@@ -13,7 +13,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from safetensors.torch import load_file
 
 from lowrank_speech.models.folder import body_state, load_model, to_task
-from lowrank_speech.stages import base, decode, features, lang, train
+from lowrank_speech.stages import base, decode, factorise, features, lang, train
 from lowrank_speech.training.loop import Trainer
 from tiny_models import WAV2VEC2, WHISPER
 
@@ -305,6 +305,20 @@ def test_lora_is_merged_and_trains_less(world, tmp_path, family, task):
     moved = moved_in_body(load_model(world.base[family]), model)
     adapted = ("q_proj.weight", "v_proj.weight", "_dense.weight", "fc1.weight", "fc2.weight")
     assert moved and all(name.endswith(adapted) for name in moved)
+
+
+def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tmp_path):
+    wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
+    done(factorise, wish, tmp_path / "f.json", model=world.base["wav2vec2"], out=tmp_path / "low")
+    cfg = train_cfg("asr", "lora", lora={"rank": 2, "where": "product"})
+    paths = train_paths(world, "wav2vec2", tmp_path / "system", model=tmp_path / "low")
+    record = done(train, cfg, tmp_path / "system" / "train.json", **paths)
+    before, after = load_model(tmp_path / "low"), load_model(tmp_path / "system" / "model")
+    assert set(before.plan.values()) == {6} and after.plan == dict.fromkeys(before.plan, 8)
+    assert record["numbers"]["parameters_total"] == after.parameters_total() > before.parameters_total()
+    decode_with(
+        world, {("wav2vec2", "asr"): SimpleNamespace(model=tmp_path / "system" / "model")}, "wav2vec2", "asr", tmp_path
+    )
 
 
 def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):

@@ -102,6 +102,7 @@ def lora_on(model: SpeechModel, settings: Any) -> Any:
                 alpha=settings.alpha,
                 dropout=settings.dropout,
                 targets=tuple(patterns),
+                where=settings.where,
                 rslora=settings.rslora,
                 dora=settings.dora,
                 init=settings.init,
