@@ -202,6 +202,13 @@ def test_overrides_go_from_experiment_to_base_to_task_to_method():
     assert config == before
 
 
+def test_a_method_may_have_a_seed_of_its_own():
+    config = tiny_config()
+    config["methods"]["again"] = config["methods"]["full"] | {"seed": 7}
+    first, second = (slices.slice_train(config, System("whisper", "asr", name)) for name in ("full", "again"))
+    assert second == first | {"seed": 7} and first["seed"] == config["seed"] != 7
+
+
 def test_deep_merge():
     assert deep_merge({"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}) == {"a": {"b": 3, "c": 2}}
     assert deep_merge({"a": {"b": 1}}, {"a": None}) == {"a": None}
@@ -310,7 +317,7 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "segment": (train.Segment, set()),
         "lora": (train.Lora, set()),
         "constraint": (train.Constraint, set()),
-        "method": (train.Config, {"factorise", "-seed", "-task"}),
+        "method": (train.Config, {"factorise", "-task"}),
         "factorise": (factorise.Factorise, set()),
         "calibrate": (calibrate.Config, {"corpus", "split", "-seed", "-layers"}),
         "decode": (decode.Decode, set()),

@@ -77,10 +77,11 @@ def slice_factorise(config: Config, wildcards: Any) -> Slice:
 def slice_train(config: Config, wildcards: Any) -> Slice:
     """The task, the way of adapting, and the recipe with its overrides laid over each other."""
     system = _system(wildcards)
+    method = config["methods"][system.method]
     return {
-        "seed": config["seed"],
+        "seed": method.get("seed", config["seed"]),
         "task": _task(config, system),
-        **_given(config["methods"][system.method], ("adapt", "lora", "constraint")),
+        **_given(method, ("adapt", "lora", "constraint")),
         "training": training(config, system),
     }
 
