@@ -186,5 +186,5 @@ def test_layers_take_groups_patterns_and_lists():
     assert layer_patterns("whisper", ["ffn", "*.q_proj", "ffn"]) == ("*coder.layers.*.fc[12]", "*.q_proj")
     with pytest.raises(UserError, match="empty"):
         layer_patterns("whisper", [])
-    with pytest.raises(UserError, match="family 'conformer'; known: wav2vec2, whisper"):
+    with pytest.raises(UserError, match="family 'conformer'; known: wav2vec2, w2v-bert, whisper"):
         layer_patterns("conformer", "ffn")
