@@ -26,7 +26,7 @@ from lowrank_speech.models.speech import Meta, SpeechModel
 
 KEY = "lowrank_speech"
 WEIGHTS = "model.safetensors"
-_NOT_COPIED = {"config.json", WEIGHTS, "pytorch_model.bin", "tf_model.h5", "flax_model.msgpack"}
+_NOT_COPIED = {".safetensors", ".bin", ".h5", ".msgpack"}  # weights, in whatever format
 
 
 def quiet_config(config: Any) -> Any:
@@ -116,7 +116,7 @@ def save_model(model: SpeechModel, folder: str | Path, copy_from: str | Path | N
         temporary.mkdir()
         if copy_from is not None:
             for path in sorted(Path(copy_from).iterdir()):
-                if path.is_file() and path.name not in _NOT_COPIED and not path.name.endswith(".safetensors"):
+                if path.is_file() and path.name != "config.json" and path.suffix not in _NOT_COPIED:
                     shutil.copyfile(path, temporary / path.name)
         config = json.loads(model.config.to_json_string(use_diff=False))
         config["architectures"] = [model.class_name]

@@ -7,6 +7,7 @@ model (``trust_remote_code`` stays off). What was resolved ends up in the stage'
 import logging
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,11 @@ def resolve(source: str, revision: str | None) -> Source:
             f"(`hf download {source}`), or give a folder as `source`"
         ) from error
     return Source(path, path.name if path.parent.name == "snapshots" else revision)
+
+
+def is_wanted(path: Path) -> bool:
+    """Whether a file of a model's folder is one that an import reads."""
+    return not any(fnmatchcase(path.name, pattern) for pattern in NOT_WANTED)
 
 
 def import_model(found: Source, family: str) -> SpeechModel:
