@@ -23,6 +23,7 @@ from tiny_models import MEMBERS, member, plain, speech
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 CONVOLUTIONAL = [name for name, (kind, _) in MEMBERS.items() if kind != "wav2vec2-bert"]
 CLASSIFIERS = [name for name in MEMBERS if not name.endswith("adapter")]  # transformers has none with add_adapter
+TASKS = ("ctc", "classify", "body")
 SHAPES = ("wav2vec2", "mms", "hubert", "wavlm", "data2vec-audio", "w2v-bert")  # different in their parts' names
 
 
@@ -86,7 +87,7 @@ def test_training_without_dropout_computes_what_evaluation_does(name):
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
 
 
-@pytest.mark.parametrize("task", ["ctc", "classify", "body"])
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_group_matches_in_every_class(name, task):
     model = member(name, task)
@@ -202,8 +203,10 @@ def test_classification_on_a_convolutional_adapter_is_refused(name):
         to_task(member(name), "classify", 2, ["a", "b"])
 
 
-@pytest.mark.parametrize("task", ["ctc", "classify", "body"])
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [(n, t) for n in MEMBERS for t in ("ctc", "classify", "body") if t != "classify" or n in CLASSIFIERS],
+)
 @torch.no_grad()
 def test_import_of_a_published_layout(name, task, tmp_path):
     hf = plain(name, task, quiet=False)
@@ -229,6 +232,27 @@ def test_import_of_a_pretraining_checkpoint_takes_the_encoder(tmp_path):
     model = import_model(Source(tmp_path, None), "wav2vec2")
     assert model.task == "body"
     assert all(torch.equal(v, hf.wav2vec2.state_dict()[k]) for k, v in model.hf.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "wavlm"])
+@torch.no_grad()
+def test_import_of_an_old_checkpoint(name, tmp_path):
+    """As those of 2021 lie on the hub: a pickle, with the former names of the weight norm, and no masked_spec_embed."""
+    hf = plain(name, "body", quiet=False)
+    hf.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    old = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    state = {k: v for k, v in hf.state_dict().items() if k != "masked_spec_embed"}
+    for new, former in old.items():
+        state = {k.replace(new, former): v for k, v in state.items()}
+    assert any(k.endswith("pos_conv_embed.conv.weight_g") for k in state)
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    model = import_model(Source(tmp_path, None), "wav2vec2")
+    batch, lengths = speech(model, 0.31)
+    torch.testing.assert_close(model.states(batch, lengths)[0], hf(batch).last_hidden_state, **CLOSE)
+    torch.manual_seed(5)  # what ran before must not matter
+    again = import_model(Source(tmp_path, None), "wav2vec2").hf.state_dict()
+    assert all(torch.equal(v, again[k]) for k, v in model.hf.state_dict().items())
 
 
 def test_import_says_what_becomes_of_language_adapters(tmp_path, caplog):

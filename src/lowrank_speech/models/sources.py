@@ -83,13 +83,15 @@ def import_model(found: Source, family: str) -> SpeechModel:
     task = task_of(config.model_type, named)
     if task == "classify" and family != "whisper":  # its labels are not ours: take the encoder, a new head is drawn
         task = "body"
-    hf, info = hf_class(config.model_type, task).from_pretrained(
-        found.folder,
-        config=quiet_config(config),
-        dtype=torch.float32,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what the checkpoint lacks is drawn: the same model at each import
+        hf, info = hf_class(config.model_type, task).from_pretrained(
+            found.folder,
+            config=quiet_config(config),
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     # masked_spec_embed is used by transformers' SpecAugment alone, which is off here; some checkpoints lack it.
     missing = [k for k in info["missing_keys"] if not k.endswith("masked_spec_embed")]
     if missing:
