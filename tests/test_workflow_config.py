@@ -137,6 +137,7 @@ def test_schema_errors_name_key_and_place(path, value, message):
             "bases.whisper.features: 'conv' does not fit the family whisper; it takes log",
         ),
         ("bases.wav2vec2.features", "logmel", "bases.wav2vec2.features: 'logmel' does not fit the family wav2vec2"),
+        ("bases.wav2vec2.features", "fbank", "bases.wav2vec2.features: 'fbank' does not fit the family wav2vec2"),
         ("bases.wav2vec2.features_dtype", "float16", "bases.wav2vec2.features_dtype: waveforms are not stored"),
         ("bases.whisper.source", "openai/whisper-tiny", "bases.whisper.pretrain: this belongs to source: scratch"),
         ("langs.pieces", {"kind": "whisper"}, "bases.whisper.lang: a base from scratch needs a token set of kind char"),
@@ -173,6 +174,19 @@ def test_schema_errors_name_key_and_place(path, value, message):
 )
 def test_cross_references(path, value, message):
     assert refused(edited(path, value)).startswith(message)
+
+
+def test_w2v_bert_comes_from_a_folder_and_has_no_front_end():
+    base = {"family": "w2v-bert", "source": "facebook/w2v-bert-2.0", "features": "waveform", "lang": "chars"}
+    checked(edited("bases.wav2vec2", base | {"features": "fbank", "features_dtype": "float16"}))
+    config = edited("bases.wav2vec2", base)
+    checked(config)
+    config["tasks"]["asr"]["training"] = {"train_front_end": True}
+    assert refused(config).startswith("training.train_front_end: the system wav2vec2/asr/full reads what a frozen")
+    config = edited("bases.wav2vec2", base | {"features_dtype": "float16"})
+    assert refused(config).endswith("take features: fbank")
+    config = edited("bases.wav2vec2", base | {"source": "scratch"})
+    assert refused(config).startswith("bases.wav2vec2.source: scratch makes wav2vec2 and whisper")
 
 
 def test_recognition_needs_a_token_set():
