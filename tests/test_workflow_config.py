@@ -247,6 +247,10 @@ def test_slices_have_the_keys_of_their_stage_alone():
         "lora": {"rank": 2},
         "training": {"epochs": 1, "lr": 0.001},
     }
+    config["training"]["ctc"] = {"backend": "torch"}  # the loss of recognition alone
+    assert "ctc" not in slices.slice_train(config, wildcards(**system))["training"]
+    recognition = slices.slice_train(config, wildcards(**{**system, "task": "asr"}))
+    assert recognition["training"]["ctc"] == {"backend": "torch"}
     assert slices.slice_decode(config, wildcards(**system))["decode"] == {"batch_seconds": 30, "priors": False}
     assert slices.slice_score(config, wildcards(**system))["score"] == {"bootstrap": 50, "p_target": [0.5]}
     system["task"] = "asr"
@@ -284,7 +288,7 @@ def sections() -> dict[str, tuple[type, set[str]]]:
     from lowrank_speech.lang import normalise
     from lowrank_speech.scoring.options import ScoreOptions
     from lowrank_speech.stages import base, calibrate, decode, factorise, lang, report, train
-    from lowrank_speech.training.config import SpecAugment, TrainConfig
+    from lowrank_speech.training.config import CtcConfig, SpecAugment, TrainConfig
 
     return {
         "digits": (digits.Config, set()),
@@ -306,6 +310,7 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "pretrain": (TrainConfig, {"corpus", "train", "dev"}),
         "training": (TrainConfig, set()),
         "training.spec_augment": (SpecAugment, set()),
+        "training.ctc": (CtcConfig, set()),
         "task": (train.Task, {"corpus", "train", "dev", "test", "training"}),
         "segment": (train.Segment, set()),
         "lora": (train.Lora, set()),

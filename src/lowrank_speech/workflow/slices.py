@@ -21,6 +21,7 @@ from lowrank_speech.workflow.config import (
 
 # Keys that concern one type of task alone: the other type's systems do not run again for them.
 ONLY = {
+    "train": {"asr": ("ctc",), "lid": ()},
     "decode": {"asr": ("language", "max_new_tokens"), "lid": ("priors",)},
     "score": {
         "asr": ("characters", "confusions", "worst"),
@@ -77,11 +78,12 @@ def slice_factorise(config: Config, wildcards: Any) -> Slice:
 def slice_train(config: Config, wildcards: Any) -> Slice:
     """The task, the way of adapting, and the recipe with its overrides laid over each other."""
     system = _system(wildcards)
+    kind = config["tasks"][system.task]["type"]
     return {
         "seed": config["seed"],
         "task": _task(config, system),
         **_given(config["methods"][system.method], ("adapt", "lora", "constraint")),
-        "training": training(config, system),
+        "training": _concerning("train", kind, training(config, system)),
     }
 
 
