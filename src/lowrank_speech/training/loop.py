@@ -276,7 +276,7 @@ class Trainer:
         # States written before there was a choice do not name it.
         if ctc is not None and (before := state.get("ctc", "torch")) != ctc.backend:
             raise UserError(
-                f"{self.state_file} belongs to a run whose CTC was {before}'s, and this one's is {ctc.backend}'s: go on "
+                f"{self.state_file} belongs to a run whose CTC was {before}'s, this one's is {ctc.backend}'s: go on "
                 f"where the first one ran, or remove the file to start again"
             )
         self._restore(state["model"])
