@@ -30,7 +30,7 @@ class Ctc:
 
 def choose_ctc(config: CtcConfig, device: torch.device) -> Ctc:
     """The back end of ``config`` on ``device``; ``auto`` takes k2 where it works. UserError where ``k2`` does not."""
-    torch_ctc = Ctc("torch", torch.__version__)
+    torch_ctc = Ctc("torch", str(torch.__version__))
     if config.backend == "torch":
         return torch_ctc
     try:

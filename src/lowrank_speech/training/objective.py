@@ -18,6 +18,7 @@ from kaldialign import edit_distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank_speech.errors import UserError
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
@@ -97,7 +98,10 @@ class Objective(nn.Module):
     def _ctc(self, logits: Tensor, frames: Tensor, cuts: Sequence[Any]) -> tuple[Tensor, int, int]:
         """Loss per label of the possible targets, their labels, and the number of impossible targets."""
         labels, sizes = ctc_targets(cuts, self.lang)
-        losses, possible = self.ctc(logits, frames, labels, sizes)
+        try:
+            losses, possible = self.ctc(logits, frames, labels, sizes)
+        except ValueError as error:
+            raise UserError(f"{error}; the batch: {', '.join(cut.id for cut in cuts)}") from error
         units = max(int(sizes[possible].sum()), 1)
         return losses.sum() / units, units, int((~possible).sum())
 

@@ -118,13 +118,21 @@ def slice_export(config: Config, wildcards: Any) -> Slice:
 
 def device(config: Config, stage: str, wildcards: Any) -> str | None:
     """The ``device`` in the slice of a stage that computes on one; None where it is left to the default."""
+    return _recipe(config, stage, wildcards).get("device")
+
+
+def ctc_backend(config: Config, stage: str, wildcards: Any) -> str | None:
+    """The back end of CTC in the slice of ``train`` or ``base``; None where it is left to the default."""
+    return _recipe(config, stage, wildcards).get("ctc", {}).get("backend")
+
+
+def _recipe(config: Config, stage: str, wildcards: Any) -> Mapping[str, Any]:
+    """The section that says how a stage computes."""
     if stage == "train":
-        section = training(config, _system(wildcards))
-    elif stage == "base":
-        section = config["bases"][wildcards.base].get("pretrain") or {}
-    else:  # decode, calibrate
-        section = config.get(stage, {})
-    return section.get("device")
+        return slice_train(config, wildcards)["training"]
+    if stage == "base":
+        return config["bases"][wildcards.base].get("pretrain") or {}
+    return config.get(stage, {})  # decode, calibrate
 
 
 def _system(wildcards: Any) -> System:
