@@ -22,7 +22,8 @@ PITCH = {c: 300 + 350 * i for i, c in enumerate("abcdäxz")}
 FAMILIES = ("wav2vec2", "whisper")
 KIND = {"wav2vec2": "conv", "whisper": "logmel"}
 MODEL = {"wav2vec2": {**WAV2VEC2, "conv_kernel": [256, 8], "conv_stride": [40, 8]}, "whisper": WHISPER}
-RECIPE = {"epochs": 2, "batch_seconds": 2.0, "lr": 0.003, "head_lr": 0.01, "dropout": 0.0}
+RECIPE = {"epochs": 2, "batch_seconds": 2.0, "lr": 0.003, "head_lr": 0.01, "dropout": 0.0, "ctc": {"backend": "torch"}}
+CTC = {"backend": "torch", "version": torch.__version__}
 
 
 def utterance(folder, name, text, language, seconds=None, speaker="s"):
@@ -167,6 +168,7 @@ def test_base_writes_a_model_and_what_it_cost(world, family):
     assert numbers["languages"] == ["de", "en"] and numbers["set_aside"] == {} and numbers["source"] == "scratch"
     assert (model.family, model.task) == (family, {"wav2vec2": "ctc", "whisper": "seq2seq"}[family])
     assert set(record["outputs"]) == {"model", "metrics.jsonl"} and record["seed"] == 1
+    assert numbers["ctc"] == {"wav2vec2": CTC, "whisper": None}[family]
     assert (world.base[family] / "preprocessor_config.json").is_file()
     assert not (world.base[family].parent / "scratch" / "state.pt").exists()
 
@@ -221,6 +223,8 @@ def test_train_writes_a_system_and_its_numbers(world, systems, family, task):
     assert (numbers["utterances_train"], numbers["utterances_dev"], numbers["epochs"]) == (8, 8, 2)
     assert numbers["new_head"] == (task == "lid") and numbers["seconds_train"] > 0
     assert numbers["labels"] == (["de", "en"] if task == "lid" else None)
+    assert numbers["ctc"] == (CTC if (family, task) == ("wav2vec2", "asr") else None)
+    assert numbers["ctc_impossible"] == (0 if numbers["ctc"] else None)
     rows = [json.loads(line) for line in (system.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2] and all(row["dev_loss"] > 0 for row in rows)
     moved = moved_in_body(before, model)
