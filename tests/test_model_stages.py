@@ -325,6 +325,25 @@ def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tm
     )
 
 
+@pytest.mark.parametrize("plan", [False, True], ids=["dense", "factorised"])
+def test_a_trained_system_is_a_base_with_the_outputs_that_it_learnt(world, systems, tmp_path, plan):
+    source = systems["wav2vec2", "asr"].model
+    if plan:
+        wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
+        done(factorise, wish, tmp_path / "f.json", model=source, out=tmp_path / "low")
+        source = tmp_path / "low"
+    cfg = {"seed": 1, "family": "wav2vec2", "source": str(source)}
+    done(base, cfg, tmp_path / "base.json", out=tmp_path / "base")
+    before, after = load_model(source), load_model(tmp_path / "base")
+    assert after.meta == before.meta and bool(after.plan) == plan
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    cfg, out = train_cfg("asr", "none"), tmp_path / "system"
+    paths = train_paths(world, "wav2vec2", out, model=tmp_path / "base")
+    record = done(train, cfg, out / "train.json", **paths)
+    assert not record["numbers"]["new_head"] and record["numbers"]["parameters_trained"] == 0
+
+
 def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):
     cfg = train_cfg("lid", "none")
     record = done(train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path, "lid"))

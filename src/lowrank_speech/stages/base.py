@@ -7,6 +7,8 @@ outputs  --out       model folder: config.json, model.safetensors, preprocessor,
          --manifest  what was loaded (source, commit, sha256), or how the pretraining went
 scratch  --scratch   state of a pretraining under way; a killed run goes on from there
 
+A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
+
 Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
 w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
 
