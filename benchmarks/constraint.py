@@ -26,7 +26,7 @@ def low_rank_model(device: str) -> SpeechModel:
     from transformers import Wav2Vec2Config
 
     torch.manual_seed(0)
-    hf = build("wav2vec2", "ctc", Wav2Vec2Config(**PRESETS["xls-r-300m"].config, layerdrop=0.0))
+    hf = build("ctc", Wav2Vec2Config(**PRESETS["xls-r-300m"].config, layerdrop=0.0))
     found = count(preset="xls-r-300m", layers="ffn", rank=512)
     plan = {f"wav2vec2.{row['name']}": row["rank"] for row in found["layers"]}
     apply_plan(hf, plan)

@@ -76,6 +76,33 @@ def test_gpu_is_asked_for_where_the_config_says_cuda(tree):
     assert "gpu=1" in resources["full"] and "gpu=0" in resources["lowrank"]
 
 
+# What Snakemake asks conda before it lists environments.
+CONDA = """#!/bin/sh
+case "$1" in
+  --version) echo conda 25.1.0 ;;
+  info) echo '{"conda_prefix": "/opt/conda", "platform": "linux-64"}' ;;
+  config) echo '{"get": {"channel_priority": "strict"}}' ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("rule", "section"), [("train", "training"), ("base", "pretrain")])
+def test_the_environment_with_k2_is_taken_where_the_config_asks_for_k2(rule, section, tmp_path):
+    tree, config = Tree(tmp_path), tiny_config()
+    conda = tmp_path / "bin" / "conda"
+    conda.write_text(CONDA, encoding="utf-8")
+    conda.chmod(0o755)
+    owner = config if rule == "train" else config["bases"]["whisper"]
+    found = []
+    for backend in ("auto", "k2"):
+        owner[section] = {**owner[section], "ctc": {"backend": backend}}
+        tree.write(config)
+        done = tree.snakemake("--list-conda-envs", "--sdm", "conda")
+        assert done.returncode == 0, done.stdout
+        found.append(set(re.findall(r"^envs/(\w+)\.yaml", done.stdout, flags=re.MULTILINE)))
+    assert found == [{"data", "report", "torch"}, {"data", "report", "torch", "k2"}]
+
+
 def read_command(command: str) -> str:
     """Parse a rule's command with the stage's own parser and config class; the stage's name."""
     words = shlex.split(command.partition(" > ")[0])

@@ -199,7 +199,7 @@ def test_sources_and_targets_that_cannot_be(folder, cuts, tmp_path, call):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
     code, _, errors = call(tmp_path / "foreign", tmp_path / "x", "--rank", 4)
-    assert code == 2 and "model type 'bert' is none of" in errors[0]
+    assert code == 2 and "model_type 'bert' is none of" in errors[0]
     (tmp_path / "bad.jsonl").write_text("{nonsense\n")
     code, _, errors = call(folder, tmp_path / "x", "--rank", 4, "--calibrate", tmp_path / "bad.jsonl")
     assert code == 2 and len(errors) == 1 and "bad.jsonl" in errors[0]

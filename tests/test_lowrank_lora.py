@@ -94,6 +94,48 @@ def test_start_merge_frozen_bits_and_saved_adapter(low_rank, changes, tmp_path):
     torch.testing.assert_close(merged(X), outputs, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2}, {"init": "gaussian", "rslora": True}], ids=str)
+def test_on_the_product_merging_adds_the_ranks(changes):
+    net = Net(low_rank=True)
+    expected, weights = net(X), {name: p.clone() for name, p in net.named_parameters()}
+    torch.manual_seed(3)
+    model, report = add_lora(net, settings(where="product", **changes))
+    assert report["layers"] == 6 and report["trainable"] == 2 * 6 * (12 + 24)  # as on dense layers
+    torch.testing.assert_close(model.eval()(X), expected)
+    before = frozen_digest(model)
+    model.train()
+    train(model)
+    assert frozen_digest(model) == before
+    outputs = model(X)
+    assert not torch.allclose(outputs, expected, atol=1e-3)
+    with model.disable_adapter():
+        torch.testing.assert_close(model(X), expected)
+
+    model.merge_adapter()
+    torch.testing.assert_close(model(X), outputs, atol=1e-5, rtol=1e-5)
+    assert {layer.rank for layer in low_rank_layers(net).values()} == {6 + 2}
+    model.unmerge_adapter()
+    torch.testing.assert_close(model(X), outputs)
+
+    merged = merge(model)
+    torch.testing.assert_close(merged(X), outputs, atol=1e-5, rtol=1e-5)
+    assert {layer.rank for layer in low_rank_layers(merged).values()} == {6 + 2}
+    for name, layer in low_rank_layers(merged).items():
+        assert torch.equal(layer.first.weight[:6], weights[f"{name}.first.weight"])
+        assert torch.equal(layer.second.weight[:, :6], weights[f"{name}.second.weight"])
+    state = merged.state_dict()
+    assert set(state) == set(weights)
+    assert state["blocks.0.fc1.first.weight"].shape == (8, 12)
+
+
+def test_a_product_adapter_that_is_not_finite_is_not_merged():
+    model, _ = add_lora(Net(low_rank=True), settings(where="product"))
+    with torch.no_grad():
+        next(p for name, p in model.named_parameters() if "lora_B" in name).fill_(torch.nan)
+    with pytest.raises(ValueError, match="not finite"):
+        merge(model)
+
+
 def test_counts_by_formula():
     rank, per_block = 2, 2 * (12 + 24)
     model, report = add_lora(Net(), settings())
@@ -107,7 +149,7 @@ def test_counts_by_formula():
     # factorised: the adapters stand on the factors, of rank 6 here
     inner = 2 * ((12 + 6) + (6 + 24))
     assert add_lora(Net(True), settings())[1]["trainable"] == rank * inner * 3
-    first = add_lora(Net(True), settings(on="first"))[1]
+    first = add_lora(Net(True), settings(where="first"))[1]
     assert first["layers"] == 6 and first["trainable"] == rank * ((12 + 6) + (24 + 6)) * 3
     assert add_lora(Net(), settings(dora=True))[1]["trainable"] == rank * per_block * 3 + 3 * (24 + 12)
     head = add_lora(Net(), settings(extra_trainable=("head",)))[1]
@@ -117,6 +159,8 @@ def test_counts_by_formula():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"where": "product", "dora": True}, "plain LoRA .*, not with dora"),
+        ({"where": "product", "init": "pissa"}, "plain LoRA .*, not with init: pissa"),
         ({"targets": ("blocks.*.fc1", "blocks.*.fc3")}, r"'blocks\.\*\.fc3' matches no linear layer"),
         ({"targets": ()}, "empty"),
         ({"rank": 13}, "LoRA rank 13 is above the full rank of 'blocks.0.fc1'"),
@@ -134,7 +178,7 @@ def test_settings_are_checked():
         ({"alpha": 0.0}, "alpha 0.0"),
         ({"dropout": 1.0}, "dropout 1.0"),
         ({"init": "magic"}, "init is 'magic'"),
-        ({"on": "both"}, "on is 'both'"),
+        ({"where": "both"}, "where is 'both'"),
         ({"init": "orthogonal", "rank": 3}, "even rank"),
         ({"init": "pissa", "dora": True}, "dora does not go"),
     ]:

@@ -13,7 +13,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from safetensors.torch import load_file
 
 from lowrank_speech.models.folder import body_state, load_model, to_task
-from lowrank_speech.stages import base, decode, features, lang, train
+from lowrank_speech.stages import base, decode, factorise, features, lang, train
 from lowrank_speech.training.loop import Trainer
 from tiny_models import WAV2VEC2, WHISPER
 
@@ -22,7 +22,8 @@ PITCH = {c: 300 + 350 * i for i, c in enumerate("abcdäxz")}
 FAMILIES = ("wav2vec2", "whisper")
 KIND = {"wav2vec2": "conv", "whisper": "logmel"}
 MODEL = {"wav2vec2": {**WAV2VEC2, "conv_kernel": [256, 8], "conv_stride": [40, 8]}, "whisper": WHISPER}
-RECIPE = {"epochs": 2, "batch_seconds": 2.0, "lr": 0.003, "head_lr": 0.01, "dropout": 0.0}
+RECIPE = {"epochs": 2, "batch_seconds": 2.0, "lr": 0.003, "head_lr": 0.01, "dropout": 0.0, "ctc": {"backend": "torch"}}
+CTC = {"backend": "torch", "version": torch.__version__}
 
 
 def utterance(folder, name, text, language, seconds=None, speaker="s"):
@@ -167,6 +168,7 @@ def test_base_writes_a_model_and_what_it_cost(world, family):
     assert numbers["languages"] == ["de", "en"] and numbers["set_aside"] == {} and numbers["source"] == "scratch"
     assert (model.family, model.task) == (family, {"wav2vec2": "ctc", "whisper": "seq2seq"}[family])
     assert set(record["outputs"]) == {"model", "metrics.jsonl"} and record["seed"] == 1
+    assert numbers["ctc"] == {"wav2vec2": CTC, "whisper": None}[family]
     assert (world.base[family] / "preprocessor_config.json").is_file()
     assert not (world.base[family].parent / "scratch" / "state.pt").exists()
 
@@ -221,6 +223,8 @@ def test_train_writes_a_system_and_its_numbers(world, systems, family, task):
     assert (numbers["utterances_train"], numbers["utterances_dev"], numbers["epochs"]) == (8, 8, 2)
     assert numbers["new_head"] == (task == "lid") and numbers["seconds_train"] > 0
     assert numbers["labels"] == (["de", "en"] if task == "lid" else None)
+    assert numbers["ctc"] == (CTC if (family, task) == ("wav2vec2", "asr") else None)
+    assert numbers["ctc_impossible"] == (0 if numbers["ctc"] else None)
     rows = [json.loads(line) for line in (system.folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2] and all(row["dev_loss"] > 0 for row in rows)
     moved = moved_in_body(before, model)
@@ -305,6 +309,39 @@ def test_lora_is_merged_and_trains_less(world, tmp_path, family, task):
     moved = moved_in_body(load_model(world.base[family]), model)
     adapted = ("q_proj.weight", "v_proj.weight", "_dense.weight", "fc1.weight", "fc2.weight")
     assert moved and all(name.endswith(adapted) for name in moved)
+
+
+def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tmp_path):
+    wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
+    done(factorise, wish, tmp_path / "f.json", model=world.base["wav2vec2"], out=tmp_path / "low")
+    cfg = train_cfg("asr", "lora", lora={"rank": 2, "where": "product"})
+    paths = train_paths(world, "wav2vec2", tmp_path / "system", model=tmp_path / "low")
+    record = done(train, cfg, tmp_path / "system" / "train.json", **paths)
+    before, after = load_model(tmp_path / "low"), load_model(tmp_path / "system" / "model")
+    assert set(before.plan.values()) == {6} and after.plan == dict.fromkeys(before.plan, 8)
+    assert record["numbers"]["parameters_total"] == after.parameters_total() > before.parameters_total()
+    decode_with(
+        world, {("wav2vec2", "asr"): SimpleNamespace(model=tmp_path / "system" / "model")}, "wav2vec2", "asr", tmp_path
+    )
+
+
+@pytest.mark.parametrize("plan", [False, True], ids=["dense", "factorised"])
+def test_a_trained_system_is_a_base_with_the_outputs_that_it_learnt(world, systems, tmp_path, plan):
+    source = systems["wav2vec2", "asr"].model
+    if plan:
+        wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
+        done(factorise, wish, tmp_path / "f.json", model=source, out=tmp_path / "low")
+        source = tmp_path / "low"
+    cfg = {"seed": 1, "family": "wav2vec2", "source": str(source)}
+    done(base, cfg, tmp_path / "base.json", out=tmp_path / "base")
+    before, after = load_model(source), load_model(tmp_path / "base")
+    assert after.meta == before.meta and bool(after.plan) == plan
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    cfg, out = train_cfg("asr", "none"), tmp_path / "system"
+    paths = train_paths(world, "wav2vec2", out, model=tmp_path / "base")
+    record = done(train, cfg, out / "train.json", **paths)
+    assert not record["numbers"]["new_head"] and record["numbers"]["parameters_trained"] == 0
 
 
 def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):

@@ -64,6 +64,22 @@ def test_the_papers_quarter():
     assert build_meta("xls-r-300m", "ctc").num_parameters() == 315_438_720 + 32_800
 
 
+def test_the_relatives_of_xls_r_differ_from_it_by_their_own_parts():
+    total = {name: count(preset=name)["total_before"] for name in PRESETS}
+    large, width = total["xls-r-300m"], 1024
+    assert total["mms-300m"] == total["hubert-large"] == large and total["mms-1b"] == total["xls-r-1b"]
+    biases = 7 * 512  # of the front end, which WavLM and data2vec lack
+    gates = 24 * (64 * 8 + 8 + 16) + 320 * 16  # of WavLM's relative positions, and their embedding
+    assert total["wavlm-large"] == large - biases + gates
+    positions, stacked = width * 64 * 128 + 128 + width, 5 * (width * 64 * 19 + width)  # with weight norm; without
+    assert total["data2vec-audio-large"] == large - biases - positions + stacked
+
+    ffn, attention = 2 * width * 4096 + 4096 + width, 4 * (width**2 + width) + 73 * 64
+    convolution = 3 * width**2 + 31 * width + 2 * 2 * width
+    block = 2 * ffn + attention + convolution + 4 * 2 * width
+    assert total["w2v-bert-2.0"] == 24 * block + 2 * 160 + 160 * width + width + width  # and masked_spec_embed
+
+
 @pytest.mark.parametrize(
     ("preset", "rank", "share"),
     [
@@ -170,9 +186,9 @@ def test_messages(request_, message):
 def test_every_preset_builds_and_every_group_matches():
     from lowrank_speech.lowrank.select import select
 
-    for preset in ("xls-r-300m", "whisper-tiny"):
+    for preset in ("xls-r-300m", "hubert-large", "wavlm-large", "data2vec-audio-large", "w2v-bert-2.0", "whisper-tiny"):
         family = PRESETS[preset].family
-        for task in ("ctc", "classify", "body") if family == "wav2vec2" else ("seq2seq",):
+        for task in ("seq2seq",) if family == "whisper" else ("ctc", "classify", "body"):
             model = build_meta(preset, task)
             for group in FAMILIES[family].layers:
                 assert select(model, layer_patterns(family, group))
@@ -186,5 +202,5 @@ def test_layers_take_groups_patterns_and_lists():
     assert layer_patterns("whisper", ["ffn", "*.q_proj", "ffn"]) == ("*coder.layers.*.fc[12]", "*.q_proj")
     with pytest.raises(UserError, match="empty"):
         layer_patterns("whisper", [])
-    with pytest.raises(UserError, match="family 'conformer'; known: wav2vec2, whisper"):
+    with pytest.raises(UserError, match="family 'conformer'; known: wav2vec2, w2v-bert, whisper"):
         layer_patterns("conformer", "ffn")

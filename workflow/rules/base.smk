@@ -22,7 +22,7 @@ rule base:
     wildcard_constraints:
         base=names(SCRATCH),
     conda:
-        "../../envs/torch.yaml"
+        training_env("base")
     threads: 1
     resources:
         mem_mb=4000,

@@ -92,6 +92,19 @@ def gpu(stage):
     return lambda wildcards: int(slices.device(config, stage, wildcards) == "cuda")
 
 
+# ---- for conda
+
+
+def training_env(stage):
+    """The environment of a stage that trains: the one with k2 where the config says `ctc: {backend: k2}`."""
+
+    def path(wildcards):
+        name = "k2" if slices.ctc_backend(config, stage, wildcards) == "k2" else "torch"
+        return f"../../envs/{name}.yaml"
+
+    return path
+
+
 # ---- for input: functions of the wildcards
 
 

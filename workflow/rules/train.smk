@@ -22,7 +22,7 @@ rule train:
     log:
         layout.log(layout.train(), "train"),
     conda:
-        "../../envs/torch.yaml"
+        training_env("train")
     threads: 1
     resources:
         mem_mb=4000,

@@ -1,4 +1,4 @@
-"""What a model eats, computed from a cut's samples: the waveform itself or Whisper's log-mel spectrogram."""
+"""What a model eats, computed from a cut's samples: the waveform itself, filterbanks, or Whisper's log-mel."""
 
 import json
 from dataclasses import dataclass
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lowrank_speech.errors import UserError
+from lowrank_speech.features.fbank import STACKED, stacked_fbank
 from lowrank_speech.features.logmel import log_mel
 
 RATE = 16_000
@@ -17,25 +19,47 @@ RATE = 16_000
 @dataclass(frozen=True)
 class Inputs:
     """``kind`` waveform: (T,) float32, with ``normalise`` at zero mean and unit variance per utterance, as
-    Wav2Vec2FeatureExtractor does; logmel: (F, n_mels) float32."""
+    Wav2Vec2FeatureExtractor does; fbank: w2v-BERT's (F, 2 * n_mels) float32; logmel: Whisper's (F, n_mels) float32."""
 
-    kind: Literal["waveform", "logmel"]
+    kind: Literal["waveform", "fbank", "logmel"]
     normalise: bool = True
     n_mels: int = 80
 
     def __call__(self, cut: Any) -> Tensor:
+        """The input for a cut; UserError with its id where it is too short."""
         audio = torch.from_numpy(np.ascontiguousarray(cut.load_audio()[0], dtype=np.float32))
+        try:
+            return self.of(audio)
+        except ValueError as error:
+            raise UserError(f"utterance {cut.id}: {error}; raise the corpus's min_seconds") from error
+
+    def of(self, audio: Tensor) -> Tensor:
+        """The input for samples (T,) at 16 kHz, float32 in [-1, 1]. ValueError where they are too few."""
         if self.kind == "logmel":
             return log_mel(audio, self.n_mels)
+        if self.kind == "fbank":
+            return stacked_fbank(audio, self.n_mels)
         if self.normalise:
             audio = (audio - audio.mean()) / torch.sqrt(audio.var(unbiased=False) + 1e-7)
         return audio
 
 
 def inputs_of(folder: str | Path, family: str, n_mels: int = 80) -> Inputs:
-    """The inputs of the model in ``folder``; its ``preprocessor_config.json`` says whether waveforms are normalised."""
+    """The inputs of the model in ``folder``; its ``preprocessor_config.json`` says how waveforms and filterbanks are.
+
+    UserError where the filterbanks are others than those of w2v-BERT 2.0, or not what the model's config wants.
+    """
     if family == "whisper":
         return Inputs("logmel", n_mels=n_mels)
     file = Path(folder) / "preprocessor_config.json"
-    normalise = json.loads(file.read_text(encoding="utf-8")).get("do_normalize", True) if file.is_file() else True
-    return Inputs("waveform", normalise=normalise)
+    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if family != "w2v-bert":
+        return Inputs("waveform", normalise=said.get("do_normalize", True))
+    bands, stride = said.get("num_mel_bins", 80), said.get("stride", STACKED)
+    wanted = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["feature_projection_input_dim"]
+    if stride != STACKED or bands * stride != wanted:
+        raise UserError(
+            f"{file}: num_mel_bins {bands} and stride {stride} don't fit the model, which takes {STACKED} stacked "
+            f"frames of {wanted / STACKED:g} bins (feature_projection_input_dim {wanted}); take the model's own file"
+        )
+    return Inputs("fbank", n_mels=bands)

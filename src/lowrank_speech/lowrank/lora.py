@@ -1,6 +1,7 @@
 """LoRA adapters through ``peft``, on dense and on factorised models.
 
-Targets are ``fnmatch`` patterns on qualified names; a ``LowRankLinear`` that matches gets its adapters on its factors.
+Targets are ``fnmatch`` patterns on qualified names; a ``LowRankLinear`` that matches gets its adapters on its factors,
+or one on their product (``lowrank.product``).
 ``peft`` has no default targets for speech models and skips silently what it does not find: here each pattern must
 match, and what was adapted is checked and counted.
 
@@ -36,7 +37,8 @@ class LoraSettings:
     rank, alpha       the update is (alpha / rank) B A, with ``rslora`` (alpha / sqrt(rank)) B A
     dropout           on the adapter's input
     targets           name patterns of dense or factorised layers; none must miss
-    on                which factors of a ``LowRankLinear`` are adapted
+    where             what of a ``LowRankLinear`` is adapted: its factors, one of them, or their product, whose
+                      rank then grows by that of the adapter when it is merged
     dora              a trained magnitude for each output beside the update
     init              default (B = 0), gaussian, orthogonal, pissa, pissa_niter_N, olora; the last three take the
                       adapter's start out of the base weights, which therefore change once, before training
@@ -50,7 +52,7 @@ class LoraSettings:
     rslora: bool = False
     dora: bool = False
     init: str = "default"
-    on: Literal["factors", "first", "second"] = "factors"
+    where: Literal["factors", "first", "second", "product"] = "factors"
     extra_trainable: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,8 +62,13 @@ class LoraSettings:
             )
         if self.init not in INITS and not _CHANGES_BASE.fullmatch(self.init):
             raise ValueError(f"init is {self.init!r}; expected one of {', '.join(INITS)} or pissa_niter_N")
-        if self.on not in ("factors", "first", "second"):
-            raise ValueError(f"on is {self.on!r}; expected factors, first or second")
+        if self.where not in ("factors", "first", "second", "product"):
+            raise ValueError(f"where is {self.where!r}; expected factors, first, second or product")
+        if self.where == "product" and (self.dora or self.init not in ("default", "gaussian")):
+            raise ValueError(
+                f"where: product goes with plain LoRA (init default or gaussian), not with "
+                f"{'dora' if self.dora else f'init: {self.init}'}, which reads one weight matrix"
+            )
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init: orthogonal needs an even rank, not {self.rank}")
         if self.dora and _CHANGES_BASE.fullmatch(self.init):
@@ -78,8 +85,10 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> tuple[nn.Module, dict[
     """
     from peft import LoraConfig, get_peft_model
 
+    from lowrank_speech.lowrank.product import ProductLora
+
     chosen = select(model, settings.targets, low_rank=True)
-    names = [inner for name, layer in chosen.items() for inner in _inner(name, layer, settings.on)]
+    names = [inner for name, layer in chosen.items() for inner in _inner(name, layer, settings.where)]
     modules = dict(model.named_modules())
     for name in names:
         layer = modules[name]
@@ -102,6 +111,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> tuple[nn.Module, dict[
         init_lora_weights=True if settings.init == "default" else settings.init,
         bias="none",
     )
+    config._register_custom_module({LowRankLinear: ProductLora})
     peft_model = get_peft_model(model, config)
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if adapted != set(names):
@@ -122,14 +132,16 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> tuple[nn.Module, dict[
     return peft_model, report
 
 
-def _inner(name: str, layer: nn.Module, on: str) -> list[str]:
-    if not isinstance(layer, LowRankLinear):
+def _inner(name: str, layer: nn.Module, where: str) -> list[str]:
+    if not isinstance(layer, LowRankLinear) or where == "product":
         return [name]
-    return [f"{name}.{part}" for part in ("first", "second") if on in ("factors", part)]
+    return [f"{name}.{part}" for part in ("first", "second") if where in ("factors", part)]
 
 
 def merge(peft_model: nn.Module) -> nn.Module:
     """Add the adapters into the weights and take them out; returns the base model, same outputs, same structure.
+
+    With ``where: product`` the adapted factors have a larger rank afterwards.
 
     ValueError when a merged weight is not finite.
     """

@@ -15,10 +15,10 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.counts import count_parameters
 from lowrank_speech.lowrank.plan import Plan, plan_ranks
 from lowrank_speech.lowrank.select import select
+from lowrank_speech.models.classes import family_of, task_of
 from lowrank_speech.models.families import kept_out, layer_patterns
 from lowrank_speech.models.folder import KEY
 from lowrank_speech.models.presets import build_meta, on_meta, preset_named
-from lowrank_speech.models.speech import FAMILY_OF, HF_CLASS
 
 
 def count(
@@ -91,10 +91,6 @@ def _from_folder(folder: Path) -> tuple[str, nn.Module, dict[str, int] | None]:
     raw = json.loads(file.read_text(encoding="utf-8"))
     meta = raw.pop(KEY, None) or {}
     kind = raw.pop("model_type", None)
-    if kind not in FAMILY_OF:
-        raise UserError(f"{file}: model_type {kind!r} is none of {', '.join(sorted(FAMILY_OF))}")
-    family = FAMILY_OF[kind]
-    tasks = {name: task for (f, task), name in HF_CLASS.items() if f == family}
-    named = (raw.get("architectures") or [""])[0]
-    task = meta.get("task") or tasks.get(named, "body" if family == "wav2vec2" else "seq2seq")
-    return family, on_meta(family, task, AutoConfig.for_model(kind, **raw)), meta.get("plan")
+    family = family_of(kind, str(file))
+    task = meta.get("task") or task_of(kind, (raw.get("architectures") or [""])[0])
+    return family, on_meta(task, AutoConfig.for_model(kind, **raw)), meta.get("plan")

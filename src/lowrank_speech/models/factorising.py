@@ -17,8 +17,9 @@ from lowrank_speech.lowrank.moments import MomentsFile
 from lowrank_speech.lowrank.plan import plan_ranks
 from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.lowrank.select import select
+from lowrank_speech.models.classes import family_of
 from lowrank_speech.models.families import kept_out, layer_patterns
-from lowrank_speech.models.folder import KEY, family_of, load_model, save_factorised
+from lowrank_speech.models.folder import save_factorised
 from lowrank_speech.models.sources import import_model, resolve
 from lowrank_speech.models.speech import SpeechModel
 
@@ -30,13 +31,11 @@ def open_dense(source: str | Path, revision: str | None = None) -> tuple[SpeechM
     """
     found = resolve(str(source), revision)
     file = found.folder / "config.json"
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if KEY not in config:
-        return import_model(found, family_of(config.get("model_type"), str(file))), found.folder
-    plan = config[KEY].get("plan")
-    if plan:
-        raise UserError(f"{source} is factorised already ({len(plan)} layers); give the dense model")
-    return load_model(found.folder), found.folder
+    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    model = import_model(found, family_of(model_type, str(file)))
+    if model.plan:
+        raise UserError(f"{source} is factorised already ({len(model.plan)} layers); give the dense model")
+    return model, found.folder
 
 
 def dense_layers(model: SpeechModel, layers: str | tuple[str, ...]) -> dict[str, nn.Linear]:

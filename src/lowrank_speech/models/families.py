@@ -48,6 +48,19 @@ FAMILIES = {
         front_end="feature_extractor",
         kept_out=_HEADS,
     ),
+    "w2v-bert": Family(  # ffn1 and ffn2 of a conformer block; its pointwise convolutions are no linear layers
+        layers=_groups(
+            {"": "*encoder.layers.*.ffn[12].*_dense"},
+            {"": "*encoder.layers.*.self_attn.linear_[qkvo]*"},
+        ),
+        lora=(
+            "*encoder.layers.*.self_attn.linear_q",
+            "*encoder.layers.*.self_attn.linear_v",
+            "*encoder.layers.*.ffn[12].*_dense",
+        ),
+        front_end=None,
+        kept_out=_HEADS,
+    ),
     "whisper": Family(
         # "coder" is both encoder and decoder, so that a model with an encoder alone matches too. Attention in the
         # decoder includes the cross-attention ("encoder_attn").
@@ -73,7 +86,7 @@ FAMILIES = {
 def family_named(family: str) -> Family:
     """The patterns of a family; UserError that lists the known ones."""
     if family not in FAMILIES:
-        raise UserError(f"no layer names are known for the family {family!r}; known: {', '.join(sorted(FAMILIES))}")
+        raise UserError(f"no layer names are known for the family {family!r}; known: {', '.join(FAMILIES)}")
     return FAMILIES[family]
 
 

@@ -10,7 +10,6 @@ the factors.
 import contextlib
 import dataclasses
 import json
-import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,13 +22,13 @@ from torch import nn
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.apply import apply_plan, write_factorised
-from lowrank_speech.models.speech import BODY_PREFIX, FAMILY_OF, HF_CLASS, Meta, SpeechModel, hf_class
+from lowrank_speech.models.classes import BODY_PREFIX, hf_class
+from lowrank_speech.models.speech import Meta, SpeechModel
 
 KEY = "lowrank_speech"
 WEIGHTS = "model.safetensors"
-_NOT_COPIED = {"config.json", "tf_model.h5", "flax_model.msgpack"}
-# Whole or in parts, with the index of the parts.
-_WEIGHTS = re.compile(r"\.safetensors(\.index\.json)?$|^pytorch_model.*\.bin(\.index\.json)?$")
+_NOT_COPIED = {".safetensors", ".bin", ".h5", ".msgpack"}  # weights, in whatever format
+_INDEX = ".index.json"  # of weights in several files: beside a single one it would lead astray
 
 
 def quiet_config(config: Any) -> Any:
@@ -46,9 +45,9 @@ def quiet_config(config: Any) -> Any:
     return config
 
 
-def build(family: str, task: str, config: Any) -> nn.Module:
-    """A model of transformers' class for family and task with weights from the current torch seed."""
-    model = hf_class(family, task)(config)
+def build(task: str, config: Any) -> nn.Module:
+    """A model of transformers' class for config and task with weights from the current torch seed."""
+    model = hf_class(config.model_type, task)(config)
     return model.eval()
 
 
@@ -69,7 +68,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Speech
     meta = Meta(**raw[KEY])
     config = _config(meta.family, raw)
     with torch.device("meta"):
-        hf = hf_class(meta.family, meta.task)(config)
+        hf = hf_class(config.model_type, meta.task)(config)
     if meta.plan:
         with torch.device("meta"):
             apply_plan(hf, meta.plan)
@@ -144,10 +143,11 @@ def model_folder(
         temporary.mkdir()
         if copy_from is not None:
             for path in sorted(Path(copy_from).iterdir()):
-                if path.is_file() and path.name not in _NOT_COPIED and not _WEIGHTS.search(path.name):
+                wanted = path.suffix not in _NOT_COPIED and not path.name.endswith(_INDEX)
+                if path.is_file() and path.name != "config.json" and wanted:
                     shutil.copyfile(path, temporary / path.name)
         config = json.loads(model.config.to_json_string(use_diff=False))
-        config["architectures"] = [HF_CLASS[model.family, model.task]]
+        config["architectures"] = [model.class_name]
         config[KEY] = dataclasses.asdict(meta)
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
@@ -158,7 +158,7 @@ def model_folder(
 
 def body_state(model: SpeechModel) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
     """State and plan of the pretrained body alone, named relative to it."""
-    prefix = BODY_PREFIX[HF_CLASS[model.family, model.task]]
+    prefix = BODY_PREFIX[model.class_name]
     heads = (*(f"{name}." for name in model.head_names), "proj_out.")
     state = {k.removeprefix(prefix): v for k, v in model.hf.state_dict().items() if not k.startswith(heads)}
     plan = {k.removeprefix(prefix): r for k, r in (model.plan or {}).items()}
@@ -185,12 +185,17 @@ def to_task(
     if task == "ctc":
         config.vocab_size = outputs
     elif task == "classify":
+        if getattr(config, "add_adapter", False):
+            raise UserError(
+                f"the {config.model_type} base has a convolutional adapter (add_adapter), with which transformers does "
+                f"not classify; take a checkpoint without it"
+            )
         config.num_labels = outputs
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: i for i, label in enumerate(labels)}
     elif task == "seq2seq":
         raise UserError(f"a {model.family} model with the task {model.task!r} cannot be turned into seq2seq")
-    target_class = hf_class(model.family, task)
+    target_class = hf_class(config.model_type, task)
     state, plan = body_state(model)
     prefix = BODY_PREFIX[target_class.__name__]
     with torch.random.fork_rng(devices=[]):
@@ -213,11 +218,3 @@ def to_task(
     full = {f"{prefix}{k}": v for k, v in state.items() if f"{prefix}{k}" in wanted} | heads
     meta = Meta(model.family, task, plan or None, list(labels), lang_sha256)
     return SpeechModel(_assign(hf, full, Path("the base")).eval(), meta), bool(heads)
-
-
-def family_of(model_type: str, where: str) -> str:
-    """The family of transformers' ``model_type``; UserError that lists the known ones."""
-    try:
-        return FAMILY_OF[model_type]
-    except KeyError:
-        raise UserError(f"{where}: model type {model_type!r} is none of {', '.join(sorted(FAMILY_OF))}") from None

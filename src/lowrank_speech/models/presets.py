@@ -1,7 +1,9 @@
 """Published dimensions, for counting and benchmarks without weights.
 
 ``build_meta("xls-r-300m")`` is a model of transformers' true class on the meta device: shapes, no memory. The numbers
-are those of the published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023).
+are those of the published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023; MMS: Pratap et
+al. 2023; HuBERT: Hsu et al. 2021; WavLM: Chen et al. 2022; data2vec: Baevski et al. 2022; w2v-BERT 2.0: Barrault et al.
+2023).
 
 XLS-R is published as a pretraining checkpoint; what adaptation takes from it is Wav2Vec2Model (task ``body``, the
 default: 315,438,720 parameters for 300M). A CTC head on 32 symbols adds 32,800.
@@ -14,19 +16,24 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.models.speech import hf_class
+from lowrank_speech.models.classes import FAMILY_OF, hf_class
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model: its family, the task of its usual class, and keys of transformers' config."""
+    """A published model: transformers' model type, the task of its usual class, and keys of its config."""
 
-    family: str
+    model_type: str
     task: str
     config: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def family(self) -> str:
+        return FAMILY_OF[self.model_type]
 
-def _xls_r(hidden: int, layers: int, codevector: int) -> Preset:
+
+def _xls_r(hidden: int, layers: int, codevector: int = 768, model_type: str = "wav2vec2", **more: Any) -> Preset:
+    """XLS-R's shape, which MMS and the large HuBERT share."""
     config = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -39,7 +46,7 @@ def _xls_r(hidden: int, layers: int, codevector: int) -> Preset:
         "proj_codevector_dim": codevector,
         "vocab_size": 32,
     }
-    return Preset("wav2vec2", "body", config)
+    return Preset(model_type, "body", config | more)
 
 
 def _whisper(width: int, layers: int, heads: int, decoder_layers: int | None = None, **more: Any) -> Preset:
@@ -63,6 +70,12 @@ PRESETS = {
     "xls-r-300m": _xls_r(1024, 24, 768),
     "xls-r-1b": _xls_r(1280, 48, 1024),
     "xls-r-2b": _xls_r(1920, 48, 1024),
+    "mms-300m": _xls_r(1024, 24, 768),
+    "mms-1b": _xls_r(1280, 48, 1024),
+    "hubert-large": _xls_r(1024, 24, model_type="hubert"),
+    "wavlm-large": _xls_r(1024, 24, model_type="wavlm", conv_bias=False),
+    "data2vec-audio-large": _xls_r(1024, 24, model_type="data2vec-audio", conv_bias=False),
+    "w2v-bert-2.0": Preset("wav2vec2-bert", "body", {"vocab_size": 32}),  # transformers' defaults are its dimensions
     "whisper-tiny": _whisper(384, 4, 6),
     "whisper-base": _whisper(512, 6, 8),
     "whisper-small": _whisper(768, 12, 12),
@@ -84,17 +97,16 @@ def build_meta(preset: str, task: str | None = None) -> nn.Module:
 
     ``task``: another task's class (``ctc``, ``classify``) in place of the preset's own.
     """
-    from transformers import Wav2Vec2Config, WhisperConfig
+    from transformers import AutoConfig
 
     found = preset_named(preset)
-    config = {"wav2vec2": Wav2Vec2Config, "whisper": WhisperConfig}[found.family](**found.config)
-    return on_meta(found.family, task or found.task, config)
+    return on_meta(task or found.task, AutoConfig.for_model(found.model_type, **found.config))
 
 
-def on_meta(family: str, task: str, config: Any) -> nn.Module:
-    """A model of transformers' class for family, task and config on the meta device."""
+def on_meta(task: str, config: Any) -> nn.Module:
+    """A model of transformers' class for config and task on the meta device."""
     with torch.device("meta"):
-        model = hf_class(family, task)(config)
+        model = hf_class(config.model_type, task)(config)
     # wav2vec 2.0's masked_spec_embed is made by a constructor that heeds no default device.
     model.to("meta")
     model.tie_weights()

@@ -7,6 +7,7 @@ model (``trust_remote_code`` stays off). What was resolved ends up in the stage'
 import logging
 import re
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.models.folder import build, family_of, quiet_config
-from lowrank_speech.models.speech import HF_CLASS, Meta, SpeechModel
+from lowrank_speech.models.classes import class_name, family_of, hf_class, task_of
+from lowrank_speech.models.folder import KEY, build, load_model, quiet_config
+from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
 
-# Everything but weights in other frameworks' formats.
+# Everything but weights in other frameworks' formats, and MMS's language adapters: 1,107 files, of which none is used.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
+NOT_WANTED = ["adapter.*"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -45,7 +48,7 @@ def resolve(source: str, revision: str | None) -> Source:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS))
+        path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WANTED))
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
             f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had "
@@ -55,12 +58,18 @@ def resolve(source: str, revision: str | None) -> Source:
     return Source(path, path.name if path.parent.name == "snapshots" else revision)
 
 
+def is_wanted(path: Path) -> bool:
+    """Whether a file of a model's folder is one that an import reads."""
+    return not any(fnmatchcase(path.name, pattern) for pattern in NOT_WANTED)
+
+
 def import_model(found: Source, family: str) -> SpeechModel:
     """Load a published checkpoint as the class that its config names, or as the bare encoder for pretraining classes.
 
-    Weights are float32 in memory. UserError if the folder's model type belongs to another family.
+    A folder that this package wrote is taken as it is, with its plan and what its outputs stand for: a system that was
+    trained can be the base of the next. Weights are float32 in memory. UserError if the folder's model type belongs to
+    another family.
     """
-    import transformers
     from transformers import AutoConfig
     from transformers import logging as hf_logging
 
@@ -68,19 +77,25 @@ def import_model(found: Source, family: str) -> SpeechModel:
     config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
     actual = family_of(config.model_type, str(found.folder))
     if actual != family:
-        raise UserError(f"{found.folder} is a {config.model_type} model, but the config says family: {family}")
+        raise UserError(
+            f"{found.folder} is a {config.model_type} model, but the config says family: {family}; set family: {actual}"
+        )
+    if hasattr(config, KEY):
+        return load_model(found.folder)
+    _check_supported(config, found.folder)
     named = (config.architectures or [""])[0]
-    tasks = {c: task for (f, task), c in HF_CLASS.items() if f == family}
-    task = tasks.get(named, "body" if family == "wav2vec2" else "seq2seq")
-    if task == "classify":  # its labels are not ours: take the encoder, a new head is drawn
-        task = "body" if family == "wav2vec2" else task
-    hf, info = getattr(transformers, HF_CLASS[family, task]).from_pretrained(
-        found.folder,
-        config=quiet_config(config),
-        dtype=torch.float32,
-        output_loading_info=True,
-        trust_remote_code=False,
-    )
+    task = task_of(config.model_type, named)
+    if task == "classify" and family != "whisper":  # its labels are not ours: take the encoder, a new head is drawn
+        task = "body"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what the checkpoint lacks is drawn: the same model at each import
+        hf, info = hf_class(config.model_type, task).from_pretrained(
+            found.folder,
+            config=quiet_config(config),
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
     # masked_spec_embed is used by transformers' SpecAugment alone, which is off here; some checkpoints lack it.
     missing = [k for k in info["missing_keys"] if not k.endswith("masked_spec_embed")]
     if missing:
@@ -88,9 +103,28 @@ def import_model(found: Source, family: str) -> SpeechModel:
             f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, {missing[0]} among them"
         )
     log.info(
-        "imported %s as %s: %d parameters", found.folder, HF_CLASS[family, task], sum(map(torch.numel, hf.parameters()))
+        "imported %s as %s: %d parameters",
+        found.folder,
+        class_name(config.model_type, task),
+        sum(map(torch.numel, hf.parameters())),
     )
+    if getattr(config, "adapter_attn_dim", None) is not None:
+        log.warning(
+            "%s has MMS's language adapters in its layers: those of its main weights are kept as part of the model, "
+            "its adapter.* files are not read",
+            found.folder,
+        )
     return SpeechModel(hf.eval(), Meta(family, task))
+
+
+def _check_supported(config: Any, folder: Path) -> None:
+    """UserError on what a model type allows and this package cannot load again."""
+    positions = getattr(config, "position_embeddings_type", "relative_key")
+    if config.model_type == "wav2vec2-bert" and positions not in ("relative_key", None):
+        raise UserError(
+            f"{folder}/config.json: position_embeddings_type {positions!r} is not supported; take a checkpoint with "
+            f"relative_key, as w2v-BERT 2.0 has"
+        )
 
 
 def scratch_wav2vec2(overrides: dict[str, Any], vocabulary: int, seed: int) -> SpeechModel:
@@ -101,7 +135,7 @@ def scratch_wav2vec2(overrides: dict[str, Any], vocabulary: int, seed: int) -> S
         Wav2Vec2Config, overrides, vocab_size=vocabulary, pad_token_id=0, bos_token_id=None, eos_token_id=None
     )
     torch.manual_seed(seed)
-    return SpeechModel(build("wav2vec2", "ctc", quiet_config(config)), Meta("wav2vec2", "ctc"))
+    return SpeechModel(build("ctc", quiet_config(config)), Meta("wav2vec2", "ctc"))
 
 
 def scratch_whisper(overrides: dict[str, Any], tokens: Any, seed: int) -> SpeechModel:
@@ -122,7 +156,7 @@ def scratch_whisper(overrides: dict[str, Any], tokens: Any, seed: int) -> Speech
         WhisperConfig, overrides, vocab_size=tokens.size, suppress_tokens=None, begin_suppress_tokens=None, **special
     )
     torch.manual_seed(seed)
-    hf = build("whisper", "seq2seq", quiet_config(config))
+    hf = build("seq2seq", quiet_config(config))
     hf.generation_config = GenerationConfig(
         **special,
         is_multilingual=True,

@@ -7,6 +7,11 @@ outputs  --out       model folder: config.json, model.safetensors, preprocessor,
          --manifest  what was loaded (source, commit, sha256), or how the pretraining went
 scratch  --scratch   state of a pretraining under way; a killed run goes on from there
 
+A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
+
+Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
+w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
+
 From scratch, a small model of the true class is drawn from the seed and pretrained with supervision on many languages:
 wav2vec 2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), either with language
 classification beside it (``language_weight``). Only then are the systems' adaptations compared, all from this one base.
@@ -40,7 +45,7 @@ class Config:
     """The stage's slice. ``model``: keys of transformers' config (scratch only); ``pretrain``: the recipe."""
 
     seed: int
-    family: Literal["wav2vec2", "whisper"]
+    family: Literal["wav2vec2", "w2v-bert", "whisper"]
     source: str
     revision: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -69,14 +74,14 @@ def body(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.models.sources import import_model, resolve
+    from lowrank_speech.models.sources import import_model, is_wanted, resolve
 
     if config.model or config.pretrain is not None:
         raise UserError("base: `model` and `pretrain` belong to `source: scratch`; remove them or the source")
     found = resolve(config.source, config.revision)
     model = import_model(found, config.family)
     save_model(model, arguments.out, copy_from=found.folder)
-    weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin"))
+    weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin") and is_wanted(p))
     numbers = {
         "source": config.source,
         "revision": found.revision,
@@ -91,6 +96,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
         if getattr(arguments, name) is None:
             raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
+    if config.family == "w2v-bert":
+        raise UserError("base: source: scratch makes wav2vec2 and whisper; give a hub name or a folder for w2v-bert")
     if config.pretrain is None:
         raise UserError("base: source: scratch needs `pretrain`, the recipe of its pretraining")
     for name in ("train_cuts", "dev_cuts", "lang"):

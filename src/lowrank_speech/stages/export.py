@@ -58,26 +58,25 @@ def body(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model)
     numbers: dict[str, Any] = {"format": config.format}
     if config.format == "dense":
-        expected = _states(model)
+        expected = _states(model, arguments.model)
         densify(model.hf)
         model.plan = None
-        numbers["largest_difference"] = float((_states(model) - expected).abs().max())
+        numbers["largest_difference"] = float((_states(model, arguments.model) - expected).abs().max())
     numbers["parameters"] = model.parameters_total()
     save_model(model, arguments.out, copy_from=arguments.model)
     log.info("%s: %d parameters", config.format, numbers["parameters"])
     manifest.write(arguments.manifest, [arguments.out], numbers)
 
 
-def _states(model: Any) -> Any:
+def _states(model: Any, folder: Path) -> Any:
     """Encoder states on noise of one second, or of the model's window where that is shorter."""
     import torch
 
-    from lowrank_speech.features.inputs import RATE
-    from lowrank_speech.features.logmel import log_mel
+    from lowrank_speech.features.inputs import RATE, inputs_of
 
     seconds = min(1.0, model.window_seconds or 1.0)
     noise = torch.randn(int(RATE * seconds), generator=torch.Generator().manual_seed(NOISE_SEED))
-    features = log_mel(noise, model.config.num_mel_bins) if model.family == "whisper" else noise
+    features = inputs_of(folder, model.family, getattr(model.config, "num_mel_bins", 80)).of(noise)
     with torch.inference_mode():
         return model.states(features[None], torch.tensor([len(features)]))[0]
 

@@ -2,11 +2,12 @@
 
 inputs   --cuts   cuts of one split (stage corpus)
          --base   model folder of the base (stage base): its frozen front end, its number of mel bands
-outputs  --out    the same cuts (.jsonl.gz), with features for the kinds conv and logmel; the HDF5 file beside it
+outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored: the model reads samples and runs its front end each time
+kinds    waveform  nothing is stored: samples are read and go through the front end or the filterbank each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
+         fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded
 
 python -m lowrank_speech.stages.features --cfg '{"kind":"conv"}' --cuts train.jsonl.gz --base model
@@ -15,6 +16,7 @@ python -m lowrank_speech.stages.features --cfg '{"kind":"conv"}' --cuts train.js
 
 import argparse
 import logging
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    kind: Literal["waveform", "conv", "logmel"]
+    kind: Literal["waveform", "conv", "fbank", "logmel"]
     dtype: Literal["float32", "float16"] = "float32"
 
 
@@ -75,27 +77,28 @@ class _Work:
     def __init__(self, config: Config, base: Path):
         import torch
 
+        from lowrank_speech.features.fbank import SHIFT
         from lowrank_speech.features.inputs import RATE, inputs_of
         from lowrank_speech.models.folder import load_model
 
         self.torch, self.kind, self.dtype = torch, config.kind, config.dtype
         self.model = load_model(base)
-        expected = {"wav2vec2": "conv", "whisper": "logmel"}[self.model.family]
+        expected = {"wav2vec2": "conv", "w2v-bert": "fbank", "whisper": "logmel"}[self.model.family]
         if config.kind != expected:
             raise UserError(
                 f"features: {config.kind} does not fit the {self.model.family} model in {base}; use {expected}"
             )
         self.inputs = inputs_of(base, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
-        stride = 1
-        for step in getattr(self.model.config, "conv_stride", (160,)):
-            stride *= step
-        self.shift = stride / RATE if config.kind == "conv" else 0.01
+        if config.kind == "conv":
+            self.shift = math.prod(self.model.config.conv_stride) / RATE
+        else:
+            self.shift = {"fbank": SHIFT, "logmel": 0.01}[config.kind]
         self.seconds = self.speech = 0.0
 
     def arrays(self, cuts) -> Iterator:
         for cut in cuts:
             with self.torch.inference_mode():
-                if self.kind == "logmel":
+                if self.kind != "conv":
                     # The transform is timed with the reading of the samples: it takes below a percent of a step.
                     start = time.perf_counter()
                     array = self.inputs(cut)

@@ -71,6 +71,7 @@ class Lora:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: tuple[str, ...] | None = None
+    where: Literal["factors", "first", "second", "product"] = "factors"
     rslora: bool = False
     dora: bool = False
     init: str = "default"
@@ -118,6 +119,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.select import SetAside
+    from lowrank_speech.lowrank.apply import low_rank_layers
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
     from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.models.folder import load_model, save_model
@@ -166,6 +168,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
             save_adapter(peft_model, temporary)
 
         model.hf = merge(peft_model)
+        if model.plan:  # adapters on the product add to the ranks
+            model.plan = {name: layer.rank for name, layer in low_rank_layers(model.hf).items()}
     save_model(model, out / "model", copy_from=arguments.model)
     write_table(out / "set_aside.tsv", ("id", "reason", "detail"), set_aside.rows)
     if set_aside.rows:

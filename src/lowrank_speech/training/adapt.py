@@ -46,12 +46,12 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside)
     kept = []
     for what, cuts in (("training", train), ("dev", dev)):
         usable = usable_text(cuts, lang, set_aside)
-        if base.family == "wav2vec2":
+        if base.recognises_by == "ctc":
             usable = possible_ctc(usable, lang, base.frames_of, set_aside)
         require(usable, f"train: the {what} cuts", set_aside)
         kept.append(CutSet.from_cuts(usable))
     labels = spoken(kept[0]) if config.training.language_weight else []
-    if base.family == "wav2vec2":
+    if base.recognises_by == "ctc":
         if lang.tokens is None:
             raise UserError("train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer")
         model, new = to_task(base, "ctc", lang.tokens.size, lang_sha256=lang.sha256, seed=config.seed)
@@ -102,6 +102,7 @@ def lora_on(model: SpeechModel, settings: Any) -> Any:
                 alpha=settings.alpha,
                 dropout=settings.dropout,
                 targets=tuple(patterns),
+                where=settings.where,
                 rslora=settings.rslora,
                 dora=settings.dora,
                 init=settings.init,

@@ -1,6 +1,6 @@
 """The training recipe's settings. Defaults are those of a fine-tuning of a pretrained model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 
@@ -16,6 +16,22 @@ class SpecAugment:
     time_share: float = 0.1
     feature_masks: int = 2
     feature_width: int = 8
+
+
+@dataclass(frozen=True)
+class CtcConfig:
+    """Who computes CTC losses. ``auto``: k2 where it works with this torch and device, else torch; see docs/k2.md.
+
+    ``output_beam``: k2 alone. Paths that are so much (in nats) less likely than the best one are pruned: 10, k2's own
+    default, is up to 3e-2 off on flat posteriors; from 20 on the loss is torch's to 3e-5.
+    """
+
+    backend: Literal["auto", "k2", "torch"] = "auto"
+    output_beam: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.output_beam <= 0:
+            raise ValueError(f"output_beam is {self.output_beam}: it must be positive")
 
 
 @dataclass(frozen=True)
@@ -40,6 +56,7 @@ class TrainConfig:
     freeze_encoder_steps: int = 0
     train_front_end: bool = False
     label_smoothing: float = 0.0
+    ctc: CtcConfig = field(default_factory=CtcConfig)
     ctc_weight: float = 0.0
     language_weight: float = 0.0
     spec_augment: SpecAugment | None = None

@@ -2,7 +2,7 @@
 
 State (model, optimiser, best weights, constraint's draws, RNG) goes to ``scratch`` after every epoch, atomically; a run
 that was killed goes on from there and ends as it would have ended. The key of a state (hash of config and inputs) must
-match, else it is refused.
+match, and so must the CTC back end, else it is refused.
 """
 
 import json
@@ -132,7 +132,7 @@ class Trainer:
 
     def _epoch(self, train: CutSet, steps: int, bar: tqdm) -> None:
         self.model.train()
-        total, units = 0.0, 0
+        total, units, impossible = 0.0, 0, 0
         for batch in self.loader.train(train, self.config.batch_seconds, self.seed, self.epoch):
             if self.step >= steps:
                 break
@@ -143,12 +143,21 @@ class Trainer:
             self.speech += speech
             if losses is not None:
                 total, units = total + losses.task_sum, units + losses.units
+                impossible += losses.impossible
             bar.update()
             bar.set_postfix(epoch=self.epoch, loss=f"{total / max(units, 1):.3f}", refresh=False)
         row = {"step": self.step, "epoch": self.epoch + 1, "loss": total / max(units, 1)}
         row["lr"] = self.optimiser.param_groups[0]["lr"]
         if self.constraint is not None:
             row["deviation"] = max(self.constraint.deviation().values(), default=0.0)
+        if self.objective.ctc is not None:
+            row["ctc_impossible"] = impossible
+            if impossible:
+                log.warning(
+                    "epoch %d: %d targets need more frames than their utterances have; CTC leaves them out",
+                    self.epoch + 1,
+                    impossible,
+                )
         self.history.append(row)
 
     def _step(self, batch: dict[str, Any], steps: int) -> Any:
@@ -219,7 +228,7 @@ class Trainer:
                 parameter.copy_(state[name])
 
     def _cost(self) -> dict[str, Any]:
-        cuda = self.device.type == "cuda"
+        cuda, ctc = self.device.type == "cuda", self.objective.ctc
         return {
             "parameters_trained": sum(p.numel() for p in self.trained().values()),
             "steps": self.step,
@@ -229,6 +238,8 @@ class Trainer:
             "speech_seconds_per_second": round(self.speech / max(self.seconds, 1e-9), 3),
             "dev_metric": self.best_metric if self.config.keep == "best" else self.history[-1].get("dev_metric"),
             "deviation": self.history[-1].get("deviation"),
+            "ctc": ctc and {"backend": ctc.backend, "version": ctc.version},
+            "ctc_impossible": self.history[-1].get("ctc_impossible"),
             "peak_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else peak_memory(),
         }
 
@@ -237,6 +248,7 @@ class Trainer:
     def _save(self) -> None:
         state = {
             "key": self.key,
+            "ctc": self.objective.ctc and self.objective.ctc.backend,
             "model": {name: p.detach().cpu() for name, p in self.trained().items()},
             "objective": self.objective.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -259,6 +271,13 @@ class Trainer:
             raise UserError(
                 f"{self.state_file} belongs to a run with other settings or inputs ({state['key'][:12]}, this is "
                 f"{self.key[:12]}): remove it to start again"
+            )
+        ctc = self.objective.ctc
+        # States written before there was a choice do not name it.
+        if ctc is not None and (before := state.get("ctc", "torch")) != ctc.backend:
+            raise UserError(
+                f"{self.state_file} belongs to a run whose CTC was {before}'s, this one's is {ctc.backend}'s: go on "
+                f"where the first one ran, or remove the file to start again"
             )
         self._restore(state["model"])
         self.objective.load_state_dict(state["objective"])

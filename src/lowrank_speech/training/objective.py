@@ -1,6 +1,6 @@
 """Losses of the tasks over a batch, and the dev metric of each.
 
-    ctc        CTC over characters or pieces (torch's), per label; dev metric: token error rate of the greedy path
+    ctc        CTC over characters or pieces, by k2 or torch, per label; dev metric: token error rate of the greedy path
     seq2seq    Whisper's cross-entropy with teacher forcing, per token; dev metric: error rate of its tokens
     classify   cross-entropy over pooled states, per utterance; dev metric: error rate
 
@@ -18,18 +18,25 @@ from kaldialign import edit_distance
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.ctc import choose_ctc
 from lowrank_speech.training.targets import IGNORE, class_targets, ctc_targets, seq2seq_targets
 
 
 @dataclass
 class Losses:
-    """Sums over a batch: the loss to differentiate (a mean), the task's own loss sum and its number of units."""
+    """Sums over a batch: the loss to differentiate (a mean), the task's own loss sum and its number of units.
+
+    ``impossible``: utterances left out of the CTC, because their target needs more frames than they have.
+    """
 
     total: Tensor
     task_sum: float
     units: int
+    impossible: int = 0
 
 
 class Objective(nn.Module):
@@ -53,10 +60,12 @@ class Objective(nn.Module):
         self.aux_language = (
             nn.Linear(width, len(labels)) if config.language_weight and self.task != "classify" else None
         )
+        needs_ctc = self.task == "ctc" or self.aux_ctc is not None
+        self.ctc = choose_ctc(config.ctc, pick_device(config.device)) if needs_ctc else None
 
     def forward(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> Losses:
         """Loss of one batch: features and lengths as in ``batches``, on the model's device."""
-        device = features.device
+        device, impossible = features.device, 0
         if self.task == "classify":
             logits = model.class_logits(features, lengths).float()
             targets = class_targets(cuts, self.labels).to(device)
@@ -64,7 +73,7 @@ class Objective(nn.Module):
             return Losses(loss, loss.item() * len(cuts), len(cuts))
         if self.task == "ctc":
             states, frames = model.states(features, lengths)
-            loss, units = self._ctc(model.hf.lm_head(model.hf.dropout(states)), frames, cuts)
+            loss, units, impossible = self._ctc(model.hf.lm_head(model.hf.dropout(states)), frames, cuts)
         else:
             inputs, labels = (t.to(device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
             logits, states, frames = model.seq2seq_logits(features, lengths, inputs)
@@ -77,21 +86,24 @@ class Objective(nn.Module):
             units = int((labels != IGNORE).sum())
         total = loss
         if self.aux_ctc is not None:
-            total = total + self.config.ctc_weight * self._ctc(self.aux_ctc(states), frames, cuts)[0]
+            auxiliary, _, impossible = self._ctc(self.aux_ctc(states), frames, cuts)
+            total = total + self.config.ctc_weight * auxiliary
         if self.aux_language is not None:
             mask = torch.arange(states.shape[1], device=device)[None, :] < frames[:, None]
             pooled = (states * mask[..., None]).sum(1) / frames[:, None]
             targets = class_targets(cuts, self.labels).to(device)
             total = total + self.config.language_weight * F.cross_entropy(self.aux_language(pooled).float(), targets)
-        return Losses(total, loss.item() * units, units)
+        return Losses(total, loss.item() * units, units, impossible)
 
-    def _ctc(self, logits: Tensor, frames: Tensor, cuts: Sequence[Any]) -> tuple[Tensor, int]:
+    def _ctc(self, logits: Tensor, frames: Tensor, cuts: Sequence[Any]) -> tuple[Tensor, int, int]:
+        """Loss per label of the possible targets, their labels, and the number of impossible targets."""
         labels, sizes = ctc_targets(cuts, self.lang)
-        # float32 also under autocast: in bf16 the forward recursion loses the loss's last digits.
-        log_probs = logits.float().log_softmax(-1).transpose(0, 1)
-        losses = F.ctc_loss(log_probs, labels.to(logits.device), frames, sizes, reduction="sum", zero_infinity=True)
-        units = max(int(sizes.sum()), 1)
-        return losses / units, units
+        try:
+            losses, possible = self.ctc(logits, frames, labels, sizes)
+        except ValueError as error:
+            raise UserError(f"{error}; the batch: {', '.join(cut.id for cut in cuts)}") from error
+        units = max(int(sizes[possible].sum()), 1)
+        return losses.sum() / units, units, int((~possible).sum())
 
     @torch.no_grad()
     def errors(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Any
 from lowrank_speech.workflow.config import WISHES, Config, ConfigError, System, calibrated, systems, training
 from lowrank_speech.workflow.schema import nearest
 
-FEATURES = {"wav2vec2": ("conv", "waveform"), "whisper": ("logmel",)}
+FEATURES = {"wav2vec2": ("conv", "waveform"), "w2v-bert": ("fbank", "waveform"), "whisper": ("logmel",)}
 """Family -> kinds of features that it eats."""
 
 
@@ -69,7 +69,9 @@ def _check_base(config: Config, name: str) -> None:
             f"{' or '.join(FEATURES[family])}"
         )
     if base["features"] == "waveform" and base.get("features_dtype"):
-        raise ConfigError(f"{where}.features_dtype: waveforms are not stored; remove the key or take features: conv")
+        raise ConfigError(
+            f"{where}.features_dtype: waveforms are not stored; remove the key or take features: {FEATURES[family][0]}"
+        )
     if base.get("lang") is not None:
         _known(f"{where}.lang", base["lang"], config.get("langs", {}))
     own = _lang_kind(config, name) == "whisper"
@@ -83,6 +85,8 @@ def _check_base(config: Config, name: str) -> None:
             if base.get(key) is not None:
                 raise ConfigError(f"{where}.{key}: this belongs to source: scratch, not to {base['source']!r}")
         return
+    if family == "w2v-bert":
+        raise ConfigError(f"{where}.source: scratch makes wav2vec2 and whisper; w2v-bert needs a hub name or a folder")
     for key in ("lang", "pretrain"):
         if base.get(key) is None:
             raise ConfigError(f"{where}.{key}: source: scratch needs it")
@@ -158,8 +162,9 @@ def _check_system(config: Config, system: System) -> None:
             f"bases.{system.base}.lang: the task {system.task} recognises speech and needs a token set; name one of "
             f"{', '.join(config.get('langs', {})) or 'langs (none is defined)'}"
         )
-    if training(config, system).get("train_front_end") and base["features"] != "waveform":
+    train_front_end = training(config, system).get("train_front_end")
+    if train_front_end and (base["features"] != "waveform" or base["family"] != "wav2vec2"):
         raise ConfigError(
-            f"training.train_front_end: the system {'/'.join(system)} reads the stored output of a frozen front end; "
-            f"set bases.{system.base}.features: waveform (wav2vec 2.0 alone has such a front end)"
+            f"training.train_front_end: the system {'/'.join(system)} reads what a frozen front end gave, or has none; "
+            f"set bases.{system.base}.features: waveform (the family wav2vec2 alone has such a front end)"
         )

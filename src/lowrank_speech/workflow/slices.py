@@ -21,6 +21,7 @@ from lowrank_speech.workflow.config import (
 
 # Keys that concern one type of task alone: the other type's systems do not run again for them.
 ONLY = {
+    "train": {"asr": ("ctc",), "lid": ()},
     "decode": {"asr": ("language", "max_new_tokens"), "lid": ("priors",)},
     "score": {
         "asr": ("characters", "confusions", "worst"),
@@ -77,11 +78,12 @@ def slice_factorise(config: Config, wildcards: Any) -> Slice:
 def slice_train(config: Config, wildcards: Any) -> Slice:
     """The task, the way of adapting, and the recipe with its overrides laid over each other."""
     system = _system(wildcards)
+    method, kind = config["methods"][system.method], config["tasks"][system.task]["type"]
     return {
-        "seed": config["seed"],
+        "seed": method.get("seed", config["seed"]),
         "task": _task(config, system),
-        **_given(config["methods"][system.method], ("adapt", "lora", "constraint")),
-        "training": training(config, system),
+        **_given(method, ("adapt", "lora", "constraint")),
+        "training": _concerning("train", kind, training(config, system)),
     }
 
 
@@ -116,13 +118,21 @@ def slice_export(config: Config, wildcards: Any) -> Slice:
 
 def device(config: Config, stage: str, wildcards: Any) -> str | None:
     """The ``device`` in the slice of a stage that computes on one; None where it is left to the default."""
+    return _recipe(config, stage, wildcards).get("device")
+
+
+def ctc_backend(config: Config, stage: str, wildcards: Any) -> str | None:
+    """The back end of CTC in the slice of ``train`` or ``base``; None where it is left to the default."""
+    return _recipe(config, stage, wildcards).get("ctc", {}).get("backend")
+
+
+def _recipe(config: Config, stage: str, wildcards: Any) -> Mapping[str, Any]:
+    """The section that says how a stage computes."""
     if stage == "train":
-        section = training(config, _system(wildcards))
-    elif stage == "base":
-        section = config["bases"][wildcards.base].get("pretrain") or {}
-    else:  # decode, calibrate
-        section = config.get(stage, {})
-    return section.get("device")
+        return slice_train(config, wildcards)["training"]
+    if stage == "base":
+        return config["bases"][wildcards.base].get("pretrain") or {}
+    return config.get(stage, {})  # decode, calibrate
 
 
 def _system(wildcards: Any) -> System:

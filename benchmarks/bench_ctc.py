@@ -1,0 +1,85 @@
+"""Time of CTC, forward and backward, by torch and by k2 (where it imports), and how far off their results are.
+
+python benchmarks/bench_ctc.py --threads 2                  # in any environment with torch
+.venv-k2/bin/python benchmarks/bench_ctc.py --threads 2     # that of `make test-k2`: Python 3.9 with k2
+
+For each back end: the median and the quickest of --repeats runs in ms, after one run that does not count, and the
+largest error of an utterance's loss and of a gradient (of the losses' sum, with respect to a logit) against torch's CTC
+in double precision. --scale is the standard deviation of the random logits: 0 gives flat posteriors, 10 sharp ones.
+"""
+
+import argparse
+import importlib.util
+import pathlib
+import statistics
+import time
+
+import torch
+
+# By its path: the environment with k2 may be one without this package.
+PATH = pathlib.Path(__file__).resolve().parents[1] / "src" / "lowrank_speech" / "training" / "ctc_losses.py"
+SPEC = importlib.util.spec_from_file_location("ctc_losses", PATH)
+ctc = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(ctc)
+
+
+def measure(batch, repeats, **keys):
+    """Times in ms of ``repeats`` runs, forward and backward down to the logits; losses and gradient of the last."""
+    device, times = batch[0].device.type, []
+    for _ in range(repeats + 1):
+        logits = batch[0].detach().requires_grad_()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        losses, _ = ctc.ctc_losses(logits, *batch[1:], **keys)
+        losses.sum().backward()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(1e3 * (time.perf_counter() - start))
+    return times[1:], losses.detach(), logits.grad
+
+
+def exact(logits, frames, labels, sizes):
+    """Losses and gradient in double precision."""
+    logits = logits.double().requires_grad_()
+    log_probs = logits.log_softmax(-1).transpose(0, 1)
+    losses = torch.nn.functional.ctc_loss(log_probs, labels.to(logits.device), frames, sizes, reduction="none")
+    losses.sum().backward()
+    return losses.detach(), logits.grad
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in (("utterances", 16), ("frames", 500), ("vocabulary", 500), ("labels", 40), ("repeats", 10)):
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
+    parser.add_argument("--scale", type=float, default=1.0, help="default: 1")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and of k2's OpenMP; default: 1")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    generator = torch.Generator().manual_seed(1)
+    size = (arguments.utterances, arguments.frames, arguments.vocabulary)
+    batch = (
+        (arguments.scale * torch.randn(size, generator=generator)).to(arguments.device),
+        torch.full((arguments.utterances,), arguments.frames),
+        torch.randint(1, arguments.vocabulary, (arguments.utterances * arguments.labels,), generator=generator),
+        torch.full((arguments.utterances,), arguments.labels),
+    )
+    shape = f"{size[0]} x {size[1]} frames x {size[2]} tokens, {arguments.labels} labels, scale {arguments.scale:g}"
+    print(f"{shape}, {arguments.device}, {arguments.threads} thread(s), torch {torch.__version__}")
+    cases = {"torch": {}}
+    try:
+        k2 = ctc.import_k2(arguments.device)
+        cases.update({f"k2 {ctc.k2_version()}, output_beam {b:g}": {"k2": k2, "output_beam": b} for b in (10, 20, 1e4)})
+    except ImportError as error:
+        print(error)
+    losses, gradient = exact(*batch)
+    for name, keys in cases.items():
+        times, found, its = measure(batch, arguments.repeats, **keys)
+        errors = f"loss off by {(found - losses).abs().max():.0e} of {losses.max():.0f}, gradient by"
+        time_taken = f"{statistics.median(times):7.0f} ms (quickest {min(times):.0f})"
+        print(f"{name:28} {time_taken}, {errors} {(its - gradient).abs().max():.0e}")
+
+
+if __name__ == "__main__":
+    main()

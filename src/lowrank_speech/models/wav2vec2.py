@@ -1,0 +1,104 @@
+"""The family wav2vec2: waveform in, a frozen convolutional front end, a transformer encoder.
+
+wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio share it. Functions on a ``SpeechModel`` of the family.
+B batch, T samples, F frames, C features, D hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def front_end(model: Any) -> list[nn.Parameter]:
+    """Parameters of the convolutions, which fine-tuning always keeps frozen."""
+    return list(model.body.feature_extractor.parameters())
+
+
+def window_seconds(model: Any) -> float | None:
+    """None: an utterance may have any length."""
+    return None
+
+
+def frames_of(model: Any, cut: Any) -> int:
+    """Number of encoder frames of a cut with front-end features or a recording."""
+    if getattr(cut, "has_features", False):
+        frames = torch.tensor(cut.num_frames)
+    else:
+        frames = conv_lengths(model, torch.tensor(cut.num_samples))
+    return int(after_adapter(model, frames))
+
+
+def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Waveforms (B, T) or front-end output (B, F, C), and (B,) lengths -> encoder states (B, F', D) and (B,)."""
+    if features.dim() == 2:
+        frames = conv_lengths(model, lengths)
+        features = conv_features(model, features, lengths)
+    else:
+        frames = lengths
+    hidden = model.body.feature_projection(features)
+    hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # HuBERT gives the projection alone
+    # A bool mask: with an int64 one transformers zeroes the wrong rows.
+    hidden = model.body.encoder(hidden, attention_mask=valid(hidden, frames)).last_hidden_state
+    return adapted(model, hidden, frames)
+
+
+def valid(hidden: Tensor, frames: Tensor) -> Tensor:
+    """Bool (B, F): the frames of ``hidden`` (B, F, D) that are no padding."""
+    return torch.arange(hidden.shape[1], device=hidden.device)[None, :] < frames[:, None]
+
+
+# -- the convolutional front end ---------------------------------------------------------------------------------------
+
+
+def conv_lengths(model: Any, samples: Tensor) -> Tensor:
+    """Number of front-end frames for waveforms of ``samples`` samples (int64, any shape)."""
+    # HuBERT's length function knows no adapter, as its model has none.
+    options = {"add_adapter": False} if hasattr(model.config, "add_adapter") else {}
+    return model.hf._get_feat_extract_output_lengths(samples, **options).clamp(min=0)
+
+
+def conv_features(model: Any, waveforms: Tensor, lengths: Tensor) -> Tensor:
+    """Output of the convolutional front end: waveforms (B, T) -> (B, F, C).
+
+    With ``feat_extract_norm='group'`` (the base sizes of wav2vec 2.0, HuBERT, WavLM) the first layer normalises over
+    time, padding included, so each utterance is computed alone: a batch must give what single utterances give.
+    """
+    if getattr(model.config, "feat_extract_norm", "layer") == "group" and len(waveforms) > 1:
+        alone = [_convolve(model, w[None, :n])[0] for w, n in zip(waveforms, lengths.tolist(), strict=True)]
+        return nn.utils.rnn.pad_sequence(alone, batch_first=True)
+    return _convolve(model, waveforms)
+
+
+def _convolve(model: Any, waveforms: Tensor) -> Tensor:
+    # The layers one by one: called as a whole, transformers asks for the gradient of the samples too (for its
+    # checkpointing), and the backward of the first convolution takes ten times as long.
+    hidden = waveforms[:, None]
+    for layer in model.body.feature_extractor.conv_layers:
+        hidden = layer(hidden)
+    return hidden.transpose(1, 2)
+
+
+# -- the convolutional adapter that some checkpoints put on top (add_adapter) ------------------------------------------
+
+
+def after_adapter(model: Any, frames: Tensor) -> Tensor:
+    """Number of frames that the adapter leaves of ``frames``; all of them where there is none."""
+    if getattr(model.body, "adapter", None) is not None:
+        for _ in range(model.config.num_adapter_layers):
+            frames = torch.div(frames - 1, model.config.adapter_stride, rounding_mode="floor") + 1
+    return frames
+
+
+def adapted(model: Any, hidden: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """States (B, F, D) and their lengths (B,) after the adapter.
+
+    Its convolutions see across the end of an utterance, so each is computed alone.
+    """
+    adapter = getattr(model.body, "adapter", None)
+    if adapter is None:
+        return hidden, frames
+    if len(hidden) == 1:
+        return adapter(hidden[:, : int(frames)]), after_adapter(model, frames)
+    alone = [adapter(row[None, :n])[0] for row, n in zip(hidden, frames.tolist(), strict=True)]
+    return nn.utils.rnn.pad_sequence(alone, batch_first=True), after_adapter(model, frames)

@@ -1,0 +1,129 @@
+"""CTC losses of single utterances by torch or by k2: equal losses and gradients from either.
+
+The one module that touches k2. It imports torch and (where asked to) k2 and nothing else, and stays within Python 3.9:
+the k2 of the package index is for that Python, and `make test-k2` loads this file there by its path.
+
+B batch, F frames, V vocabulary. Blank is 0. Source: Graves et al. 2006; k2's intersect_dense over ctc_graph.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+BLANK = 0
+
+
+def import_k2(device: str = "cpu") -> ModuleType:
+    """k2, if it works with this torch and on ``device`` (cpu or cuda); else ImportError, one line that says why."""
+    try:
+        import k2
+    except Exception as error:  # k2 raises ImportError for another torch, the loader OSError, its dependencies anything
+        raise ImportError(f"{_named()} cannot be imported: {' '.join(str(error).split())}") from error
+    if not hasattr(k2, "ctc_loss"):
+        # To Python any folder of that name on its path is a package.
+        raise ImportError(f"k2 is not installed; what Python finds in its place is {next(iter(k2.__path__))}")
+    if device == "cuda" and not k2.with_cuda:
+        raise ImportError(f"{_named()} was built without CUDA")
+    return k2
+
+
+def k2_version() -> str:
+    """The version of the installed k2, with the CUDA and torch that it was built for where its wheel says so."""
+    return importlib.metadata.version("k2")
+
+
+def _named() -> str:
+    try:
+        return f"k2 {k2_version()}, under torch {torch.__version__},"
+    except importlib.metadata.PackageNotFoundError:
+        return f"k2, under torch {torch.__version__},"
+
+
+def ctc_losses(
+    logits: Tensor,
+    frames: Tensor,
+    labels: Tensor,
+    sizes: Tensor,
+    k2: ModuleType | None = None,
+    output_beam: float = 20.0,
+) -> tuple[Tensor, Tensor]:
+    """Negative log probability of each utterance's labels, and which utterances have one.
+
+    logits    (B, F, V), any float dtype; the losses are computed in float32, also under autocast
+    frames    (B,) valid frames of each utterance, 0 to F
+    labels    (sum of sizes,) labels of all utterances in one row, 1 to V - 1
+    sizes     (B,) labels of each utterance, 0 or more
+    k2        the module from ``import_k2``; None: torch's CTC
+    output_beam  k2 prunes what is that much less likely than the best path, in nats; from 20 on it does not show
+
+    Returns losses (B,) float32 in the order given, and possible (B,) bool on the CPU: False where the target needs more
+    frames (labels + adjacent repeats) than there are, or where there is no frame. There the loss is 0 and so is the
+    gradient. A loss that is not finite all the same comes from logits that are not, and stays as it is.
+    ValueError where the numbers do not fit.
+    """
+    frames, labels, sizes = (t.detach().to("cpu", torch.int64) for t in (frames, labels, sizes))
+    _check(logits, frames, labels, sizes)
+    targets = labels.split(sizes.tolist())
+    needed = torch.tensor([len(t) + int((t[1:] == t[:-1]).sum()) for t in targets])
+    possible = (needed <= frames) & (frames > 0)
+    # Impossible ones never reach a back end: torch would give NaN gradients for them, and an infinite loss of k2 can
+    # as well mean NaN among the logits, which must not be masked.
+    rows = possible.nonzero().flatten()
+    if len(rows) == 0:
+        return logits.float()[:, :0].sum((1, 2)), possible
+    with torch.autocast(logits.device.type, enabled=False):
+        chosen = logits if len(rows) == len(targets) else logits[rows.to(logits.device)]
+        log_probs = chosen.float().log_softmax(-1)
+        kept = [targets[i] for i in rows.tolist()]
+        if k2 is None:
+            found = _torch(log_probs, frames[rows], kept)
+        else:
+            found = _k2(k2, log_probs, frames[rows], kept, output_beam)
+        if chosen is logits:
+            return found, possible
+        return found.new_zeros(len(targets)).index_copy(0, rows.to(found.device), found), possible
+
+
+def _torch(log_probs: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:
+    sizes = torch.tensor([len(target) for target in targets])
+    labels = torch.cat(targets).to(log_probs.device)
+    return F.ctc_loss(log_probs.transpose(0, 1), labels, frames, sizes, blank=BLANK, reduction="none")
+
+
+def _k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, targets: list[Tensor], output_beam: float) -> Tensor:
+    # k2 takes segments [utterance, first frame, frames] by decreasing frames, on the CPU, and graphs in that order.
+    order = frames.argsort(descending=True, stable=True)
+    segments = torch.stack([order, torch.zeros_like(order), frames[order]], dim=1).to(torch.int32)
+    graphs = k2.ctc_graph([targets[i].tolist() for i in order.tolist()], modified=False, device=log_probs.device)
+    dense = k2.DenseFsaVec(log_probs, segments)
+    losses = k2.ctc_loss(graphs, dense, output_beam=output_beam, reduction="none", use_double_scores=True)
+    return losses.to(torch.float32)[order.argsort().to(losses.device)]
+
+
+def _check(logits: Tensor, frames: Tensor, labels: Tensor, sizes: Tensor) -> None:
+    """What release builds of k2 do not check: a wrong number there gives a wrong loss, or reads out of bounds."""
+    if logits.dim() != 3:
+        raise ValueError(f"CTC: logits must be (B, F, V), these are {tuple(logits.shape)}")
+    batch, most, vocabulary = logits.shape
+    if frames.shape != (batch,) or sizes.shape != (batch,):
+        raise ValueError(
+            f"CTC: {batch} utterances need as many numbers of frames and of labels; these are {tuple(frames.shape)} "
+            f"and {tuple(sizes.shape)}"
+        )
+    bad = ((frames < 0) | (frames > most)).nonzero().flatten().tolist()
+    if bad:
+        raise ValueError(f"CTC: utterance {bad[0]} of the batch has {int(frames[bad[0]])} frames; legal: 0 to {most}")
+    if bool((sizes < 0).any()) or labels.shape != (int(sizes.sum()),):
+        raise ValueError(f"CTC: {tuple(labels.shape)} labels, but the utterances' counts are {sizes.tolist()}")
+    bad = ((labels <= BLANK) | (labels >= vocabulary)).nonzero().flatten().tolist()
+    if bad:
+        owner = int((sizes.cumsum(0) <= bad[0]).sum())
+        raise ValueError(
+            f"CTC: utterance {owner} of the batch has the label {int(labels[bad[0]])}; legal: 1 to {vocabulary - 1} "
+            f"(0 is blank): token set and output layer do not belong together"
+        )
