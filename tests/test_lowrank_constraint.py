@@ -160,6 +160,17 @@ def test_layers_are_updated_in_place_as_the_step_says(dtype):
         torch.testing.assert_close(weight.detach(), new)
 
 
+def test_one_batch_as_on_a_gpu_gives_what_single_updates_give():
+    net, same = (disturb(model()) for _ in range(2))
+    weights = [layer.first.weight for layer in net[:8]]
+    with torch.no_grad():
+        SemiOrthogonal(net)._pull(weights)
+        for layer in same[:8]:
+            SemiOrthogonal(same)._pull([layer.first.weight])
+    for layer, other in zip(net, same, strict=True):
+        torch.testing.assert_close(layer.first.weight, other.first.weight)
+
+
 def model(seed=0, layers=8):
     torch.manual_seed(seed)
     net = nn.Sequential(*[nn.Linear(10, 10) for _ in range(layers)], nn.Linear(10, 24), nn.Linear(24, 10))
