@@ -128,7 +128,7 @@ def _draw(path: Path, config: Config, model: Any, set_aside: Any) -> list[Any]:
     cuts = sorted(segment(load_cuts(path), seconds, config.seed), key=lambda cut: cut.id)
     random.Random(config.seed).shuffle(cuts)
     usable = []
-    for cut in fits_window(cuts, model.window_seconds, set_aside):
+    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):
         if len(usable) == config.utterances:
             break
         if model.frames_of(cut) < 1:
