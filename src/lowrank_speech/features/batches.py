@@ -179,8 +179,9 @@ def batch_numbers(
 ) -> Iterator[list[int]]:
     """The batches of one epoch as lists of the cuts' numbers: Lhotse's dynamic buckets by duration.
 
-    Order and batches are drawn from ``seed`` and ``epoch`` alone. A batch has at most ``batch_seconds``, padding
-    included. With ``quadratic_seconds`` q a cut of d seconds counts as d + d² / q: long cuts come in smaller batches.
+    Order and batches are drawn from ``seed`` and ``epoch`` alone. A batch is full when one more cut as long as its
+    longest would exceed ``batch_seconds``; the cut that fills it may be longer than those before, within its bucket.
+    With ``quadratic_seconds`` q a cut of d seconds counts as d + d² / q: long cuts come in smaller batches.
     """
     if len(cuts) < 2:  # Lhotse makes no single bucket
         yield from [[0]] * len(cuts)

@@ -131,6 +131,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     set_aside = SetAside()
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
     torch.manual_seed(config.seed)
+    changes = augmentation(config.training)
     base = load_model(arguments.model)
     setup = prepare(base, arguments, config, set_aside)
     model, out = setup.model, arguments.out
@@ -149,7 +150,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         read += [arguments.lang] if config.task.type == "asr" else []
         identity = canonical_json(cfg) + "".join(map(sha256, read))
         key = hashlib.sha256(identity.encode()).hexdigest()
-        loader = Loader(inputs, workers=config.training.workers, augmentation=augmentation(config.training))
+        loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
         trainer = Trainer(model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint)
         numbers = trainer.run(setup.train, setup.dev, metrics)
         numbers["device"] = str(trainer.device)
