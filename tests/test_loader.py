@@ -1,7 +1,10 @@
 """Cuts on disk, batches drawn from durations, and the loader's workers."""
 
 import hashlib
+import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import warnings
@@ -220,6 +223,28 @@ def test_an_error_about_an_utterance_stays_one_line(cuts, tmp_path, workers):
         list(Loader(Inputs("fbank"), workers=workers).train(kept, 2.0, 1, 0))
     assert str(error.value).startswith("utterance short: 0.020 s are too short")
     assert "\n" not in str(error.value)
+
+
+def test_workers_outlive_signals_to_the_job_and_end_with_the_epoch(cuts, tmp_path):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    whole = list(Loader(Inputs("waveform")).train(kept, 1.5, 1, 0))
+    batches = Loader(Inputs("waveform"), workers=2).train(kept, 1.5, 1, 0)
+    found = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    same(whole, [*found, *batches])
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_where_an_epoch_is_cut_short(cuts, tmp_path):
+    batches = Loader(Inputs("waveform"), workers=2).train(keep(cuts, tmp_path / "train.jsonl"), 1.5, 1, 0)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
 
 
 def test_nothing_warns_of_an_eager_set_of_cuts(cuts, tmp_path):

@@ -12,6 +12,7 @@ where there are some. A batch does not depend on who makes it.
 """
 
 import contextlib
+import signal
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -135,6 +136,9 @@ def _as_it_is(batch: Any) -> Any:
 
 def _start_worker(_: int) -> None:
     close_cached_file_handles()  # a forked HDF5 handle would share its position with the parent
+    # Schedulers and terminals signal all processes of a job; the training decides when its workers end.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
