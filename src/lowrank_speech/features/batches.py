@@ -157,10 +157,10 @@ def _one_thread() -> Iterator[None]:
 class _Length:
     """What Lhotse's sampler looks at in place of a cut; it also notes there which worker got it."""
 
-    __slots__ = ("dataloading_info", "duration", "id", "number")
+    __slots__ = ("dataloading_info", "duration", "number")
 
     def __init__(self, number: int, duration: float):
-        self.number, self.duration, self.id = number, duration, str(number)
+        self.number, self.duration = number, duration
 
 
 class _Lengths:
