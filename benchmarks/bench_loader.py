@@ -10,9 +10,9 @@ processes of its own:
     kept       the present loader: one pass writes the cuts that can be used, with their table of offsets and durations
     kept+2     the same with two workers
 
-    prepare    s: reading the manifest and filtering, which every start pays once, however the cuts are held
-    count      s: the batches of one epoch, for the schedule
-    start      s: from prepared cuts to the first batch, with its audio
+    prepare    s of CPU: reading the manifest and filtering, which every start pays once, however the cuts are held
+    count      s of CPU: the batches of one epoch, for the schedule
+    start      s on the clock: from prepared cuts to the first batch, with its audio
     at prepare MiB: peak memory of the process up to there, above that of the imported libraries
     training   MiB: memory after 20 batches (kept: in a fresh process, which opens the files), workers included, with
                shared pages shared out (PSS), above the libraries'
@@ -27,7 +27,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -94,17 +93,6 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def first_batches(batches, base):
-    """(s to the first batch, MiB after 20)."""
-    start = time.perf_counter()
-    batches = iter(batches)
-    next(batches)
-    seconds = time.perf_counter() - start
-    for _ in islice(batches, 19):
-        pass
-    return seconds, pss() - base
-
-
 def child(mode, path, scratch):
     """One measurement, in this process: prints a dict."""
     import torch
@@ -115,29 +103,28 @@ def child(mode, path, scratch):
     from lowrank_speech.features.kept import KeptCuts, keep
 
     torch.set_num_threads(1)
-    base, base_peak, found, clock = pss(), peak(), {}, time.perf_counter
+    base, base_peak, found, cpu = pss(), peak(), {}, time.process_time
+    if mode in ("eager", "keep"):
+        start = cpu()
+        cuts = CutSet.from_cuts(list(usable(path))) if mode == "eager" else keep(usable(path), scratch)
+        found["prepare"], found["at prepare"] = cpu() - start, peak() - base_peak
+        start = cpu()
+        found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_numbers(cuts, BATCH, SEED, 0)))
+        found["count"] = cpu() - start
+    if mode == "keep":
+        return found
     loader = Loader(Inputs("waveform"), workers=2 if mode == "kept+2" else 0)
+    start = time.perf_counter()
     if mode == "eager":
-        start = clock()
-        cuts = CutSet.from_cuts(list(usable(path)))
-        found["prepare"], found["at prepare"] = clock() - start, peak() - base_peak
-        found["start"], found["training"] = first_batches(map(loader.collate, map(list, sampled(cuts))), base)
-        count = partial(sampled, cuts)
-    elif mode == "keep":
-        start = clock()
-        keep(usable(path), scratch)
-        return {"prepare": clock() - start, "at prepare": peak() - base_peak}
+        batches = map(loader.collate, map(list, sampled(cuts)))
     else:
-        start = clock()
-        cuts = KeptCuts(scratch)
-        opened = clock() - start
-        seconds, found["training"] = first_batches(loader.train(cuts, BATCH, SEED, 0), base)
-        found["start"] = opened + seconds
-        count = partial(batch_numbers, cuts, BATCH, SEED, 0)
-    start = clock()
-    found["batches"] = sum(1 for _ in count())
-    found["count"] = clock() - start
-    return found
+        batches = loader.train(KeptCuts(scratch), BATCH, SEED, 0)
+    batches = iter(batches)
+    next(batches)
+    found["start"] = time.perf_counter() - start
+    for _ in islice(batches, 19):
+        pass
+    return found | {"training": pss() - base}
 
 
 def run(mode, path, scratch):

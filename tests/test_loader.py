@@ -211,9 +211,25 @@ def test_an_epoch_can_start_in_its_middle_without_reading_what_was(cuts, tmp_pat
             read.append(cut.id)
             return super().__call__(cut, change)
 
-    rest = list(Loader(Counting("waveform"), augmentation=AUGMENTATION).train(kept, 2.0, 1, 1, start=2))
+    rest = list(Loader(Counting("waveform"), augmentation=AUGMENTATION).train(kept, 2.0, 1, 1, skip=2))
     same(whole[2:], rest)
     assert read == [cut.id for batch in whole[2:] for cut in batch["cuts"]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_out_the_batches_of_one(cuts, tmp_path, workers):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    loader = Loader(Inputs("waveform"), workers=workers, augmentation=AUGMENTATION)
+    whole = list(loader.train(kept, 2.0, 1, 0))
+    assert len(whole) > 4
+    shares = [list(loader.train(kept, 2.0, 1, 0, skip=1, rank=rank, world=2)) for rank in (0, 1)]
+    for i, batch in enumerate(whole[1:], start=1):
+        mine, other = shares[i % 2][i - 1], shares[1 - i % 2][i - 1]
+        same([batch], [mine])
+        assert other.keys() == {"cuts"} and other["cuts"] == batch["cuts"]
+    dev = list(loader.all(kept, 3.0))
+    for rank in (0, 1):
+        same(dev[rank::2], list(loader.all(kept, 3.0, rank=rank, world=2)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

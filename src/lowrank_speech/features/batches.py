@@ -80,25 +80,41 @@ class Loader:
         seed: int,
         epoch: int,
         quadratic_seconds: float | None = None,
-        start: int = 0,
+        skip: int = 0,
+        rank: int = 0,
+        world: int = 1,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of one epoch from number ``start`` on; see ``batch_numbers``. Those before are not read."""
+        """The batches of one epoch; see ``batch_numbers``. Of the first ``skip`` nothing is read.
+
+        Of ``world`` processes each makes every ``world``-th batch; those of others have nothing but their ``cuts``.
+        """
         cuts = numbered(cuts)
         numbers = batch_numbers(cuts, batch_seconds, seed, epoch, quadratic_seconds)
-        return self.load(cuts, islice(numbers, start, None), (seed, epoch))
+        dealt = ((batch, i % world == rank) for i, batch in enumerate(numbers))
+        return self.load(cuts, islice(dealt, skip, None), (seed, epoch))
 
-    def all(self, cuts: Cuts, batch_seconds: float) -> Iterator[dict[str, Any]]:
-        """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch."""
+    def all(self, cuts: Cuts, batch_seconds: float, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
+        """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch.
+
+        Of ``world`` processes each gets every ``world``-th batch.
+        """
         cuts = numbered(cuts)
-        return self.load(cuts, longest_first(cuts, batch_seconds))
+        dealt = ((batch, True) for batch in longest_first(cuts, batch_seconds))
+        return self.load(cuts, islice(dealt, rank, None, world))
 
     def load(
-        self, cuts: KeptCuts | ListedCuts, batches: Iterable[list[int]], draw: tuple[int, int] | None = None
+        self,
+        cuts: KeptCuts | ListedCuts,
+        batches: Iterable[tuple[list[int], bool]],
+        draw: tuple[int, int] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of ``cuts`` whose numbers ``batches`` gives, in that order, by the workers if there are some."""
+        """The batches of ``cuts`` by their numbers, in that order, by the workers if there are some.
+
+        With the numbers comes whether the batch is to be made, or its cuts suffice.
+        """
         made = _Made(self, cuts, draw)
         if not self.workers:
-            yield from (made[numbers] for numbers in batches)
+            yield from (made[batch] for batch in batches)
             return
         # A generator of its own: the loader would draw from torch's, which dropout uses.
         for batch in DataLoader(
@@ -116,14 +132,16 @@ class Loader:
 
 
 class _Made:
-    """What a ``DataLoader`` indexes: by the numbers of a batch's cuts."""
+    """What a ``DataLoader`` indexes: by the numbers of a batch's cuts, and whether it is to be made."""
 
     def __init__(self, loader: Loader, cuts: KeptCuts | ListedCuts, draw: tuple[int, int] | None):
         self.loader, self.cuts, self.draw = loader, cuts, draw
 
-    def __getitem__(self, numbers: list[int]) -> dict[str, Any] | UserError:
+    def __getitem__(self, batch: tuple[list[int], bool]) -> dict[str, Any] | UserError:
+        numbers, whole = batch
+        cuts = [self.cuts[i] for i in numbers]
         try:
-            return self.loader.collate([self.cuts[i] for i in numbers], self.draw)
+            return self.loader.collate(cuts, self.draw) if whole else {"cuts": cuts}
         except UserError as error:
             if torch.utils.data.get_worker_info() is None:
                 raise
