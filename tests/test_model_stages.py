@@ -434,6 +434,55 @@ def test_base_sets_aside_and_counts(world, tmp_path):
     assert record["numbers"]["set_aside"] == counts
 
 
+@pytest.mark.parametrize("change", [{"speed": [0.9, 1.1]}, {"noise": {}}, {"reverberation": {}}])
+def test_stored_features_cannot_be_augmented(world, tmp_path, capsys, change):
+    message = "train.jsonl.gz has stored features, which speed, noise and reverberation cannot change"
+    cfg = train_cfg(training=change)
+    refused(capsys, message, train, cfg, tmp_path / "t.json", **train_paths(world, "wav2vec2", tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_are_augmented_alike_by_any_number_of_workers(world, tmp_path, family):
+    raw = {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    change = {"speed": [0.9, 1.0, 1.1], "noise": {"snr": [5, 10]}, "reverberation": {"rt60": [0.1, 0.3]}}
+    found = {}
+    for name, keys in (("plain", {}), ("alone", change), ("workers", change | {"workers": 2})):
+        folder = tmp_path / name
+        done(train, train_cfg(training=keys), folder / "train.json", **train_paths(world, family, folder, **raw))
+        found[name] = load_file(folder / "model" / "model.safetensors")
+        assert not any((folder / "scratch").iterdir())
+    differs = {n for n, value in found["alone"].items() if not torch.equal(value, found["plain"][n])}
+    assert differs and all(torch.equal(value, found["workers"][n]) for n, value in found["alone"].items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_speeds_set_aside_what_would_no_longer_fit(world, tmp_path, family):
+    """Whisper's window holds 1 s, 0.9 s at a speed of 0.9; CTC needs a frame (20 ms here) per label."""
+    (tmp_path / "wav").mkdir()
+    raw = {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    # 96 labels without repeats want 96 frames of 20 ms (1.935 s), which 1.99 s have, but not at a speed of 1.1.
+    text, seconds = ("ab" * 48, 1.99) if family == "wav2vec2" else ("ab", 0.95)
+    cuts = [*world.cuts["train"], utterance(tmp_path / "wav", "edge", text, "de", seconds=seconds)]
+    raw["train_cuts"] = tmp_path / "raw.jsonl.gz"
+    CutSet.from_cuts(cuts).to_file(raw["train_cuts"])
+    for speed, expected in (([], []), ([0.9, 1.1], ["edge"])):
+        folder = tmp_path / f"speeds{len(speed)}"
+        cfg = train_cfg(training={"speed": speed})
+        done(train, cfg, folder / "train.json", **train_paths(world, family, folder, **raw))
+        assert [row["id"] for row in table(folder / "set_aside.tsv")] == expected
+
+
+def test_whisper_on_waveforms_hears_what_it_hears_from_stored_log_mels(world, systems, tmp_path):
+    raw = world.corpus / "test.jsonl.gz"
+    out = tmp_path / "waveform" / "test.jsonl.gz"
+    done(features, {"kind": "waveform"}, tmp_path / "f.json", cuts=raw, base=world.base["whisper"], out=out)
+    stored = decode_with(world, systems, "whisper", "asr", tmp_path / "stored")
+    computed = decode_with(world, systems, "whisper", "asr", tmp_path / "computed", cuts=out)
+    assert computed["numbers"]["utterances"] == stored["numbers"]["utterances"] > 0
+    for name in ("hyp.txt", "ref.txt"):
+        assert (tmp_path / "stored" / name).read_bytes() == (tmp_path / "computed" / name).read_bytes()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_characters_that_training_never_saw_are_counted(world, systems, tmp_path, family):
     new = [utterance(tmp_path, "n1", "xzx", "en"), utterance(tmp_path, "n2", "ax", "de")]

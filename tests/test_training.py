@@ -11,8 +11,10 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from torch.nn import functional as F
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import Loader
 from lowrank_speech.features.inputs import Inputs
+from lowrank_speech.features.kept import keep
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.lang.tokens import CharTokens
@@ -24,7 +26,7 @@ from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set
 from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.augment import spec_augment
-from lowrank_speech.training.config import SpecAugment, TrainConfig
+from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
 from lowrank_speech.training.loop import MOST_BAD_STEPS, Trainer, schedule
 from lowrank_speech.training.objective import Losses, Objective
 from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
@@ -375,6 +377,24 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
     timed = ("seconds_train", "speech_seconds_per_second", "peak_bytes")
     assert {k: v for k, v in numbers.items() if k not in timed} == {k: v for k, v in again.items() if k not in timed}
     assert list((tmp_path / "killed").iterdir()) == [tmp_path / "killed" / "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq"])
+def test_workers_and_cuts_on_disk_train_the_same_weights(task, cuts, tmp_path):
+    def run(name, workers, given):
+        config = TrainConfig(epochs=2, batch_seconds=1.5, dropout=0.2, spec_augment=SpecAugment(), workers=workers)
+        trainer = trainer_of(task, tmp_path / name, config)
+        trainer.loader = Loader(trainer.loader.inputs, workers=workers, augmentation=Augmentation(noise=Noise()))
+        torch.manual_seed(7)
+        trainer.run(given, given, tmp_path / name / "metrics.jsonl")
+        return state_of(trainer), trainer.history
+
+    kept = keep(cuts, tmp_path / "kept.jsonl")
+    whole, history = run("memory", 0, cuts)
+    for name, workers in (("disk", 0), ("workers", 2)):
+        weights, rows = run(name, workers, kept)
+        assert_same(weights, whole)
+        assert rows == history
 
 
 def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):

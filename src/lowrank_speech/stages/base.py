@@ -105,11 +105,12 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
 
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.features.store import load_cuts
+    from lowrank_speech.features.kept import keep
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import SetAside, fits_window, possible_ctc, require, spoken, usable_text
+    from lowrank_speech.lang.select import Languages, SetAside, require, usable_text
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.folder import save_model
+    from lowrank_speech.training.adapt import Split, augmentation
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
 
@@ -128,15 +129,17 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
     model.meta.lang_sha256 = lang.sha256
 
-    set_aside, splits, loader = SetAside(), {}, Loader(inputs, memory=MEMORY_SECONDS)
-    for split, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
-        cuts = fits_window(load_cuts(path), model.window_seconds, set_aside)
-        cuts = usable_text(cuts, lang, set_aside)
+    set_aside, found, splits = SetAside(), Languages(), {}
+    workers, changes = config.pretrain.workers, augmentation(config.pretrain)
+    loader = Loader(inputs, memory=MEMORY_SECONDS, workers=workers, augmentation=changes)
+    for name, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
+        split = Split(path, config.pretrain if name == "train" else None)
+        cuts = usable_text(split.cuts(model, set_aside), lang, set_aside)
         if config.family == "wav2vec2" or config.pretrain.ctc_weight:
-            cuts = possible_ctc(cuts, lang, model.frames_of, set_aside)
-        require(cuts, f"base: {path}", set_aside)
-        splits[split] = type(load_cuts(path, lazy=True)).from_cuts(cuts)
-    languages = spoken(splits["train"]) if config.pretrain.language_weight else []
+            cuts = split.possible(cuts, model, lang, set_aside)
+        splits[name] = keep(found.over(cuts) if name == "train" else cuts, arguments.scratch / f"{name}.jsonl")
+        require(splits[name], f"base: {path}", set_aside)
+    languages = found.spoken() if config.pretrain.language_weight else []
     identity = canonical_json(cfg) + "".join(map(sha256, (arguments.train_cuts, arguments.dev_cuts, arguments.lang)))
     key = hashlib.sha256(identity.encode()).hexdigest()
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
@@ -145,6 +148,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader)
     metrics = arguments.manifest.with_name("metrics.jsonl")
     numbers = trainer.run(splits["train"], splits["dev"], metrics)
+    for cuts in splits.values():
+        cuts.remove()
     model.to("cpu")
     sources.set_dropout(model, 0.0)
     save_model(model, arguments.out)

@@ -9,7 +9,7 @@ outputs  --out         folder with
            metrics.jsonl   loss, dev loss, dev metric, learning rate, deviation from semi-orthogonality per epoch
            set_aside.tsv   utterances that could not be used, with the reason
          --manifest    parameters in total and trained, peak memory, time, dev metric
-scratch  --scratch     state of a run under way; a killed run goes on from there
+scratch  --scratch     state of a run under way, from which a killed run goes on, and the cuts that can be used
 
 adapt    none    nothing of the base trains; a head that the task needs and the base lacks is trained alone
          head    the head alone
@@ -124,13 +124,14 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
-    from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
+    from lowrank_speech.training.adapt import augmentation, freeze_for, lora_on, prepare
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
 
     set_aside = SetAside()
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
     torch.manual_seed(config.seed)
+    changes = augmentation(config.training)
     base = load_model(arguments.model)
     setup = prepare(base, arguments, config, set_aside)
     model, out = setup.model, arguments.out
@@ -149,9 +150,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         read += [arguments.lang] if config.task.type == "asr" else []
         identity = canonical_json(cfg) + "".join(map(sha256, read))
         key = hashlib.sha256(identity.encode()).hexdigest()
-        trainer = Trainer(
-            model, objective, config.training, config.seed, arguments.scratch, key, Loader(inputs), constraint
-        )
+        loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
+        trainer = Trainer(model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint)
         numbers = trainer.run(setup.train, setup.dev, metrics)
         numbers["device"] = str(trainer.device)
     else:
@@ -181,10 +181,12 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         "parameters_dense": model.dense_parameters(),
         "utterances_train": len(setup.train),
         "utterances_dev": len(setup.dev),
-        "seconds_speech": round(sum(cut.duration for cut in setup.train), 3),
+        "seconds_speech": round(float(setup.train.durations.sum()), 3),
         "labels": setup.labels if config.task.type == "lid" else None,
         "set_aside": set_aside.counts(),
     }
+    for cuts in (setup.train, setup.dev):
+        cuts.remove()
     return outputs, numbers
 
 

@@ -83,7 +83,7 @@ def _draw(
         raise UserError(f"calibrate: {path} holds no Lhotse cuts: {error}") from error
     random.Random(seed).shuffle(cuts)
     usable = []
-    for cut in fits_window(cuts, model.window_seconds, set_aside):
+    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # what does not fit is listed in full
         if len(usable) == utterances:
             break
         if not getattr(cut, "has_features", False) and cut.sampling_rate != RATE:

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet
 from torch import nn
 from tqdm import tqdm
 
 from lowrank_speech.artefact import atomic, peak_memory
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.batches import Loader, sampler
+from lowrank_speech.features.batches import Cuts, Loader, batch_numbers
+from lowrank_speech.features.kept import numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.models.speech import SpeechModel
@@ -105,10 +105,11 @@ class Trainer:
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
-    def run(self, train: CutSet, dev: CutSet, metrics: Path) -> dict[str, Any]:
+    def run(self, train: Cuts, dev: Cuts, metrics: Path) -> dict[str, Any]:
         """Train to the end; the model holds the best (or last) weights. Returns the cost and the dev metric."""
-        seconds = sum(cut.duration for cut in train)
-        per_epoch = sum(1 for _ in sampler(train, self.config.batch_seconds, self.seed, 0))  # reads no audio
+        train, dev = numbered(train), numbered(dev)
+        seconds = float(train.durations.sum())
+        per_epoch = sum(1 for _ in batch_numbers(train, *self._batching(0)))  # reads no cut
         steps = min(per_epoch * self.config.epochs, self.config.max_steps or per_epoch * self.config.epochs)
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
@@ -130,10 +131,13 @@ class Trainer:
         self.state_file.unlink(missing_ok=True)
         return self._cost()
 
-    def _epoch(self, train: CutSet, steps: int, bar: tqdm) -> None:
+    def _batching(self, epoch: int) -> tuple[float, int, int, float | None]:
+        return self.config.batch_seconds, self.seed, epoch, self.config.quadratic_seconds
+
+    def _epoch(self, train: Cuts, steps: int, bar: tqdm) -> None:
         self.model.train()
         total, units, impossible = 0.0, 0, 0
-        for batch in self.loader.train(train, self.config.batch_seconds, self.seed, self.epoch):
+        for batch in self.loader.train(train, *self._batching(self.epoch)):
             if self.step >= steps:
                 break
             start = time.perf_counter()
@@ -197,7 +201,7 @@ class Trainer:
                 parameter.grad = None
 
     @torch.no_grad()
-    def _evaluate(self, dev: CutSet) -> None:
+    def _evaluate(self, dev: Cuts) -> None:
         self.model.eval()
         errors = units = 0
         loss, loss_units = 0.0, 0
