@@ -24,9 +24,10 @@ from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set
 from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.augment import spec_augment
+from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.loop import MOST_BAD_STEPS, Trainer, schedule
-from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.objective import Errors, Losses, Objective
 from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
 from tiny_models import WAV2VEC2, WHISPER
 
@@ -162,10 +163,10 @@ def test_ctc_errors_count_the_edits_of_the_greedy_path(cuts):
     objective = Objective(model, TrainConfig(), lang)
     arguments = (model, batch["features"], batch["lengths"], batch["cuts"])
     total = sum(len(lang.tokens.encode(lang.normalise(text))) for text in TEXTS)
-    assert objective.errors(*arguments) == (total, total)  # blanks alone
+    assert objective.errors(*arguments) == (total, total, len(TEXTS))  # blanks alone
     model.hf.lm_head.bias.data[lang.tokens.ids["a"]] = 1.0  # one "a" each
     having = sum("a" in text.lower() for text in TEXTS)
-    assert objective.errors(*arguments) == (total - having, total)
+    assert objective.errors(*arguments) == (total - having, total, 0)
 
 
 def test_auxiliary_losses_add_to_the_total_and_not_to_the_tasks_own(cuts):
@@ -296,7 +297,6 @@ def test_training_lowers_the_loss(task, cuts, tmp_path):
     first, last = trainer.history[0], trainer.history[-1]
     assert last["loss"] < 0.6 * first["loss"] and last["dev_loss"] < first["dev_loss"]
     assert numbers["dev_metric"] == min(row["dev_metric"] for row in trainer.history) < 0.7
-    assert not (tmp_path / "state.pt").exists()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == numbers["epochs"] == 40
 
 
@@ -306,7 +306,7 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(cuts, tmp_path, monke
 
     def fake(*_):
         seen.append(state_of(trainer))
-        return next(errors), 10
+        return Errors(next(errors), 10)
 
     monkeypatch.setattr(trainer.objective, "errors", fake)
     trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
@@ -318,9 +318,13 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(cuts, tmp_path, monke
 def test_patience_ends_a_run_that_gets_no_better(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=60, patience=2))
     errors = iter([5, 3, 4, 4, 4, 4, 4, 4, 4])
-    monkeypatch.setattr(trainer.objective, "errors", lambda *_: (next(errors), 10))
+    monkeypatch.setattr(trainer.objective, "errors", lambda *_: Errors(next(errors), 10))
     trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
+
+
+def resumable(folder):
+    return Checkpoints(folder).files()
 
 
 def low_rank(model):
@@ -358,7 +362,6 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
         real = getattr(Trainer, where)
 
         def killed(self, *arguments):
-            # _evaluate is called after the epoch was counted.
             if self.epoch == 2:
                 raise KeyboardInterrupt
             return real(self, *arguments)
@@ -366,7 +369,7 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
         patch.setattr(Trainer, where, killed)
         with pytest.raises(KeyboardInterrupt):
             run("killed")
-    assert (tmp_path / "killed" / "state.pt").is_file()
+    assert resumable(tmp_path / "killed")
     assert not (tmp_path / "killed" / "metrics.jsonl").exists()
     resumed, again = run("killed", seed=99)
     assert_same(state_of(resumed), state_of(whole))
@@ -374,6 +377,7 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
     assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     timed = ("seconds_train", "speech_seconds_per_second", "peak_bytes")
     assert {k: v for k, v in numbers.items() if k not in timed} == {k: v for k, v in again.items() if k not in timed}
+    resumed.checkpoints.clear()
     assert list((tmp_path / "killed").iterdir()) == [tmp_path / "killed" / "metrics.jsonl"]
 
 
@@ -382,9 +386,11 @@ def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, config, key="a" * 64)
     trainer._save()
     other = trainer_of("ctc", tmp_path, config, key="b" * 64)
-    with pytest.raises(UserError, match=r"state\.pt belongs to a run with other settings.*remove it"):
+    with pytest.raises(
+        UserError, match=r"state-0-\w+\.pt belongs to a run with other settings or inputs \(aaaaaaaaaaaa, this is bbbb"
+    ):
         other.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert (tmp_path / "state.pt").is_file() and not (tmp_path / "metrics.jsonl").exists()
+    assert resumable(tmp_path) and not (tmp_path / "metrics.jsonl").exists()
 
 
 def not_finite(monkeypatch, trainer, which):

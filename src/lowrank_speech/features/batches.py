@@ -11,6 +11,7 @@ Cuts with stored features give those; from the others ``Inputs`` computes what t
 
 import zlib
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,11 @@ class Loader:
         lengths = torch.tensor([len(x) for x in inputs])
         return {"cuts": cuts, "features": torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True), "lengths": lengths}
 
-    def train(self, cuts: CutSet, batch_seconds: float, seed: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """The batches of one epoch; see ``sampler``."""
-        for batch in sampler(cuts, batch_seconds, seed, epoch):
+    def train(
+        self, cuts: CutSet, batch_seconds: float, seed: int, epoch: int, skip: int = 0
+    ) -> Iterator[dict[str, Any]]:
+        """The batches of one epoch; see ``sampler``. Of the first ``skip`` nothing is read."""
+        for batch in islice(sampler(cuts, batch_seconds, seed, epoch), skip, None):
             yield self.collate(list(batch))
 
     def all(self, cuts: CutSet, batch_seconds: float) -> Iterator[dict[str, Any]]:

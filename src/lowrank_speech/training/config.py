@@ -40,6 +40,8 @@ class TrainConfig:
 
     Times are in epochs or steps, batches in seconds of speech. The learning rate warms up linearly over ``warmup`` of
     all steps, holds for ``hold`` of them and falls linearly to ``final`` times the peak (wav2vec 2.0's three stages).
+    ``average``: the mean of the weights at the last so many evaluations. ``blank_patience``: so many evaluations in a
+    row at which CTC's output is blank alone end the run. ``save_minutes``: time between saves within an epoch.
     """
 
     epochs: int = 10
@@ -63,6 +65,10 @@ class TrainConfig:
     evaluate_every: int = 1
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
+    average: int | None = None
+    blank_patience: int | None = None
+    save_minutes: float = 10.0
+    tensorboard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -73,6 +79,9 @@ class TrainConfig:
             raise ValueError(
                 f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"
             )
-        for name in ("lr", "head_lr"):
+        for name in ("average", "blank_patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more, or null")
+        for name in ("lr", "head_lr", "save_minutes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
