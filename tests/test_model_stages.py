@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from safetensors.torch import load_file
 
+from lowrank_speech.models import folder as folder_module
 from lowrank_speech.models.folder import body_state, load_model, to_task
 from lowrank_speech.stages import base, decode, factorise, features, lang, train
 from lowrank_speech.training.checkpoint import Checkpoints
@@ -647,6 +649,19 @@ def test_a_killed_training_stage_goes_on(world, systems, tmp_path, monkeypatch, 
     kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
     again = done(train, train_cfg(), tmp_path / "train.json", **paths)
     assert again["outputs"] == systems[family, "asr"].record["outputs"]
+
+
+def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp_path, monkeypatch):
+    paths = train_paths(world, "wav2vec2", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "save_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert Checkpoints(paths["scratch"]).files()
+    monkeypatch.setattr(Trainer, "_step", Mock(side_effect=AssertionError("a step was taken again")))
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]
+    assert not list(paths["scratch"].iterdir())
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from lowrank_speech.training.checkpoint import TEMPORARY, Checkpoints
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.rng import rng_state, set_rng_state
 from lowrank_speech.training.signals import ASKING
+from lowrank_speech.training.weights import changing, copied, mean, put
 from tiny_training import make_cuts, trainer_of
 from training_driver import EVALUATION, FIRST
 
@@ -247,3 +248,22 @@ def test_all_generators_go_on(tmp_path):
     assert draw() != first
     set_rng_state(checkpoints.newest()[1], cpu)
     assert draw() == first
+
+
+def test_a_state_has_what_trains_and_running_statistics_once_each():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.BatchNorm1d(3), torch.nn.Linear(3, 3))
+    model[2].weight = model[0].weight  # tied
+    model[0].bias.requires_grad_(False)
+    model.register_buffer("constant", torch.ones(2), persistent=False)
+    statistics = ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    assert list(changing(model)) == ["0.weight", "1.weight", "1.bias", "2.bias", *statistics]
+    before = copied(changing(model))
+    model(torch.randn(5, 3)).sum().backward()
+    torch.optim.SGD(model.parameters(), lr=0.1).step()
+    assert not torch.equal(changing(model)["1.running_mean"], before["1.running_mean"])
+    after = copied(changing(model))
+    put(before, model)
+    assert all(torch.equal(before[name], tensor) for name, tensor in changing(model).items())
+    found = mean([before, after])
+    assert torch.equal(found["1.running_mean"], after["1.running_mean"] / 2)
+    assert found["1.num_batches_tracked"] == 1 and found["1.num_batches_tracked"].dtype == torch.int64
