@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from safetensors.torch import load_file
 
+from lowrank_speech.models import folder as folder_module
 from lowrank_speech.models.folder import body_state, load_model, to_task
 from lowrank_speech.stages import base, decode, factorise, features, lang, train
+from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.loop import Trainer
 from tiny_models import WAV2VEC2, WHISPER
 
@@ -170,7 +173,7 @@ def test_base_writes_a_model_and_what_it_cost(world, family):
     assert set(record["outputs"]) == {"model", "metrics.jsonl"} and record["seed"] == 1
     assert numbers["ctc"] == {"wav2vec2": CTC, "whisper": None}[family]
     assert (world.base[family] / "preprocessor_config.json").is_file()
-    assert not (world.base[family].parent / "scratch" / "state.pt").exists()
+    assert not list((world.base[family].parent / "scratch").iterdir())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -698,14 +701,14 @@ def kill(monkeypatch, stage, cfg, manifest, **paths):
         real = Trainer._evaluate
 
         def killed(self, dev):
-            if self.epoch == 2:
+            if self.epoch == 1:  # epochs behind it
                 raise KeyboardInterrupt
-            real(self, dev)
+            return real(self, dev)
 
         patch.setattr(Trainer, "_evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             run(stage, cfg, manifest, **paths)
-    assert not manifest.exists() and (paths["scratch"] / "state.pt").is_file() and not (paths["out"] / "model").exists()
+    assert not manifest.exists() and Checkpoints(paths["scratch"]).files() and not (paths["out"] / "model").exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -714,6 +717,19 @@ def test_a_killed_training_stage_goes_on(world, systems, tmp_path, monkeypatch, 
     kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
     again = done(train, train_cfg(), tmp_path / "train.json", **paths)
     assert again["outputs"] == systems[family, "asr"].record["outputs"]
+
+
+def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp_path, monkeypatch):
+    paths = train_paths(world, "wav2vec2", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "save_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert Checkpoints(paths["scratch"]).files()
+    monkeypatch.setattr(Trainer, "_step", Mock(side_effect=AssertionError("a step was taken again")))
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]
+    assert not list(paths["scratch"].iterdir())
 
 
 @pytest.mark.parametrize(

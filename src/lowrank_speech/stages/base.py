@@ -58,6 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-cuts", type=Path, help="scratch: cuts to pretrain on, .jsonl.gz")
     parser.add_argument("--dev-cuts", type=Path, help="scratch: cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="scratch: folder of the stage lang")
+    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
     parser.add_argument("--scratch", type=Path, help="scratch: folder for the state of a run under way")
 
 
@@ -70,6 +71,11 @@ def body(arguments: argparse.Namespace) -> None:
     else:
         outputs, numbers = _import(arguments, config)
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes", None))
+    if arguments.scratch is not None:
+        from lowrank_speech.training.checkpoint import Checkpoints
+
+        # Only now: a run killed before the manifest goes on from its last state.
+        Checkpoints(arguments.scratch).clear()
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
@@ -113,6 +119,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.training.adapt import Split, augmentation
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.progress import events_folder
 
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:
@@ -145,7 +152,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
     recipe = dataclasses.replace(config.pretrain, train_front_end=True)
     objective = Objective(model, recipe, lang, lang.tokens, languages)
-    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader)
+    events = events_folder(recipe, arguments.tensorboard)
+    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events)
     metrics = arguments.manifest.with_name("metrics.jsonl")
     numbers = trainer.run(splits["train"], splits["dev"], metrics)
     for cuts in splits.values():

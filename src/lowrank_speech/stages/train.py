@@ -95,6 +95,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev-cuts", required=True, type=Path, help="cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     parser.add_argument("--out", required=True, type=Path, help="output: the system's folder")
+    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
     parser.add_argument("--scratch", required=True, type=Path, help="folder for the state of a run under way")
 
 
@@ -108,9 +109,13 @@ def body(arguments: argparse.Namespace) -> None:
         if arguments.lang is None:
             raise UserError("train: a recognition task needs --lang")
         common.existing(arguments.lang, "--lang")
+    from lowrank_speech.training.checkpoint import Checkpoints
+
     outputs, numbers = _run(arguments, config, cfg)
     manifest.device = numbers.pop("device")
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
+    # Only now: a run killed before the manifest goes on from its last state.
+    Checkpoints(arguments.scratch).clear()
 
 
 def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
@@ -127,6 +132,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.training.adapt import augmentation, freeze_for, lora_on, prepare
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.progress import events_folder
 
     set_aside = SetAside()
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
@@ -151,7 +157,10 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         identity = canonical_json(cfg) + "".join(map(sha256, read))
         key = hashlib.sha256(identity.encode()).hexdigest()
         loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
-        trainer = Trainer(model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint)
+        events = events_folder(config.training, arguments.tensorboard)
+        trainer = Trainer(
+            model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint, events
+        )
         numbers = trainer.run(setup.train, setup.dev, metrics)
         numbers["device"] = str(trainer.device)
     else:

@@ -86,7 +86,9 @@ class TrainConfig:
     samples (``features.augment``), which stored features do not have.
 
     The learning rate warms up linearly over ``warmup`` of all steps, holds for ``hold`` of them and falls linearly to
-    ``final`` times the peak (wav2vec 2.0's three stages).
+    ``final`` times the peak (wav2vec 2.0's three stages). ``average``: the mean of the weights at the last so many
+    evaluations. ``blank_patience``: so many evaluations in a row at which CTC's output is blank alone end the run.
+    ``save_minutes``: time between saves within an epoch.
     """
 
     epochs: int = 10
@@ -115,6 +117,10 @@ class TrainConfig:
     evaluate_every: int = 1
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
+    average: int | None = None
+    blank_patience: int | None = None
+    save_minutes: float = 10.0
+    tensorboard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
 
@@ -131,7 +137,10 @@ class TrainConfig:
             raise ValueError(f"quadratic_seconds is {self.quadratic_seconds}: it must be positive, or null")
         if any(factor <= 0 for factor in self.speed):
             raise ValueError(f"speed is {list(self.speed)}: factors must be positive, such as [0.9, 1.0, 1.1]")
-        for name in ("lr", "head_lr"):
+        for name in ("average", "blank_patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more, or null")
+        for name in ("lr", "head_lr", "save_minutes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
 

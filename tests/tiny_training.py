@@ -1,0 +1,68 @@
+"""A training of tiny models on six utterances of tones, for the tests of the loop."""
+
+import numpy as np
+import soundfile
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+
+from lowrank_speech.features.batches import Loader
+from lowrank_speech.features.inputs import Inputs
+from lowrank_speech.lang.load import Lang
+from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
+from lowrank_speech.lang.tokens import CharTokens
+from lowrank_speech.lowrank.apply import factorise
+from lowrank_speech.lowrank.constraint import SemiOrthogonal
+from lowrank_speech.models.folder import to_task
+from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper
+from lowrank_speech.training.adapt import freeze_for
+from lowrank_speech.training.loop import Trainer
+from lowrank_speech.training.objective import Objective
+from tiny_models import WAV2VEC2, WHISPER
+
+TEXTS = ["ab", "ba c", "Aab!", "cc", "bca", "acb"]
+
+
+def make_cuts(folder):
+    """Six utterances in ``folder``; every character is a tone of its own."""
+    rng, made = np.random.default_rng(1), []
+    time = np.arange(2400) / 16_000
+    for i, text in enumerate(TEXTS):
+        tones = [np.sin(2 * np.pi * (300 + 400 * "abc".find(c)) * time) * (c in "abc") for c in text.lower()]
+        wave = 0.3 * np.concatenate(tones) + 0.01 * rng.standard_normal(2400 * len(tones))
+        soundfile.write(folder / f"u{i}.wav", wave.astype(np.float32), 16_000)
+        recording = Recording.from_file(folder / f"u{i}.wav")
+        language = "de" if i % 2 else "en"
+        supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, recording.duration, text=text, language=language)
+        made.append(MonoCut(f"u{i}", 0.0, recording.duration, 0, [supervision], recording=recording))
+    return CutSet.from_cuts(made)
+
+
+def lang_of(languages=None):
+    return Lang("char", CharTokens.build("abc", languages), ("de", "en"), Normaliser(NormaliseConfig()), "0" * 64)
+
+
+def setup_of(task, seed=1):
+    """(model, lang, loader) of a task: ctc, seq2seq or classify."""
+    if task == "seq2seq":
+        lang = lang_of(["de", "en"])
+        return scratch_whisper(WHISPER, lang.tokens, seed), lang, Loader(Inputs("logmel", n_mels=12), 60)
+    lang = lang_of()
+    model = scratch_wav2vec2(WAV2VEC2, lang.tokens.size, seed)
+    if task == "classify":
+        model, _ = to_task(model, "classify", 2, ["de", "en"], seed=seed)
+    return model, lang, Loader(Inputs("waveform"), 60)
+
+
+def trainer_of(task, scratch, config, prepare=None, key="key"):
+    model, lang, loader = setup_of(task)
+    constraint = prepare(model) if prepare else None
+    objective = Objective(model, config, lang, lang.tokens, ["de", "en"])
+    return Trainer(model, objective, config, 1, scratch, key, loader, constraint)
+
+
+def low_rank(model):
+    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and "_dense" in n]
+    model.plan = dict.fromkeys(names, 4)
+    factorise(model.hf, model.plan)
+    freeze_for(model, "full", trains_head=True)
+    return SemiOrthogonal(model.hf, "floating", 1.0, 0.5, None, 1)
