@@ -25,8 +25,9 @@ from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import SpecAugment, TrainConfig
-from lowrank_speech.training.loop import MOST_BAD_STEPS, Trainer, schedule
+from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.step import MOST_BAD_STEPS, schedule
 from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
 from tiny_models import WAV2VEC2, WHISPER
 

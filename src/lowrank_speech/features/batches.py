@@ -47,10 +47,12 @@ class Loader:
         lengths = torch.tensor([len(x) for x in inputs])
         return {"cuts": cuts, "features": torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True), "lengths": lengths}
 
-    def train(self, cuts: CutSet, batch_seconds: float, seed: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """The batches of one epoch; see ``sampler``."""
-        for batch in sampler(cuts, batch_seconds, seed, epoch):
-            yield self.collate(list(batch))
+    def train(
+        self, cuts: CutSet, batch_seconds: float, seed: int, epoch: int, rank: int = 0, world: int = 1
+    ) -> Iterator[dict[str, Any]]:
+        """The batches of one epoch; see ``sampler``. Each of ``world`` processes reads its own; others' are cuts."""
+        for i, batch in enumerate(sampler(cuts, batch_seconds, seed, epoch)):
+            yield self.collate(list(batch)) if i % world == rank else {"cuts": list(batch)}
 
     def all(self, cuts: CutSet, batch_seconds: float) -> Iterator[dict[str, Any]]:
         """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch."""

@@ -108,12 +108,16 @@ def body(arguments: argparse.Namespace) -> None:
         if arguments.lang is None:
             raise UserError("train: a recognition task needs --lang")
         common.existing(arguments.lang, "--lang")
-    outputs, numbers = _run(arguments, config, cfg)
+    found = _run(arguments, config, cfg)
+    if found is None:
+        return
+    outputs, numbers = found
     manifest.device = numbers.pop("device")
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
 
 
-def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
+def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
+    """Outputs and numbers; None in those of several processes that write nothing."""
     import torch
 
     from lowrank_speech.features.batches import Loader
@@ -125,6 +129,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
+    from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
 
@@ -159,6 +164,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         with atomic(metrics) as temporary:
             temporary.write_text("", encoding="utf-8")
         numbers = {"parameters_trained": 0, "seconds_train": 0.0, "device": "cpu", "peak_bytes": None}
+    if rank() > 0:
+        return None
     model.to("cpu")
     set_dropout(model, 0.0)
     outputs = [out / "model", metrics, out / "set_aside.tsv"]

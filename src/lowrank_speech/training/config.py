@@ -38,6 +38,10 @@ class CtcConfig:
 class TrainConfig:
     """Recipe of one training run; see docs/training.md.
 
+    ``accumulate``: batches of one update. ``processes``: how many of them share the work, each with ``accumulate``
+    batches. ``frozen_dtype``: in what frozen matrices are held; ``precision``: in what is computed, weights that train
+    stay float32. ``dry_run``: the largest batch first, to see whether it fits (None: on CUDA).
+
     Times are in epochs or steps, batches in seconds of speech. The learning rate warms up linearly over ``warmup`` of
     all steps, holds for ``hold`` of them and falls linearly to ``final`` times the peak (wav2vec 2.0's three stages).
     """
@@ -64,11 +68,25 @@ class TrainConfig:
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    accumulate: int = 1
+    processes: int = 1
+    optimiser: Literal["adamw", "adamw8bit"] = "adamw"
+    compile: bool = False
+    dry_run: bool | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_seconds <= 0:
             raise ValueError(f"epochs ({self.epochs}) and batch_seconds ({self.batch_seconds}) must be positive")
+        if self.accumulate < 1 or self.processes < 1:
+            raise ValueError(f"accumulate ({self.accumulate}) and processes ({self.processes}) must be 1 or more")
+        if self.frozen_dtype not in ("fp32", self.precision):
+            raise ValueError(
+                f"frozen_dtype is {self.frozen_dtype}, precision {self.precision}: frozen weights are held in fp32 or "
+                f"in what is computed in; set precision: {self.frozen_dtype}"
+            )
         if not 0 <= self.warmup + self.hold <= 1:
             raise ValueError(
                 f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"

@@ -1,4 +1,4 @@
-"""The training loop: AdamW with two learning rates, three-stage schedule, constraint after the step, best on dev.
+"""The training loop: epochs of updates (``step``), best on dev.
 
 State (model, optimiser, best weights, constraint's draws, RNG) goes to ``scratch`` after every epoch, atomically; a run
 that was killed goes on from there and ends as it would have ended. The key of a state (hash of config and inputs) must
@@ -23,24 +23,16 @@ from lowrank_speech.features.batches import Loader, sampler
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.distributed import Ranks, grouped
+from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
+from lowrank_speech.training.memory import byte_counts, explained, largest, rehearse, same_draws
 from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.precision import DTYPES, FrozenWeights, autocast
+from lowrank_speech.training.precision import check as check_precision
+from lowrank_speech.training.step import Stepper
 
 log = logging.getLogger(__name__)
-
-MOST_BAD_STEPS = 10
-
-
-def schedule(step: int, steps: int, config: TrainConfig) -> float:
-    """Factor on the learning rate at ``step`` of ``steps``: linear warm-up, hold, linear decay."""
-    done = (step + 1) / steps
-    if done < config.warmup:
-        return done / config.warmup
-    if done <= config.warmup + config.hold:
-        return 1.0
-    left = (1.0 - done) / max(1.0 - config.warmup - config.hold, 1e-9)
-    return config.final + (1.0 - config.final) * left
 
 
 class Trainer:
@@ -63,10 +55,13 @@ class Trainer:
     ):
         self.config, self.seed, self.key, self.loader, self.constraint = config, seed, key, loader, constraint
         self.device = pick_device(config.device)
-        self.model, self.objective = model.to(self.device), objective.to(self.device)
+        check_precision(config.precision, self.device)
+        self.ranks = Ranks.start(config.processes, self.device)
+        self.model, self.objective = model, objective.to(self.device)
         self.state_file = scratch / "state.pt"
         self.history: list[dict[str, Any]] = []
-        self.step = self.epoch = self.bad_steps = self.skipped = self.speech = 0
+        self.epoch = self.speech = 0
+        self.activations: int | None = None
         self.seconds = 0.0
         self.best: dict[str, torch.Tensor] | None = None
         self.best_metric = math.inf
@@ -75,29 +70,29 @@ class Trainer:
         if not config.train_front_end:
             for parameter in model.front_end():
                 parameter.requires_grad_(False)
-        self.optimiser = self._optimiser()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.frozen = None
+        if config.frozen_dtype != "fp32":
+            file = scratch / "frozen.safetensors" if self.ranks.first else None
+            self.frozen = FrozenWeights(model.hf, DTYPES[config.frozen_dtype], file)
+            self.frozen.hold()
+        self.model = model.to(self.device)
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
+        if config.compile:
+            compile_layers(model)
+        self.stepper = Stepper(model, objective, config, self.device, seed, constraint, self.ranks)
+        self.ranks.copy_from_first(self.stepper.parameters)
+        if not self.ranks.first:  # its batches are others, and so is what it drops out
+            torch.manual_seed(seed + self.ranks.rank)
 
-    def _optimiser(self) -> torch.optim.Optimizer:
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        heads = tuple(f"{name}." for name in self.model.head_names)
-        for owner, named in (("", self.model.hf.named_parameters()), ("aux", self.objective.named_parameters())):
-            for name, parameter in named:
-                if not parameter.requires_grad:
-                    continue
-                is_head = owner == "aux" or (bool(heads) and any(h in f"{name}." for h in heads))
-                lr = self.config.head_lr if is_head else self.config.lr
-                groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
-        if not groups:
-            raise UserError("nothing to train: every parameter is frozen")
-        return torch.optim.AdamW(
-            [
-                {"params": p, "lr": lr, "peak": lr, "weight_decay": self.config.weight_decay if decays else 0.0}
-                for (lr, decays), p in groups.items()
-            ],
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+    @property
+    def optimiser(self) -> torch.optim.Optimizer:
+        return self.stepper.optimiser
+
+    @property
+    def step(self) -> int:
+        """Updates of the weights so far, skipped ones included."""
+        return self.stepper.steps
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters of the model (without auxiliary heads) that train, by name."""
@@ -108,12 +103,18 @@ class Trainer:
     def run(self, train: CutSet, dev: CutSet, metrics: Path) -> dict[str, Any]:
         """Train to the end; the model holds the best (or last) weights. Returns the cost and the dev metric."""
         seconds = sum(cut.duration for cut in train)
-        per_epoch = sum(1 for _ in sampler(train, self.config.batch_seconds, self.seed, 0))  # reads no audio
+        per_update = self.config.accumulate * self.ranks.world
+        batches = [list(b) for b in sampler(train, self.config.batch_seconds, self.seed, 0)]  # reads no audio
+        per_epoch = -(-len(batches) // per_update)
         steps = min(per_epoch * self.config.epochs, self.config.max_steps or per_epoch * self.config.epochs)
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
         )
         self._load()
+        if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
+            with same_draws():
+                batch = self.loader.collate(largest(batches))
+            self.activations = rehearse(self.stepper, batch)
         bar = tqdm(total=steps, initial=self.step, disable=None, unit="step")
         while self.epoch < self.config.epochs and self.step < steps and not self._out_of_patience():
             self._epoch(train, steps, bar)
@@ -125,22 +126,30 @@ class Trainer:
         if self.config.keep == "best" and self.best is not None:
             self._restore(self.best)
         self.model.eval()
-        with atomic(metrics) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
-        self.state_file.unlink(missing_ok=True)
-        return self._cost()
+        cost = self._cost()
+        if self.frozen is not None:
+            self.model.to("cpu")  # a GPU that the training filled may have no room for the whole weights
+            self.frozen.restore()
+        as_before(self.model)
+        if self.ranks.first:
+            with atomic(metrics) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
+            self.state_file.unlink(missing_ok=True)
+        self.ranks.stop()
+        return cost
 
     def _epoch(self, train: CutSet, steps: int, bar: tqdm) -> None:
         self.model.train()
         total, units, impossible = 0.0, 0, 0
-        for batch in self.loader.train(train, self.config.batch_seconds, self.seed, self.epoch):
+        world = self.ranks.world
+        dealt = self.loader.train(train, self.config.batch_seconds, self.seed, self.epoch, self.ranks.rank, world)
+        for batches in grouped(dealt, self.config.accumulate * world):
             if self.step >= steps:
                 break
             start = time.perf_counter()
-            losses = self._step(batch, steps)
+            losses = self.stepper.step(batches, steps)
             self.seconds += time.perf_counter() - start
-            speech = sum(cut.duration for cut in batch["cuts"])
-            self.speech += speech
+            self.speech += sum(cut.duration for batch in batches for cut in batch["cuts"])
             if losses is not None:
                 total, units = total + losses.task_sum, units + losses.units
                 impossible += losses.impossible
@@ -160,53 +169,21 @@ class Trainer:
                 )
         self.history.append(row)
 
-    def _step(self, batch: dict[str, Any], steps: int) -> Any:
-        features, lengths = batch["features"], batch["lengths"]
-        if self.config.spec_augment is not None and features.dim() == 3:
-            features = spec_augment(features, lengths, self.config.spec_augment, self.generator)
-        factor = schedule(self.step, steps, self.config)
-        frozen_body = self.step < self.config.freeze_encoder_steps
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self.objective(self.model, features.to(self.device), lengths.to(self.device), batch["cuts"])
-        self.step += 1
-        if not torch.isfinite(losses.total):
-            self.bad_steps += 1
-            self.skipped += 1
-            log.warning("step %d: the loss is %s; batch skipped", self.step, losses.total.item())
-            if self.bad_steps > MOST_BAD_STEPS:
-                raise UserError(f"the loss was not finite in {self.bad_steps} steps in a row: lower lr or head_lr")
-            return None
-        self.bad_steps = 0
-        losses.total.backward()
-        if frozen_body:
-            self._drop_body_gradients()
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, self.config.clip)
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.constraint is not None:
-            self.constraint.step()
-        return losses
-
-    def _drop_body_gradients(self) -> None:
-        heads = self.model.head_names
-        for name, parameter in self.model.hf.named_parameters():
-            if not any(h in name for h in heads):
-                parameter.grad = None
-
     @torch.no_grad()
     def _evaluate(self, dev: CutSet) -> None:
         self.model.eval()
         errors = units = 0
         loss, loss_units = 0.0, 0
-        for batch in self.loader.all(dev, 2 * self.config.batch_seconds):
+        for i, batch in enumerate(self.loader.all(dev, 2 * self.config.batch_seconds)):
+            if i % self.ranks.world != self.ranks.rank:
+                continue
             features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
-            found = self.objective(self.model, features, lengths, batch["cuts"])
+            with explained(batch, self.config), autocast(self.config.frozen_dtype, self.device):
+                found = self.objective(self.model, features, lengths, batch["cuts"])
+                wrong, count = self.objective.errors(self.model, features, lengths, batch["cuts"])
             loss, loss_units = loss + found.task_sum, loss_units + found.units
-            wrong, count = self.objective.errors(self.model, features, lengths, batch["cuts"])
             errors, units = errors + wrong, units + count
+        errors, units, loss, loss_units = self.ranks.sum([errors, units, loss, loss_units])
         metric, dev_loss = errors / max(units, 1), loss / max(loss_units, 1)
         self.history[-1].update(dev_loss=dev_loss, dev_metric=metric)
         log.info(
@@ -233,13 +210,14 @@ class Trainer:
             "parameters_trained": sum(p.numel() for p in self.trained().values()),
             "steps": self.step,
             "epochs": self.epoch,
-            "steps_skipped": self.skipped,
+            "steps_skipped": self.stepper.skipped,
             "seconds_train": round(self.seconds, 3),
             "speech_seconds_per_second": round(self.speech / max(self.seconds, 1e-9), 3),
             "dev_metric": self.best_metric if self.config.keep == "best" else self.history[-1].get("dev_metric"),
             "deviation": self.history[-1].get("deviation"),
             "ctc": ctc and {"backend": ctc.backend, "version": ctc.version},
             "ctc_impossible": self.history[-1].get("ctc_impossible"),
+            "bytes": byte_counts((self.model, self.objective), self.optimiser) | {"activations": self.activations},
             "peak_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else peak_memory(),
         }
 
@@ -251,15 +229,15 @@ class Trainer:
             "ctc": self.objective.ctc and self.objective.ctc.backend,
             "model": {name: p.detach().cpu() for name, p in self.trained().items()},
             "objective": self.objective.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-            "constraint": self.constraint.state_dict() if self.constraint is not None else None,
+            "stepper": self.stepper.state_dict(),
             "best": self.best,
             "best_metric": self.best_metric,
             "history": self.history,
-            "counters": [self.step, self.epoch, self.skipped, self.speech, self.seconds, self.bad_steps],
-            "rng": torch.get_rng_state(),
-            "generator": self.generator.get_state(),
+            "counters": [self.epoch, self.speech, self.seconds],
+            "rng": self.ranks.gather(torch.get_rng_state()),
         }
+        if not self.ranks.first:
+            return
         with atomic(self.state_file) as temporary:
             torch.save(state, temporary)
 
@@ -281,11 +259,8 @@ class Trainer:
             )
         self._restore(state["model"])
         self.objective.load_state_dict(state["objective"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        if self.constraint is not None:
-            self.constraint.load_state_dict(state["constraint"])
+        self.stepper.load_state_dict(state["stepper"])
         self.best, self.best_metric, self.history = state["best"], state["best_metric"], state["history"]
-        self.step, self.epoch, self.skipped, self.speech, self.seconds, self.bad_steps = state["counters"]
-        torch.set_rng_state(state["rng"])
-        self.generator.set_state(state["generator"])
+        self.epoch, self.speech, self.seconds = state["counters"]
+        torch.set_rng_state(state["rng"][self.ranks.rank])
         log.info("resumed after epoch %d, step %d", self.epoch, self.step)
