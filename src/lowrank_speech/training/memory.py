@@ -118,6 +118,10 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
         self.bytes = 0
         super().__init__(self._pack, lambda tensor: tensor)
 
+    def __enter__(self) -> "SavedTensors":
+        super().__enter__()
+        return self
+
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self._seen:
