@@ -3,6 +3,8 @@
 import csv
 import json
 import shutil
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -692,3 +694,45 @@ def test_a_state_of_other_cuts_ends_a_pretraining(world, tmp_path, monkeypatch, 
     paths[f"{split}_cuts"] = world.corpus / "test.jsonl.gz"
     message = "belongs to a run with other settings or inputs"
     refused(capsys, message, base, cfg, tmp_path / "base.json", **paths)
+
+
+# --- several processes
+
+
+def torchrun(world, cfg, folder, processes=2, **changed):
+    """The stage train by two processes; the finished process."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command += ["lowrank_speech.stages.train", "--cfg", json.dumps(cfg), "--manifest", str(folder / "train.json")]
+    for name, path in train_paths(world, "wav2vec2", folder, **changed).items():
+        command += [f"--{name.replace('_', '-')}", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains_with_twice_the_batches(world, tmp_path):
+    # Batches of one to three utterances, in groups of which the last is not full: 2 processes x 2 batches.
+    recipe = {"batch_seconds": 0.7, "keep": "last", "weight_decay": 0.0, "language_weight": 0.5}
+    one = train_cfg(training=recipe | {"accumulate": 4})
+    two = train_cfg(training=recipe | {"accumulate": 2, "processes": 2})
+    alone = done(train, one, tmp_path / "one" / "train.json", **train_paths(world, "wav2vec2", tmp_path / "one"))
+    found = torchrun(world, two, tmp_path / "two")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("utterances, ") == 1  # the second process is silent
+    record = json.loads((tmp_path / "two" / "train.json").read_text(encoding="utf-8"))
+    for key in ("steps", "epochs", "utterances_train", "dev_metric", "parameters_trained"):
+        assert record["numbers"][key] == alone["numbers"][key], key
+    left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    start = load_file(world.base["wav2vec2"] / "model.safetensors")
+    assert any(not torch.allclose(start[n], p, atol=1e-3) for n, p in left.items())
+    for name, p in left.items():
+        torch.testing.assert_close(right[name], p, atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    rows = [[json.loads(r) for r in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+def test_another_number_of_processes_than_the_configs_is_refused(world, tmp_path, capsys):
+    cfg = train_cfg(training={"processes": 2})
+    message = "training.processes is 2, but 1 is running: set it to 1, or start `python -m torch.distributed.run"
+    refused(capsys, message, train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path))

@@ -23,18 +23,19 @@ rule base:
         base=names(SCRATCH),
     conda:
         training_env("base")
-    threads: 1
+    threads: processes("base")
     resources:
         mem_mb=4000,
         gpu=gpu("base"),
     params:
         cfg=cfg("base"),
         code=code("base"),
+        launcher=launcher("base"),
         lang=folder_of("lang"),
         out=out_folder,
         scratch=scratch_folder,
     shell:
-        "python -m lowrank_speech.stages.base --cfg {params.cfg:q}"
+        "python -m {params.launcher}lowrank_speech.stages.base --cfg {params.cfg:q}"
         " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} --lang {params.lang:q}"
         " --out {params.out:q}/model --scratch {params.scratch:q} --manifest {output.manifest:q} > {log:q} 2>&1"
 

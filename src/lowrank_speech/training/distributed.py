@@ -48,6 +48,8 @@ class Ranks:
             return cls()
         if device.type == "cuda":
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        else:  # the cores are shared
+            torch.set_num_threads(max(1, torch.get_num_threads() // world))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(rank(), world, device)
