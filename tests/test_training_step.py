@@ -1,5 +1,6 @@
 """One update of the weights: accumulation, precision, frozen weights, checkpointing, compilation, its state."""
 
+import dataclasses
 import math
 import shutil
 import sys
@@ -286,6 +287,20 @@ def test_fp16_needs_cuda(tmp_path):
     check("fp16", torch.device("cuda"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device, which fp16 needs")
+@pytest.mark.parametrize("prepared", ["low-rank", "low-rank lora"])
+def test_fp16_on_cuda_learns_and_scales_its_loss(prepared, tmp_path):
+    frozen = "fp16" if "lora" in prepared else "fp32"
+    config = TrainConfig(epochs=20, batch_seconds=60, lr=0.01, keep="last", precision="fp16", frozen_dtype=frozen)
+    trainer = tiny_trainer("ctc", tmp_path, config, PREPARED[prepared])
+    cuts = tiny_cuts()
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert trainer.history[-1]["loss"] < 0.8 * trainer.history[0]["loss"]
+    assert trainer.stepper.scaler.get_scale() > 1 and numbers["bytes"]["activations"] > 0
+    assert all(p.dtype == torch.float32 for p in trainer.model.hf.parameters())
+
+
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(ValueError, match=r"frozen_dtype is bf16, precision fp32.*set precision: bf16"):
         TrainConfig(frozen_dtype="bf16")
@@ -318,6 +333,18 @@ def test_compiling_without_a_compiler_is_an_error_of_the_user(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"training\.compile: .*no-such-compiler is not to be found"):
         compile_layers(model)
+
+
+def test_a_compilation_that_fails_is_an_error_of_the_user(tmp_path, monkeypatch):
+    trainer = tiny_trainer("ctc", tmp_path, TrainConfig())
+    trainer.stepper.config = dataclasses.replace(trainer.config, compile=True)
+
+    def forward(*_):
+        raise torch._dynamo.exc.TorchDynamoException("Python.h: No such file\nSet TORCHDYNAMO_VERBOSE=1")
+
+    monkeypatch.setattr(trainer.objective, "forward", forward)
+    with pytest.raises(UserError, match=r"torch\.compile fails here \(Python\.h: No such file\): set compile: false"):
+        trainer.stepper.step(batches_of(trainer, 2), 10)
 
 
 def test_the_8_bit_optimiser_needs_its_package(tmp_path, monkeypatch):

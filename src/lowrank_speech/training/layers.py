@@ -1,7 +1,9 @@
 """What is done to the layers of encoder and decoder for a training: gradient checkpointing, ``torch.compile``."""
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 
 import torch
 from torch import nn
@@ -35,7 +37,7 @@ def checkpoint_layers(model: SpeechModel) -> None:
 
 
 def compile_layers(model: SpeechModel) -> None:
-    """Compile each layer (torch.compile, any length). UserError where there is no compiler for it."""
+    """Have each layer compiled at its first use, for any length (torch.compile). UserError without a C++ compiler."""
     if not torch.cuda.is_available():
         wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
         if not any(map(shutil.which, wanted)):
@@ -45,6 +47,21 @@ def compile_layers(model: SpeechModel) -> None:
             )
     for layer in encoder_and_decoder_layers(model):
         layer.compile(dynamic=True)
+
+
+@contextlib.contextmanager
+def compiling(enabled: bool) -> Iterator[None]:
+    """Layers are compiled at their first use, which may be inside: turn what fails there into one line."""
+    if not enabled:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"training.compile: torch.compile fails here ({first}): set compile: false") from error
 
 
 def as_before(model: SpeechModel) -> None:

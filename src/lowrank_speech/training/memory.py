@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.layers import compiling
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,11 @@ def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
     was_training = stepper.model.training
     stepper.model.train()
     kept = SavedTensors(weights=stepper.model.parameters())
-    with same_draws([stepper.generator]), explained(batch, stepper.config):
+    with (
+        same_draws([stepper.generator]),
+        explained(batch, stepper.config),
+        compiling(stepper.config.compile),
+    ):
         stand_in = [] if stepper.optimiser.state else [torch.empty_like(p) for p in stepper.parameters for _ in "mv"]
         with kept:
             total = stepper.losses(batch).total
@@ -137,9 +142,9 @@ def byte_counts(modules: Iterable[nn.Module], optimiser: torch.optim.Optimizer) 
     """
     tensors = {id(t): t for module in modules for t in [*module.parameters(), *module.buffers()]}
     state = [(p, values) for p, values in optimiser.state.items() if values]
-    held = (value for _, values in state for value in values.values())
+    held = {id(v): v for _, values in state for v in values.values() if isinstance(v, Tensor)}
     return {
         "weights": sum(t.nbytes for t in tensors.values()),
         "gradients": sum(p.nbytes for p, _ in state),
-        "optimiser": sum(value.nbytes for value in held if isinstance(value, Tensor)),
+        "optimiser": sum(v.nbytes for v in held.values()),
     }

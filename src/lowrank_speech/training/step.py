@@ -19,6 +19,7 @@ from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distributed import Ranks
+from lowrank_speech.training.layers import compiling
 from lowrank_speech.training.memory import explained
 from lowrank_speech.training.objective import Losses, Objective
 from lowrank_speech.training.precision import autocast
@@ -116,7 +117,7 @@ class Stepper:
         self.steps += 1
         sums, bad = [0.0, 0.0, 0.0], None
         for batch in own:
-            with explained(batch, self.config):
+            with explained(batch, self.config), compiling(self.config.compile):
                 losses = self.losses(batch)
                 total = losses.total if whole is None else losses.share(whole)
                 if not torch.isfinite(total):
