@@ -313,6 +313,30 @@ def test_lora_is_merged_and_trains_less(world, tmp_path, family, task):
     assert moved and all(name.endswith(adapted) for name in moved)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapt", ["lora", "head"])
+def test_a_base_held_in_bf16_is_saved_bit_for_bit_but_for_what_was_merged(world, tmp_path, family, adapt):
+    recipe = {"precision": "bf16", "frozen_dtype": "bf16", "gradient_checkpointing": True, "dry_run": True}
+    cfg = train_cfg("lid", adapt, training=recipe, **({"lora": {"rank": 2}} if adapt == "lora" else {}))
+    record = done(train, cfg, tmp_path / "train.json", **train_paths(world, family, tmp_path, "lid"))
+    saved, start = load_file(tmp_path / "model" / "model.safetensors"), load_model(world.base[family])
+    assert {v.dtype for v in saved.values()} == {torch.float32}
+    moved = moved_in_body(start, load_model(tmp_path / "model"))
+    if adapt == "head":
+        assert moved == set()
+        return
+    # What was merged is the base's own float32 weight and the adapter's product.
+    body, adapter = body_state(start)[0], load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    after = body_state(load_model(tmp_path / "model"))[0]
+    for name in moved:
+        found = [k.removesuffix(".lora_A.weight") for k in adapter if k.endswith(f"{name[:-7]}.lora_A.weight")]
+        A, B = (adapter[f"{found[0]}.lora_{letter}.weight"] for letter in "AB")
+        torch.testing.assert_close(after[name], body[name] + 16 / 2 * B @ A, atol=1e-6, rtol=0)
+    assert len(moved) == sum(".lora_A." in k for k in adapter) > 0
+    assert not (tmp_path / "scratch").exists() or not any((tmp_path / "scratch").iterdir())
+    assert record["numbers"]["bytes"]["activations"] > 0
+
+
 def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tmp_path):
     wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
     done(factorise, wish, tmp_path / "f.json", model=world.base["wav2vec2"], out=tmp_path / "low")
