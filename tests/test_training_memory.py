@@ -10,7 +10,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import sampler
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.memory import SavedTensors, explained, largest, rehearse
-from tiny_training import full, lora, low_rank, low_rank_lora, tiny_cuts, tiny_trainer, weights
+from tiny_steps import full, lora, low_rank, low_rank_lora, tiny_cuts, tiny_trainer, weights
 
 
 def of(*seconds):

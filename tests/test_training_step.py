@@ -17,7 +17,7 @@ from lowrank_speech.training.memory import SavedTensors
 from lowrank_speech.training.precision import FrozenWeights, autocast, check
 from lowrank_speech.training.step import MOST_BAD_STEPS
 from tiny_models import MEMBERS, member, speech
-from tiny_training import full, lora, low_rank, low_rank_lora, tiny_cuts, tiny_setup, tiny_trainer, weights
+from tiny_steps import full, lora, low_rank, low_rank_lora, tiny_cuts, tiny_setup, tiny_trainer, weights
 
 CPU = torch.device("cpu")
 PREPARED = {"full": full, "low-rank": low_rank, "lora": lora, "low-rank lora": low_rank_lora}
@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
     before = weights(trainer)
     for _ in range(MOST_BAD_STEPS):
         assert trainer.stepper.step(batches_of(trainer, 3, 3), 100) is None
-    with pytest.raises(UserError, match="not finite in 11 steps in a row"):
+    with pytest.raises(UserError, match="the gradient's norm was not finite in 11 steps in a row"):
         trainer.stepper.step(batches_of(trainer, 3, 3), 100)
     assert all(torch.equal(before[name], p) for name, p in weights(trainer).items())
     assert all(p.grad is None for p in trainer.stepper.parameters) and not trainer.optimiser.state

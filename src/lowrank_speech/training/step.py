@@ -7,6 +7,7 @@ alone. The constraint on the factors follows the optimiser.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,7 @@ class Stepper:
         self.model, self.objective, self.config, self.device = model, objective, config, device
         self.constraint, self.ranks = constraint, ranks or Ranks()
         self.steps = self.bad_steps = self.skipped = 0
+        self.norm: float | None = None  # of the last gradient, before it was clipped
         self.optimiser = self._optimiser()
         # Without fp16 it passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
@@ -121,21 +123,21 @@ class Stepper:
                 losses = self.losses(batch)
                 total = losses.total if whole is None else losses.share(whole)
                 if not torch.isfinite(total):
-                    bad = f"the loss is {total.item()}"
+                    bad = total.item()
                     break
                 self.scaler.scale(total).backward()
             sums = [a + b for a, b in zip(sums, (losses.task_sum, losses.units, losses.impossible), strict=True)]
         *sums, bad_ranks = self.ranks.sum([*sums, float(bad is not None)])
         if bad_ranks:
-            return self._skip(bad or "the loss of another process is not finite")
+            return self._skip("loss", bad or "not finite in another process")
         if frozen_body:
             self._drop_body_gradients()
         self.ranks.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip)
-        if not torch.isfinite(norm):
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip).item()
+        if not math.isfinite(self.norm):
             self.scaler.update()
-            return self._skip(f"the gradient's norm is {norm.item()}")
+            return self._skip("gradient's norm", self.norm)
         self.bad_steps = 0
         self.scaler.step(self.optimiser)
         self.scaler.update()
@@ -159,13 +161,14 @@ class Stepper:
             counts = [a + b for a, b in zip(counts, self.objective.units(self.model, batch), strict=True)]
         return [int(n) for n in self.ranks.sum(counts)]
 
-    def _skip(self, why: str) -> None:
+    def _skip(self, what: str, value: float | str) -> None:
+        """Leave the weights as they are in this step. UserError after too many such steps in a row."""
         self.optimiser.zero_grad(set_to_none=True)
         self.bad_steps += 1
         self.skipped += 1
-        log.warning("step %d: %s; batch skipped", self.steps, why)
+        log.warning("step %d: the %s is %s; batch skipped", self.steps, what, value)
         if self.bad_steps > MOST_BAD_STEPS:
-            raise UserError(f"the loss was not finite in {self.bad_steps} steps in a row: lower lr or head_lr")
+            raise UserError(f"the {what} was not finite in {self.bad_steps} steps in a row: lower lr or head_lr")
 
     def _drop_body_gradients(self) -> None:
         heads = self.model.head_names
