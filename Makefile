@@ -2,6 +2,7 @@
 # make test    all tests
 # make test-k2 the tests that need k2, under Python 3.9 with the one k2 of the package index (sets up .venv-k2 first)
 # make lint    style of Python and Snakemake files
+# make bench   the benchmarks (benchmarks/README.md): minutes, on an idle machine
 #
 #   make run CONFIG=workflow/experiments/digits.yaml     another experiment
 #   make run ARGS=-n                                     anything else for snakemake: here, what would be done
@@ -23,7 +24,7 @@ PYTHON39 ?= $(shell for python in python3.9 \
     "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 9))' 2>/dev/null && { echo "$$python"; break; }; done)
 K2_STAMP := .venv-k2/installed
 
-.PHONY: setup run test test-k2 lint
+.PHONY: setup run test test-k2 lint bench
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -59,3 +60,8 @@ lint: $(STAMP)
 	ruff format --check .
 	snakefmt --check Snakefile workflow
 	snakemake --lint
+
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer)
+
+bench-%: $(STAMP)
+	python benchmarks/$*.py $(ARGS)

@@ -106,6 +106,9 @@ def test_the_environment_with_k2_is_taken_where_the_config_asks_for_k2(rule, sec
 def read_command(command: str) -> str:
     """Parse a rule's command with the stage's own parser and config class; the stage's name."""
     words = shlex.split(command.partition(" > ")[0])
+    # Those that can go on after a signal get it themselves, not a shell around them.
+    assert (words[0] == "exec") == ("--scratch" in words)
+    words = words[words[0] == "exec" :]
     assert words[:2] == ["python", "-m"]
     stage = importlib.import_module(words[2])
     parser = common.parser(words[2], None)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from lowrank_speech.lowrank import constraint as module
 from lowrank_speech.lowrank.apply import factorise
 from lowrank_speech.lowrank.constraint import SemiOrthogonal, deviation, orthonormal_step
 
@@ -122,6 +123,52 @@ def test_batched_equals_one_by_one_and_bf16_is_computed_in_fp32():
     found = orthonormal_step(half)
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, orthonormal_step(half.float()).bfloat16())
+
+
+@pytest.mark.parametrize("noise", [1e-5, 1e-4, 1e-3])
+def test_the_bf16_product_near_the_goal_is_kaldis_to_the_same_digits(noise, monkeypatch):
+    """Where a CPU lacks AMX the product is slow, not another one: the switch is forced either way."""
+    M = torch.linalg.qr(matrix(300, 160)).Q.T + noise * matrix(160, 300, seed=1) / 17
+    found = {}
+    for amx in (False, True):
+        monkeypatch.setattr(module, "AMX", amx)
+        found[amx] = orthonormal_step(M).double()
+        torch.testing.assert_close(found[amx], kaldi(M, -1.0), atol=1e-6, rtol=1e-5)
+    assert not torch.equal(found[True], found[False])
+    monkeypatch.setattr(module, "AMX", True)
+    for _ in range(3):
+        M = orthonormal_step(M)
+    assert deviation(M.double()).item() < 2e-5
+
+
+def test_bf16_products_are_for_small_changes_in_float32_only(monkeypatch):
+    monkeypatch.setattr(module, "AMX", True)
+    small, large = torch.full((2, 4, 4), 0.0009), torch.full((2, 4, 4), 0.0009)
+    large[1] = 0.0011  # the norms are 0.0036 and 0.0044, over the root of 4 rows 0.0018 and 0.0022
+    assert module._bf16_suffices(small) and not module._bf16_suffices(large)
+    assert not module._bf16_suffices(small.double())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_layers_are_updated_in_place_as_the_step_says(dtype):
+    net = disturb(model().to(dtype))
+    expected = [orthonormal_step(layer.first.weight) for layer in net]
+    kept = [layer.first.weight for layer in net]
+    SemiOrthogonal(net, probability=1.0).step()
+    for layer, weight, new in zip(net, kept, expected, strict=True):
+        assert layer.first.weight is weight
+        torch.testing.assert_close(weight.detach(), new)
+
+
+def test_one_batch_as_on_a_gpu_gives_what_single_updates_give():
+    net, same = (disturb(model()) for _ in range(2))
+    weights = [layer.first.weight for layer in net[:8]]
+    with torch.no_grad():
+        SemiOrthogonal(net)._pull(weights)
+        for layer in same[:8]:
+            SemiOrthogonal(same)._pull([layer.first.weight])
+    for layer, other in zip(net, same, strict=True):
+        torch.testing.assert_close(layer.first.weight, other.first.weight)
 
 
 def model(seed=0, layers=8):

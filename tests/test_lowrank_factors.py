@@ -2,11 +2,21 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from lowrank_speech.lowrank.apply import apply_plan, densify, factorise, low_rank_layers, spectra
+from lowrank_speech.lowrank.apply import (
+    apply_plan,
+    densify,
+    factorise,
+    low_rank_layers,
+    spectra,
+    write_factorised,
+)
 from lowrank_speech.lowrank.factors import (
     activation_factors,
+    bias_shift,
+    gram,
     orthonormal_first,
     random_factors,
     spectrum,
@@ -96,6 +106,52 @@ def test_activation_error_is_the_mean_square_of_the_output_error():
     assert weighted_norm(W - second @ first, x.T @ x / 40) == pytest.approx(direct, rel=1e-9)
 
 
+def inputs(d, frames=60, seed=0, offset=2.0):
+    """Correlated inputs (frames, d) whose mean is not zero."""
+    return matrix(frames, d, seed=seed) @ matrix(d, d, seed=seed + 1) + offset * matrix(1, d, seed=seed + 2)
+
+
+def lost(x, W, b, first, second, bias):
+    """Mean over the frames of ||W x + b - (N M x + b')||²."""
+    return (x @ (W - second @ first).T + b - bias).square().sum(1).mean().item()
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6)])
+@pytest.mark.parametrize("offset", [0.0, 2.0, 30.0])
+def test_with_a_free_bias_the_covariance_gives_the_optimum(shape, offset):
+    W, b, x = matrix(*shape, seed=7), matrix(shape[0], seed=8), inputs(shape[1], offset=offset)
+    C, m = x.T @ x / len(x), x.mean(0)
+    # Reduced-rank regression with an intercept: what is cut of the centred outputs is what must be lost.
+    values = torch.linalg.svdvals((x - m) @ W.T).square() / len(x)
+    for rank in (1, 2, 4):
+        centred, plain = activation_factors(W, C, rank, m), activation_factors(W, C, rank)
+        error = lost(x, W, b, centred.first, centred.second, b + bias_shift(W, centred, m))
+        assert error == pytest.approx(values[rank:].sum().item(), rel=1e-5)
+        assert weighted_norm(W - centred.second @ centred.first, C, m) ** 2 == pytest.approx(error, rel=1e-5)
+        torch.testing.assert_close(centred.spectrum[:rank].square(), values[:rank], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(spectrum(W, C, m), centred.spectrum)
+        shifted = lost(x, W, b, plain.first, plain.second, b + bias_shift(W, plain, m))
+        assert error <= shifted * (1 + 1e-6) <= lost(x, W, b, plain.first, plain.second, b) * (1 + 2e-6)
+        if offset == 2.0:  # the uncentred factors spend rank on the mean, which the bias has for nothing
+            assert error < 0.99 * shifted
+
+
+def test_constant_inputs_go_into_the_bias_and_the_factors_stay_finite():
+    W, m = matrix(5, 7), matrix(7, seed=1)
+    found = activation_factors(W, torch.outer(m, m), 2, m)
+    assert_semi_orthogonal(found.first)
+    torch.testing.assert_close(W @ m, found.second @ (found.first @ m) + bias_shift(W, found, m))
+    with pytest.raises(ValueError, match=r"mean of the inputs is \(6,\); a layer with 7 inputs needs \(7,\)"):
+        activation_factors(W, torch.outer(m, m), 2, m[:6])
+
+
+@pytest.mark.parametrize("n", [1, 127, 128, 300])
+def test_gram_is_the_product(n):
+    X = matrix(2, n, 40)
+    torch.testing.assert_close(gram(X), X @ X.mT)
+    assert torch.equal(gram(X[0].T), gram(X[0].T).T)
+
+
 @pytest.mark.parametrize("rank", [4, 8])
 def test_identity_moment_gives_the_svd(rank):
     W = matrix(12, 8)
@@ -168,6 +224,87 @@ def test_report_rows_are_what_was_done():
     error = weight - net[0].second.weight.double() @ net[0].first.weight.double()
     expected = weighted_norm(error, moment(8)) / weighted_norm(weight, moment(8))
     assert rows[0]["output_error"] == pytest.approx(expected, rel=1e-4) and rows[1]["output_error"] is None
+
+
+def calibrated(net, seed=0):
+    """Second moments and means of the inputs of the net's layers, and the inputs of the first."""
+    x = inputs(8, seed=seed).float()
+    seen, moments, means = x, {}, {}
+    for name, layer in net.named_children():
+        if isinstance(layer, nn.Linear):
+            h = seen.detach().double()
+            moments[name], means[name] = h.T @ h / len(h), h.mean(0)
+        seen = layer(seen)
+    return moments, means, x
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_activation_aware_start_never_loses_more_than_the_svd(seed):
+    plan, found = {"0": 2, "2": 3, "3": 2}, {}
+    for init in ("svd", "activation"):
+        net = model(seed)
+        moments, means, x = calibrated(net, seed)
+        dense = net[0].weight.detach().double(), net[0].bias.detach().double()
+        rows = factorise(net, plan, init, moments, means=means)
+        low = net[0]
+        direct = lost(
+            x.double(), *dense, low.first.weight.double(), low.second.weight.double(), low.second.bias.double()
+        )
+        power = (x.double() @ dense[0].T).square().sum(1).mean().item()
+        assert rows[0]["output_error"] ** 2 == pytest.approx(direct / power, rel=1e-4, abs=1e-10)
+        found[init] = {row["name"]: row["output_error"] for row in rows}
+    for name, error in found["svd"].items():
+        assert found["activation"][name] <= error * (1 + 1e-6)
+
+
+def test_only_layers_with_a_bias_are_centred():
+    results = {}
+    for with_means in (False, True):
+        net = model()
+        moments, means, _ = calibrated(net)
+        bias = net[0].bias.clone()
+        factorise(net, {"0": 2, "2": 3}, "activation", moments, means=means if with_means else None)
+        results[with_means] = net
+        assert torch.equal(net[0].second.bias, bias) is not with_means
+    a, b = results.values()
+    assert torch.equal(a[2].second.weight, b[2].second.weight) and a[2].second.bias is None
+    assert not torch.equal(a[0].first.weight, b[0].first.weight)
+    net = model()
+    moments, means, _ = calibrated(net)
+    layers = {name: net.get_submodule(name) for name in ("0", "2")}
+    values = spectra(layers, moments, means)
+    torch.testing.assert_close(values["0"], spectrum(net[0].weight, moments["0"], means["0"]))
+    torch.testing.assert_close(values["2"], spectrum(net[2].weight, moments["2"]))
+
+
+@pytest.mark.parametrize("init", ["svd", "activation", "random"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_written_factors_are_those_made_in_memory_bit_for_bit(tmp_path, init, dtype):
+    plan = {"2": 4, "0": 3}
+    net, same = model().to(dtype), model().to(dtype)
+    moments, means, _ = calibrated(model())
+    options = {"init": init, "moments": moments, "means": means, "seed": 5}
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    rows = write_factorised(tmp_path / "low.safetensors", net, plan, **options, leave_out=["3.bias"])
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert rows == factorise(same, plan, **options)
+    expected = {name: tensor for name, tensor in same.state_dict().items() if name != "3.bias"}
+    written = load_file(tmp_path / "low.safetensors")
+    assert written.keys() == expected.keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_reported_spectrum_is_thinned_evenly_and_ends_with_the_last_value():
+    net = nn.Sequential(nn.Linear(150, 200), nn.Linear(200, 10))
+    values = {name: torch.linalg.svdvals(net.get_submodule(name).weight.detach().double()) for name in "01"}
+    rows = factorise(net, {"0": 20, "1": 3})
+    assert [len(row["spectrum"]) for row in rows] == [64, 10]
+    for row in rows:
+        found = torch.tensor(row["spectrum"], dtype=torch.float64)
+        exact = values[row["name"]] / values[row["name"]][0]
+        at = torch.linspace(0, len(exact) - 1, len(found), dtype=torch.float64).round().long()
+        torch.testing.assert_close(found, exact[at], rtol=1e-3, atol=1e-9)
+    assert factorise(model(), {"0": 3}, "random")[0]["spectrum"] == []
 
 
 def test_random_start_and_its_seed():

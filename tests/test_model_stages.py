@@ -3,9 +3,12 @@
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,9 +17,12 @@ import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from safetensors.torch import load_file
 
+from lowrank_speech.models import folder as folder_module
 from lowrank_speech.models.folder import body_state, load_model, to_task
 from lowrank_speech.stages import base, decode, factorise, features, lang, train
+from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.loop import Trainer
+from lowrank_speech.training.step import Stepper
 from tiny_models import WAV2VEC2, WHISPER
 
 TEXTS = {"de": ["ab", "Bä!", "abä", "bb"], "en": ["cd", "dc", "C d", "dd"]}
@@ -172,7 +178,7 @@ def test_base_writes_a_model_and_what_it_cost(world, family):
     assert set(record["outputs"]) == {"model", "metrics.jsonl"} and record["seed"] == 1
     assert numbers["ctc"] == {"wav2vec2": CTC, "whisper": None}[family]
     assert (world.base[family] / "preprocessor_config.json").is_file()
-    assert not (world.base[family].parent / "scratch" / "state.pt").exists()
+    assert not list((world.base[family].parent / "scratch").iterdir())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -351,6 +357,25 @@ def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tm
     )
 
 
+@pytest.mark.parametrize("plan", [False, True], ids=["dense", "factorised"])
+def test_a_trained_system_is_a_base_with_the_outputs_that_it_learnt(world, systems, tmp_path, plan):
+    source = systems["wav2vec2", "asr"].model
+    if plan:
+        wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
+        done(factorise, wish, tmp_path / "f.json", model=source, out=tmp_path / "low")
+        source = tmp_path / "low"
+    cfg = {"seed": 1, "family": "wav2vec2", "source": str(source)}
+    done(base, cfg, tmp_path / "base.json", out=tmp_path / "base")
+    before, after = load_model(source), load_model(tmp_path / "base")
+    assert after.meta == before.meta and bool(after.plan) == plan
+    old, new = before.state_dict(), after.state_dict()
+    assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old)
+    cfg, out = train_cfg("asr", "none"), tmp_path / "system"
+    paths = train_paths(world, "wav2vec2", out, model=tmp_path / "base")
+    record = done(train, cfg, out / "train.json", **paths)
+    assert not record["numbers"]["new_head"] and record["numbers"]["parameters_trained"] == 0
+
+
 def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):
     cfg = train_cfg("lid", "none")
     record = done(train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path, "lid"))
@@ -439,6 +464,55 @@ def test_base_sets_aside_and_counts(world, tmp_path):
     )
     counts = {"no text": 2, "normalises to nothing": 1, "CTC target longer than its frames": 1}
     assert record["numbers"]["set_aside"] == counts
+
+
+@pytest.mark.parametrize("change", [{"speed": [0.9, 1.1]}, {"noise": {}}, {"reverberation": {}}])
+def test_stored_features_cannot_be_augmented(world, tmp_path, capsys, change):
+    message = "train.jsonl.gz has stored features, which speed, noise and reverberation cannot change"
+    cfg = train_cfg(training=change)
+    refused(capsys, message, train, cfg, tmp_path / "t.json", **train_paths(world, "wav2vec2", tmp_path))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_samples_are_augmented_alike_by_any_number_of_workers(world, tmp_path, family):
+    raw = {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    change = {"speed": [0.9, 1.0, 1.1], "noise": {"snr": [5, 10]}, "reverberation": {"rt60": [0.1, 0.3]}}
+    found = {}
+    for name, keys in (("plain", {}), ("alone", change), ("workers", change | {"workers": 2})):
+        folder = tmp_path / name
+        done(train, train_cfg(training=keys), folder / "train.json", **train_paths(world, family, folder, **raw))
+        found[name] = load_file(folder / "model" / "model.safetensors")
+        assert not any((folder / "scratch").iterdir())
+    differs = {n for n, value in found["alone"].items() if not torch.equal(value, found["plain"][n])}
+    assert differs and all(torch.equal(value, found["workers"][n]) for n, value in found["alone"].items())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_speeds_set_aside_what_would_no_longer_fit(world, tmp_path, family):
+    """Whisper's window holds 1 s, 0.9 s at a speed of 0.9; CTC needs a frame (20 ms here) per label."""
+    (tmp_path / "wav").mkdir()
+    raw = {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
+    # 96 labels without repeats want 96 frames of 20 ms (1.935 s), which 1.99 s have, but not at a speed of 1.1.
+    text, seconds = ("ab" * 48, 1.99) if family == "wav2vec2" else ("ab", 0.95)
+    cuts = [*world.cuts["train"], utterance(tmp_path / "wav", "edge", text, "de", seconds=seconds)]
+    raw["train_cuts"] = tmp_path / "raw.jsonl.gz"
+    CutSet.from_cuts(cuts).to_file(raw["train_cuts"])
+    for speed, expected in (([], []), ([0.9, 1.1], ["edge"])):
+        folder = tmp_path / f"speeds{len(speed)}"
+        cfg = train_cfg(training={"speed": speed})
+        done(train, cfg, folder / "train.json", **train_paths(world, family, folder, **raw))
+        assert [row["id"] for row in table(folder / "set_aside.tsv")] == expected
+
+
+def test_whisper_on_waveforms_hears_what_it_hears_from_stored_log_mels(world, systems, tmp_path):
+    raw = world.corpus / "test.jsonl.gz"
+    out = tmp_path / "waveform" / "test.jsonl.gz"
+    done(features, {"kind": "waveform"}, tmp_path / "f.json", cuts=raw, base=world.base["whisper"], out=out)
+    stored = decode_with(world, systems, "whisper", "asr", tmp_path / "stored")
+    computed = decode_with(world, systems, "whisper", "asr", tmp_path / "computed", cuts=out)
+    assert computed["numbers"]["utterances"] == stored["numbers"]["utterances"] > 0
+    for name in ("hyp.txt", "ref.txt"):
+        assert (tmp_path / "stored" / name).read_bytes() == (tmp_path / "computed" / name).read_bytes()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -656,14 +730,14 @@ def kill(monkeypatch, stage, cfg, manifest, **paths):
         real = Trainer._evaluate
 
         def killed(self, dev):
-            if self.epoch == 2:
+            if self.epoch == 1:  # epochs behind it
                 raise KeyboardInterrupt
-            real(self, dev)
+            return real(self, dev)
 
         patch.setattr(Trainer, "_evaluate", killed)
         with pytest.raises(KeyboardInterrupt):
             run(stage, cfg, manifest, **paths)
-    assert not manifest.exists() and (paths["scratch"] / "state.pt").is_file() and not (paths["out"] / "model").exists()
+    assert not manifest.exists() and Checkpoints(paths["scratch"]).files() and not (paths["out"] / "model").exists()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -672,6 +746,19 @@ def test_a_killed_training_stage_goes_on(world, systems, tmp_path, monkeypatch, 
     kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
     again = done(train, train_cfg(), tmp_path / "train.json", **paths)
     assert again["outputs"] == systems[family, "asr"].record["outputs"]
+
+
+def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp_path, monkeypatch):
+    paths = train_paths(world, "wav2vec2", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "save_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert Checkpoints(paths["scratch"]).files()
+    monkeypatch.setattr(Stepper, "step", Mock(side_effect=AssertionError("a step was taken again")))
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]
+    assert not list(paths["scratch"].iterdir())
 
 
 @pytest.mark.parametrize(
@@ -723,12 +810,17 @@ def test_a_state_of_other_cuts_ends_a_pretraining(world, tmp_path, monkeypatch, 
 # --- several processes
 
 
-def torchrun(world, cfg, folder, processes=2, **changed):
-    """The stage train by two processes; the finished process."""
+def torchrun_command(world, cfg, folder, processes=2, **changed):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
     command += ["lowrank_speech.stages.train", "--cfg", json.dumps(cfg), "--manifest", str(folder / "train.json")]
     for name, path in train_paths(world, "wav2vec2", folder, **changed).items():
         command += [f"--{name.replace('_', '-')}", str(path)]
+    return command
+
+
+def torchrun(*arguments, **keys):
+    """The stage train by two processes; the finished process."""
+    command = torchrun_command(*arguments, **keys)
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
 
 
@@ -754,6 +846,31 @@ def test_two_processes_train_what_one_trains_with_twice_the_batches(world, tmp_p
     for a, b in zip(*rows, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_go_on_and_end_as_they_would_have_ended(world, tmp_path):
+    # Draws of each process: dropout and masks. A state after every update.
+    recipe = {"batch_seconds": 0.7, "dropout": 0.2, "spec_augment": {}, "average": 2, "keep": "last", "epochs": 4}
+    cfg = train_cfg(training=recipe | {"processes": 2, "workers": 1, "save_minutes": 1e-6})
+    whole = torchrun(world, cfg, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    states = Checkpoints(train_paths(world, "wav2vec2", folder)["scratch"])
+    with (folder / "log").open("w") as log:
+        running = subprocess.Popen(torchrun_command(world, cfg, folder), stdout=log, stderr=log)
+        while not states.files() and running.poll() is None:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) != 0
+    text = (folder / "log").read_text()
+    assert text.count("stopped by SIGTERM") == 1 and states.files() and not (folder / "train.json").exists(), text
+    again = torchrun(world, cfg, folder)
+    assert again.returncode == 0 and again.stderr.count("going on from") == 1, again.stderr
+    left, right = (json.loads((tmp_path / n / "train.json").read_text())["outputs"] for n in ("whole", "stopped"))
+    assert left == right
+    assert not list(states.folder.iterdir())
 
 
 def test_another_number_of_processes_than_the_configs_is_refused(world, tmp_path, capsys):

@@ -1,76 +1,40 @@
 """The training loop and its parts on tiny models: schedule, losses, what trains, kill and resume, masks."""
 
+import json
+import logging
 import math
+import re
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import soundfile
 import torch
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import Loader
-from lowrank_speech.features.inputs import Inputs
-from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
-from lowrank_speech.lang.tokens import CharTokens
-from lowrank_speech.lowrank.apply import factorise
-from lowrank_speech.lowrank.constraint import SemiOrthogonal
+from lowrank_speech.features.kept import keep
 from lowrank_speech.lowrank.lora import frozen_digest
-from lowrank_speech.models.folder import to_task
-from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set_dropout
+from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.stages.train import Lora
+from lowrank_speech.training import progress
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.augment import spec_augment
-from lowrank_speech.training.config import SpecAugment, TrainConfig
+from lowrank_speech.training.checkpoint import Checkpoints
+from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.objective import Errors, Losses, Objective
+from lowrank_speech.training.progress import events_folder
 from lowrank_speech.training.step import MOST_BAD_STEPS, schedule
 from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
-from tiny_models import WAV2VEC2, WHISPER
-
-TEXTS = ["ab", "ba c", "Aab!", "cc", "bca", "acb"]
+from tiny_training import TEXTS, lang_of, low_rank, make_cuts, setup_of, trainer_of
 
 
 @pytest.fixture(scope="module")
 def cuts(tmp_path_factory):
     """Six utterances; every character is a tone of its own."""
-    folder, rng, made = tmp_path_factory.mktemp("speech"), np.random.default_rng(1), []
-    time = np.arange(2400) / 16_000
-    for i, text in enumerate(TEXTS):
-        tones = [np.sin(2 * np.pi * (300 + 400 * "abc".find(c)) * time) * (c in "abc") for c in text.lower()]
-        wave = 0.3 * np.concatenate(tones) + 0.01 * rng.standard_normal(2400 * len(tones))
-        soundfile.write(folder / f"u{i}.wav", wave.astype(np.float32), 16_000)
-        recording = Recording.from_file(folder / f"u{i}.wav")
-        language = "de" if i % 2 else "en"
-        supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, recording.duration, text=text, language=language)
-        made.append(MonoCut(f"u{i}", 0.0, recording.duration, 0, [supervision], recording=recording))
-    return CutSet.from_cuts(made)
-
-
-def lang_of(languages=None):
-    return Lang("char", CharTokens.build("abc", languages), ("de", "en"), Normaliser(NormaliseConfig()), "0" * 64)
-
-
-def setup_of(task, seed=1):
-    """(model, lang, loader) of a task: ctc, seq2seq or classify."""
-    if task == "seq2seq":
-        lang = lang_of(["de", "en"])
-        return scratch_whisper(WHISPER, lang.tokens, seed), lang, Loader(Inputs("logmel", n_mels=12), 60)
-    lang = lang_of()
-    model = scratch_wav2vec2(WAV2VEC2, lang.tokens.size, seed)
-    if task == "classify":
-        model, _ = to_task(model, "classify", 2, ["de", "en"], seed=seed)
-    return model, lang, Loader(Inputs("waveform"), 60)
-
-
-def trainer_of(task, scratch, config, prepare=None, key="key"):
-    model, lang, loader = setup_of(task)
-    constraint = prepare(model) if prepare else None
-    objective = Objective(model, config, lang, lang.tokens, ["de", "en"])
-    return Trainer(model, objective, config, 1, scratch, key, loader, constraint)
+    return make_cuts(tmp_path_factory.mktemp("speech"))
 
 
 def state_of(trainer):
@@ -163,10 +127,10 @@ def test_ctc_errors_count_the_edits_of_the_greedy_path(cuts):
     objective = Objective(model, TrainConfig(), lang)
     arguments = (model, batch["features"], batch["lengths"], batch["cuts"])
     total = sum(len(lang.tokens.encode(lang.normalise(text))) for text in TEXTS)
-    assert objective.errors(*arguments) == (total, total)  # blanks alone
+    assert objective.errors(*arguments) == (total, total, len(TEXTS))  # blanks alone
     model.hf.lm_head.bias.data[lang.tokens.ids["a"]] = 1.0  # one "a" each
     having = sum("a" in text.lower() for text in TEXTS)
-    assert objective.errors(*arguments) == (total - having, total)
+    assert objective.errors(*arguments) == (total - having, total, 0)
 
 
 def test_auxiliary_losses_add_to_the_total_and_not_to_the_tasks_own(cuts):
@@ -297,7 +261,6 @@ def test_training_lowers_the_loss(task, cuts, tmp_path):
     first, last = trainer.history[0], trainer.history[-1]
     assert last["loss"] < 0.6 * first["loss"] and last["dev_loss"] < first["dev_loss"]
     assert numbers["dev_metric"] == min(row["dev_metric"] for row in trainer.history) < 0.7
-    assert not (tmp_path / "state.pt").exists()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == numbers["epochs"] == 40
 
 
@@ -307,10 +270,10 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(cuts, tmp_path, monke
 
     def fake(*_):
         seen.append(state_of(trainer))
-        return next(errors), 10
+        return Errors(next(errors), 10)
 
     monkeypatch.setattr(trainer.objective, "errors", fake)
-    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["dev_metric"] == 0.1
     assert_same(state_of(trainer), seen[1])
     assert not torch.equal(seen[1]["lm_head.weight"], seen[2]["lm_head.weight"])
@@ -319,17 +282,13 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(cuts, tmp_path, monke
 def test_patience_ends_a_run_that_gets_no_better(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=60, patience=2))
     errors = iter([5, 3, 4, 4, 4, 4, 4, 4, 4])
-    monkeypatch.setattr(trainer.objective, "errors", lambda *_: (next(errors), 10))
-    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    monkeypatch.setattr(trainer.objective, "errors", lambda *_: Errors(next(errors), 10))
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
 
 
-def low_rank(model):
-    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and "_dense" in n]
-    model.plan = dict.fromkeys(names, 4)
-    factorise(model.hf, model.plan)
-    freeze_for(model, "full", trains_head=True)
-    return SemiOrthogonal(model.hf, "floating", 1.0, 0.5, None, 1)
+def resumable(folder):
+    return Checkpoints(folder).files()
 
 
 RUNS = {
@@ -359,7 +318,6 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
         real = getattr(Trainer, where)
 
         def killed(self, *arguments):
-            # _evaluate is called after the epoch was counted.
             if self.epoch == 2:
                 raise KeyboardInterrupt
             return real(self, *arguments)
@@ -367,7 +325,7 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
         patch.setattr(Trainer, where, killed)
         with pytest.raises(KeyboardInterrupt):
             run("killed")
-    assert (tmp_path / "killed" / "state.pt").is_file()
+    assert resumable(tmp_path / "killed")
     assert not (tmp_path / "killed" / "metrics.jsonl").exists()
     resumed, again = run("killed", seed=99)
     assert_same(state_of(resumed), state_of(whole))
@@ -375,7 +333,26 @@ def test_a_killed_training_goes_on_and_ends_as_it_would_have_ended(case, where, 
     assert (tmp_path / "killed" / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     timed = ("seconds_train", "speech_seconds_per_second", "peak_bytes")
     assert {k: v for k, v in numbers.items() if k not in timed} == {k: v for k, v in again.items() if k not in timed}
+    resumed.checkpoints.clear()
     assert list((tmp_path / "killed").iterdir()) == [tmp_path / "killed" / "metrics.jsonl"]
+
+
+@pytest.mark.parametrize("task", ["ctc", "seq2seq"])
+def test_workers_and_cuts_on_disk_train_the_same_weights(task, cuts, tmp_path):
+    def run(name, workers, given):
+        config = TrainConfig(epochs=2, batch_seconds=1.5, dropout=0.2, spec_augment=SpecAugment(), workers=workers)
+        trainer = trainer_of(task, tmp_path / name, config)
+        trainer.loader = Loader(trainer.loader.inputs, workers=workers, augmentation=Augmentation(noise=Noise()))
+        torch.manual_seed(7)
+        trainer.run(given, given, tmp_path / name / "metrics.jsonl")
+        return state_of(trainer), trainer.history
+
+    kept = keep(cuts, tmp_path / "kept.jsonl")
+    whole, history = run("memory", 0, cuts)
+    for name, workers in (("disk", 0), ("workers", 2)):
+        weights, rows = run(name, workers, kept)
+        assert_same(weights, whole)
+        assert rows == history
 
 
 def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):
@@ -383,9 +360,25 @@ def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, config, key="a" * 64)
     trainer._save()
     other = trainer_of("ctc", tmp_path, config, key="b" * 64)
-    with pytest.raises(UserError, match=r"state\.pt belongs to a run with other settings.*remove it"):
+    with pytest.raises(
+        UserError, match=r"state-0-\w+\.pt belongs to a run with other settings or inputs \(aaaaaaaaaaaa, this is bbbb"
+    ):
         other.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert (tmp_path / "state.pt").is_file() and not (tmp_path / "metrics.jsonl").exists()
+    assert resumable(tmp_path) and not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("missing", ["stepper", "rng", "epoch"])
+def test_a_state_of_another_version_is_refused(missing, cuts, tmp_path):
+    config = TrainConfig(epochs=2, batch_seconds=60)
+    trainer = trainer_of("ctc", tmp_path, config)
+    trainer._save()
+    _, state = trainer.checkpoints.newest()
+    (state if missing in state else state["plain"]).pop(missing)
+    trainer.checkpoints.save(1, state)
+    with pytest.raises(
+        UserError, match=rf"state-1-\w+\.pt cannot be read: another version .* no '{missing}'\); remove"
+    ):
+        trainer_of("ctc", tmp_path, config).run(cuts, cuts, tmp_path / "metrics.jsonl")
 
 
 def not_finite(monkeypatch, trainer, which):
@@ -432,6 +425,151 @@ def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(cuts, tmp_path):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=5, batch_seconds=1.0, max_steps=4))
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert (numbers["steps"], numbers["epochs"]) == (4, 2) and trainer.history[0]["step"] == 3
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplog):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=1, batch_seconds=0.7, lr=0.01, keep="last"))
+    real, seen = trainer.objective.forward, []
+
+    def forward(model, *arguments):
+        found = real(model, *arguments)
+        if model.training:
+            seen.append(model.hf.lm_head.weight.detach().clone())
+            if len(seen) == 2:  # the loss is finite, its gradient is not
+                weight = model.hf.lm_head.weight
+                found.total = found.total + (0 * weight.sum()).abs().sqrt()
+        return found
+
+    monkeypatch.setattr(trainer.objective, "forward", forward)
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert numbers["steps_skipped"] == trainer.history[0]["skipped"] == 1
+    assert "step 2: the gradient's norm is nan; batch skipped" in caplog.text
+    assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
+    assert all(torch.isfinite(p).all() for p in trainer.model.hf.parameters())
+
+
+def test_an_epoch_of_which_every_step_was_skipped_has_no_loss(cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=60))
+    not_finite(monkeypatch, trainer, lambda number: number == 1)
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["loss"] is None, row["skipped"]) for row in rows] == [(True, 1), (False, 0)]
+
+
+# --- averages, blanks, and what a person sees
+
+
+def averaging(cuts, folder, monkeypatch, keep, errors):
+    """A run that averages three evaluations whose errors (and at last the mean's) are ``errors``, and their weights."""
+    config = TrainConfig(epochs=4, batch_seconds=60, lr=0.01, dropout=0.0, average=3, keep=keep)
+    trainer, errors, seen = trainer_of("ctc", folder, config), iter(errors), []
+
+    def fake(*_):
+        seen.append(state_of(trainer))
+        return Errors(next(errors), 10)
+
+    monkeypatch.setattr(trainer.objective, "errors", fake)
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
+    return trainer, trainer.run(cuts, cuts, folder / "metrics.jsonl"), seen
+
+
+@pytest.mark.parametrize(("keep", "errors"), [("best", [5, 3, 4, 4, 3]), ("last", [5, 3, 4, 4, 8])])
+def test_the_mean_of_the_last_evaluations_is_the_result(keep, errors, cuts, tmp_path, monkeypatch):
+    trainer, numbers, seen = averaging(cuts, tmp_path, monkeypatch, keep, errors)
+    final = state_of(trainer)
+    assert (numbers["averaged"], numbers["dev_metric"]) == (3, errors[-1] / 10)
+    for name, found in final.items():
+        expected = torch.stack([state[name].double() for state in seen[1:4]]).mean(0)
+        assert torch.equal(found, expected.to(found.dtype)), name
+    assert not torch.equal(final["lm_head.weight"], seen[3]["lm_head.weight"])
+
+
+def test_a_mean_that_is_worse_on_dev_than_the_best_epoch_is_not_taken(cuts, tmp_path, monkeypatch):
+    trainer, numbers, seen = averaging(cuts, tmp_path, monkeypatch, "best", [5, 3, 4, 4, 4])
+    assert (numbers["averaged"], numbers["dev_metric"]) == (0, 0.3)
+    assert_same(state_of(trainer), seen[1])
+
+
+def blank(trainer):
+    """Make CTC output blanks alone, and keep it there."""
+    with torch.no_grad():
+        trainer.model.hf.lm_head.weight.zero_()
+        trainer.model.hf.lm_head.bias.zero_()
+        trainer.model.hf.lm_head.bias[0] = 5.0
+    return trainer
+
+
+def test_blank_output_is_reported_and_ends_the_run_where_asked(cuts, tmp_path, caplog):
+    keys = {"epochs": 4, "batch_seconds": 60, "lr": 1e-9, "head_lr": 1e-9}
+    numbers = blank(trainer_of("ctc", tmp_path, TrainConfig(**keys))).run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert numbers["epochs"] == 4 and caplog.text.count("CTC's output is blank alone for all of dev") == 4
+    trainer = blank(trainer_of("ctc", tmp_path / "stopped", TrainConfig(**keys, blank_patience=2)))
+    with pytest.raises(UserError, match=r"step 2: .* in 2 evaluations in a row \(blank_patience\): train longer"):
+        trainer.run(cuts, cuts, tmp_path / "stopped" / "metrics.jsonl")
+
+
+def test_output_that_is_not_blank_everywhere_is_no_collapse(cuts, tmp_path, monkeypatch, caplog):
+    config = TrainConfig(epochs=4, batch_seconds=60, blank_patience=2)
+    trainer, blanks = trainer_of("ctc", tmp_path, config), iter([6, 5, 6, 0])
+    monkeypatch.setattr(trainer.objective, "errors", lambda *_: Errors(3, 10, next(blanks)))
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
+    assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
+    assert [row["dev_blank"] for row in trainer.history] == pytest.approx([1, 5 / 6, 1, 0])
+    assert caplog.text.count("blank alone") == 2
+
+
+def test_bytes_of_optimiser_and_gradients_are_those_of_the_tensors(cuts, tmp_path):
+    config = TrainConfig(epochs=1, batch_seconds=60)
+    trainer = trainer_of("ctc", tmp_path, config, lambda model: freeze_for(model, "head", trains_head=True))
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    head = trainer.model.hf.lm_head
+    size = head.weight.nbytes + head.bias.nbytes
+    assert numbers["bytes"]["gradients"] == size == 4 * numbers["parameters_trained"]
+    assert numbers["bytes"]["optimiser"] == 2 * size + 2 * 4  # two moments, and the count of steps of each tensor
+
+
+def test_lines_in_the_log_where_there_is_no_terminal(cuts, tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    trainer_of("ctc", tmp_path, TrainConfig(epochs=1, batch_seconds=0.7)).run(cuts, cuts, tmp_path / "metrics.jsonl")
+    lines = [line for line in caplog.messages if line.startswith("step ")]
+    pattern = r"step (\d) of 5, epoch 1, loss \d+\.\d{3}, \d+ s of speech per second, \d\d:\d\d left"
+    assert [re.fullmatch(pattern, line)[1] for line in lines] == ["1", "2", "3", "4", "5"]
+    assert "parameters trained" in caplog.messages[-1]
+
+
+def test_curves_of_a_killed_run_go_on_where_its_state_is(cuts, tmp_path, monkeypatch):
+    config = TrainConfig(epochs=2, batch_seconds=0.7, tensorboard=True)
+    events = events_folder(config, tmp_path / "events")
+
+    def run(steps):
+        trainer = trainer_of("ctc", tmp_path / "scratch", config)
+        trainer.events = events
+        real = trainer.stepper.step
+
+        def step(*arguments):
+            if trainer.step == steps:
+                raise KeyboardInterrupt
+            return real(*arguments)
+
+        trainer.stepper.step = step
+        return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(7)  # two steps after the last state
+    trainer, _ = run(None)
+    found = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in found.Scalars("step/loss")] == list(range(1, 10))
+    assert [event.step for event in found.Scalars("epoch/dev_metric")] == [row["step"] for row in trainer.history]
+    trainer.checkpoints.clear()
+    run(None)  # a new run starts new curves
+    assert len(EventAccumulator(str(events)).Reload().Scalars("step/loss")) == 9
+
+
+def test_curves_only_where_asked_for(tmp_path):
+    assert events_folder(TrainConfig(), tmp_path) is None
+    with pytest.raises(UserError, match="--tensorboard"):
+        events_folder(TrainConfig(tensorboard=True), None)
 
 
 # --- SpecAugment

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.batches import sampler
+from lowrank_speech.features.batches import batch_numbers
+from lowrank_speech.features.kept import numbered
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.memory import SavedTensors, explained, largest, rehearse
-from tiny_steps import full, lora, low_rank, low_rank_lora, tiny_cuts, tiny_trainer, weights
+from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
 
 
 def of(*seconds):
@@ -18,11 +19,12 @@ def of(*seconds):
 
 
 def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_longest_cut():
-    assert largest([of(1, 1, 1), of(4, 1), of(2, 2)]) == of(4, 1)
-    assert largest([of(2, 2), of(4), of(1, 1, 1, 1)]) == of(4)
-    cuts = tiny_cuts()
-    found = largest(sampler(cuts, 1.0, 1, 0))
-    sizes = [max(c.duration for c in batch) * len(batch) for batch in sampler(cuts, 1.0, 1, 0)]
+    assert largest([[0, 1, 2], [3, 4], [5, 6]], np.array([1, 1, 1, 4, 1, 2, 2])) == [3, 4]
+    assert largest([[0, 1], [2], [3, 4, 5, 6]], np.array([2, 2, 4, 1, 1, 1, 1])) == [2]
+    cuts = numbered(drawn_cuts())
+    batches = [[cuts[i] for i in batch] for batch in batch_numbers(cuts, 1.0, 1, 0)]
+    found = [cuts[i] for i in largest(batch_numbers(cuts, 1.0, 1, 0), cuts.durations)]
+    sizes = [max(c.duration for c in batch) * len(batch) for batch in batches]
     assert len(sizes) > 2 and max(c.duration for c in found) * len(found) == max(sizes)
 
 
@@ -37,10 +39,10 @@ def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_l
 def test_a_rehearsal_changes_no_result(task, keys, tmp_path):
     def run(dry_run):
         config = TrainConfig(epochs=2, batch_seconds=1.0, dropout=0.2, dry_run=dry_run, **keys)
-        trainer = tiny_trainer(task, tmp_path, config, low_rank)
+        trainer = drawn_trainer(task, tmp_path / str(dry_run), config, low_rank)
         torch.manual_seed(3)
         np.random.seed(3)
-        cuts = tiny_cuts()
+        cuts = drawn_cuts()
         return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl"), np.random.rand()
 
     one, with_it, draw = run(True)
@@ -52,9 +54,9 @@ def test_a_rehearsal_changes_no_result(task, keys, tmp_path):
 
 
 def test_a_rehearsal_leaves_no_gradient_no_state_and_no_count(tmp_path):
-    trainer = tiny_trainer("ctc", tmp_path, TrainConfig(), full)
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(), full)
     trainer.model.eval()
-    found = rehearse(trainer.stepper, trainer.loader.collate(list(tiny_cuts())))
+    found = rehearse(trainer.stepper, trainer.loader.collate(list(drawn_cuts())))
     assert found > 0 and trainer.step == 0 and not trainer.optimiser.state and not trainer.model.training
     assert all(p.grad is None for p in trainer.stepper.parameters)
 
@@ -69,13 +71,13 @@ CPU_LINE = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: c
     "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError(CPU_LINE), MemoryError()]
 )
 def test_out_of_memory_names_the_batch_and_what_to_lower(error, tmp_path, monkeypatch):
-    trainer = tiny_trainer("ctc", tmp_path, TrainConfig(batch_seconds=30))
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(batch_seconds=30))
 
     def forward(*_):
         raise error
 
     monkeypatch.setattr(trainer.objective, "forward", forward)
-    batch = trainer.loader.collate(list(tiny_cuts())[:4])
+    batch = trainer.loader.collate(list(drawn_cuts())[:4])
     line = (
         r"^out of memory on a batch of 4 utterances, 2\.4 s with padding \(longest: u1, 0\.6 s\): lower "
         r"training\.batch_seconds \(30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or set "
@@ -110,12 +112,12 @@ def test_advice_leaves_out_what_is_done_already_and_other_errors_pass():
 @pytest.mark.parametrize(("prepare", "dtype"), [(full, "fp32"), (low_rank_lora, "fp32"), (lora, "bf16")])
 def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
     config = TrainConfig(epochs=1, batch_seconds=60, precision=dtype, frozen_dtype=dtype)
-    trainer = tiny_trainer("ctc", tmp_path, config, prepare)
+    trainer = drawn_trainer("ctc", tmp_path, config, prepare)
     held = {id(p): p.numel() * p.element_size() for p in trainer.model.hf.parameters()}
     buffers = sum(b.numel() * b.element_size() for b in trainer.model.hf.buffers())
     trained = {n: p.numel() for n, p in trainer.model.hf.named_parameters() if p.requires_grad}
     trained.pop("wav2vec2.masked_spec_embed", None)  # of transformers' SpecAugment, which is off: no gradient
-    cuts = tiny_cuts()
+    cuts = drawn_cuts()
     found = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
     assert found["weights"] == sum(held.values()) + buffers
     assert found["gradients"] == 4 * sum(trained.values())

@@ -17,7 +17,7 @@ from lowrank_speech.training.memory import SavedTensors
 from lowrank_speech.training.precision import FrozenWeights, autocast, check
 from lowrank_speech.training.step import MOST_BAD_STEPS
 from tiny_models import MEMBERS, member, speech
-from tiny_steps import full, lora, low_rank, low_rank_lora, tiny_cuts, tiny_setup, tiny_trainer, weights
+from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, setup_of, weights
 
 CPU = torch.device("cpu")
 PREPARED = {"full": full, "low-rank": low_rank, "lora": lora, "low-rank lora": low_rank_lora}
@@ -25,7 +25,7 @@ PREPARED = {"full": full, "low-rank": low_rank, "lora": lora, "low-rank lora": l
 
 def batches_of(trainer, *sizes):
     """Batches of the first cuts, of these sizes."""
-    cuts = list(tiny_cuts())
+    cuts = list(drawn_cuts())
     ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
     return [trainer.loader.collate(cuts[end - n : end]) for n, end in zip(sizes, ends, strict=True)]
 
@@ -64,7 +64,7 @@ def assert_close(left, right, **tolerance):
     ],
 )
 def test_small_batches_give_the_gradient_of_the_large_one(task, keys, tmp_path, monkeypatch):
-    trainer = tiny_trainer(task, tmp_path, TrainConfig(accumulate=3, clip=1e9, **keys))
+    trainer = drawn_trainer(task, tmp_path, TrainConfig(accumulate=3, clip=1e9, **keys))
     small, one = gradients(trainer, batches_of(trainer, 5, 1, 2), monkeypatch)
     large, other = gradients(trainer, batches_of(trainer, 8), monkeypatch)
     assert_close(small, large, atol=1e-6, rtol=1e-4)
@@ -77,7 +77,7 @@ def test_small_batches_give_the_gradient_of_the_large_one(task, keys, tmp_path, 
 
 def test_units_are_those_of_the_losses(tmp_path):
     for task, keys in (("ctc", {}), ("seq2seq", {"ctc_weight": 1.0, "language_weight": 1.0}), ("classify", {})):
-        trainer = tiny_trainer(task, tmp_path, TrainConfig(**keys))
+        trainer = drawn_trainer(task, tmp_path, TrainConfig(**keys))
         for batch in batches_of(trainer, 3, 4):
             found = trainer.stepper.losses(batch)
             assert [n for _, _, n in found.terms] == trainer.objective.units(trainer.model, batch)
@@ -86,8 +86,8 @@ def test_units_are_those_of_the_losses(tmp_path):
 
 
 def test_an_epoch_has_an_update_for_each_group_of_batches(tmp_path):
-    cuts = tiny_cuts()
-    trainer = tiny_trainer("classify", tmp_path, TrainConfig(epochs=2, batch_seconds=0.1, accumulate=3))
+    cuts = drawn_cuts()
+    trainer = drawn_trainer("classify", tmp_path, TrainConfig(epochs=2, batch_seconds=0.1, accumulate=3))
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert numbers["steps"] == 2 * math.ceil(len(cuts) / 3)  # a cut is a batch
 
@@ -96,7 +96,7 @@ def test_an_epoch_has_an_update_for_each_group_of_batches(tmp_path):
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
-    trainer = tiny_trainer("ctc", tmp_path, TrainConfig(accumulate=2), low_rank)
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(accumulate=2), low_rank)
     head = trainer.model.hf.lm_head.weight
     handle = head.register_hook(lambda g: g * math.nan)
     before = weights(trainer)
@@ -109,6 +109,46 @@ def test_a_gradient_that_is_not_finite_changes_nothing(tmp_path):
     handle.remove()
     trainer.stepper.bad_steps = 0
     assert trainer.stepper.step(batches_of(trainer, 3, 3), 100).units > 0
+
+
+# --- masks
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("task", ["ctc", "classify"])
+def test_masks_are_laid_on_what_the_front_end_makes_of_waveforms(task, precision, tmp_path):
+    masks = SpecAugment(time_share=0.5, feature_width=4)
+    trainer = drawn_trainer(task, tmp_path, TrainConfig(spec_augment=masks, precision=precision))
+    stepper, batch = trainer.stepper, batches_of(trainer, 4)[0]
+    with torch.no_grad(), autocast(precision, CPU):
+        features = trainer.model.conv_features(batch["features"], batch["lengths"])
+    frames = trainer.model.conv_lengths(batch["lengths"])
+    for row, length in zip(features, frames.tolist(), strict=True):
+        row[length:] = 0  # as stored features are padded
+    stored = {"cuts": batch["cuts"], "features": features, "lengths": frames}
+
+    def loss(given, seed):
+        stepper.generator.manual_seed(seed)
+        return stepper.losses(given).total
+
+    for seed in range(3):
+        torch.testing.assert_close(loss(batch, seed), loss(stored, seed), rtol=1e-5, atol=1e-6)
+    stepper.config = dataclasses.replace(trainer.config, spec_augment=None)
+    plain = loss(batch, 0)
+    torch.testing.assert_close(plain, loss(stored, 0), rtol=1e-5, atol=1e-6)
+    stepper.config = trainer.config
+    assert all(abs(loss(batch, seed) - plain) > 1e-4 for seed in range(3))
+    assert loss(batch, 0) != loss(batch, 1)
+    loss(batch, 0).backward()
+    assert all(p.grad is None for p in trainer.model.front_end())
+
+
+def test_a_front_end_that_trains_learns_through_the_masks(tmp_path):
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(spec_augment=SpecAugment()))
+    for p in trainer.model.front_end():
+        p.requires_grad_(True)
+    trainer.stepper.losses(batches_of(trainer, 4)[0]).total.backward()
+    assert all(p.grad.abs().max() > 0 for p in trainer.model.front_end())
 
 
 # --- gradient checkpointing
@@ -125,7 +165,7 @@ def test_checkpointing_changes_no_loss_and_no_gradient_of_any_member(name):
 @pytest.mark.parametrize("prepared", PREPARED)
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
 def test_checkpointing_changes_no_loss_and_no_gradient_of_any_adaptation(task, prepared, tmp_path):
-    trainer = tiny_trainer(task, tmp_path, TrainConfig(), PREPARED[prepared])
+    trainer = drawn_trainer(task, tmp_path, TrainConfig(), PREPARED[prepared])
     batch = batches_of(trainer, 4)[0]
     compare_checkpointing(trainer.model, lambda: trainer.stepper.losses(batch).total)
 
@@ -165,7 +205,7 @@ def test_what_is_frozen_costs_no_gradient_no_state_and_below_what_trains_no_acti
         (layer.feed_forward.output_dense if task == "ctc" else layer.fc2).requires_grad_(True)
 
     def saved(prepare):
-        trainer = tiny_trainer(task, tmp_path, TrainConfig(), prepare)
+        trainer = drawn_trainer(task, tmp_path, TrainConfig(), prepare)
         batch = batches_of(trainer, 4)[0]
         trainer.model.train()
         with SavedTensors(trainer.model.parameters()) as kept:
@@ -181,7 +221,7 @@ def test_what_is_frozen_costs_no_gradient_no_state_and_below_what_trains_no_acti
 
 
 def test_a_frozen_front_end_saves_nothing():
-    model, _, _ = tiny_setup("ctc")
+    model, _, _ = setup_of("ctc")
     full(model)
     with SavedTensors(model.parameters()) as kept:
         model.conv_features(torch.randn(2, 8000), torch.tensor([8000, 6000]))
@@ -226,11 +266,11 @@ def test_lora_on_a_base_in_bf16_learns_and_merges_into_its_own_weights(task, set
     config = TrainConfig(
         epochs=12, batch_seconds=60, lr=0.02, head_lr=0.01, keep="last", precision="bf16", frozen_dtype="bf16"
     )
-    trainer = tiny_trainer(task, tmp_path, config, lambda model: lora(model, **settings))
+    trainer = drawn_trainer(task, tmp_path, config, lambda model: lora(model, **settings))
     held = [p for p in trainer.model.hf.parameters() if p.dtype == torch.bfloat16]
     assert held and not any(p.requires_grad for p in held)
-    reference = tiny_trainer(task, tmp_path / "other", TrainConfig(), lambda model: lora(model, **settings))
-    cuts = tiny_cuts()
+    reference = drawn_trainer(task, tmp_path / "other", TrainConfig(), lambda model: lora(model, **settings))
+    cuts = drawn_cuts()
     trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert trainer.history[-1]["loss"] < trainer.history[0]["loss"]
     assert frozen_digest(trainer.model.hf) == frozen_digest(reference.model.hf)
@@ -245,22 +285,22 @@ def test_lora_on_a_base_in_bf16_learns_and_merges_into_its_own_weights(task, set
 
 def test_a_killed_training_on_a_base_in_bf16_goes_on_as_if_nothing_had_been(tmp_path, monkeypatch):
     config = TrainConfig(epochs=3, batch_seconds=0.7, keep="last", precision="bf16", frozen_dtype="bf16", accumulate=2)
-    cuts = tiny_cuts()
-    whole = tiny_trainer("ctc", tmp_path / "whole", config, low_rank_lora)
+    cuts = drawn_cuts()
+    whole = drawn_trainer("ctc", tmp_path / "whole", config, low_rank_lora)
     whole.run(cuts, cuts, tmp_path / "whole.jsonl")
-    killed = tiny_trainer("ctc", tmp_path / "killed", config, low_rank_lora)
+    killed = drawn_trainer("ctc", tmp_path / "killed", config, low_rank_lora)
 
     real = killed._evaluate
 
     def evaluate(dev):
         if killed.epoch == 2:
             raise KeyboardInterrupt
-        real(dev)
+        return real(dev)
 
     monkeypatch.setattr(killed, "_evaluate", evaluate)
     with pytest.raises(KeyboardInterrupt):
         killed.run(cuts, cuts, tmp_path / "killed.jsonl")
-    resumed = tiny_trainer("ctc", tmp_path / "killed", config, low_rank_lora)
+    resumed = drawn_trainer("ctc", tmp_path / "killed", config, low_rank_lora)
     resumed.run(cuts, cuts, tmp_path / "killed.jsonl")
     assert resumed.history == whole.history
     assert all(torch.equal(p, weights(resumed)[n]) for n, p in weights(whole).items())
@@ -272,9 +312,9 @@ def test_a_killed_training_on_a_base_in_bf16_goes_on_as_if_nothing_had_been(tmp_
 
 def test_the_constraint_works_on_float32_weights_in_bf16(tmp_path):
     config = TrainConfig(epochs=6, batch_seconds=60, lr=0.005, keep="last", precision="bf16")
-    trainer = tiny_trainer("ctc", tmp_path, config, low_rank)
+    trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
     trainer.constraint.every, trainer.constraint.probability = 1, 1.0
-    cuts = tiny_cuts()
+    cuts = drawn_cuts()
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert all(p.dtype == torch.float32 for p in trainer.model.hf.parameters())
     assert all(v.dtype == torch.float32 for s in trainer.optimiser.state.values() for v in s.values())
@@ -283,7 +323,7 @@ def test_the_constraint_works_on_float32_weights_in_bf16(tmp_path):
 
 def test_fp16_needs_cuda(tmp_path):
     with pytest.raises(UserError, match=r"training\.precision: fp16 is for CUDA alone.*this is cpu: take bf16 or fp32"):
-        tiny_trainer("ctc", tmp_path, TrainConfig(precision="fp16", device="cpu"))
+        drawn_trainer("ctc", tmp_path, TrainConfig(precision="fp16", device="cpu"))
     check("fp16", torch.device("cuda"))
 
 
@@ -293,8 +333,8 @@ def test_fp16_needs_cuda(tmp_path):
 def test_fp16_on_cuda_learns_and_scales_its_loss(prepared, tmp_path):
     frozen = "fp16" if "lora" in prepared else "fp32"
     config = TrainConfig(epochs=20, batch_seconds=60, lr=0.01, keep="last", precision="fp16", frozen_dtype=frozen)
-    trainer = tiny_trainer("ctc", tmp_path, config, PREPARED[prepared])
-    cuts = tiny_cuts()
+    trainer = drawn_trainer("ctc", tmp_path, config, PREPARED[prepared])
+    cuts = drawn_cuts()
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert trainer.history[-1]["loss"] < 0.8 * trainer.history[0]["loss"]
     assert trainer.stepper.scaler.get_scale() > 1 and numbers["bytes"]["activations"] > 0
@@ -315,7 +355,7 @@ def test_settings_that_do_not_go_together_are_refused():
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler, which compile needs")
 def test_compiled_layers_give_the_same_losses(tmp_path):
     def losses(**keys):
-        trainer = tiny_trainer("ctc", tmp_path, TrainConfig(gradient_checkpointing=True, **keys), low_rank)
+        trainer = drawn_trainer("ctc", tmp_path, TrainConfig(gradient_checkpointing=True, **keys), low_rank)
         trainer.model.train()
         made = [trainer.stepper.step([b], 10).task_sum for b in batches_of(trainer, 3, 2)]
         compiled = [m for m in trainer.model.hf.modules() if m._compiled_call_impl is not None]
@@ -328,7 +368,7 @@ def test_compiled_layers_give_the_same_losses(tmp_path):
 
 
 def test_compiling_without_a_compiler_is_an_error_of_the_user(monkeypatch):
-    model, _, _ = tiny_setup("ctc")
+    model, _, _ = setup_of("ctc")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=r"training\.compile: .*no-such-compiler is not to be found"):
@@ -336,7 +376,7 @@ def test_compiling_without_a_compiler_is_an_error_of_the_user(monkeypatch):
 
 
 def test_a_compilation_that_fails_is_an_error_of_the_user(tmp_path, monkeypatch):
-    trainer = tiny_trainer("ctc", tmp_path, TrainConfig())
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig())
     trainer.stepper.config = dataclasses.replace(trainer.config, compile=True)
 
     def forward(*_):
@@ -350,7 +390,7 @@ def test_a_compilation_that_fails_is_an_error_of_the_user(tmp_path, monkeypatch)
 def test_the_8_bit_optimiser_needs_its_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError, match="adamw8bit needs the package bitsandbytes"):
-        tiny_trainer("ctc", tmp_path, TrainConfig(optimiser="adamw8bit"))
+        drawn_trainer("ctc", tmp_path, TrainConfig(optimiser="adamw8bit"))
 
 
 # --- state
@@ -358,7 +398,7 @@ def test_the_8_bit_optimiser_needs_its_package(tmp_path, monkeypatch):
 
 def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path):
     config = TrainConfig(accumulate=2, dropout=0.1, spec_augment=SpecAugment())
-    first = tiny_trainer("seq2seq", tmp_path, config)
+    first = drawn_trainer("seq2seq", tmp_path, config)
     batches = batches_of(first, 3, 3)
     first.model.train()
     first.stepper.step(batches, 10)
@@ -366,7 +406,7 @@ def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path):
     torch.save(state, tmp_path / "state.pt")
     torch.manual_seed(4)
     first.stepper.step(batches, 10)
-    second = tiny_trainer("seq2seq", tmp_path, config)
+    second = drawn_trainer("seq2seq", tmp_path, config)
     second.model.train()
     with torch.no_grad():
         for name, p in second.model.hf.named_parameters():

@@ -59,6 +59,14 @@ def refused(config: dict[str, Any]) -> str:
     return str(caught.value)
 
 
+def test_samples_can_be_augmented_where_they_are_read():
+    config = edited("training", {"speed": [0.9, 1.1], "noise": {"snr": [5, 10]}, "reverberation": {}, "workers": 2})
+    for base in config["bases"].values():
+        base["features"] = "waveform"
+        base.pop("features_dtype", None)
+    checked(config)
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
 def test_experiments_are_valid(path: Path):
     checked(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -137,6 +145,13 @@ def test_schema_errors_name_key_and_place(path, value, message):
             "bases.whisper.features: 'conv' does not fit the family whisper; it takes log",
         ),
         ("bases.wav2vec2.features", "logmel", "bases.wav2vec2.features: 'logmel' does not fit the family wav2vec2"),
+        (
+            "training.speed",
+            [0.9, 1.1],
+            "training.speed: it changes samples, and the system whisper/asr/full reads",
+        ),
+        ("training.noise", {"snr": [5, 10]}, "training.noise: it changes samples"),
+        ("training.reverberation", {"rt60": [0.2, 0.4]}, "training.reverberation: it changes samples"),
         ("bases.wav2vec2.features", "fbank", "bases.wav2vec2.features: 'fbank' does not fit the family wav2vec2"),
         ("bases.wav2vec2.features_dtype", "float16", "bases.wav2vec2.features_dtype: waveforms are not stored"),
         ("bases.whisper.source", "openai/whisper-tiny", "bases.whisper.pretrain: this belongs to source: scratch"),
@@ -309,7 +324,7 @@ def sections() -> dict[str, tuple[type, set[str]]]:
     from lowrank_speech.lang import normalise
     from lowrank_speech.scoring.options import ScoreOptions
     from lowrank_speech.stages import base, calibrate, decode, factorise, lang, report, train
-    from lowrank_speech.training.config import CtcConfig, SpecAugment, TrainConfig
+    from lowrank_speech.training.config import CtcConfig, Noise, Reverberation, SpecAugment, TrainConfig
 
     return {
         "digits": (digits.Config, set()),
@@ -332,6 +347,8 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "training": (TrainConfig, set()),
         "training.spec_augment": (SpecAugment, set()),
         "training.ctc": (CtcConfig, set()),
+        "training.noise": (Noise, set()),
+        "training.reverberation": (Reverberation, set()),
         "task": (train.Task, {"corpus", "train", "dev", "test", "training"}),
         "segment": (train.Segment, set()),
         "lora": (train.Lora, set()),

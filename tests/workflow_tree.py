@@ -110,7 +110,7 @@ class Tree:
         """The commands of all stages that would run."""
         done = self.snakemake(*arguments, "--dry-run", "--printshellcmds")
         assert done.returncode == 0, done.stdout
-        return re.findall(r"^Shell command: (python .*)$", done.stdout, flags=re.MULTILINE)
+        return re.findall(r"^Shell command: ((?:exec )?python .*)$", done.stdout, flags=re.MULTILINE)
 
 
 def job_stats(text: str) -> dict[str, int]:

@@ -1,19 +1,22 @@
-"""The command line for people: score files, count parameters.
+"""The command line for people: score files, count parameters, factorise a model.
 
     lowrank-speech score asr REF HYP
     lowrank-speech score lid SCORES LABELS
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
+    lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
 
 Results go to stdout, as text or (``--json``) as one JSON value; errors are one line on stderr and exit code 2.
 The libraries are imported when a command needs them, so that ``--help`` answers at once.
 """
 
+import contextlib
 import functools
 import importlib.metadata
 import json
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -34,7 +37,7 @@ app = typer.Typer(
 score_app = typer.Typer(no_args_is_help=True, help="Score hypotheses or language scores against references.")
 app.add_typer(score_app, name="score")
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON value; rates are fractions.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value; rates and shares are fractions.")]
 Bootstrap = Annotated[int, typer.Option(help="Resamples behind the intervals; 0: no intervals.", metavar="N")]
 Confidence = Annotated[float, typer.Option(help="Mass of the intervals.", metavar="SHARE")]
 Seed = Annotated[int, typer.Option(help="Seed of the resamples.", min=0)]
@@ -191,6 +194,84 @@ def params(
 
     result = count(model=model, preset=preset, layers=layers, rank=rank, reduction=reduction)
     show(result, lambda: text.params_lines(result), as_json)
+
+
+@app.command("factorise")
+@friendly
+def factorise(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder (ours or the hub's layout) or hub name.")],
+    out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not exist.")],
+    layers: Annotated[
+        list[str] | None, typer.Option(help="ffn, attention, all, or a name pattern; may be repeated.  [default: ffn]")
+    ] = None,
+    reduction: Annotated[float | None, typer.Option(help="Share of the whole model's parameters to save.")] = None,
+    rank: Annotated[int | None, typer.Option(help="In its place: one rank for all layers.")] = None,
+    fraction: Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")] = None,
+    allocate: Annotated[bool, typer.Option("--allocate", help="Spread the ranks to lose least energy.")] = False,
+    multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
+    init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How the factors start.")] = "svd",
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Lhotse cuts to calibrate on (init activation).", metavar="CUTS")
+    ] = None,
+    utterances: Annotated[int, typer.Option(help="How many of them, drawn by the seed.", min=1)] = 64,
+    moments: Annotated[
+        Path | None, typer.Option(help="In their place: moments of the stage calibrate.", metavar="FILE")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the draw of utterances and of init random.", min=0)] = 1,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the report as JSON.", metavar="FILE")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replace linear layers of a model by two low-rank factors each, layer by layer.
+
+    Exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report has
+    the error of each layer's output, whatever the init.
+    """
+    from lowrank_speech.artefact import write_json
+    from lowrank_speech.lowrank.recipe import Factorise
+
+    recipe = Factorise(tuple(layers or ("ffn",)), rank, fraction, keep, energy, reduction, allocate, multiple_of, init)
+    _check_files(out, init, calibrate, moments)
+    from lowrank_speech.models.factorising import factorise_model, open_dense
+    from lowrank_speech.scoring import text
+
+    model, folder = open_dense(source, revision)
+    with contextlib.ExitStack() as until_done:
+        if calibrate is not None:
+            from lowrank_speech.training import calibration
+
+            # Beside the result: several gigabytes for a large model.
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
+            moments = Path(scratch) / "moments.safetensors"
+            calibration.calibrate(model, folder, calibrate, moments, recipe.layers, utterances, seed)
+        try:
+            result = factorise_model(model, recipe, out, folder, moments, seed)
+        except ValueError as error:
+            raise UserError(f"{source}: {error}") from error
+    if report is not None:
+        write_json(report, result)
+    if plot is not None:
+        from lowrank_speech.reporting.spectra import write_spectra
+
+        write_spectra(plot, result["layers"])
+    show(result, lambda: text.factorise_lines(result), as_json)
+
+
+def _check_files(out: Path, init: str, cuts: Path | None, moments: Path | None) -> None:
+    """What can be said before anything large is opened."""
+    if out.exists():
+        raise UserError(f"{out} exists: remove it, or name another folder")
+    if cuts is not None and moments is not None:
+        raise UserError("give either --calibrate CUTS or --moments FILE, not both")
+    if init == "activation" and cuts is None and moments is None:
+        raise UserError("--init activation needs --calibrate CUTS or --moments FILE")
+    for path in (cuts, moments):
+        if path is not None and not path.is_file():
+            raise UserError(f"{path}: no such file")
 
 
 def _map(path: Path | None) -> dict[str, str] | None:

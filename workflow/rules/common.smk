@@ -65,6 +65,11 @@ def scratch_folder(wildcards, output):
     return layout.scratch(os.path.dirname(output.manifest))
 
 
+def tensorboard_folder(wildcards, output):
+    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are no outputs."""
+    return layout.tensorboard(os.path.dirname(output.manifest))
+
+
 def folder_of(name):
     """The folder of the input `name`."""
     return lambda wildcards, input: os.path.dirname(input[name])

@@ -35,7 +35,10 @@ rule train:
         lang=option("--lang", "lang", folder=True),
         out=out_folder,
         scratch=scratch_folder,
+        tensorboard=tensorboard_folder,
     shell:
-        "python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --model {params.model:q}"
+        # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
+        "exec python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --model {params.model:q}"
         " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} {params.lang}"
-        " --out {params.out:q} --scratch {params.scratch:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        " --out {params.out:q} --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
+        " --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -1,6 +1,7 @@
 """What a model eats, computed from a cut's samples: the waveform itself, filterbanks, or Whisper's log-mel."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +26,11 @@ class Inputs:
     normalise: bool = True
     n_mels: int = 80
 
-    def __call__(self, cut: Any) -> Tensor:
-        """The input for a cut; UserError with its id where it is too short."""
+    def __call__(self, cut: Any, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """The input for a cut, whose samples ``change`` may alter; UserError with its id where it is too short."""
         audio = torch.from_numpy(np.ascontiguousarray(cut.load_audio()[0], dtype=np.float32))
         try:
-            return self.of(audio)
+            return self.of(audio if change is None else change(audio))
         except ValueError as error:
             raise UserError(f"utterance {cut.id}: {error}; raise the corpus's min_seconds") from error
 

@@ -1,7 +1,11 @@
-"""Which utterances a task can use: the others are set aside, with the reason, and counted."""
+"""Which utterances a task can use: the others are set aside, with the reason, and counted.
+
+The functions take an iterable and yield cut by cut, so that a corpus passes through a chain of them without lying in
+memory.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,72 +31,83 @@ class SetAside:
         return ", ".join(f"{n} x {reason}" for reason, n in sorted(self.counts().items())) or "none"
 
 
-def usable_text(cuts: Any, lang: Any, set_aside: SetAside) -> list[Any]:
+def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
     """The cuts that have a text which does not normalise to nothing; the others are set aside."""
-    kept = []
     for cut in cuts:
         supervision = cut.supervisions[0]
         reason = lang.usable(supervision.text, supervision.language)
         if reason is None:
-            kept.append(cut)
+            yield cut
         else:
             set_aside.add(cut.id, reason, repr(supervision.text))
-    return kept
 
 
-def possible_ctc(cuts: Sequence[Any], lang: Any, frames: Any, set_aside: SetAside) -> list[Any]:
+def possible_ctc(cuts: Iterable[Any], lang: Any, frames: Any, set_aside: SetAside) -> Iterator[Any]:
     """The cuts whose CTC target fits: labels + adjacent repeats <= frames. ``frames(cut)`` gives the model's frames."""
-    kept = []
     for cut in cuts:
         supervision = cut.supervisions[0]
         ids = lang.tokens.encode(lang.normalise(supervision.text, supervision.language))
         needed, got = ctc_frames_needed(ids), frames(cut)
         if needed <= got:
-            kept.append(cut)
+            yield cut
         else:
             set_aside.add(cut.id, "CTC target longer than its frames", f"{needed} needed, {got} frames")
-    return kept
 
 
-def fits_window(cuts: Sequence[Any], seconds: float | None, set_aside: SetAside) -> list[Any]:
-    """The cuts of at most ``seconds`` (a model's fixed window; None: no limit); the others are set aside."""
-    if seconds is None:
-        return list(cuts)
-    kept = []
+def fits_window(cuts: Iterable[Any], seconds: float | None, set_aside: SetAside, slowest: float = 1.0) -> Iterator[Any]:
+    """The cuts of at most ``seconds`` (a model's fixed window; None: no limit); the others are set aside.
+
+    ``slowest``: the lowest factor of the speed at which they are to be heard.
+    """
     for cut in cuts:
+        if seconds is None:
+            yield cut
+            continue
         # Stored features have two frames more than the window, which see the end of an utterance that fills it.
-        limit = seconds if getattr(cut, "has_features", False) else seconds - TAIL
+        limit = (seconds if getattr(cut, "has_features", False) else seconds - TAIL) * min(slowest, 1.0)
         if cut.duration <= limit + 1e-6:
-            kept.append(cut)
+            yield cut
         else:
             set_aside.add(cut.id, "longer than the model's window", f"{cut.duration:.2f} s, window {limit:.2f} s")
-    return kept
 
 
-def known_language(cuts: Any, labels: Sequence[str], set_aside: SetAside) -> list[Any]:
+def known_language(cuts: Iterable[Any], labels: Sequence[str], set_aside: SetAside) -> Iterator[Any]:
     """The cuts whose language is one of ``labels``; the others are set aside."""
-    kept = []
     for cut in cuts:
         language = cut.supervisions[0].language
         if language in labels:
-            kept.append(cut)
+            yield cut
         else:
             set_aside.add(cut.id, "unknown language", f"{language!r} is none of {', '.join(labels)}")
-    return kept
 
 
-def spoken(cuts: Any) -> list[str]:
-    """The languages of ``cuts``, sorted, for language classification beside recognition; UserError where one lacks."""
-    found = {cut.id: cut.supervisions[0].language for cut in cuts}
-    unknown = next((name for name, language in found.items() if language is None), None)
-    if unknown is not None:
-        raise UserError(
-            f"utterance {unknown} has no language, which `language_weight` needs; give it one, or set that to 0"
-        )
-    return sorted(set(found.values()))
+@dataclass
+class Languages:
+    """The languages of the cuts that pass through ``over``: number of cuts of each, first cut without one."""
+
+    counts: Counter = field(default_factory=Counter)
+    without: str | None = None
+
+    def over(self, cuts: Iterable[Any]) -> Iterator[Any]:
+        for cut in cuts:
+            language = cut.supervisions[0].language
+            if language is None:
+                self.without = self.without or cut.id
+            else:
+                self.counts[language] += 1
+            yield cut
+
+    def spoken(self) -> list[str]:
+        """All of them, sorted, for language classification beside recognition; UserError where a cut has none."""
+        if self.without is not None:
+            raise UserError(
+                f"utterance {self.without} has no language, which `language_weight` needs; give it one, or set that to "
+                f"0"
+            )
+        return sorted(self.counts)
 
 
-def require(cuts: Sequence[Any], what: str, set_aside: SetAside) -> None:
+def require(cuts: Sized, what: str, set_aside: SetAside) -> None:
     """UserError where nothing is left to work on."""
     if not cuts:
         raise UserError(f"{what}: no utterance is left; set aside: {set_aside.summary()}")

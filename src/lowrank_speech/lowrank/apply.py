@@ -1,22 +1,25 @@
 """Turning a model's layers into factors, and back.
 
-    apply_plan   structure alone, for a strict load afterwards
-    factorise    structure and factors; returns the report, one row a layer
-    densify      factors multiplied back
+    apply_plan         structure alone, for a strict load afterwards
+    factorise          structure and factors, in place; returns the report, one row a layer
+    write_factorised   the same, into a safetensors file; the model is left as it is
+    densify            factors multiplied back, in place
 
-All of them change the model in place, layer by layer: the most that is held beside it is one layer in float64.
+All work layer by layer: the most that is held beside the model is one layer in float64. ``write_factorised`` reads the
+model's weights one by one, so that of a model whose weights are memory-mapped no more than that is ever in memory.
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from lowrank_speech.lowrank.factors import (
-    Factors,
     activation_factors,
+    bias_shift,
     random_factors,
     spectrum,
     svd_factors,
@@ -24,8 +27,10 @@ from lowrank_speech.lowrank.factors import (
 )
 from lowrank_speech.lowrank.linear import LowRankLinear
 from lowrank_speech.lowrank.plan import Plan
+from lowrank_speech.lowrank.tensors import TensorWriter
 
 Init = Literal["svd", "activation", "random"]
+POINTS = 64  # of a spectrum in the report
 
 
 def apply_plan(model: nn.Module, plan: Mapping[str, int]) -> nn.Module:
@@ -38,6 +43,13 @@ def apply_plan(model: nn.Module, plan: Mapping[str, int]) -> nn.Module:
     return model
 
 
+class Factored(NamedTuple):
+    """State of the ``LowRankLinear`` in place of a layer, in the layer's dtype, and its row of the report."""
+
+    state: dict[str, Tensor]
+    row: dict[str, Any]
+
+
 @torch.no_grad()
 def factorise(
     model: nn.Module,
@@ -45,88 +57,170 @@ def factorise(
     init: Init = "svd",
     moments: Mapping[str, Tensor] | None = None,
     seed: int = 0,
+    means: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Replace the layers of ``plan`` by factors of their weights, in place.
 
     ``moments``: name -> second moment (d_in, d_in) of the layer's input; needed by ``activation``, and where given the
-    report has the output error. ``seed`` decides ``random``. Returns one row a layer:
+    report has the output error. ``means``: name -> mean (d_in,) of the layer's input; with ``activation`` the mean of
+    what a layer loses then goes into its bias, where it has one. ``seed`` decides ``random``. Returns one row a layer:
 
         name, d_out, d_in, rank, before, after   the last two in parameters, bias included
         energy         share of the squared singular values kept (of the whitened weight with ``activation``;
                        None with ``random``)
         weight_error   ||W - N M||_F / ||W||_F
-        output_error   sqrt(tr((W - N M) C (W - N M)ᵀ) / tr(W C Wᵀ)), or None without moments
+        output_error   root mean square of what the layer's output loses over that of W x, or None without moments
+        spectrum       the singular values behind ``energy`` over the largest, in falling order; at most 64, evenly
+                       spaced from the first to the last
 
     ValueError as ``apply_plan``, or where ``activation`` lacks a layer's moment.
     """
-    if init not in ("svd", "activation", "random"):
-        raise ValueError(f"init is {init!r}; expected svd, activation or random")
-    plan = Plan.from_json(plan)
-    for name, rank in plan.items():  # all checks before the first change
-        _dense(model, name, rank)
-        if init == "activation" and name not in (moments or {}):
-            raise ValueError(f"init: activation, but there is no second moment of the inputs of {name!r}")
-    generator = torch.Generator().manual_seed(seed)
-    rows = []
-    for name, rank in tqdm(plan.items(), desc="factorise", unit="layer", disable=None):
-        dense = _dense(model, name, rank)
-        moment = moments.get(name) if moments else None
-        if moment is not None:
-            moment = moment.to(dense.weight.device)
-        factors = _factors(dense.weight, rank, init, moment, generator, name)
-        low = LowRankLinear.empty(dense, rank)
-        low.first.weight.copy_(factors.first)
-        low.second.weight.copy_(factors.second)
-        if dense.bias is not None:
-            low.second.bias.copy_(dense.bias)
-        rows.append(_row(name, dense, low, factors, moment))
+    layers, rows = _dense_layers(model, plan), []
+    for factored in _factored(layers, plan, init, moments, seed, means):
+        name = factored.row["name"]
+        low = LowRankLinear.empty(layers[name], plan[name])
+        for key, tensor in factored.state.items():
+            low.get_parameter(key).copy_(tensor)
         _replace(model, name, low)
+        rows.append(factored.row)
     return rows
 
 
-def _factors(
-    weight: Tensor, rank: int, init: str, moment: Tensor | None, generator: torch.Generator, name: str
-) -> Factors:
-    try:
-        if init == "activation":
-            return activation_factors(weight, moment, rank)
-        return svd_factors(weight, rank) if init == "svd" else random_factors(weight, rank, generator)
-    except ValueError as error:
-        raise ValueError(f"layer {name!r}: {error}") from error
+@torch.no_grad()
+def write_factorised(
+    path: str | Path,
+    model: nn.Module,
+    plan: Mapping[str, int],
+    init: Init = "svd",
+    moments: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    means: Mapping[str, Tensor] | None = None,
+    leave_out: Collection[str] = (),
+) -> list[dict[str, Any]]:
+    """Write what ``factorise`` would make of ``model`` as safetensors, bit for bit; returns the same rows.
+
+    ``leave_out``: names of the state that the file shall not have (tied weights).
+    """
+    layers, rows = _dense_layers(model, plan), []
+    gone = {f"{name}.{part}" for name in plan for part in ("weight", "bias")} | set(leave_out)
+    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
+    forms = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in kept.items()}
+    for name, layer in layers.items():
+        structure = LowRankLinear.empty(layer, plan[name], "meta")
+        forms |= {f"{name}.{key}": (p.dtype, tuple(p.shape)) for key, p in structure.named_parameters()}
+    with TensorWriter(path, forms, {"format": "pt"}) as writer:
+        for name, tensor in kept.items():
+            writer.write(name, tensor)
+        for factored in _factored(layers, plan, init, moments, seed, means):
+            for key, tensor in factored.state.items():
+                writer.write(f"{factored.row['name']}.{key}", tensor)
+            rows.append(factored.row)
+    return rows
 
 
-def _row(name: str, dense: nn.Linear, low: LowRankLinear, factors: Factors, moment: Tensor | None) -> dict[str, Any]:
-    W = dense.weight.double()
-    error = W - factors.second @ factors.first
+def _dense_layers(model: nn.Module, plan: Mapping[str, int]) -> dict[str, nn.Linear]:
+    return {name: _dense(model, name, rank) for name, rank in Plan.from_json(plan).items()}
+
+
+def _factored(
+    layers: Mapping[str, nn.Linear],
+    plan: Mapping[str, int],
+    init: str,
+    moments: Mapping[str, Tensor] | None,
+    seed: int,
+    means: Mapping[str, Tensor] | None,
+) -> Iterator[Factored]:
+    """The factors of ``layers``, one layer at a time."""
+    if init not in ("svd", "activation", "random"):
+        raise ValueError(f"init is {init!r}; expected svd, activation or random")
+    for name in layers:
+        if init == "activation" and name not in (moments or {}):
+            raise ValueError(f"init: activation, but there is no second moment of the inputs of {name!r}")
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in tqdm(layers.items(), desc="factorise", unit="layer", disable=None):
+        moment = moments.get(name) if moments else None
+        mean = _mean(name, layer, means) if init == "activation" else None
+        if moment is not None:
+            moment = moment.to(layer.weight.device)
+        try:
+            yield _factor(name, layer, plan[name], init, moment, mean, generator)
+        except ValueError as error:
+            raise ValueError(f"layer {name!r}: {error}") from error
+
+
+def _mean(name: str, layer: nn.Linear, means: Mapping[str, Tensor] | None) -> Tensor | None:
+    """The mean of the layer's inputs where it can be made up for: where it is known, and the layer has a bias."""
+    return means.get(name) if means is not None and layer.bias is not None else None
+
+
+def _factor(
+    name: str,
+    layer: nn.Linear,
+    rank: int,
+    init: str,
+    moment: Tensor | None,
+    mean: Tensor | None,
+    generator: torch.Generator,
+) -> Factored:
+    W, dtype = layer.weight.detach(), layer.weight.dtype
+    if init == "activation":
+        factors = activation_factors(W, moment, rank, mean)
+    else:
+        factors = svd_factors(W, rank) if init == "svd" else random_factors(W, rank, generator)
+    state = {"first.weight": factors.first.to(dtype), "second.weight": factors.second.to(dtype)}
+    if layer.bias is not None:
+        bias = layer.bias if mean is None else layer.bias.double() + bias_shift(W, factors, mean)
+        state["second.bias"] = bias.to(dtype)
+    # Of what is stored: its rounding counts too.
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    error = torch.addmm(W.to(wide), state["second.weight"].to(wide), state["first.weight"].to(wide), alpha=-1)
     squares = factors.spectrum.square()
     row = {
         "name": name,
-        "d_out": dense.out_features,
-        "d_in": dense.in_features,
-        "rank": low.rank,
-        "before": sum(p.numel() for p in dense.parameters()),
-        "after": sum(p.numel() for p in low.parameters()),
-        "energy": _share(float(squares[: low.rank].sum()), float(squares.sum())) if len(squares) else None,
+        "d_out": W.shape[0],
+        "d_in": W.shape[1],
+        "rank": rank,
+        "before": sum(p.numel() for p in layer.parameters()),
+        "after": sum(tensor.numel() for tensor in state.values()),
+        "energy": _share(float(squares[:rank].sum()), float(squares.sum())) if len(squares) else None,
         "weight_error": _share(weighted_norm(error), weighted_norm(W)),
         "output_error": None,
+        "spectrum": _thinned(factors.spectrum),
     }
     if moment is not None:
-        row["output_error"] = _share(weighted_norm(error, moment), weighted_norm(W, moment))
-    return row
+        row["output_error"] = _share(weighted_norm(error, moment, mean), weighted_norm(W, moment))
+    return Factored(state, row)
+
+
+def _thinned(spectrum: Tensor) -> list[float]:
+    """At most ``POINTS`` of the singular values, evenly spaced, over the largest; for a plot, so of 4 digits."""
+    if not len(spectrum) or spectrum[0] <= 0:
+        return []
+    at = torch.linspace(0, len(spectrum) - 1, min(POINTS, len(spectrum)), dtype=torch.float64).round().long()
+    return [float(f"{value:.4g}") for value in (spectrum.cpu()[at] / spectrum[0].cpu()).tolist()]
 
 
 def _share(part: float, whole: float) -> float:
     return part / whole if whole > 0 else 0.0
 
 
-def spectra(layers: Mapping[str, nn.Linear], moments: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Singular values of the layers' weights (whitened where ``moments`` are given): what ``plan_ranks`` needs."""
+def spectra(
+    layers: Mapping[str, nn.Linear],
+    moments: Mapping[str, Tensor] | None = None,
+    means: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Singular values of the layers' weights: what ``plan_ranks`` needs.
+
+    With ``moments`` (and ``means``) of the whitened weights, whose squares are what ``init: activation`` loses.
+    """
     found = {}
     for name, layer in tqdm(layers.items(), desc="spectra", unit="layer", disable=None):
-        if moments is not None and name not in moments:
+        if moments is None:
+            found[name] = spectrum(layer.weight)
+        elif name not in moments:
             raise ValueError(f"there is no second moment of the inputs of {name!r}")
-        moment = moments[name].to(layer.weight.device) if moments is not None else None
-        found[name] = spectrum(layer.weight, moment)
+        else:
+            found[name] = spectrum(layer.weight, moments[name].to(layer.weight.device), _mean(name, layer, means))
     return found
 
 

@@ -24,11 +24,13 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_speech.lowrank.apply import low_rank_layers
-from lowrank_speech.lowrank.factors import orthonormal_first
+from lowrank_speech.lowrank.factors import gram, orthonormal_first
 
 Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu
 LEAST_TRACE = 1e-15
+SMALL = 0.002
+AMX = torch.cpu._is_amx_tile_supported()
 
 
 @torch.no_grad()
@@ -37,12 +39,18 @@ def orthonormal_step(M: Tensor, scale: float | None = None) -> Tensor:
 
     ``scale``: None or a negative number for the floating scale, else the fixed s.
     """
+    work = M.clone() if M.dtype == torch.float64 else M.to(torch.float32, copy=True)
+    _pull(work, scale)
+    return work.to(M.dtype)
+
+
+def _pull(M: Tensor, scale: float | None) -> None:
+    """``orthonormal_step`` in place; M is float32 or float64."""
     if scale == 0:
         raise ValueError("the scale of the semi-orthogonal constraint is 0")
     if M.shape[-2] > M.shape[-1]:
-        return orthonormal_step(M.mT, scale).mT
-    work = M if M.dtype == torch.float64 else M.float()
-    P = work @ work.mT
+        M = M.mT
+    P = gram(M)
     rows = P.shape[-1]
     trace, trace_pp = _trace(P), P.square().sum((-2, -1))
     if scale is None or scale < 0:
@@ -54,9 +62,25 @@ def orthonormal_step(M: Tensor, scale: float | None = None) -> Tensor:
         square = torch.full_like(trace, scale * scale)
         nu = _guarded(P, square)
     done = trace >= LEAST_TRACE
-    speed = torch.where(done, 4.0 * nu / square.clamp(min=torch.finfo(work.dtype).tiny), 0.0)
+    speed = torch.where(done, 4.0 * nu / square.clamp(min=torch.finfo(M.dtype).tiny), 0.0)
     P.diagonal(dim1=-2, dim2=-1).sub_(square[..., None])
-    return (work - speed[..., None, None] * (P @ work)).to(M.dtype)
+    P.mul_(-speed[..., None, None])
+    if _bf16_suffices(P):
+        M += P.bfloat16() @ M.bfloat16()
+    else:
+        M += P @ M
+
+
+def _bf16_suffices(change: Tensor) -> bool:
+    """Whether the product with ``change`` (..., rows, rows) may be computed in bfloat16, which AMX does far faster.
+
+    Near the goal the product is a correction of at most ``SMALL`` of M, as root mean square over the rows: in 8 bits it
+    is off by 1e-5 of M. P itself is always computed in full precision, so the next update mends what this one missed.
+    On a GPU, asking for the size would cost more than the product.
+    """
+    if change.dtype != torch.float32 or change.device.type != "cpu" or not AMX:
+        return False
+    return float(torch.linalg.vector_norm(change, dim=(-2, -1)).amax()) <= SMALL * change.shape[-1] ** 0.5
 
 
 def _trace(P: Tensor) -> Tensor:
@@ -79,7 +103,7 @@ def deviation(M: Tensor, scale: float | None = None) -> Tensor:
     if M.shape[-2] > M.shape[-1]:
         M = M.mT
     work = M if M.dtype == torch.float64 else M.float()
-    P = work @ work.mT
+    P = gram(work)
     if scale is None or scale < 0:
         square = P.square().sum((-2, -1)) / _trace(P).clamp(min=LEAST_TRACE)
     else:
@@ -148,11 +172,12 @@ class SemiOrthogonal:
 
     def _update(self, layers: list) -> None:
         first = [layer.first.weight for layer in layers]
-        M = torch.stack(first) if len(first) > 1 else first[0][None]
         if self.mode != "exact":
-            for weight, new in zip(first, orthonormal_step(M, self._scale), strict=True):
-                weight.copy_(new)
+            # On a GPU one batch is one set of kernels; on a CPU the copies into it would cost as much as the products.
+            for group in [first] if first[0].device.type == "cuda" else [[weight] for weight in first]:
+                self._pull(group)
             return
+        M = torch.stack(first)
         if M.shape[-2] > M.shape[-1]:
             raise ValueError(f"a first factor is {tuple(M.shape[1:])}: the exact move needs no more rows than columns")
         second = torch.stack([layer.second.weight for layer in layers])
@@ -160,6 +185,13 @@ class SemiOrthogonal:
         for layer, q, n in zip(layers, Q, product, strict=True):
             layer.first.weight.copy_(q * self.scale)
             layer.second.weight.copy_(n / self.scale)
+
+    def _pull(self, weights: list[Tensor]) -> None:
+        if len(weights) == 1 and weights[0].dtype in (torch.float32, torch.float64):
+            _pull(weights[0], self._scale)
+            return
+        for weight, new in zip(weights, orthonormal_step(torch.stack(weights), self._scale), strict=True):
+            weight.copy_(new)
 
     @property
     def _scale(self) -> float | None:

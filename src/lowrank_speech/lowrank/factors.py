@@ -4,8 +4,12 @@ All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d
 in is the product N M that they put in place of W (d_out, d_in):
 
     svd         the nearest to W:                       least ||W - N M||_F
-    activation  the nearest on the inputs x seen:       least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ), C = E x
-    xᵀ random      none of W, only its scale (for comparison)
+    activation  the nearest on the inputs x seen:       least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
+    random      none of W, only its scale (for comparison)
+
+C is the second moment E x xᵀ. Where the layer has a bias b, the mean of what is lost goes into it, m being E x:
+b' = b + (W - N M) m, and the mean square of the rest is tr((W - N M) (C - m mᵀ) (W - N M)ᵀ). So the best factors of
+such a layer are those for the covariance C - m mᵀ: that is what the functions take for C when they get ``mean``.
 
 The decompositions are symmetric eigenproblems of the smaller Gram matrix in float64: several times faster than an SVD,
 and more accurate than one in float32 (singular values to 1e-8 of the largest; the rows are made orthonormal again
@@ -20,6 +24,8 @@ from torch import Tensor
 
 # Part of the mean input power that is added to every direction. It decides among directions that no input has shown.
 RIDGE = 1e-11
+WELL_CONDITIONED = 1e-3  # smallest over largest squared singular value: above, rows of Uᵀ W are orthogonal as they are
+BLOCK = 128  # rows of a Gram matrix
 
 
 class Factors(NamedTuple):
@@ -37,33 +43,43 @@ def svd_factors(weight: Tensor, rank: int) -> Factors:
     """
     W = _checked(weight, rank)
     if W.shape[0] < W.shape[1]:
-        values, U = _eigh(W @ W.T)
+        values, U = _eigh(gram(W))
+        U, squares = U[:, :rank], values[:rank]
         # Rows of Uᵀ W are S_r V_rᵀ: orthogonal already, of length S.
-        first = _orthonormal_rows(U[:, :rank].T @ W, values[:rank])
+        first = _orthonormal_rows(U.T @ W, squares)
+        if squares[-1] > WELL_CONDITIONED * squares[0]:
+            return Factors(first, U * squares.sqrt(), values.sqrt())  # W Mᵀ, without the product
     else:
-        values, V = _eigh(W.T @ W)
+        values, V = _eigh(gram(W.T))
         first = V[:, :rank].T.contiguous()
     return Factors(first, W @ first.T, values.sqrt())
 
 
-def activation_factors(weight: Tensor, moment: Tensor, rank: int) -> Factors:
+def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor | None = None) -> Factors:
     """The factors of least output error on inputs with the second moment ``moment`` (d_in, d_in).
 
-    The optimum is N M = U_r U_rᵀ W with U_r the leading left singular vectors of W C^(1/2): C is never inverted, so it
-    may be rank-deficient. ``spectrum`` are the singular values of W C^(1/2): the squares that are cut sum to the output
-    error. ValueError as ``svd_factors``, and when the moment does not fit or is not finite.
+    With ``mean`` (d_in,), that of the inputs, least beside a bias that ``bias_shift`` is added to. The optimum is
+    N M = U_r U_rᵀ W with U_r the leading left singular vectors of W C^(1/2): C is never inverted, so it may be
+    rank-deficient. ``spectrum`` are the singular values of W C^(1/2): the squares that are cut sum to the output error.
+    ValueError as ``svd_factors``, and when the moment does not fit or is not finite.
     """
     W = _checked(weight, rank)
-    C = _regularised(moment, W.shape[1])
+    C = _regularised(moment, W.shape[1], mean)
     if W.shape[0] <= W.shape[1]:
         values, U = _eigh(W @ C @ W.T)
         U = U[:, :rank]
     else:
         whitened = W @ _root(C)
-        values, V = _eigh(whitened.T @ whitened)
+        values, V = _eigh(gram(whitened.T))
         U = _orthonormal_rows((whitened @ V[:, :rank]).T, values[:rank]).T
     first, second = orthonormal_first(U.T @ W, U)
     return Factors(first, second, values.sqrt())
+
+
+def bias_shift(weight: Tensor, factors: Factors, mean: Tensor) -> Tensor:
+    """(W - N M) m (d_out,), float64: the mean of what the factors lose, to be added to the bias."""
+    m = mean.to(weight.device, torch.float64)
+    return weight.detach().double() @ m - factors.second @ (factors.first @ m)
 
 
 def random_factors(weight: Tensor, rank: int, generator: torch.Generator | None = None) -> Factors:
@@ -89,23 +105,42 @@ def orthonormal_first(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return Q.mT.contiguous(), second @ L
 
 
-def spectrum(weight: Tensor, moment: Tensor | None = None) -> Tensor:
-    """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), falling, float64, on the CPU."""
+def gram(X: Tensor) -> Tensor:
+    """X Xᵀ (..., n, n) of X (..., n, d), of which only the lower blocks are multiplied out."""
+    n = X.shape[-2]
+    products = X.new_empty(*X.shape[:-1], n)
+    for i in range(0, n, BLOCK):
+        lower = X[..., i : i + BLOCK, :] @ X[..., : i + BLOCK, :].mT
+        products[..., i : i + BLOCK, : i + BLOCK] = lower
+        products[..., :i, i : i + BLOCK] = lower[..., :i].mT
+    return products
+
+
+def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+    """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), falling, float64, on the CPU.
+
+    With ``mean`` as well, C is the covariance.
+    """
     W = _checked(weight, 1)
     if moment is None:
-        gram = W @ W.T if W.shape[0] < W.shape[1] else W.T @ W
+        products = gram(W if W.shape[0] < W.shape[1] else W.T)
     elif W.shape[0] <= W.shape[1]:
-        gram = W @ _regularised(moment, W.shape[1]) @ W.T
+        products = W @ _regularised(moment, W.shape[1], mean) @ W.T
     else:
-        whitened = W @ _root(_regularised(moment, W.shape[1]))
-        gram = whitened.T @ whitened
-    return torch.linalg.eigvalsh(gram).flip(0).clamp(min=0).sqrt().cpu()
+        whitened = W @ _root(_regularised(moment, W.shape[1], mean))
+        products = gram(whitened.T)
+    return torch.linalg.eigvalsh(products).flip(0).clamp(min=0).sqrt().cpu()
 
 
-def weighted_norm(error: Tensor, moment: Tensor | None = None) -> float:
-    """||E||_F, or with ``moment`` sqrt(tr(E C Eᵀ)): the root mean square of the output error E x."""
+def weighted_norm(error: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> float:
+    """||E||_F, or with ``moment`` sqrt(tr(E C Eᵀ)): the root mean square of the output error E x.
+
+    With ``mean`` as well, C is the covariance: what is left once the error's mean has gone into the bias.
+    """
+    if moment is None:
+        return float(torch.linalg.vector_norm(error.detach(), dim=-1).double().norm())
     E = error.detach().double()
-    square = E.square().sum() if moment is None else ((E @ moment.double().to(E.device)) * E).sum()
+    square = ((E @ _covariance(moment.to(E.device), mean)) * E).sum()
     return float(square.clamp(min=0).sqrt())
 
 
@@ -114,21 +149,32 @@ def _checked(weight: Tensor, rank: int) -> Tensor:
     if not 1 <= rank <= full:
         raise ValueError(f"rank {rank} of a {tuple(weight.shape)} weight is out of range: expected 1 to {full}")
     W = weight.detach().double()
-    if not torch.isfinite(W).all():
+    if not torch.isfinite(W.sum()):  # several times faster than asking every value
         raise ValueError(f"the {tuple(weight.shape)} weight has values that are not finite")
     return W
 
 
-def _regularised(moment: Tensor, d_in: int) -> Tensor:
+def _regularised(moment: Tensor, d_in: int, mean: Tensor | None = None) -> Tensor:
     if tuple(moment.shape) != (d_in, d_in):
         raise ValueError(
             f"the second moment is {tuple(moment.shape)}; a layer with {d_in} inputs needs ({d_in}, {d_in})"
         )
-    C = moment.double()
-    power = C.diagonal().mean()
+    if mean is not None and tuple(mean.shape) != (d_in,):
+        raise ValueError(f"the mean of the inputs is {tuple(mean.shape)}; a layer with {d_in} inputs needs ({d_in},)")
+    power = moment.diagonal().double().mean()
     if not torch.isfinite(power) or power <= 0:
         raise ValueError(f"the second moment has the mean power {power.item()}: the layer saw no usable input")
-    return C + RIDGE * power * torch.eye(d_in, dtype=C.dtype, device=C.device)
+    # Of the whole power, for a covariance too: so it stays above the rounding error of C - m mᵀ.
+    return _covariance(moment, mean) + RIDGE * power * torch.eye(d_in, dtype=torch.float64, device=moment.device)
+
+
+def _covariance(moment: Tensor, mean: Tensor | None) -> Tensor:
+    """C, or with ``mean`` C - m mᵀ; float64."""
+    C = moment.double()
+    if mean is None:
+        return C
+    m = mean.to(C.device, torch.float64)
+    return C - torch.outer(m, m)
 
 
 def _root(C: Tensor) -> Tensor:
@@ -152,7 +198,7 @@ def _orthonormal_rows(rows: Tensor, squares: Tensor) -> Tensor:
     if squares[-1] > 1e-10 * squares[0]:
         rows = rows / squares.sqrt()[:, None]
         # The rows are orthogonal to about eps / (smallest / largest square). Two Newton-Schulz steps mend 1e-5.
-        for _ in range(0 if squares[-1] > 1e-3 * squares[0] else 2):
+        for _ in range(0 if squares[-1] > WELL_CONDITIONED * squares[0] else 2):
             rows = 1.5 * rows - 0.5 * (rows @ rows.T) @ rows
         return rows
     return orthonormal_first(rows, rows.new_zeros(0, len(rows)))[0]

@@ -30,9 +30,9 @@ class LowRankLinear(nn.Module):
         self.second = second
 
     @classmethod
-    def empty(cls, dense: nn.Linear, rank: int) -> "LowRankLinear":
-        """The structure for ``dense`` at ``rank``, on its device and in its dtype; the weights are not set."""
-        place = {"device": dense.weight.device, "dtype": dense.weight.dtype}
+    def empty(cls, dense: nn.Linear, rank: int, device: torch.device | str | None = None) -> "LowRankLinear":
+        """The structure for ``dense`` at ``rank``, on its device (or ``device``), in its dtype; weights are not set."""
+        place = {"device": device or dense.weight.device, "dtype": dense.weight.dtype}
         bias = dense.bias is not None
         result = cls(
             # skip_init draws nothing: building a structure must not move the global random state.

@@ -148,6 +148,11 @@ class MomentsFile(Mapping):
         """Mean of the layer's inputs (d_in,), float64."""
         return self._read(f"{name}.mean")
 
+    @property
+    def means(self) -> "Means":
+        """Name -> mean of the layer's inputs (d_in,), float64."""
+        return Means(self)
+
     def count(self, name: str) -> int:
         """Number of frames that were averaged."""
         return int(self._read(f"{name}.count"))
@@ -157,3 +162,21 @@ class MomentsFile(Mapping):
 
     def __len__(self) -> int:
         return len(self._names)
+
+
+class Means(Mapping):
+    """The means of a ``MomentsFile``, by the layers' names."""
+
+    def __init__(self, file: MomentsFile):
+        self._file = file
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._file:
+            raise KeyError(name)
+        return self._file.mean(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file)
+
+    def __len__(self) -> int:
+        return len(self._file)

@@ -7,10 +7,11 @@ here: structure first, then a strict load, so that transformers' initialisation 
 the factors.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from torch import nn
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import apply_plan
+from lowrank_speech.lowrank.apply import apply_plan, write_factorised
 from lowrank_speech.models.classes import BODY_PREFIX, hf_class
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 KEY = "lowrank_speech"
 WEIGHTS = "model.safetensors"
 _NOT_COPIED = {".safetensors", ".bin", ".h5", ".msgpack"}  # weights, in whatever format
+_INDEX = ".index.json"  # of weights in several files: beside a single one it would lead astray
 
 
 def quiet_config(config: Any) -> Any:
@@ -52,6 +54,7 @@ def build(task: str, config: Any) -> nn.Module:
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> SpeechModel:
     """Load a model folder that this package wrote, dense or factorised, bit for bit.
 
+    The weights are memory-mapped where they are stored in ``dtype``: they are read when they are used.
     UserError when the folder is not one, when weights are missing or left over, or when a shape does not fit.
     """
     folder = Path(folder)
@@ -112,22 +115,45 @@ def _tied(hf: nn.Module) -> dict[str, str]:
 
 def save_model(model: SpeechModel, folder: str | Path, copy_from: str | Path | None = None) -> None:
     """Write ``model`` as a folder, atomically; ``copy_from``: a folder whose other files are taken along."""
+    with model_folder(model, model.meta, folder, copy_from) as weights:
+        aliases = _tied(model.hf)
+        state = {k: v.detach().cpu().contiguous() for k, v in model.hf.state_dict().items() if k not in aliases}
+        save_file(state, weights, metadata={"format": "pt"})
+
+
+def save_factorised(
+    model: SpeechModel, plan: Mapping[str, int], folder: str | Path, copy_from: str | Path | None = None, **options: Any
+) -> list[dict[str, Any]]:
+    """Write the low-rank model that ``plan`` makes of the dense ``model``, layer by layer; ``model`` stays as it is.
+
+    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the rows returned: see ``lowrank.apply.factorise``. The
+    folder is what factorising in memory and ``save_model`` would write.
+    """
+    meta = dataclasses.replace(model.meta, plan=dict(plan))
+    with model_folder(model, meta, folder, copy_from) as weights:
+        return write_factorised(weights, model.hf, plan, leave_out=_tied(model.hf), **options)
+
+
+@contextlib.contextmanager
+def model_folder(
+    model: SpeechModel, meta: Meta, folder: str | Path, copy_from: str | Path | None = None
+) -> Iterator[Path]:
+    """A folder for ``model`` under ``meta``, all but its weights; yields the path for those. Atomic as a whole."""
     with atomic(folder) as temporary:
         temporary.mkdir()
         if copy_from is not None:
             for path in sorted(Path(copy_from).iterdir()):
-                if path.is_file() and path.name != "config.json" and path.suffix not in _NOT_COPIED:
+                wanted = path.suffix not in _NOT_COPIED and not path.name.endswith(_INDEX)
+                if path.is_file() and path.name != "config.json" and wanted:
                     shutil.copyfile(path, temporary / path.name)
         config = json.loads(model.config.to_json_string(use_diff=False))
         config["architectures"] = [model.class_name]
-        config[KEY] = dataclasses.asdict(model.meta)
+        config[KEY] = dataclasses.asdict(meta)
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         if model.task == "seq2seq":
             model.hf.generation_config.to_json_file(temporary / "generation_config.json")
-        aliases = _tied(model.hf)
-        state = {k: v.detach().cpu().contiguous() for k, v in model.hf.state_dict().items() if k not in aliases}
-        save_file(state, temporary / WEIGHTS, metadata={"format": "pt"})
+        yield temporary / WEIGHTS
 
 
 def body_state(model: SpeechModel) -> tuple[dict[str, torch.Tensor], dict[str, int]]:

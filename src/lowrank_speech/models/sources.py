@@ -16,7 +16,7 @@ from torch import nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.classes import class_name, family_of, hf_class, task_of
-from lowrank_speech.models.folder import build, quiet_config
+from lowrank_speech.models.folder import KEY, build, load_model, quiet_config
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ def is_wanted(path: Path) -> bool:
 def import_model(found: Source, family: str) -> SpeechModel:
     """Load a published checkpoint as the class that its config names, or as the bare encoder for pretraining classes.
 
-    Weights are float32 in memory. UserError if the folder's model type belongs to another family.
+    A folder that this package wrote is taken as it is, with its plan and what its outputs stand for: a system that was
+    trained can be the base of the next. Weights are float32 in memory. UserError if the folder's model type belongs to
+    another family.
     """
     from transformers import AutoConfig
     from transformers import logging as hf_logging
@@ -78,6 +80,8 @@ def import_model(found: Source, family: str) -> SpeechModel:
         raise UserError(
             f"{found.folder} is a {config.model_type} model, but the config says family: {family}; set family: {actual}"
         )
+    if hasattr(config, KEY):
+        return load_model(found.folder)
     _check_supported(config, found.folder)
     named = (config.architectures or [""])[0]
     task = task_of(config.model_type, named)

@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -45,7 +46,7 @@ def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Pa
     """Draw all figures into ``out`` (PNG, ``dpi`` dots an inch); returns their paths, and them for the page."""
     paths, plots = [], []
     for name, (title, caption, draw) in FIGURES.items():
-        images = {theme: _png(draw, systems, theme, dpi) for theme in THEMES}
+        images = {theme: png(draw, systems, theme, dpi) for theme in THEMES}
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:
             temporary.write_bytes(images["light"])
@@ -53,7 +54,8 @@ def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Pa
     return paths, plots
 
 
-def _png(draw: Callable[[Sequence[System]], Figure], systems: Sequence[System], theme: str, dpi: int) -> bytes:
+def png(draw: Callable[[Any], Figure], data: Any, theme: str, dpi: int) -> bytes:
+    """The figure that ``draw`` makes of ``data``, in one of the ``THEMES``."""
     ground, ink, grid = THEMES[theme]
     settings = {
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground),
@@ -63,7 +65,7 @@ def _png(draw: Callable[[Sequence[System]], Figure], systems: Sequence[System], 
         **{"axes.titlesize": 10.5, "axes.titleweight": "bold", "legend.frameon": False, "text.parse_math": False},
     }
     with plt.rc_context(settings):
-        figure = draw(systems)
+        figure = draw(data)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.1)
         plt.close(figure)

@@ -135,6 +135,19 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
     return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
 
 
+def factorise_lines(result: dict[str, Any]) -> list[str]:
+    """Parameters before and after, then a row per layer (shares and errors in percent), and which stayed dense."""
+    before, after = result["parameters_before"], result["parameters_after"]
+    lines = [f"{before:,} -> {after:,} parameters, {0.0 - 100 * result['reduction']:+.1f} %"]
+    header = ["layer", "d_out", "d_in", "rank", "%energy", "%weight error", "%output error", "before", "after"]
+    rows = []
+    for x in result["layers"]:
+        shares = [_percent(x[key]) for key in ("energy", "weight_error", "output_error")]
+        rows.append([x["name"], x["d_out"], x["d_in"], x["rank"], *shares, x["before"], x["after"]])
+    lines += ["", *table(header, rows)]
+    return lines + [f"left dense: {name}: {why}" for name, why in result["left_dense"].items()]
+
+
 def params_lines(result: dict[str, Any]) -> list[str]:
     """Parameters before and after, then the layers, those of one shape and rank in one row, and which stayed dense."""
     before, after = result["total_before"], result["total_after"]

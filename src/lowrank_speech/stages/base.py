@@ -7,6 +7,8 @@ outputs  --out       model folder: config.json, model.safetensors, preprocessor,
          --manifest  what was loaded (source, commit, sha256), or how the pretraining went
 scratch  --scratch   state of a pretraining under way; a killed run goes on from there
 
+A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
+
 Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
 w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
 
@@ -56,6 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-cuts", type=Path, help="scratch: cuts to pretrain on, .jsonl.gz")
     parser.add_argument("--dev-cuts", type=Path, help="scratch: cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="scratch: folder of the stage lang")
+    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
     parser.add_argument("--scratch", type=Path, help="scratch: folder for the state of a run under way")
 
 
@@ -71,6 +74,11 @@ def body(arguments: argparse.Namespace) -> None:
     else:
         outputs, numbers = _import(arguments, config)
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes", None))
+    if arguments.scratch is not None:
+        from lowrank_speech.training.checkpoint import Checkpoints
+
+        # Only now: a run killed before the manifest goes on from its last state.
+        Checkpoints(arguments.scratch).clear()
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
@@ -107,14 +115,16 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
 
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.features.store import load_cuts
+    from lowrank_speech.features.kept import keep
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import SetAside, fits_window, possible_ctc, require, spoken, usable_text
+    from lowrank_speech.lang.select import Languages, SetAside, require, usable_text
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.folder import save_model
+    from lowrank_speech.training.adapt import Split, augmentation
     from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.progress import events_folder
 
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:
@@ -131,25 +141,30 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
     model.meta.lang_sha256 = lang.sha256
 
-    set_aside, splits, loader = SetAside(), {}, Loader(inputs, memory=MEMORY_SECONDS)
-    for split, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
-        cuts = fits_window(load_cuts(path), model.window_seconds, set_aside)
-        cuts = usable_text(cuts, lang, set_aside)
+    set_aside, found, splits = SetAside(), Languages(), {}
+    workers, changes = config.pretrain.workers, augmentation(config.pretrain)
+    loader = Loader(inputs, memory=MEMORY_SECONDS, workers=workers, augmentation=changes)
+    for name, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
+        split = Split(path, config.pretrain if name == "train" else None)
+        cuts = usable_text(split.cuts(model, set_aside), lang, set_aside)
         if config.family == "wav2vec2" or config.pretrain.ctc_weight:
-            cuts = possible_ctc(cuts, lang, model.frames_of, set_aside)
-        require(cuts, f"base: {path}", set_aside)
-        splits[split] = type(load_cuts(path, lazy=True)).from_cuts(cuts)
-    languages = spoken(splits["train"]) if config.pretrain.language_weight else []
+            cuts = split.possible(cuts, model, lang, set_aside)
+        splits[name] = keep(found.over(cuts) if name == "train" else cuts, arguments.scratch / f"{name}.jsonl")
+        require(splits[name], f"base: {path}", set_aside)
+    languages = found.spoken() if config.pretrain.language_weight else []
     identity = canonical_json(cfg) + "".join(map(sha256, (arguments.train_cuts, arguments.dev_cuts, arguments.lang)))
     key = hashlib.sha256(identity.encode()).hexdigest()
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
     recipe = dataclasses.replace(config.pretrain, train_front_end=True)
     objective = Objective(model, recipe, lang, lang.tokens, languages)
-    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader)
+    events = events_folder(recipe, arguments.tensorboard)
+    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events)
     metrics = arguments.manifest.with_name("metrics.jsonl")
     numbers = trainer.run(splits["train"], splits["dev"], metrics)
     if rank() > 0:
         return None
+    for cuts in splits.values():
+        cuts.remove()
     model.to("cpu")
     sources.set_dropout(model, 0.0)
     save_model(model, arguments.out)

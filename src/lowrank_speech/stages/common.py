@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.errors import UserError
+from lowrank_speech.errors import STOPPED, Stopped, UserError
 
 log = logging.getLogger("lowrank_speech")
 
@@ -118,7 +118,10 @@ def existing(path: str | Path, what: str) -> Path:
 
 
 def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Run ``body(arguments)`` with logging to stderr; returns the exit code (0, or 2 after a UserError)."""
+    """Run ``body(arguments)`` with logging to stderr; returns the exit code.
+
+    0 when all is done, 2 after a UserError, 75 (``STOPPED``) when the stage was asked to stop and can go on.
+    """
     # Of several processes (torchrun sets RANK) the first one reports.
     level = arguments.log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
@@ -130,6 +133,9 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
         log.error("%s", error)
         log.debug("where it came from", exc_info=True)
         return 2
+    except Stopped as stop:
+        log.info("%s", stop)
+        return STOPPED
     return 0
 
 

@@ -128,7 +128,8 @@ class _Work:
         inputs = inputs_of(arguments.model, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
         self.loader, self.set_aside = Loader(inputs), SetAside()
         seconds = config.task.segment.seconds if config.task.segment else None
-        self.cuts = fits_window(segment(load_cuts(arguments.cuts), seconds), self.model.window_seconds, self.set_aside)
+        cuts = segment(load_cuts(arguments.cuts), seconds)
+        self.cuts = list(fits_window(cuts, self.model.window_seconds, self.set_aside))
         self.seconds = self.speech = 0.0
 
     def peak(self) -> int | None:
@@ -136,7 +137,7 @@ class _Work:
 
     def _over(self, cuts: list, decode: Any) -> list[tuple[Any, Any]]:
         """(cut, result) of every cut; ``decode(features, lengths, cuts)`` gives one result a row."""
-        results = []
+        results, cuts = [], sorted(cuts, key=lambda cut: cut.id)
         with self.torch.inference_mode():
             for n, batch in enumerate(self.loader.all(cuts, self.config.decode.batch_seconds)):
                 rows = batch["features"].to(self.device), batch["lengths"].to(self.device), batch["cuts"]
@@ -165,7 +166,7 @@ class _Work:
         if self.arguments.lang is None:
             raise UserError("decode: a recognition task needs --lang")
         lang = Lang.load(common.existing(self.arguments.lang, "--lang"))
-        cuts = usable_text(self.cuts, lang, self.set_aside)
+        cuts = list(usable_text(self.cuts, lang, self.set_aside))
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
         if self.model.task == "ctc":
             tokens = lang.tokens
@@ -208,7 +209,7 @@ class _Work:
         if self.model.task != "classify":
             raise UserError(f"decode: {self.arguments.model} is a model for {self.model.task}, not for classification")
         labels = self.model.meta.labels
-        cuts = known_language(self.cuts, labels, self.set_aside)
+        cuts = list(known_language(self.cuts, labels, self.set_aside))
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
         priors = self.model.meta.priors if self.config.decode.priors else None
         found = self._over(cuts, lambda features, lengths, _: scores(self.model, features, lengths, priors))

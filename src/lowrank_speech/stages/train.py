@@ -9,7 +9,7 @@ outputs  --out         folder with
            metrics.jsonl   loss, dev loss, dev metric, learning rate, deviation from semi-orthogonality per epoch
            set_aside.tsv   utterances that could not be used, with the reason
          --manifest    parameters in total and trained, peak memory, time, dev metric
-scratch  --scratch     state of a run under way; a killed run goes on from there
+scratch  --scratch     state of a run under way, from which a killed run goes on, and the cuts that can be used
 
 adapt    none    nothing of the base trains; a head that the task needs and the base lacks is trained alone
          head    the head alone
@@ -95,6 +95,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev-cuts", required=True, type=Path, help="cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     parser.add_argument("--out", required=True, type=Path, help="output: the system's folder")
+    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
     parser.add_argument("--scratch", required=True, type=Path, help="folder for the state of a run under way")
 
 
@@ -108,12 +109,16 @@ def body(arguments: argparse.Namespace) -> None:
         if arguments.lang is None:
             raise UserError("train: a recognition task needs --lang")
         common.existing(arguments.lang, "--lang")
+    from lowrank_speech.training.checkpoint import Checkpoints
+
     found = _run(arguments, config, cfg)
     if found is None:
         return
     outputs, numbers = found
     manifest.device = numbers.pop("device")
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
+    # Only now: a run killed before the manifest goes on from its last state.
+    Checkpoints(arguments.scratch).clear()
 
 
 def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
@@ -128,14 +133,16 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
-    from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
+    from lowrank_speech.training.adapt import augmentation, freeze_for, lora_on, prepare
     from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.progress import events_folder
 
     set_aside = SetAside()
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
     torch.manual_seed(config.seed)
+    changes = augmentation(config.training)
     base = load_model(arguments.model)
     setup = prepare(base, arguments, config, set_aside)
     model, out = setup.model, arguments.out
@@ -154,8 +161,10 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         read += [arguments.lang] if config.task.type == "asr" else []
         identity = canonical_json(cfg) + "".join(map(sha256, read))
         key = hashlib.sha256(identity.encode()).hexdigest()
+        loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
+        events = events_folder(config.training, arguments.tensorboard)
         trainer = Trainer(
-            model, objective, config.training, config.seed, arguments.scratch, key, Loader(inputs), constraint
+            model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint, events
         )
         numbers = trainer.run(setup.train, setup.dev, metrics)
         numbers["device"] = str(trainer.device)
@@ -188,10 +197,12 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         "parameters_dense": model.dense_parameters(),
         "utterances_train": len(setup.train),
         "utterances_dev": len(setup.dev),
-        "seconds_speech": round(sum(cut.duration for cut in setup.train), 3),
+        "seconds_speech": round(float(setup.train.durations.sum()), 3),
         "labels": setup.labels if config.task.type == "lid" else None,
         "set_aside": set_aside.counts(),
     }
+    for cuts in (setup.train, setup.dev):
+        cuts.remove()
     return outputs, numbers
 
 

@@ -1,22 +1,32 @@
 """Setting up an adaptation: the task's model and data, what trains, and the adapters."""
 
 import logging
-from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from lhotse import CutSet
-
 from lowrank_speech.errors import UserError
+from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import segment
+from lowrank_speech.features.kept import KeptCuts, keep
 from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.select import SetAside, fits_window, known_language, possible_ctc, require, spoken, usable_text
+from lowrank_speech.lang.select import (
+    Languages,
+    SetAside,
+    fits_window,
+    known_language,
+    possible_ctc,
+    require,
+    usable_text,
+)
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora
 from lowrank_speech.models.families import layer_patterns, lora_targets
 from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.text import decoder_tokens
+from lowrank_speech.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -27,30 +37,33 @@ class Setup:
 
     model: SpeechModel
     new_head: bool
-    train: CutSet
-    dev: CutSet
+    train: KeptCuts
+    dev: KeptCuts
     lang: Lang | None = None
     tokens: Any = None
     labels: list[str] = field(default_factory=list)
 
 
 def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside) -> Setup:
-    """The model of ``config.task`` on ``base``, and its training and dev cuts; unusable ones go to ``set_aside``."""
-    seconds = config.task.segment.seconds if config.task.segment else None
-    limit = base.window_seconds
-    train = fits_window(segment(load_cuts(arguments.train_cuts), seconds, config.seed), limit, set_aside)
-    dev = fits_window(segment(load_cuts(arguments.dev_cuts), seconds), limit, set_aside)
+    """The model of ``config.task`` on ``base``, and its training and dev cuts; unusable ones go to ``set_aside``.
+
+    The cuts that can be used are written to ``arguments.scratch`` in one pass and read from there.
+    """
+    splits = {
+        "train": Split(arguments.train_cuts, config.training, config.task.segment, config.seed),
+        "dev": Split(arguments.dev_cuts, None, config.task.segment),
+    }
     if config.task.type == "lid":
-        return _lid(base, train, dev, config, set_aside)
-    lang = Lang.load(arguments.lang)
-    kept = []
-    for what, cuts in (("training", train), ("dev", dev)):
-        usable = usable_text(cuts, lang, set_aside)
+        return _lid(base, splits, arguments.scratch, config, set_aside)
+    lang, languages, kept = Lang.load(arguments.lang), Languages(), []
+    for name, split in splits.items():
+        usable = usable_text(split.cuts(base, set_aside), lang, set_aside)
         if base.recognises_by == "ctc":
-            usable = possible_ctc(usable, lang, base.frames_of, set_aside)
-        require(usable, f"train: the {what} cuts", set_aside)
-        kept.append(CutSet.from_cuts(usable))
-    labels = spoken(kept[0]) if config.training.language_weight else []
+            usable = split.possible(usable, base, lang, set_aside)
+        if name == "train":
+            usable = languages.over(usable)
+        kept.append(_kept(usable, name, arguments.scratch, set_aside))
+    labels = languages.spoken() if config.training.language_weight else []
     if base.recognises_by == "ctc":
         if lang.tokens is None:
             raise UserError("train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer")
@@ -60,14 +73,57 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside)
     return Setup(model, new, *kept, lang=lang, tokens=decoder_tokens(model, arguments.model, lang), labels=labels)
 
 
-def _lid(base: SpeechModel, train: list, dev: list, config: Any, set_aside: SetAside) -> Setup:
-    found = {cut.supervisions[0].language for cut in train} - {None}
-    labels = sorted(config.task.languages or found)
-    train = known_language(train, labels, set_aside)
-    require(train, "train: the training cuts", set_aside)
-    dev = known_language(dev, labels, set_aside)
-    require(dev, "train: the dev cuts", set_aside)
-    counts = Counter(cut.supervisions[0].language for cut in train)
+@dataclass
+class Split:
+    """A split's cuts, as often as they are asked for. ``recipe``: of the training split, whose speed may change."""
+
+    path: Path
+    recipe: TrainConfig | None
+    segment: Any = None
+    seed: int | None = None
+
+    def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
+        """The cuts that fit the model's window, one by one. UserError: stored features cannot be augmented."""
+        cuts = segment(load_cuts(self.path, lazy=True), self.segment.seconds if self.segment else None, self.seed)
+        slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
+        for cut in fits_window(cuts, model.window_seconds, set_aside, slowest):
+            if self.recipe and self.recipe.changes_samples and getattr(cut, "has_features", False):
+                raise UserError(
+                    f"{self.path} has stored features, which speed, noise and reverberation cannot change: take "
+                    f"features: waveform, or leave these out"
+                )
+            yield cut
+
+    def possible(self, cuts: Iterable[Any], model: SpeechModel, lang: Lang, set_aside: SetAside) -> Iterator[Any]:
+        """The cuts whose CTC target fits their frames, at the highest speed too."""
+        fastest = max(self.recipe.speed, default=1.0) if self.recipe else 1.0
+
+        def frames(cut: Any) -> int:
+            return model.frames_of(cut if fastest <= 1.0 else cut.perturb_speed(fastest))
+
+        return possible_ctc(cuts, lang, frames, set_aside)
+
+
+def _kept(cuts: Iterable[Any], name: str, scratch: Path, set_aside: SetAside) -> KeptCuts:
+    kept = keep(cuts, scratch / f"{name}.jsonl")
+    if not len(kept):
+        kept.remove()
+    require(kept, f"train: the {'training' if name == 'train' else name} cuts", set_aside)
+    return kept
+
+
+def _lid(base: SpeechModel, splits: dict[str, Split], scratch: Path, config: Any, set_aside: SetAside) -> Setup:
+    labels = sorted(config.task.languages)
+    if not labels:  # a pass of its own: which languages there are decides what is set aside
+        found = Languages()
+        for _ in found.over(splits["train"].cuts(base, SetAside())):
+            pass
+        labels = sorted(found.counts)
+    languages, kept = Languages(), []
+    for name, split in splits.items():
+        known = known_language(split.cuts(base, set_aside), labels, set_aside)
+        kept.append(_kept(languages.over(known) if name == "train" else known, name, scratch, set_aside))
+    counts, (train, dev) = languages.counts, kept
     missing = [label for label in labels if not counts[label]]
     if missing:
         raise UserError(f"train: no training utterance in {missing[0]!r}, one of the languages to tell apart")
@@ -76,7 +132,12 @@ def _lid(base: SpeechModel, train: list, dev: list, config: Any, set_aside: SetA
     model, new = to_task(base, "classify", len(labels), labels, seed=config.seed)
     # The classifier learns posteriors under these priors; decoding divides them out again.
     model.meta.priors = [counts[label] / len(train) for label in labels]
-    return Setup(model, new, CutSet.from_cuts(train), CutSet.from_cuts(dev), labels=labels)
+    return Setup(model, new, train, dev, labels=labels)
+
+
+def augmentation(recipe: TrainConfig) -> Augmentation | None:
+    """What the recipe changes in the samples of training utterances; None: nothing."""
+    return Augmentation(recipe.speed, recipe.noise, recipe.reverberation) if recipe.changes_samples else None
 
 
 def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:

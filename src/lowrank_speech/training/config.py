@@ -19,6 +19,49 @@ class SpecAugment:
 
 
 @dataclass(frozen=True)
+class Noise:
+    """Noise added to the samples of a share (``probability``) of the training utterances, drawn anew in each epoch.
+
+    ``snr``: lowest and highest ratio to the speech, dB. ``kinds``: of those of ``corpora.noise`` that need no talkers.
+    ``folder``: recordings, which count as one more kind.
+    """
+
+    snr: tuple[float, ...] = (5.0, 20.0)
+    kinds: tuple[Literal["white", "pink", "brown", "hum"], ...] = ("white", "pink", "brown", "hum")
+    folder: str | None = None
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range("snr", self.snr)
+        if not self.kinds and self.folder is None:
+            raise ValueError("noise has neither kinds nor a folder: name one of white, pink, brown, hum")
+
+
+@dataclass(frozen=True)
+class Reverberation:
+    """Rooms for a share (``probability``) of the training utterances, drawn anew in each epoch.
+
+    ``rt60``: shortest and longest time in which the sound decays by 60 dB, seconds. ``direct``: lowest and highest
+    ratio of direct to reverberant sound, dB.
+    """
+
+    rt60: tuple[float, ...] = (0.2, 0.8)
+    direct: tuple[float, ...] = (0.0, 15.0)
+    probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        _check_range("rt60", self.rt60)
+        _check_range("direct", self.direct)
+        if self.rt60[0] <= 0:
+            raise ValueError(f"rt60 is {self.rt60[0]}: it must be positive")
+
+
+def _check_range(name: str, values: tuple[float, ...]) -> None:
+    if len(values) != 2 or values[0] > values[1]:
+        raise ValueError(f"{name} is {list(values)}: give the lowest and the highest value")
+
+
+@dataclass(frozen=True)
 class CtcConfig:
     """Who computes CTC losses. ``auto``: k2 where it works with this torch and device, else torch; see docs/k2.md.
 
@@ -38,17 +81,25 @@ class CtcConfig:
 class TrainConfig:
     """Recipe of one training run; see docs/training.md.
 
+    Times are in epochs or steps, batches in seconds of speech; with ``quadratic_seconds`` q an utterance of d seconds
+    counts as d + d² / q. ``workers``: processes that read ahead. ``speed``, ``noise`` and ``reverberation`` change the
+    samples (``features.augment``), which stored features do not have.
+
+    The learning rate warms up linearly over ``warmup`` of all steps, holds for ``hold`` of them and falls linearly to
+    ``final`` times the peak (wav2vec 2.0's three stages). ``average``: the mean of the weights at the last so many
+    evaluations. ``blank_patience``: so many evaluations in a row at which CTC's output is blank alone end the run.
+    ``save_minutes``: time between saves within an epoch.
+
     ``accumulate``: batches of one update. ``processes``: how many of them share the work, each with ``accumulate``
     batches. ``frozen_dtype``: in what frozen matrices are held; ``precision``: in what is computed, weights that train
     stay float32. ``dry_run``: the largest batch first, to see whether it fits (None: on CUDA).
-
-    Times are in epochs or steps, batches in seconds of speech. The learning rate warms up linearly over ``warmup`` of
-    all steps, holds for ``hold`` of them and falls linearly to ``final`` times the peak (wav2vec 2.0's three stages).
     """
 
     epochs: int = 10
     max_steps: int | None = None
     batch_seconds: float = 60.0
+    quadratic_seconds: float | None = None
+    workers: int = 0
     lr: float = 1e-4
     head_lr: float = 1e-3
     warmup: float = 0.1
@@ -64,9 +115,16 @@ class TrainConfig:
     ctc_weight: float = 0.0
     language_weight: float = 0.0
     spec_augment: SpecAugment | None = None
+    speed: tuple[float, ...] = ()
+    noise: Noise | None = None
+    reverberation: Reverberation | None = None
     evaluate_every: int = 1
     keep: Literal["best", "last"] = "best"
     patience: int | None = None
+    average: int | None = None
+    blank_patience: int | None = None
+    save_minutes: float = 10.0
+    tensorboard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -91,6 +149,20 @@ class TrainConfig:
             raise ValueError(
                 f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"
             )
-        for name in ("lr", "head_lr"):
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}: give 0 (read in the main process) or more")
+        if self.quadratic_seconds is not None and self.quadratic_seconds <= 0:
+            raise ValueError(f"quadratic_seconds is {self.quadratic_seconds}: it must be positive, or null")
+        if any(factor <= 0 for factor in self.speed):
+            raise ValueError(f"speed is {list(self.speed)}: factors must be positive, such as [0.9, 1.0, 1.1]")
+        for name in ("average", "blank_patience"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more, or null")
+        for name in ("lr", "head_lr", "save_minutes"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
+
+    @property
+    def changes_samples(self) -> bool:
+        """Whether training utterances are augmented before features are computed."""
+        return bool(self.speed) or self.noise is not None or self.reverberation is not None

@@ -67,13 +67,17 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
-    def gather(self, tensor: torch.Tensor) -> list[torch.Tensor]:
-        """A CPU tensor of every process, in their order; on each."""
+    def gather(self, value: Any) -> list[Any]:
+        """The value (CPU tensors, numbers) of every process, in their order; on each."""
         if self.world == 1:
-            return [tensor]
+            return [value]
         found: list[Any] = [None] * self.world
-        dist.all_gather_object(found, tensor)
+        dist.all_gather_object(found, value)
         return found
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        self.sum([0.0])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum the gradients over the processes, in place; what has one on any process has one on each after."""

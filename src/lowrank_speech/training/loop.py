@@ -1,36 +1,47 @@
 """The training loop: epochs of updates (``step``), best on dev.
 
-State (model, optimiser, best weights, constraint's draws, RNG) goes to ``scratch`` after every epoch, atomically; a run
-that was killed goes on from there and ends as it would have ended. The key of a state (hash of config and inputs) must
-match, and so must the CTC back end, else it is refused.
+The whole state goes to ``scratch`` after every epoch and every ``save_minutes`` within one (state.py, checkpoint.py). A
+run that was killed, or stopped by a signal, goes on from there and ends as it would have ended. A state is a position
+between two updates: epoch, batches done in it, what the epoch has summed up. The evaluation belongs to the last update
+of its epoch: nothing changes before it is over.
+
+Of several processes (distributed.py) each goes through the same loop: whether to save, stop or evaluate is the same in
+all of them, since each waits for the others there. The first one alone writes.
 """
 
 import json
 import logging
 import math
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet
 from torch import nn
-from tqdm import tqdm
 
-from lowrank_speech.artefact import atomic, peak_memory
-from lowrank_speech.errors import UserError
-from lowrank_speech.features.batches import Loader, sampler
+from lowrank_speech.artefact import atomic
+from lowrank_speech.errors import Stopped, UserError
+from lowrank_speech.features.batches import Cuts, Loader, batch_numbers
+from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.cost import cost
 from lowrank_speech.training.distributed import Ranks, grouped
+from lowrank_speech.training.evaluate import Dev, evaluate
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
-from lowrank_speech.training.memory import byte_counts, explained, largest, rehearse, same_draws
+from lowrank_speech.training.memory import largest, rehearse, same_draws
 from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.precision import DTYPES, FrozenWeights, autocast
+from lowrank_speech.training.precision import DTYPES, FrozenWeights
 from lowrank_speech.training.precision import check as check_precision
+from lowrank_speech.training.progress import Curves, Progress
+from lowrank_speech.training.signals import Signals
+from lowrank_speech.training.state import go_on, state_of
 from lowrank_speech.training.step import Stepper
+from lowrank_speech.training.weights import changing, copied, mean, put
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +49,9 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains ``model`` on one task. ``heads``: names (relative to .hf) of modules with the head's learning rate.
 
-    What trains is what has ``requires_grad`` when the trainer is made. ``constraint`` (optional) has ``step()``,
-    ``deviation()``, ``state_dict()`` and ``load_state_dict()``.
+    ``scratch``: folder of the states; ``events``: of TensorBoard's files, if there are to be any. What trains is what
+    has ``requires_grad`` when the trainer is made. ``constraint`` (optional) has ``step()``, ``deviation()``,
+    ``state_dict()`` and ``load_state_dict()``. UserError where every parameter is frozen.
     """
 
     def __init__(
@@ -52,19 +64,24 @@ class Trainer:
         key: str,
         loader: Loader,
         constraint: Any = None,
+        events: Path | None = None,
     ):
         self.config, self.seed, self.key, self.loader, self.constraint = config, seed, key, loader, constraint
         self.device = pick_device(config.device)
         check_precision(config.precision, self.device)
         self.ranks = Ranks.start(config.processes, self.device)
-        self.model, self.objective = model, objective.to(self.device)
-        self.state_file = scratch / "state.pt"
+        self.objective = objective.to(self.device)
+        self.checkpoints, self.events = Checkpoints(scratch), events
         self.history: list[dict[str, Any]] = []
-        self.epoch = self.speech = 0
+        self.epoch = self.batch = self.blank_evaluations = 0
+        self.speech = self.seconds = 0.0
+        self.peak_bytes = 0
         self.activations: int | None = None
-        self.seconds = 0.0
+        self.sums = self._no_sums()
         self.best: dict[str, torch.Tensor] | None = None
         self.best_metric = math.inf
+        self.recent: deque[dict[str, torch.Tensor]] = deque(maxlen=config.average or 0)
+        self.averaged = 0
         if config.dropout is not None:
             set_dropout(model, config.dropout)
         if not config.train_front_end:
@@ -100,98 +117,156 @@ class Trainer:
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
-    def run(self, train: CutSet, dev: CutSet, metrics: Path) -> dict[str, Any]:
-        """Train to the end; the model holds the best (or last) weights. Returns the cost and the dev metric."""
-        seconds = sum(cut.duration for cut in train)
-        per_update = self.config.accumulate * self.ranks.world
-        batches = [list(b) for b in sampler(train, self.config.batch_seconds, self.seed, 0)]  # reads no audio
-        per_epoch = -(-len(batches) // per_update)
+    def run(self, train: Cuts, dev: Cuts, metrics: Path) -> dict[str, Any]:
+        """Train to the end; the model holds the best (or last, or mean) weights. Returns the cost and the dev metric.
+
+        The states stay for the caller to clear once its outputs are written. Raises Stopped after SIGTERM or SIGUSR1,
+        when the state is saved.
+        """
+        train, dev = numbered(train), numbered(dev)
+        seconds = float(train.durations.sum())
+        batches = sum(1 for _ in batch_numbers(train, *self._batching(0)))  # reads no cut
+        per_epoch = -(-batches // (self.config.accumulate * self.ranks.world))
         steps = min(per_epoch * self.config.epochs, self.config.max_steps or per_epoch * self.config.epochs)
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
         )
         self._load()
         if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
-            with same_draws():
-                batch = self.loader.collate(largest(batches))
-            self.activations = rehearse(self.stepper, batch)
-        bar = tqdm(total=steps, initial=self.step, disable=None, unit="step")
-        while self.epoch < self.config.epochs and self.step < steps and not self._out_of_patience():
-            self._epoch(train, steps, bar)
-            self.epoch += 1
-            if self.epoch % self.config.evaluate_every == 0 or self.epoch == self.config.epochs or self.step >= steps:
-                self._evaluate(dev)
-            self._save()
-        bar.close()
-        if self.config.keep == "best" and self.best is not None:
-            self._restore(self.best)
+            self._rehearse(train)
+        first = self.ranks.first
+        self.progress = Progress(steps, self.step, shown=first)
+        self.curves = Curves(self.events if first else None, self.step)
+        self.last_save = time.monotonic()
+        with Signals() as self.signals:
+            try:
+                # Inside an epoch there may be no step left, but its end.
+                while self.epoch < self.config.epochs and (
+                    self.batch or (self.step < steps and not self._out_of_patience())
+                ):
+                    self._epoch(train, steps)
+                    self._end_of_epoch(dev, steps)
+                    self._save()
+            except Stopped as stop:
+                path = self._save()
+                self.ranks.stop()
+                raise Stopped(f"{stop}: {path} has the state; the same command goes on from step {self.step}") from None
+            finally:
+                self.progress.close()
+                self.curves.close()
+            metric = self._choose(dev)
         self.model.eval()
-        cost = self._cost()
+        numbers = cost(self, metric)
         if self.frozen is not None:
             self.model.to("cpu")  # a GPU that the training filled may have no room for the whole weights
             self.frozen.restore()
         as_before(self.model)
-        if self.ranks.first:
+        if first:
             with atomic(metrics) as temporary:
                 temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
-            self.state_file.unlink(missing_ok=True)
         self.ranks.stop()
-        return cost
+        return numbers
 
-    def _epoch(self, train: CutSet, steps: int, bar: tqdm) -> None:
+    def _batching(self, epoch: int) -> tuple[float, int, int, float | None]:
+        return self.config.batch_seconds, self.seed, epoch, self.config.quadratic_seconds
+
+    def _rehearse(self, train: KeptCuts | ListedCuts) -> None:
+        """The largest batch of the first epoch, forward and back, without an update."""
+        numbers = largest(batch_numbers(train, *self._batching(0)), train.durations)
+        with same_draws():
+            batch = self.loader.collate([train[i] for i in numbers], (self.seed, 0))
+        self.activations = rehearse(self.stepper, batch)
+
+    def _epoch(self, train: Cuts, steps: int) -> None:
+        """The rest of an epoch, from batch number ``self.batch`` on."""
         self.model.train()
-        total, units, impossible = 0.0, 0, 0
-        world = self.ranks.world
-        dealt = self.loader.train(train, self.config.batch_seconds, self.seed, self.epoch, self.ranks.rank, world)
+        if self.step >= steps:
+            return
+        rank, world = self.ranks.rank, self.ranks.world
+        dealt = self.loader.train(train, *self._batching(self.epoch), skip=self.batch, rank=rank, world=world)
         for batches in grouped(dealt, self.config.accumulate * world):
-            if self.step >= steps:
-                break
             start = time.perf_counter()
             losses = self.stepper.step(batches, steps)
             self.seconds += time.perf_counter() - start
-            self.speech += sum(cut.duration for batch in batches for cut in batch["cuts"])
-            if losses is not None:
-                total, units = total + losses.task_sum, units + losses.units
-                impossible += losses.impossible
-            bar.update()
-            bar.set_postfix(epoch=self.epoch, loss=f"{total / max(units, 1):.3f}", refresh=False)
-        row = {"step": self.step, "epoch": self.epoch + 1, "loss": total / max(units, 1)}
+            speech = sum(cut.duration for batch in batches for cut in batch["cuts"])
+            self.speech += speech
+            self.batch += len(batches)
+            if losses is None:
+                self.sums["skipped"] += 1
+            else:
+                self.sums["loss"] += losses.task_sum
+                self.sums["units"] += losses.units
+                self.sums["impossible"] += losses.impossible
+                values = {"loss": losses.task_sum / max(losses.units, 1), "gradient_norm": self.stepper.norm}
+                self.curves.add(self.step, "step", values)
+            self.progress.step(self.epoch + 1, self._mean_loss(), speech)
+            due = self.ranks.first and time.monotonic() - self.last_save >= 60 * self.config.save_minutes
+            stopped, due = self.ranks.sum([self.signals.received is not None, due])
+            if stopped:
+                raise self.signals.stop()
+            if due:
+                self._save()
+            if self.step >= steps:
+                break
+
+    def _no_sums(self) -> dict[str, Any]:
+        return {"loss": 0.0, "units": 0, "impossible": 0, "skipped": 0}
+
+    def _mean_loss(self) -> float | None:
+        """The epoch's loss per unit so far; None where no step counted."""
+        return self.sums["loss"] / self.sums["units"] if self.sums["units"] else None
+
+    def _end_of_epoch(self, dev: Cuts, steps: int) -> None:
+        """Row of the history, evaluation, and the position at the start of the next epoch."""
+        number, impossible = self.epoch + 1, self.sums["impossible"]
+        row = {"step": self.step, "epoch": number, "loss": self._mean_loss(), "skipped": self.sums["skipped"]}
         row["lr"] = self.optimiser.param_groups[0]["lr"]
         if self.constraint is not None:
-            row["deviation"] = max(self.constraint.deviation().values(), default=0.0)
+            row["deviation"] = self.deviation()
         if self.objective.ctc is not None:
             row["ctc_impossible"] = impossible
-            if impossible:
-                log.warning(
-                    "epoch %d: %d targets need more frames than their utterances have; CTC leaves them out",
-                    self.epoch + 1,
-                    impossible,
-                )
+        due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= steps
+        # Nothing changes before the evaluation is over: until then the state is that after the epoch's last step.
+        found = self._evaluate(dev) if due else None
+        if impossible:
+            log.warning(
+                "epoch %d: %d targets need more frames than their utterances have; CTC leaves them out",
+                number,
+                impossible,
+            )
+        if found is not None:
+            row |= {"dev_loss": found.loss if math.isfinite(found.loss) else None, "dev_metric": found.metric}
+            row |= {} if found.blank is None else {"dev_blank": found.blank}
+            shown = "-" if row["loss"] is None else f"{row['loss']:.4f}"
+            log.info("epoch %d: loss %s, dev loss %.4f, dev error %.4f", number, shown, found.loss, found.metric)
+            self._note(found)
         self.history.append(row)
+        self.curves.add(self.step, "epoch", row)
+        self.epoch, self.batch, self.sums = number, 0, self._no_sums()
 
-    @torch.no_grad()
-    def _evaluate(self, dev: CutSet) -> None:
-        self.model.eval()
-        errors = units = 0
-        loss, loss_units = 0.0, 0
-        for i, batch in enumerate(self.loader.all(dev, 2 * self.config.batch_seconds)):
-            if i % self.ranks.world != self.ranks.rank:
-                continue
-            features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
-            with explained(batch, self.config), autocast(self.config.frozen_dtype, self.device):
-                found = self.objective(self.model, features, lengths, batch["cuts"])
-                wrong, count = self.objective.errors(self.model, features, lengths, batch["cuts"])
-            loss, loss_units = loss + found.task_sum, loss_units + found.units
-            errors, units = errors + wrong, units + count
-        errors, units, loss, loss_units = self.ranks.sum([errors, units, loss, loss_units])
-        metric, dev_loss = errors / max(units, 1), loss / max(loss_units, 1)
-        self.history[-1].update(dev_loss=dev_loss, dev_metric=metric)
-        log.info(
-            "epoch %d: loss %.4f, dev loss %.4f, dev error %.4f", self.epoch, self.history[-1]["loss"], dev_loss, metric
-        )
-        if metric < self.best_metric:
-            self.best_metric = metric
-            self.best = {name: p.detach().cpu().clone() for name, p in self.trained().items()}
+    def _note(self, found: Dev) -> None:
+        """Keep the weights of an evaluation that may be the result, and look for a collapse of CTC."""
+        if self.config.average:
+            self.recent.append(copied(changing(self.model.hf)))
+        if found.metric < self.best_metric:
+            self.best_metric = found.metric
+            if self.config.keep == "best":
+                self.best = copied(changing(self.model.hf))
+        if found.blank != 1.0 or not math.isfinite(found.loss):
+            self.blank_evaluations = 0
+            return
+        self.blank_evaluations += 1
+        advice = "train longer (epochs), warm up longer (warmup), raise head_lr or lower lr"
+        log.warning("step %d: CTC's output is blank alone for all of dev; if it stays so: %s", self.step, advice)
+        if self.blank_evaluations >= (self.config.blank_patience or math.inf):
+            raise UserError(
+                f"step {self.step}: CTC's output for dev was blank alone in {self.blank_evaluations} evaluations in a "
+                f"row (blank_patience): {advice}"
+            )
+
+    def _evaluate(self, dev: Cuts) -> Dev:
+        batches = self.loader.all(dev, 2 * self.config.batch_seconds, rank=self.ranks.rank, world=self.ranks.world)
+        return evaluate(self.model, self.objective, self.config, batches, self.device, self.signals, self.ranks)
 
     def _out_of_patience(self) -> bool:
         if self.config.patience is None:
@@ -199,68 +274,46 @@ class Trainer:
         dev = [row["dev_metric"] for row in self.history if "dev_metric" in row]
         return len(dev) > self.config.patience and min(dev[-self.config.patience :]) > self.best_metric
 
-    def _restore(self, state: dict[str, torch.Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.trained().items():
-                parameter.copy_(state[name])
+    def _choose(self, dev: Cuts) -> float | None:
+        """Put the weights that are the result into the model; their dev metric."""
+        last = self.history[-1].get("dev_metric")
+        if len(self.recent) > 1:
+            put(mean(self.recent), self.model.hf)
+            found = self._evaluate(dev).metric
+            taken = self.config.keep == "last" or found <= self.best_metric
+            log.info(
+                "the mean of the last %d evaluations' weights: dev error %.4f; %s",
+                *(len(self.recent), found, "taken" if taken else f"the best epoch's {self.best_metric:.4f} is better"),
+            )
+            if taken:
+                self.averaged = len(self.recent)
+                return found
+        if self.config.keep == "last":
+            return last
+        if self.best is not None:
+            put(self.best, self.model.hf)
+        return self.best_metric
 
-    def _cost(self) -> dict[str, Any]:
-        cuda, ctc = self.device.type == "cuda", self.objective.ctc
-        return {
-            "parameters_trained": sum(p.numel() for p in self.trained().values()),
-            "steps": self.step,
-            "epochs": self.epoch,
-            "steps_skipped": self.stepper.skipped,
-            "seconds_train": round(self.seconds, 3),
-            "speech_seconds_per_second": round(self.speech / max(self.seconds, 1e-9), 3),
-            "dev_metric": self.best_metric if self.config.keep == "best" else self.history[-1].get("dev_metric"),
-            "deviation": self.history[-1].get("deviation"),
-            "ctc": ctc and {"backend": ctc.backend, "version": ctc.version},
-            "ctc_impossible": self.history[-1].get("ctc_impossible"),
-            "bytes": byte_counts((self.model, self.objective), self.optimiser) | {"activations": self.activations},
-            "peak_bytes": torch.cuda.max_memory_allocated(self.device) if cuda else peak_memory(),
-        }
+    def deviation(self) -> float:
+        """The largest deviation of a constrained factor from semi-orthogonality."""
+        return max(self.constraint.deviation().values(), default=0.0)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
-    def _save(self) -> None:
-        state = {
-            "key": self.key,
-            "ctc": self.objective.ctc and self.objective.ctc.backend,
-            "model": {name: p.detach().cpu() for name, p in self.trained().items()},
-            "objective": self.objective.state_dict(),
-            "stepper": self.stepper.state_dict(),
-            "best": self.best,
-            "best_metric": self.best_metric,
-            "history": self.history,
-            "counters": [self.epoch, self.speech, self.seconds],
-            "rng": self.ranks.gather(torch.get_rng_state()),
-        }
-        if not self.ranks.first:
-            return
-        with atomic(self.state_file) as temporary:
-            torch.save(state, temporary)
+    def _save(self) -> Path:
+        """Every process must call it; returns when the state is on the disk. Its path (elsewhere: its folder)."""
+        state, path = state_of(self), self.checkpoints.folder
+        if self.ranks.first:
+            path = self.checkpoints.save(self.step, state)
+        self.ranks.wait()
+        self.last_save = time.monotonic()
+        return path
 
     def _load(self) -> None:
-        if not self.state_file.is_file():
-            return
-        state = torch.load(self.state_file, map_location="cpu", weights_only=True)
-        if state["key"] != self.key:
-            raise UserError(
-                f"{self.state_file} belongs to a run with other settings or inputs ({state['key'][:12]}, this is "
-                f"{self.key[:12]}): remove it to start again"
-            )
-        ctc = self.objective.ctc
-        # States written before there was a choice do not name it.
-        if ctc is not None and (before := state.get("ctc", "torch")) != ctc.backend:
-            raise UserError(
-                f"{self.state_file} belongs to a run whose CTC was {before}'s, this one's is {ctc.backend}'s: go on "
-                f"where the first one ran, or remove the file to start again"
-            )
-        self._restore(state["model"])
-        self.objective.load_state_dict(state["objective"])
-        self.stepper.load_state_dict(state["stepper"])
-        self.best, self.best_metric, self.history = state["best"], state["best_metric"], state["history"]
-        self.epoch, self.speech, self.seconds = state["counters"]
-        torch.set_rng_state(state["rng"][self.ranks.rank])
-        log.info("resumed after epoch %d, step %d", self.epoch, self.step)
+        if not self.ranks.first:  # it removes broken states
+            self.ranks.wait()
+        found = self.checkpoints.newest()
+        if self.ranks.first:
+            self.ranks.wait()
+        if found is not None:
+            go_on(self, *found)

@@ -57,14 +57,14 @@ def _advice(config: TrainConfig) -> str:
 # -- the rehearsal -----------------------------------------------------------------------------------------------------
 
 
-def largest(batches: Iterable[Iterable[Any]]) -> list[Any]:
-    """The batch of cuts with most seconds, padding included; of equal ones that with the longest cut."""
+def largest(batches: Iterable[list[int]], durations: np.ndarray) -> list[int]:
+    """The batch (numbers of cuts) with most seconds, padding included; of equal ones that with the longest cut."""
 
-    def size(cuts: list[Any]) -> tuple[float, float]:
-        longest = max(cut.duration for cut in cuts)
-        return longest * len(cuts), longest
+    def size(batch: list[int]) -> tuple[float, float]:
+        longest = float(durations[batch].max())
+        return longest * len(batch), longest
 
-    return max((list(cuts) for cuts in batches), key=size)
+    return max(batches, key=size)
 
 
 @contextlib.contextmanager

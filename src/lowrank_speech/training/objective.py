@@ -11,7 +11,7 @@ hybrid CTC / attention training, Watanabe et al. 2017) and language classificati
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from kaldialign import edit_distance
@@ -48,6 +48,14 @@ class Losses:
         """
         parts = [w * mean * (units / max(n, 1)) for (w, mean, units), n in zip(self.terms, whole, strict=True)]
         return torch.stack(parts).sum()
+
+
+class Errors(NamedTuple):
+    """Of one batch: errors and units of the dev metric. ``blank``, CTC: utterances whose greedy path is all blank."""
+
+    errors: int
+    units: int
+    blank: int = 0
 
 
 class Objective(nn.Module):
@@ -138,21 +146,23 @@ class Objective(nn.Module):
         return losses.sum() / units, units, int((~possible).sum())
 
     @torch.no_grad()
-    def errors(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> tuple[int, int]:
-        """Errors and units of the dev metric on one batch."""
+    def errors(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> Errors:
+        """The dev metric's numbers on one batch."""
         if self.task == "classify":
             guess = model.class_logits(features, lengths).argmax(-1).cpu()
-            return int((guess != class_targets(cuts, self.labels)).sum()), len(cuts)
+            return Errors(int((guess != class_targets(cuts, self.labels)).sum()), len(cuts))
         if self.task == "seq2seq":
             inputs, labels = (t.to(features.device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
             guess = model.seq2seq_logits(features, lengths, inputs)[0].argmax(-1)
             learnt = labels != IGNORE
-            return int(((guess != labels) & learnt).sum()), int(learnt.sum())
+            return Errors(int(((guess != labels) & learnt).sum()), int(learnt.sum()))
         logits, frames = model.ctc_logits(features, lengths)
         best = logits.argmax(-1).cpu()
         labels, sizes = ctc_targets(cuts, self.lang)
-        errors = 0
+        errors = blank = 0
         for row, n, target in zip(best, frames.tolist(), labels.split(sizes.tolist()), strict=True):
             path = torch.unique_consecutive(row[:n])
-            errors += edit_distance(path[path != 0].tolist(), target.tolist())["total"]
-        return errors, int(sizes.sum())
+            hypothesis = path[path != 0].tolist()
+            errors += edit_distance(hypothesis, target.tolist())["total"]
+            blank += not hypothesis
+        return Errors(errors, int(sizes.sum()), blank)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.speech import SpeechModel
@@ -148,11 +148,19 @@ class Stepper:
 
     def losses(self, batch: dict[str, Any]) -> Losses:
         """The losses of one batch, masked and on the device, in the precision of the training."""
-        features, lengths = batch["features"], batch["lengths"]
-        if self.config.spec_augment is not None and features.dim() == 3:
-            features = spec_augment(features, lengths, self.config.spec_augment, self.generator)
+        features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
         with autocast(self.config.precision, self.device):
-            return self.objective(self.model, features.to(self.device), lengths.to(self.device), batch["cuts"])
+            if self.config.spec_augment is not None:
+                if features.dim() == 2:
+                    features, lengths = self._front_end(features, lengths)
+                features = spec_augment(features, lengths, self.config.spec_augment, self.generator)
+            return self.objective(self.model, features, lengths, batch["cuts"])
+
+    def _front_end(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (B, F, C) of the convolutional front end and its lengths (B,): what masks are for, not samples."""
+        trains = any(p.requires_grad for p in self.model.front_end())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            return self.model.conv_features(waveforms, samples), self.model.conv_lengths(samples)
 
     def _units(self, own: Sequence[dict[str, Any]]) -> list[int]:
         """Units of each term of the loss over all batches of this update, all processes together."""

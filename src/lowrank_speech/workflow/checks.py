@@ -9,7 +9,7 @@ from typing import Any
 from lowrank_speech.workflow.config import WISHES, Config, ConfigError, System, calibrated, systems, training
 from lowrank_speech.workflow.schema import nearest
 
-FEATURES = {"wav2vec2": ("conv", "waveform"), "w2v-bert": ("fbank", "waveform"), "whisper": ("logmel",)}
+FEATURES = {"wav2vec2": ("conv", "waveform"), "w2v-bert": ("fbank", "waveform"), "whisper": ("logmel", "waveform")}
 """Family -> kinds of features that it eats."""
 
 
@@ -162,8 +162,14 @@ def _check_system(config: Config, system: System) -> None:
             f"bases.{system.base}.lang: the task {system.task} recognises speech and needs a token set; name one of "
             f"{', '.join(config.get('langs', {})) or 'langs (none is defined)'}"
         )
-    train_front_end = training(config, system).get("train_front_end")
-    if train_front_end and (base["features"] != "waveform" or base["family"] != "wav2vec2"):
+    recipe = training(config, system)
+    changed = [key for key in ("speed", "noise", "reverberation") if recipe.get(key)]
+    if changed and base["features"] != "waveform":
+        raise ConfigError(
+            f"training.{changed[0]}: it changes samples, and the system {'/'.join(system)} reads stored features "
+            f"({base['features']}); set bases.{system.base}.features: waveform, or leave it out"
+        )
+    if recipe.get("train_front_end") and (base["features"] != "waveform" or base["family"] != "wav2vec2"):
         raise ConfigError(
             f"training.train_front_end: the system {'/'.join(system)} reads what a frozen front end gave, or has none; "
             f"set bases.{system.base}.features: waveform (the family wav2vec2 alone has such a front end)"

@@ -66,6 +66,10 @@ class Layout:
         """State of a run under way in ``folder``: no declared output, so that Snakemake leaves it for the resume."""
         return f"{self.root}/scratch/{folder.removeprefix(self.root + '/')}"
 
+    def tensorboard(self, folder: str) -> str:
+        """Event files of the training in ``folder``, beside its log."""
+        return f"{self.root}/logs/{folder.removeprefix(self.root + '/')}/tensorboard"
+
     def log(self, folder: str, name: str) -> str:
         """Log of the rule that writes ``folder``; logs mirror the paths of the outputs."""
         return f"{self.root}/logs/{folder.removeprefix(self.root + '/')}/{name}.log"

@@ -1,0 +1,164 @@
+"""What the length of a corpus costs the loader: start-up time and memory for 1 to 1,000 hours of repeated manifests.
+
+python benchmarks/bench_loader.py                 # 1, 10, 100 and 1,000 h
+python benchmarks/bench_loader.py --hours 1 10    # quicker
+
+A manifest repeats --templates cuts of 1 to 6 s with new ids, all into one recording. Every line of the table comes from
+processes of its own:
+
+    eager      all cuts in memory, filtered as lists, and Lhotse's sampler over them (what the stages did before)
+    kept       the present loader: one pass writes the cuts that can be used, with their table of offsets and durations
+    kept+2     the same with two workers
+
+    prepare    s of CPU: reading the manifest and filtering, which every start pays once, however the cuts are held
+    count      s of CPU: the batches of one epoch, for the schedule
+    start      s on the clock: from prepared cuts to the first batch, with its audio
+    at prepare MiB: peak memory of the process up to there, above that of the imported libraries
+    training   MiB: memory after 20 batches (kept: in a fresh process, which opens the files), workers included, with
+               shared pages shared out (PSS), above the libraries'
+"""
+
+import argparse
+import gzip
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+MEAN = 3.5  # seconds of a cut
+BATCH, SEED = 60.0, 1
+HEAD = ("hours", "cuts", "mode", "prepare", "count", "start", "at prepare", "training")
+
+
+def make(hours, templates, folder):
+    """A manifest of ``hours`` (.jsonl.gz), and the recording that its cuts come from."""
+    import soundfile
+    from lhotse import MonoCut, Recording, SupervisionSegment
+
+    rng, wav, path = np.random.default_rng(1), folder / "noise.wav", folder / f"{hours:g}h.jsonl.gz"
+    if not wav.is_file():
+        soundfile.write(wav, 0.1 * rng.standard_normal(60 * 16_000), 16_000)
+    recording, lines = Recording.from_file(wav, recording_id="noise"), []
+    for seconds in rng.uniform(1, 2 * MEAN - 1, templates).round(3).tolist():
+        words = ["".join(rng.choice(list("abcdefgh"), 5)) for _ in range(int(2 * seconds))]
+        supervision = SupervisionSegment("ID", "noise", 0.0, seconds, text=" ".join(words), language="de", speaker="s1")
+        start = float(rng.integers(50))
+        lines.append(json.dumps(MonoCut("ID", start, seconds, 0, [supervision], recording=recording).to_dict()))
+    number = int(hours * 3600 / MEAN)
+    with gzip.open(path, "wt", encoding="utf-8", compresslevel=1) as file:
+        for i in range(number):
+            file.write(lines[i % templates].replace('"ID"', f'"cut-{i:08d}"') + "\n")
+    return path, number
+
+
+def usable(path):
+    """The chain of filters of CTC training, cut by cut."""
+    from lowrank_speech.features.store import load_cuts
+    from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
+    from lowrank_speech.lang.select import SetAside, possible_ctc, usable_text
+    from lowrank_speech.lang.tokens import CharTokens
+
+    lang, aside = Lang("char", CharTokens.build("abcdefgh "), ("de",), Normaliser(NormaliseConfig()), "0"), SetAside()
+    cuts = usable_text(load_cuts(path, lazy=True), lang, aside)
+    return possible_ctc(cuts, lang, lambda cut: cut.num_samples // 320, aside)
+
+
+def sampled(cuts):
+    """The first epoch of Lhotse's sampler over cuts in memory."""
+    from lhotse.dataset import DynamicBucketingSampler
+
+    sampler = DynamicBucketingSampler(
+        cuts, max_duration=BATCH, num_buckets=10, buffer_size=20_000, shuffle=True, seed=SEED, rank=0, world_size=1
+    )
+    sampler.set_epoch(0)
+    return sampler
+
+
+def pss():
+    """MiB of this process and its children, shared pages shared out."""
+    pids = [os.getpid(), *map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1024
+
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def child(mode, path, scratch):
+    """One measurement, in this process: prints a dict."""
+    import torch
+    from lhotse import CutSet
+
+    from lowrank_speech.features.batches import Loader, batch_numbers
+    from lowrank_speech.features.inputs import Inputs
+    from lowrank_speech.features.kept import KeptCuts, keep
+
+    torch.set_num_threads(1)
+    base, base_peak, found, cpu = pss(), peak(), {}, time.process_time
+    if mode in ("eager", "keep"):
+        start = cpu()
+        cuts = CutSet.from_cuts(list(usable(path))) if mode == "eager" else keep(usable(path), scratch)
+        found["prepare"], found["at prepare"] = cpu() - start, peak() - base_peak
+        start = cpu()
+        found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_numbers(cuts, BATCH, SEED, 0)))
+        found["count"] = cpu() - start
+    if mode == "keep":
+        return found
+    loader = Loader(Inputs("waveform"), workers=2 if mode == "kept+2" else 0)
+    start = time.perf_counter()
+    if mode == "eager":
+        batches = map(loader.collate, map(list, sampled(cuts)))
+    else:
+        batches = loader.train(KeptCuts(scratch), BATCH, SEED, 0)
+    batches = iter(batches)
+    next(batches)
+    found["start"] = time.perf_counter() - start
+    for _ in islice(batches, 19):
+        pass
+    return found | {"training": pss() - base}
+
+
+def run(mode, path, scratch):
+    command = [sys.executable, __file__, "--child", mode, str(path), str(scratch)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{mode} {path}: exit code {done.returncode}\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hours", type=float, nargs="+", default=[1, 10, 100, 1000], help="default: 1 10 100 1000")
+    parser.add_argument("--modes", nargs="+", default=["eager", "kept", "kept+2"], help="default: all")
+    parser.add_argument("--templates", type=int, default=1000, help="different cuts; default: 1000")
+    parser.add_argument("--child", nargs=3, metavar=("MODE", "CUTS", "SCRATCH"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        mode, path, scratch = arguments.child
+        print(json.dumps(child(mode, path, Path(scratch))))
+        return
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
+    for hours in arguments.hours:
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            path, number = make(hours, arguments.templates, folder)
+            scratch = folder / "kept.jsonl"
+            kept = run("keep", path, scratch) if set(arguments.modes) - {"eager"} else {}
+            for mode in arguments.modes:
+                row = {"hours": f"{hours:g}", "cuts": f"{number:,}", "mode": mode} | (kept if mode != "eager" else {})
+                row |= run(mode, path, scratch)
+                shown = [value if isinstance(value := row[key], str) else f"{value:.1f}" for key in HEAD]
+                print(f"| {' | '.join(shown)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""Factorising XLS-R 300M: the time per layer against the decompositions, time and memory of the whole command.
+
+Weights are random, shapes are the true ones. Per layer, in turn: the factors with their row of the report; one
+``torch.linalg.eigh`` of the smaller Gram matrix in float64, ready-made and with its making; ``torch.linalg.svd`` in
+float32. Then ``lowrank-speech factorise`` runs as a process of its own, whose memory is read every 20 ms: resident
+memory includes the pages of the mapped weights, which the kernel may take back; anonymous memory does not.
+
+python benchmarks/factorise.py
+python benchmarks/factorise.py --preset xls-r-2b --scratch /var/tmp    (8.6 GB there, and as much again for the result)
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import timing
+from lowrank_speech.lowrank.apply import factorise
+from lowrank_speech.lowrank.tensors import TensorWriter
+from lowrank_speech.models.folder import model_folder
+from lowrank_speech.models.presets import PRESETS, build_meta
+from lowrank_speech.models.speech import Meta, SpeechModel
+
+
+def decompositions(rounds: int) -> list[dict]:
+    """A row per shape of XLS-R 300M's feed-forward layers."""
+    rows = []
+    for d_out, d_in in ((4096, 1024), (1024, 4096)):
+        layer = nn.Linear(d_in, d_out)
+        wide = layer.weight.detach().double()
+        wide = wide if d_out < d_in else wide.T
+        gram = wide @ wide.T
+        ours, eigh, both, svd = timing.interleaved(
+            [
+                lambda layer=layer: factorise(nn.Sequential(layer), {"0": 512}),
+                lambda gram=gram: torch.linalg.eigh(gram),
+                lambda wide=wide: torch.linalg.eigh(wide @ wide.T),
+                lambda layer=layer: torch.linalg.svd(layer.weight.detach(), full_matrices=False),
+            ],
+            rounds,
+        )
+        ratios = {f"of {n}": timing.ratio(ours, t) for n, t in (("eigh", eigh), ("gram + eigh", both), ("svd", svd))}
+        rows.append({"d_out": d_out, "d_in": d_in, "seconds": timing.ratio(ours, [1.0] * rounds), **ratios})
+    return rows
+
+
+def write_random(preset: str, folder: Path) -> int:
+    """A model folder of the preset with random weights, written tensor by tensor; returns its bytes."""
+    found = PRESETS[preset]
+    model = SpeechModel(build_meta(preset), Meta(found.family, found.task))
+    state = model.hf.state_dict()
+    with (
+        model_folder(model, model.meta, folder) as path,
+        TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in state.items()}, {"format": "pt"}) as writer,
+    ):
+        for name, tensor in state.items():
+            writer.write(name, torch.randn(tensor.shape) * 0.02)
+    return sum(t.numel() * t.element_size() for t in state.values())
+
+
+def memory(process: int) -> tuple[int, int]:
+    """Resident and anonymous memory of a process, in bytes; zeros when it has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0, 0
+    fields = {line.split(":")[0]: line.split()[1] for line in lines if line.startswith(("VmHWM", "RssAnon"))}
+    return 1024 * int(fields.get("VmHWM", 0)), 1024 * int(fields.get("RssAnon", 0))
+
+
+def command(preset: str, scratch: Path) -> dict:
+    """Time and peak memory of the whole command, against the size of the model."""
+    with tempfile.TemporaryDirectory(dir=scratch) as temporary:
+        base = Path(temporary) / "base"
+        size = write_random(preset, base)
+        words = ["factorise", str(base), str(Path(temporary) / "low"), "--layers", "ffn", "--reduction", "0.24"]
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, "-m", "lowrank_speech.cli", *words], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        peaks = (0, 0)
+        while process.poll() is None:
+            peaks = tuple(map(max, peaks, memory(process.pid)))
+            time.sleep(0.02)
+        if process.returncode:
+            raise SystemExit(f"the command failed: {' '.join(words)}")
+        elapsed = time.perf_counter() - start
+    resident, anonymous = (peak / 1e9 for peak in peaks)
+    row = {"preset": preset, "seconds": elapsed, "model GB": size / 1e9, "resident GB": resident}
+    return row | {"anonymous GB": anonymous, "resident of model": resident * 1e9 / size}
+
+
+def main() -> None:
+    parser = timing.options(__doc__, rounds=7)
+    parser.add_argument("--preset", default="xls-r-300m", choices=PRESETS)
+    parser.add_argument("--scratch", type=Path, help="folder for the models (default: the system's)")
+    arguments = parser.parse_args()
+    timing.show("one layer: factors and report", decompositions(arguments.rounds), arguments.json)
+    timing.show("lowrank-speech factorise", [command(arguments.preset, arguments.scratch)], arguments.json)
+
+
+if __name__ == "__main__":
+    main()

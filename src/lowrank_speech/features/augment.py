@@ -1,0 +1,109 @@
+"""Changes to the samples of a training utterance: speed, room, noise, in the order in which speech meets them.
+
+What is drawn depends on seed, epoch and the utterance's id alone: not on the order of the utterances, nor on who reads
+them, so a run that was resumed, or has more workers, draws the same.
+
+Letters: T samples. Sources: speed perturbation, Ko et al. 2015; the room's tail is noise that decays exponentially
+(Polack 1988), with the direct sound ahead of it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from lhotse.augmentation import Speed
+from scipy.signal import fftconvolve
+from torch import Tensor
+from torchaudio.functional import resample
+
+from lowrank_speech.corpora import noise
+from lowrank_speech.errors import UserError
+
+RATE = 16_000
+RECORDINGS = ("*.wav", "*.flac", "*.ogg")
+FOLDER = "recordings"  # the kind of noise that comes from a folder
+
+
+class Augmentation:
+    """Samples -> changed samples.
+
+    speed         factors of which one is drawn: 1.1 is 10 % faster, and higher; empty: none
+    noise         ``snr`` (lowest, highest dB), ``kinds`` (of ``corpora.noise``), ``folder`` of recordings,
+                  ``probability``; None: none
+    reverberation ``rt60`` (shortest, longest time of decay by 60 dB, seconds), ``direct`` (lowest, highest ratio of
+                  direct to reverberant sound, dB), ``probability``; None: none
+    """
+
+    def __init__(self, speed: Sequence[float] = (), noise: Any = None, reverberation: Any = None):
+        self.speed, self.noise, self.reverberation = tuple(speed), noise, reverberation
+        self.recordings = _recordings(noise.folder) if noise is not None and noise.folder is not None else []
+
+    def __call__(self, samples: Tensor, seed: int, epoch: int, name: str) -> Tensor:
+        """Samples (T,) float32 at 16 kHz of the utterance ``name`` -> (T',) float32; T' differs with the speed."""
+        rng = noise.generator(seed, "augment", str(epoch), name)
+        changed = samples.numpy()
+        if self.speed:
+            changed = _at_speed(changed, self.speed[rng.integers(len(self.speed))])
+        if self.reverberation is not None and rng.random() < self.reverberation.probability:
+            rt60, direct = rng.uniform(*self.reverberation.rt60), rng.uniform(*self.reverberation.direct)
+            changed = _through(changed, room(rt60, direct, rng))
+        if self.noise is not None and rng.random() < self.noise.probability:
+            changed = self._noisy(changed, rng)
+        return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
+
+    def _noisy(self, speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        kinds = [*self.noise.kinds, *([FOLDER] if self.recordings else [])]
+        kind, snr = kinds[rng.integers(len(kinds))], rng.uniform(*self.noise.snr)
+        if kind == FOLDER:
+            added = excerpt(self.recordings[rng.integers(len(self.recordings))], len(speech), rng)
+        else:
+            added = noise.make(kind, len(speech), rng, RATE)
+        active = noise.active(speech, RATE)
+        # Silence has no signal-to-noise ratio: it stays as it is.
+        return noise.mix(speech, added, snr, RATE) if active.any() and np.any(added[active]) else speech
+
+
+def _at_speed(samples: np.ndarray, factor: float) -> np.ndarray:
+    return samples if factor == 1.0 else Speed(factor=factor)(samples[None], RATE)[0]
+
+
+def room(rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
+    """Impulse response (T,) float64 of a room: 1 at sample 0, then noise that decays by 60 dB in ``rt60`` seconds.
+
+    ``direct``: ratio of the direct sound's energy to the tail's, dB.
+    """
+    time = np.arange(1, max(2, round(rt60 * RATE))) / RATE
+    tail = rng.standard_normal(len(time)) * 10 ** (-3 * time / rt60)
+    tail *= 10 ** (-direct / 20) / np.sqrt(np.sum(tail**2))
+    return np.concatenate([[1.0], tail])
+
+
+def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
+    """``samples`` (T,) in the room, as many and of the same power; what rings on after the end is cut off."""
+    wet = fftconvolve(samples.astype(np.float64), response)[: len(samples)]
+    power = np.mean(wet**2)
+    return wet * np.sqrt(np.mean(samples.astype(np.float64) ** 2) / power) if power > 0 else samples
+
+
+def excerpt(path: Path, samples: int, rng: np.random.Generator) -> np.ndarray:
+    """``samples`` samples of a recording (its first channel) at 16 kHz from a drawn place, repeated where too short."""
+    info = soundfile.info(path)
+    wanted = -(-samples * info.samplerate // RATE)
+    start = int(rng.integers(max(1, info.frames - wanted + 1)))
+    read = soundfile.read(path, frames=wanted, start=start, dtype="float32", always_2d=True)[0][:, 0]
+    if not len(read):
+        raise UserError(f"noise.folder: {path} holds no sound; remove it")
+    if info.samplerate != RATE:
+        read = resample(torch.from_numpy(np.ascontiguousarray(read)), info.samplerate, RATE).numpy()
+    return np.resize(read, samples).astype(np.float64)
+
+
+def _recordings(folder: str | Path) -> list[Path]:
+    """The recordings below ``folder``, sorted; UserError where there are none."""
+    found = sorted(path for pattern in RECORDINGS for path in Path(folder).rglob(pattern))
+    if not found:
+        raise UserError(f"noise.folder: no {', '.join(RECORDINGS)} below {folder}; give a folder of recordings")
+    return found

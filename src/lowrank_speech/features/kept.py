@@ -1,0 +1,108 @@
+"""Cuts that stay on disk: a JSONL file, and beside it a table of where each cut lies and how long it is.
+
+Memory and time to open do not grow with the corpus: the table (16 bytes a cut) is mapped, not read, and a cut is parsed
+when it is asked for. Processes share the mapped pages, so a loader's workers copy nothing.
+
+    kept = keep(cuts, "scratch/train.jsonl")    # one pass over any iterable of cuts
+    len(kept), kept.durations, kept[7]
+"""
+
+import json
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import CutSet
+from lhotse.serialization import decode_json_line, deserialize_item
+
+from lowrank_speech.artefact import atomic
+
+_ROW = np.dtype([("offset", "<i8"), ("duration", "<f8")])
+
+
+class KeptCuts:
+    """The cuts of a file that ``keep`` wrote, by number. ``durations``: seconds, float64 (N,), mapped from disk."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._open()
+
+    def _open(self) -> None:
+        self._table = np.load(_table(self.path), mmap_mode="r")
+        self._file = self.path.open("rb", buffering=0)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.path = state["path"]
+        self._open()
+
+    def __len__(self) -> int:
+        return len(self._table) - 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> Any:
+        """Cut number ``index``; IndexError beyond the last."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path}: no cut {index}, there are {len(self)}")
+        start, end = int(self._table["offset"][index]), int(self._table["offset"][index + 1])
+        # os.pread and not seek: forked workers share the file's position.
+        return deserialize_item(decode_json_line(os.pread(self._file.fileno(), end - start, start)))
+
+    @property
+    def durations(self) -> np.ndarray:
+        return self._table["duration"][:-1]
+
+    def remove(self) -> None:
+        """Delete the files."""
+        self._file.close()
+        for path in (self.path, _table(self.path)):
+            path.unlink(missing_ok=True)
+
+
+class ListedCuts:
+    """Cuts in memory with the interface of ``KeptCuts``, for few."""
+
+    def __init__(self, cuts: Iterable[Any]):
+        self._cuts = list(cuts)
+        self.durations = np.array([cut.duration for cut in self._cuts], dtype=np.float64)
+
+    def __len__(self) -> int:
+        return len(self._cuts)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._cuts)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._cuts[index]
+
+
+def numbered(cuts: KeptCuts | ListedCuts | CutSet | Sequence[Any]) -> KeptCuts | ListedCuts:
+    """``cuts`` as a numbered set with durations; other sets than ``KeptCuts`` are read into memory."""
+    return cuts if isinstance(cuts, KeptCuts | ListedCuts) else ListedCuts(cuts)
+
+
+def keep(cuts: Iterable[Any], path: str | Path) -> KeptCuts:
+    """Write ``cuts`` as ``path`` (.jsonl) and its table, one at a time, atomically; returns them opened."""
+    path, offsets, durations = Path(path), array("q", [0]), array("d")
+    with atomic(path) as temporary, atomic(_table(path)) as temporary_table:
+        with temporary.open("wb") as file:
+            for cut in cuts:
+                file.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
+                offsets.append(file.tell())
+                durations.append(cut.duration)
+        table = np.zeros(len(offsets), dtype=_ROW)
+        table["offset"], table["duration"][:-1] = offsets, durations
+        with temporary_table.open("wb") as file:
+            np.save(file, table)
+    return KeptCuts(path)
+
+
+def _table(path: Path) -> Path:
+    return path.with_suffix(".npy")

@@ -1,0 +1,90 @@
+"""What a person sees of a training under way: a bar or lines in the log, and curves for TensorBoard."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.training.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LINES = 60.0
+
+
+class Progress:
+    """A bar on a terminal; elsewhere a line in the log every minute. Of ``steps``, ``done`` are behind it.
+
+    ``shown``: whether there is to be a bar.
+    """
+
+    def __init__(self, steps: int, done: int, shown: bool = True):
+        self.steps, self.done, self.first = steps, done, done
+        self.speech = 0.0
+        self.start = self.last_line = time.monotonic()
+        self.bar = tqdm(total=steps, initial=done, disable=None if shown else True, unit="step")
+
+    def step(self, epoch: int, loss: float | None, speech: float) -> None:
+        """One step more, in ``epoch`` (from 1), with the epoch's mean loss so far and ``speech`` seconds of speech."""
+        self.done += 1
+        self.speech += speech
+        now = time.monotonic()
+        rate = self.speech / max(now - self.start, 1e-9)
+        shown = "-" if loss is None else f"{loss:.3f}"
+        self.bar.set_postfix_str(f"epoch {epoch}, loss {shown}, {rate:.0f} s of speech/s", refresh=False)
+        self.bar.update()
+        if self.bar.disable and now - self.last_line >= SECONDS_BETWEEN_LINES:
+            self.last_line = now
+            left = (now - self.start) / (self.done - self.first) * (self.steps - self.done)
+            log.info(
+                "step %d of %d, epoch %d, loss %s, %.0f s of speech per second, %s left",
+                *(self.done, self.steps, epoch, shown, rate, tqdm.format_interval(left)),
+            )
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def events_folder(config: TrainConfig, folder: Path | None) -> Path | None:
+    """Where event files go: ``folder`` if the recipe asks for them, else None. UserError where there is no folder."""
+    if not config.tensorboard:
+        return None
+    if folder is None:
+        raise UserError("training.tensorboard needs --tensorboard, the folder of the event files")
+    return folder
+
+
+class Curves:
+    """Event files for TensorBoard in ``folder``; with None, nothing.
+
+    ``step``: the step that the run goes on from. What a killed run wrote beyond it is hidden; at 0 the event files of
+    runs before are removed.
+    """
+
+    def __init__(self, folder: Path | None, step: int):
+        self.writer = None
+        if folder is None:
+            return
+        # Slow to import, and not needed without it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        if step == 0:
+            for old in folder.glob("events.out.tfevents.*"):
+                old.unlink()
+        self.writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def add(self, step: int, group: str, values: Mapping[str, Any]) -> None:
+        """The numbers among ``values`` at ``step``, as curves ``group/name``."""
+        if self.writer is None:
+            return
+        for name, value in values.items():
+            if value is not None and name not in ("step", "epoch"):
+                self.writer.add_scalar(f"{group}/{name}", value, step)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

@@ -1,0 +1,28 @@
+"""The states of all random generators that a training may draw from."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """States of torch (CPU, and ``device`` where it is a GPU), Python and NumPy, of types ``weights_only`` allows."""
+    name, key, *rest = np.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(key.astype(np.int64)), *rest],
+    }
+
+
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
+    """The opposite of ``rng_state``. A state from a CPU leaves a GPU's generator alone."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
+    random.setstate(state["python"])
+    name, key, *rest = state["numpy"]
+    np.random.set_state((name, key.numpy().astype(np.uint32), *rest))

@@ -1,0 +1,39 @@
+"""Stopping a training from outside: SIGTERM and SIGUSR1 ask, and the loop answers where its state is whole."""
+
+import contextlib
+import signal
+import threading
+from types import FrameType
+
+from lowrank_speech.errors import Stopped
+
+ASKING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Signals(contextlib.AbstractContextManager):
+    """Notes SIGTERM and SIGUSR1 while it is open: ``received`` is the name of the last one, or None.
+
+    The handler does no more than note: torch and the disk are no place to be interrupted. Forked workers inherit it,
+    and so outlive a signal to the whole process group, as SLURM sends it, until the loop lets them go. Outside the main
+    thread, where Python takes no handler, signals do what they did before.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in ASKING}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+
+    def stop(self) -> Stopped:
+        """What to raise where a signal has come, to this process or to another one of the training."""
+        return Stopped(f"stopped by {self.received or 'a signal to another process'}")

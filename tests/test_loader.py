@@ -1,0 +1,278 @@
+"""Cuts on disk, batches drawn from durations, and the loader's workers."""
+
+import hashlib
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import warnings
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.dataset import DynamicBucketingSampler
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.features.augment import Augmentation
+from lowrank_speech.features.batches import BUFFER, Loader, batch_numbers, longest_first
+from lowrank_speech.features.inputs import Inputs
+from lowrank_speech.features.kept import KeptCuts, ListedCuts, keep, numbered
+from lowrank_speech.features.store import load_cuts, write_split
+from lowrank_speech.training.config import Noise, Reverberation
+
+
+@pytest.fixture(scope="module")
+def cuts(tmp_path_factory):
+    """Twelve utterances of noise, 0.2 to 1.3 s."""
+    folder, made = tmp_path_factory.mktemp("wav"), []
+    for i in range(12):
+        rng = np.random.default_rng(i)
+        soundfile.write(folder / f"u{i}.wav", (0.1 * rng.standard_normal(3200 + 1600 * i)).astype(np.float32), 16_000)
+        recording = Recording.from_file(folder / f"u{i}.wav")
+        supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, recording.duration, text="Bä", language="de")
+        made.append(MonoCut(f"u{i}", 0.0, recording.duration, 0, [supervision], recording=recording))
+    return made
+
+
+def lengths(number, seed=0):
+    rng = np.random.default_rng(seed)
+    return ListedCuts(SimpleNamespace(id=f"u{i}", duration=d) for i, d in enumerate(rng.uniform(0.5, 12, number)))
+
+
+def same(left, right):
+    assert len(left) == len(right) > 0
+    for a, b in zip(left, right, strict=True):
+        assert [cut.id for cut in a["cuts"]] == [cut.id for cut in b["cuts"]]
+        assert torch.equal(a["features"], b["features"]) and torch.equal(a["lengths"], b["lengths"])
+
+
+# --- cuts on disk
+
+
+def test_kept_cuts_are_the_cuts(cuts, tmp_path):
+    given = [cut.truncate(offset=1 / 3 * 0.3, preserve_id=True) for cut in cuts]
+    kept = keep(iter(given), tmp_path / "train.jsonl")
+    assert len(kept) == 12 and list(kept) == given and kept[7] == given[7]
+    assert kept.durations.tolist() == [cut.duration for cut in given]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl", "train.npy"]
+    for wrong in (-1, 12):
+        with pytest.raises(IndexError, match="there are 12"):
+            kept[wrong]
+    kept.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_kept_cuts_travel_as_a_path_and_are_mapped(cuts, tmp_path):
+    kept = keep(cuts * 50, tmp_path / "train.jsonl")
+    assert isinstance(kept._table, np.memmap)
+    copied = pickle.dumps(kept)
+    assert len(copied) < 300 and list(pickle.loads(copied)) == list(kept)
+
+
+def test_an_empty_corpus_is_kept_too(tmp_path):
+    kept = keep([], tmp_path / "train.jsonl")
+    assert len(kept) == 0 and list(kept) == [] and list(batch_numbers(kept, 9.0, 1, 0)) == []
+
+
+def test_a_pass_that_fails_leaves_nothing(cuts, tmp_path):
+    def broken():
+        yield cuts[0]
+        raise UserError("no")
+
+    with pytest.raises(UserError):
+        keep(broken(), tmp_path / "train.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+# --- which cuts make a batch
+
+
+@pytest.mark.parametrize("quadratic", [None, 4.0])
+def test_batches_are_those_of_lhotses_sampler(cuts, tmp_path, quadratic):
+    cuts = [cut.with_id(f"{cut.id}-{i}") for i in range(8) for cut in cuts]
+    options = {"max_duration": 5.0, "num_buckets": 4, "buffer_size": BUFFER, "quadratic_duration": quadratic}
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    lazy = CutSet.from_jsonl_lazy(tmp_path / "cuts.jsonl")
+    theirs = DynamicBucketingSampler(lazy, **options, shuffle=True, seed=3, rank=0, world_size=1)
+    theirs.set_epoch(2)
+    ours = batch_numbers(numbered(cuts), 5.0, 3, 2, quadratic)
+    assert [[cuts[i].id for i in batch] for batch in ours] == [[cut.id for cut in batch] for batch in theirs]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 50, 1000])
+@pytest.mark.parametrize("quadratic", [None, 15.0])
+def test_every_cut_comes_once_and_batches_are_as_full_as_asked_for(number, quadratic):
+    cuts = lengths(number)
+    batches = list(batch_numbers(cuts, 30.0, 1, 0, quadratic))
+    assert sorted(i for batch in batches for i in batch) == list(range(number))
+    for batch in batches:  # the cut that fills a batch may be its longest
+        longest = cuts.durations[batch[:-1]].max(initial=0.0)
+        assert len(batch) * (longest + (longest**2 / quadratic if quadratic else 0)) <= 30.0
+
+
+def test_long_cuts_come_in_smaller_batches_under_the_penalty():
+    cuts = ListedCuts(SimpleNamespace(id=str(i), duration=2.0 if i % 2 else 10.0) for i in range(400))
+
+    def sizes(quadratic):
+        batches = list(batch_numbers(cuts, 60.0, 1, 0, quadratic))
+        return [max(len(b) for b in batches if cuts.durations[b].max() == seconds) for seconds in (2.0, 10.0)]
+
+    assert sizes(None) == [30, 6]
+    assert sizes(20.0) == [27, 4]  # 2.2 and 15 s each
+
+
+CODE = """
+import sys; sys.path.insert(0, "tests")
+import hashlib
+from test_loader import digest
+print(digest(int(sys.argv[1]), int(sys.argv[2])))
+"""
+
+
+def digest(seed, epoch, number=500):
+    return hashlib.sha256(repr(list(batch_numbers(lengths(number), 30.0, seed, epoch, 15.0))).encode()).hexdigest()
+
+
+def test_another_process_draws_the_same_batches():
+    found = subprocess.run([sys.executable, "-c", CODE, "7", "3"], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == digest(7, 3)
+    assert len({digest(7, 3), digest(7, 4), digest(9, 3)}) == 3
+
+
+def test_a_corpus_longer_than_the_buffer_is_shuffled_as_a_whole():
+    cuts = ListedCuts(SimpleNamespace(id="", duration=1.0 + i % 7) for i in range(2 * BUFFER))
+    batches = list(batch_numbers(cuts, 100.0, 1, 0))
+    numbers = [i for batch in batches for i in batch]
+    assert sorted(numbers) == list(range(2 * BUFFER))
+    first = np.array(numbers[:BUFFER])  # half of them from the second half of the file
+    assert abs((first >= BUFFER).mean() - 0.5) < 0.02
+    assert batches[:50] != list(batch_numbers(cuts, 100.0, 1, 1))[:50]
+
+
+def test_longest_first_takes_all_and_counts_the_padding():
+    cuts = lengths(100)
+    batches = list(longest_first(cuts, 30.0))
+    durations = [cuts.durations[i] for batch in batches for i in batch]
+    assert len(durations) == 100 and durations == sorted(durations, reverse=True)
+    assert all(len(batch) * cuts.durations[batch].max() <= 30.0 for batch in batches)
+
+
+# --- workers
+
+
+AUGMENTATION = Augmentation((0.9, 1.0, 1.1), Noise(probability=1.0), Reverberation(probability=0.5))
+
+
+@pytest.mark.parametrize("kind", ["waveform", "logmel", "fbank"])
+def test_workers_change_nothing(cuts, tmp_path, kind):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+
+    def made(workers, threads=1):
+        loader = Loader(Inputs(kind, n_mels=20), workers=workers, augmentation=AUGMENTATION)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            state = torch.get_rng_state()
+            batches = [list(loader.train(kept, 3.0, 1, epoch)) for epoch in (0, 1)] + [list(loader.all(kept, 3.0))]
+            assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(before)
+        return [batch for epoch in batches for batch in epoch]
+
+    whole = made(0)
+    for other in (made(1), made(2), made(0, threads=2)):
+        same(whole, other)
+
+
+def test_workers_read_stored_features_that_the_parent_has_open(cuts, tmp_path):
+    arrays = [(cut, np.random.default_rng(i).random((20 + i, 6), dtype=np.float32)) for i, cut in enumerate(cuts)]
+    write_split(arrays, tmp_path / "train.jsonl.gz", 0.02, "conv")
+    kept = keep(load_cuts(tmp_path / "train.jsonl.gz", lazy=True), tmp_path / "scratch" / "train.jsonl")
+    whole = list(Loader(Inputs("waveform")).train(kept, 1.0, 1, 0))
+    same(whole, list(Loader(Inputs("waveform"), workers=2).train(kept, 1.0, 1, 0)))
+    rows = {cut.id: array for cut, array in arrays}
+    for batch in whole:
+        for cut, row, length in zip(batch["cuts"], batch["features"], batch["lengths"], strict=True):
+            assert np.array_equal(row[:length].numpy(), rows[cut.id])
+
+
+def test_an_epoch_can_start_in_its_middle_without_reading_what_was(cuts, tmp_path):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    whole = list(Loader(Inputs("waveform"), augmentation=AUGMENTATION).train(kept, 2.0, 1, 1))
+    read = []
+
+    class Counting(Inputs):
+        def __call__(self, cut, change=None):
+            read.append(cut.id)
+            return super().__call__(cut, change)
+
+    rest = list(Loader(Counting("waveform"), augmentation=AUGMENTATION).train(kept, 2.0, 1, 1, skip=2))
+    same(whole[2:], rest)
+    assert read == [cut.id for batch in whole[2:] for cut in batch["cuts"]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_processes_share_out_the_batches_of_one(cuts, tmp_path, workers):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    loader = Loader(Inputs("waveform"), workers=workers, augmentation=AUGMENTATION)
+    whole = list(loader.train(kept, 2.0, 1, 0))
+    assert len(whole) > 4
+    shares = [list(loader.train(kept, 2.0, 1, 0, skip=1, rank=rank, world=2)) for rank in (0, 1)]
+    for i, batch in enumerate(whole[1:], start=1):
+        mine, other = shares[i % 2][i - 1], shares[1 - i % 2][i - 1]
+        same([batch], [mine])
+        assert other.keys() == {"cuts"} and other["cuts"] == batch["cuts"]
+    dev = list(loader.all(kept, 3.0))
+    for rank in (0, 1):
+        same(dev[rank::2], list(loader.all(kept, 3.0, rank=rank, world=2)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_about_an_utterance_stays_one_line(cuts, tmp_path, workers):
+    kept = keep([*cuts, cuts[0].truncate(duration=0.02).with_id("short")], tmp_path / "train.jsonl")
+    with pytest.raises(UserError) as error:
+        list(Loader(Inputs("fbank"), workers=workers).train(kept, 2.0, 1, 0))
+    assert str(error.value).startswith("utterance short: 0.020 s are too short")
+    assert "\n" not in str(error.value)
+
+
+def test_workers_outlive_signals_to_the_job_and_end_with_the_epoch(cuts, tmp_path):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    whole = list(Loader(Inputs("waveform")).train(kept, 1.5, 1, 0))
+    batches = Loader(Inputs("waveform"), workers=2).train(kept, 1.5, 1, 0)
+    found = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.kill(worker.pid, number)
+    same(whole, [*found, *batches])
+    assert not multiprocessing.active_children()
+
+
+def test_workers_end_where_an_epoch_is_cut_short(cuts, tmp_path):
+    batches = Loader(Inputs("waveform"), workers=2).train(keep(cuts, tmp_path / "train.jsonl"), 1.5, 1, 0)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert not multiprocessing.active_children()
+
+
+def test_nothing_warns_of_an_eager_set_of_cuts(cuts, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for given in (cuts, CutSet.from_cuts(cuts), keep(cuts, tmp_path / "train.jsonl")):
+            assert len(list(Loader(Inputs("waveform")).train(given, 3.0, 1, 0))) > 1
+
+
+def test_computed_inputs_are_kept_in_memory_up_to_the_seconds_given(cuts, tmp_path):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    loader = Loader(Inputs("waveform"), memory=1.0)
+    list(loader.all(kept, 3.0))
+    assert sum(kept.durations[int(name[1:])] for name in loader._kept) <= 1.0 and loader._kept
+    assert isinstance(kept, KeptCuts)
