@@ -3,6 +3,10 @@
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -18,6 +22,7 @@ from lowrank_speech.models.folder import body_state, load_model, to_task
 from lowrank_speech.stages import base, decode, factorise, features, lang, train
 from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.loop import Trainer
+from lowrank_speech.training.step import Stepper
 from tiny_models import WAV2VEC2, WHISPER
 
 TEXTS = {"de": ["ab", "Bä!", "abä", "bb"], "en": ["cd", "dc", "C d", "dd"]}
@@ -312,6 +317,30 @@ def test_lora_is_merged_and_trains_less(world, tmp_path, family, task):
     moved = moved_in_body(load_model(world.base[family]), model)
     adapted = ("q_proj.weight", "v_proj.weight", "_dense.weight", "fc1.weight", "fc2.weight")
     assert moved and all(name.endswith(adapted) for name in moved)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("adapt", ["lora", "head"])
+def test_a_base_held_in_bf16_is_saved_bit_for_bit_but_for_what_was_merged(world, tmp_path, family, adapt):
+    recipe = {"precision": "bf16", "frozen_dtype": "bf16", "gradient_checkpointing": True, "dry_run": True}
+    cfg = train_cfg("lid", adapt, training=recipe, **({"lora": {"rank": 2}} if adapt == "lora" else {}))
+    record = done(train, cfg, tmp_path / "train.json", **train_paths(world, family, tmp_path, "lid"))
+    saved, start = load_file(tmp_path / "model" / "model.safetensors"), load_model(world.base[family])
+    assert {v.dtype for v in saved.values()} == {torch.float32}
+    moved = moved_in_body(start, load_model(tmp_path / "model"))
+    if adapt == "head":
+        assert moved == set()
+        return
+    # What was merged is the base's own float32 weight and the adapter's product.
+    body, adapter = body_state(start)[0], load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    after = body_state(load_model(tmp_path / "model"))[0]
+    for name in moved:
+        found = [k.removesuffix(".lora_A.weight") for k in adapter if k.endswith(f"{name[:-7]}.lora_A.weight")]
+        A, B = (adapter[f"{found[0]}.lora_{letter}.weight"] for letter in "AB")
+        torch.testing.assert_close(after[name], body[name] + 16 / 2 * B @ A, atol=1e-6, rtol=0)
+    assert len(moved) == sum(".lora_A." in k for k in adapter) > 0
+    assert not (tmp_path / "scratch").exists() or not any((tmp_path / "scratch").iterdir())
+    assert record["numbers"]["bytes"]["activations"] > 0
 
 
 def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tmp_path):
@@ -726,7 +755,7 @@ def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp
         with pytest.raises(KeyboardInterrupt):
             run(train, train_cfg(), tmp_path / "train.json", **paths)
     assert Checkpoints(paths["scratch"]).files()
-    monkeypatch.setattr(Trainer, "_step", Mock(side_effect=AssertionError("a step was taken again")))
+    monkeypatch.setattr(Stepper, "step", Mock(side_effect=AssertionError("a step was taken again")))
     again = done(train, train_cfg(), tmp_path / "train.json", **paths)
     assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]
     assert not list(paths["scratch"].iterdir())
@@ -776,3 +805,75 @@ def test_a_state_of_other_cuts_ends_a_pretraining(world, tmp_path, monkeypatch, 
     paths[f"{split}_cuts"] = world.corpus / "test.jsonl.gz"
     message = "belongs to a run with other settings or inputs"
     refused(capsys, message, base, cfg, tmp_path / "base.json", **paths)
+
+
+# --- several processes
+
+
+def torchrun_command(world, cfg, folder, processes=2, **changed):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command += ["lowrank_speech.stages.train", "--cfg", json.dumps(cfg), "--manifest", str(folder / "train.json")]
+    for name, path in train_paths(world, "wav2vec2", folder, **changed).items():
+        command += [f"--{name.replace('_', '-')}", str(path)]
+    return command
+
+
+def torchrun(*arguments, **keys):
+    """The stage train by two processes; the finished process."""
+    command = torchrun_command(*arguments, **keys)
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_trains_with_twice_the_batches(world, tmp_path):
+    # Batches of one to three utterances, in groups of which the last is not full: 2 processes x 2 batches.
+    recipe = {"batch_seconds": 0.7, "keep": "last", "weight_decay": 0.0, "language_weight": 0.5}
+    one = train_cfg(training=recipe | {"accumulate": 4})
+    two = train_cfg(training=recipe | {"accumulate": 2, "processes": 2})
+    alone = done(train, one, tmp_path / "one" / "train.json", **train_paths(world, "wav2vec2", tmp_path / "one"))
+    found = torchrun(world, two, tmp_path / "two")
+    assert found.returncode == 0, found.stderr
+    assert found.stderr.count("utterances, ") == 1  # the second process is silent
+    record = json.loads((tmp_path / "two" / "train.json").read_text(encoding="utf-8"))
+    for key in ("steps", "epochs", "utterances_train", "dev_metric", "parameters_trained"):
+        assert record["numbers"][key] == alone["numbers"][key], key
+    left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    start = load_file(world.base["wav2vec2"] / "model.safetensors")
+    assert any(not torch.allclose(start[n], p, atol=1e-3) for n, p in left.items())
+    for name, p in left.items():
+        torch.testing.assert_close(right[name], p, atol=2e-5, rtol=1e-4, msg=lambda m, name=name: f"{name}: {m}")
+    rows = [[json.loads(r) for r in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_stopped_go_on_and_end_as_they_would_have_ended(world, tmp_path):
+    # Draws of each process: dropout and masks. A state after every update.
+    recipe = {"batch_seconds": 0.7, "dropout": 0.2, "spec_augment": {}, "average": 2, "keep": "last", "epochs": 4}
+    cfg = train_cfg(training=recipe | {"processes": 2, "workers": 1, "save_minutes": 1e-6})
+    whole = torchrun(world, cfg, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    folder = tmp_path / "stopped"
+    folder.mkdir()
+    states = Checkpoints(train_paths(world, "wav2vec2", folder)["scratch"])
+    with (folder / "log").open("w") as log:
+        running = subprocess.Popen(torchrun_command(world, cfg, folder), stdout=log, stderr=log)
+        while not states.files() and running.poll() is None:
+            time.sleep(0.01)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(60) != 0
+    text = (folder / "log").read_text()
+    assert text.count("stopped by SIGTERM") == 1 and states.files() and not (folder / "train.json").exists(), text
+    again = torchrun(world, cfg, folder)
+    assert again.returncode == 0 and again.stderr.count("going on from") == 1, again.stderr
+    left, right = (json.loads((tmp_path / n / "train.json").read_text())["outputs"] for n in ("whole", "stopped"))
+    assert left == right
+    assert not list(states.folder.iterdir())
+
+
+def test_another_number_of_processes_than_the_configs_is_refused(world, tmp_path, capsys):
+    cfg = train_cfg(training={"processes": 2})
+    message = "training.processes is 2, but 1 is running: set it to 1, or start `python -m torch.distributed.run"
+    refused(capsys, message, train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path))

@@ -23,9 +23,10 @@ from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
-from lowrank_speech.training.loop import MOST_BAD_STEPS, Trainer, schedule
+from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.objective import Errors, Losses, Objective
 from lowrank_speech.training.progress import events_folder
+from lowrank_speech.training.step import MOST_BAD_STEPS, schedule
 from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
 from tiny_training import TEXTS, lang_of, low_rank, make_cuts, setup_of, trainer_of
 
@@ -272,7 +273,7 @@ def test_the_model_ends_with_the_weights_of_the_best_epoch(cuts, tmp_path, monke
         return Errors(next(errors), 10)
 
     monkeypatch.setattr(trainer.objective, "errors", fake)
-    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["dev_metric"] == 0.1
     assert_same(state_of(trainer), seen[1])
     assert not torch.equal(seen[1]["lm_head.weight"], seen[2]["lm_head.weight"])
@@ -282,7 +283,7 @@ def test_patience_ends_a_run_that_gets_no_better(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=60, patience=2))
     errors = iter([5, 3, 4, 4, 4, 4, 4, 4, 4])
     monkeypatch.setattr(trainer.objective, "errors", lambda *_: Errors(next(errors), 10))
-    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
 
 
@@ -364,6 +365,20 @@ def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):
     ):
         other.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert resumable(tmp_path) and not (tmp_path / "metrics.jsonl").exists()
+
+
+@pytest.mark.parametrize("missing", ["stepper", "rng", "epoch"])
+def test_a_state_of_another_version_is_refused(missing, cuts, tmp_path):
+    config = TrainConfig(epochs=2, batch_seconds=60)
+    trainer = trainer_of("ctc", tmp_path, config)
+    trainer._save()
+    _, state = trainer.checkpoints.newest()
+    (state if missing in state else state["plain"]).pop(missing)
+    trainer.checkpoints.save(1, state)
+    with pytest.raises(
+        UserError, match=rf"state-1-\w+\.pt cannot be read: another version .* no '{missing}'\); remove"
+    ):
+        trainer_of("ctc", tmp_path, config).run(cuts, cuts, tmp_path / "metrics.jsonl")
 
 
 def not_finite(monkeypatch, trainer, which):
@@ -454,7 +469,7 @@ def averaging(cuts, folder, monkeypatch, keep, errors):
         return Errors(next(errors), 10)
 
     monkeypatch.setattr(trainer.objective, "errors", fake)
-    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
     return trainer, trainer.run(cuts, cuts, folder / "metrics.jsonl"), seen
 
 
@@ -497,7 +512,7 @@ def test_output_that_is_not_blank_everywhere_is_no_collapse(cuts, tmp_path, monk
     config = TrainConfig(epochs=4, batch_seconds=60, blank_patience=2)
     trainer, blanks = trainer_of("ctc", tmp_path, config), iter([6, 5, 6, 0])
     monkeypatch.setattr(trainer.objective, "errors", lambda *_: Errors(3, 10, next(blanks)))
-    trainer.loader.all = lambda *_: [trainer.loader.collate(list(cuts))]
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
     assert [row["dev_blank"] for row in trainer.history] == pytest.approx([1, 5 / 6, 1, 0])
     assert caplog.text.count("blank alone") == 2
@@ -509,8 +524,8 @@ def test_bytes_of_optimiser_and_gradients_are_those_of_the_tensors(cuts, tmp_pat
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     head = trainer.model.hf.lm_head
     size = head.weight.nbytes + head.bias.nbytes
-    assert numbers["gradient_bytes"] == size == 4 * numbers["parameters_trained"]
-    assert numbers["optimiser_bytes"] == 2 * size + 2 * 4  # two moments, and the count of steps of each tensor
+    assert numbers["bytes"]["gradients"] == size == 4 * numbers["parameters_trained"]
+    assert numbers["bytes"]["optimiser"] == 2 * size + 2 * 4  # two moments, and the count of steps of each tensor
 
 
 def test_lines_in_the_log_where_there_is_no_terminal(cuts, tmp_path, monkeypatch, caplog):
@@ -530,14 +545,14 @@ def test_curves_of_a_killed_run_go_on_where_its_state_is(cuts, tmp_path, monkeyp
     def run(steps):
         trainer = trainer_of("ctc", tmp_path / "scratch", config)
         trainer.events = events
-        real = trainer._step
+        real = trainer.stepper.step
 
         def step(*arguments):
             if trainer.step == steps:
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        trainer._step = step
+        trainer.stepper.step = step
         return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
     with pytest.raises(KeyboardInterrupt):

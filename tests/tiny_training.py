@@ -1,4 +1,6 @@
-"""A training of tiny models on six utterances of tones, for the tests of the loop."""
+"""Trainings of tiny models, on utterances of tones or, without files, on speech drawn from their names."""
+
+import zlib
 
 import numpy as np
 import soundfile
@@ -13,13 +15,16 @@ from lowrank_speech.lang.tokens import CharTokens
 from lowrank_speech.lowrank.apply import factorise
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
 from lowrank_speech.models.folder import to_task
-from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper
-from lowrank_speech.training.adapt import freeze_for
+from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set_dropout
+from lowrank_speech.stages.train import Lora
+from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.objective import Objective
 from tiny_models import WAV2VEC2, WHISPER
 
+RATE = 16_000
 TEXTS = ["ab", "ba c", "Aab!", "cc", "bca", "acb"]
+FEED_FORWARD = ("_dense", ".fc1", ".fc2")
 
 
 def make_cuts(folder):
@@ -35,6 +40,29 @@ def make_cuts(folder):
         supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, recording.duration, text=text, language=language)
         made.append(MonoCut(f"u{i}", 0.0, recording.duration, 0, [supervision], recording=recording))
     return CutSet.from_cuts(made)
+
+
+def drawn_cuts(texts=("ab", "ba c", "aab", "cc", "bca", "acb", "a", "cab")):
+    """A cut of each text, 0.15 s for each of its letters, without a file; see ``drawn``."""
+    made = []
+    for i, text in enumerate(texts):
+        seconds = 0.15 * len(text)
+        recording = Recording(f"u{i}", [], RATE, round(RATE * seconds), seconds)
+        language = "de" if i % 2 else "en"
+        supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, seconds, text=text, language=language)
+        made.append(MonoCut(f"u{i}", 0.0, seconds, 0, [supervision], recording=recording))
+    return CutSet.from_cuts(made)
+
+
+def drawn(task):
+    """A loader that draws a cut's input from its name."""
+
+    def inputs(cut, _=None):
+        generator = torch.Generator().manual_seed(zlib.crc32(cut.id.encode()))
+        shape = (round(100 * cut.duration), 12) if task == "seq2seq" else (round(RATE * cut.duration),)
+        return torch.randn(shape, generator=generator)
+
+    return Loader(inputs)
 
 
 def lang_of(languages=None):
@@ -53,16 +81,47 @@ def setup_of(task, seed=1):
     return model, lang, Loader(Inputs("waveform"), 60)
 
 
-def trainer_of(task, scratch, config, prepare=None, key="key"):
-    model, lang, loader = setup_of(task)
+def trainer_of(task, scratch, config, prepare=None, key="key", loader=None):
+    model, lang, usual = setup_of(task)
     constraint = prepare(model) if prepare else None
+    if loader is not None:  # the objective may draw the weights of heads
+        torch.manual_seed(5)
     objective = Objective(model, config, lang, lang.tokens, ["de", "en"])
-    return Trainer(model, objective, config, 1, scratch, key, loader, constraint)
+    return Trainer(model, objective, config, 1, scratch, key, loader or usual, constraint)
 
 
-def low_rank(model):
-    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and "_dense" in n]
-    model.plan = dict.fromkeys(names, 4)
-    factorise(model.hf, model.plan)
+def drawn_trainer(task, scratch, config, prepare=None):
+    """A trainer for ``drawn_cuts``. ``prepare``: by default ``full``."""
+    return trainer_of(task, scratch, config, prepare or full, loader=drawn(task))
+
+
+# --- what trains
+
+
+def full(model):
+    set_dropout(model, 0.0)
     freeze_for(model, "full", trains_head=True)
+
+
+def low_rank(model, rank=4):
+    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith(FEED_FORWARD)]
+    model.plan = dict.fromkeys(names, rank)
+    factorise(model.hf, model.plan)
+    full(model)
     return SemiOrthogonal(model.hf, "floating", 1.0, 0.5, None, 1)
+
+
+def lora(model, **settings):
+    set_dropout(model, 0.0)
+    freeze_for(model, "lora", trains_head=True)
+    torch.manual_seed(3)
+    model.peft = lora_on(model, Lora(rank=2, **settings))
+
+
+def low_rank_lora(model):
+    low_rank(model)
+    lora(model)
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.hf.named_parameters()}

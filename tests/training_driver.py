@@ -23,6 +23,7 @@ from lowrank_speech.training import checkpoint
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.step import Stepper
 from tiny_training import low_rank, make_cuts, trainer_of
 
 # All that a state has to have: draws of dropout, masks and the constraint, and weights to average.
@@ -99,7 +100,7 @@ def prepare(point):
     """Arrange for the end at ``point``."""
     if point == "in an epoch":  # two steps are lost
         only_saves_at(FIRST, FIRST + 1)
-        before(Trainer, "_step", lambda trainer: trainer.step == FIRST + 3, kill)
+        before(Stepper, "step", lambda stepper: stepper.steps == FIRST + 3, kill)
     elif point == "in a save":
         before(checkpoint._Hashed, "write", bytes_written(FIRST + 3), kill)
     elif point == "in the first save":
@@ -116,7 +117,7 @@ def prepare(point):
         before(Trainer, "_choose", lambda trainer: True, kill)
     elif point == "SIGUSR1 in a step":
         only_saves_at(FIRST, FIRST + 2)
-        before(Trainer, "_step", lambda t: t.step == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     elif point == "SIGTERM in an evaluation":
         only_saves_at(FIRST, FIRST + 4)
         before(Objective, "errors", in_evaluation(2), lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -23,20 +23,21 @@ rule base:
         base=names(SCRATCH),
     conda:
         training_env("base")
-    threads: 1
+    threads: processes("base")
     resources:
         mem_mb=4000,
         gpu=gpu("base"),
     params:
         cfg=cfg("base"),
         code=code("base"),
+        launcher=launcher("base"),
         lang=folder_of("lang"),
         out=out_folder,
         scratch=scratch_folder,
         tensorboard=tensorboard_folder,
     shell:
         # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
-        "exec python -m lowrank_speech.stages.base --cfg {params.cfg:q}"
+        "exec python -m {params.launcher}lowrank_speech.stages.base --cfg {params.cfg:q}"
         " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} --lang {params.lang:q}"
         " --out {params.out:q}/model --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -93,8 +93,27 @@ def option(flag, name, folder=False):
 
 
 def gpu(stage):
-    """One GPU where the config says `device: cuda`, else none: `auto` takes what is there, but asks for nothing."""
-    return lambda wildcards: int(slices.device(config, stage, wildcards) == "cuda")
+    """GPUs: one for each process where the config says `device: cuda`, else none; `auto` takes what it finds."""
+
+    def number(wildcards):
+        return processes(stage)(wildcards) if slices.device(config, stage, wildcards) == "cuda" else 0
+
+    return number
+
+
+def processes(stage):
+    """How many processes work at the job; each has a thread."""
+    return lambda wildcards: slices.processes(config, stage, wildcards)
+
+
+def launcher(stage):
+    """What stands between `python -m` and the stage where several processes share the work."""
+
+    def text(wildcards):
+        number = slices.processes(config, stage, wildcards)
+        return f"torch.distributed.run --standalone --nproc-per-node {number} -m " if number > 1 else ""
+
+    return text
 
 
 # ---- for conda

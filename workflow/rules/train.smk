@@ -23,13 +23,14 @@ rule train:
         layout.log(layout.train(), "train"),
     conda:
         training_env("train")
-    threads: 1
+    threads: processes("train")
     resources:
         mem_mb=4000,
         gpu=gpu("train"),
     params:
         cfg=cfg("train"),
         code=code("train"),
+        launcher=launcher("train"),
         model=folder_of("weights"),
         lang=option("--lang", "lang", folder=True),
         out=out_folder,
@@ -37,7 +38,7 @@ rule train:
         tensorboard=tensorboard_folder,
     shell:
         # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
-        "exec python -m lowrank_speech.stages.train --cfg {params.cfg:q} --model {params.model:q}"
+        "exec python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --model {params.model:q}"
         " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} {params.lang}"
         " --out {params.out:q} --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

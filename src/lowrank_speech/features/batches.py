@@ -12,7 +12,6 @@ where there are some. A batch does not depend on who makes it.
 """
 
 import contextlib
-import signal
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -23,11 +22,11 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.dataset import DynamicBucketingSampler
-from lhotse.features.io import close_cached_file_handles
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.features import workers
 from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.inputs import RATE, Inputs
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
@@ -123,7 +122,8 @@ class Loader:
             sampler=batches,
             num_workers=self.workers,
             collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
+            worker_init_fn=workers.start_worker,
+            multiprocessing_context=workers.context(),
             generator=torch.Generator(),
         ):
             if isinstance(batch, UserError):
@@ -150,13 +150,6 @@ class _Made:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-
-
-def _start_worker(_: int) -> None:
-    close_cached_file_handles()  # a forked HDF5 handle would share its position with the parent
-    # Schedulers and terminals signal all processes of a job; the training decides when its workers end.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,8 @@
 It is a thin ``nn.Module`` around transformers' own model (``.hf``), whose parameter names stay as they are. What the
 rest of the package needs beyond the forward pass is here: the names of head and front end, and the low-rank plan that
 was applied. Inputs and lengths of the families are in ``wav2vec2``, ``w2v_bert`` and ``whisper``, which all give
-``states``, ``frames_of``, ``front_end`` and ``window_seconds``; ``classes`` says which class stands for which model and
-task.
+``states``, ``output_lengths``, ``frames_of``, ``front_end`` and ``window_seconds``; ``classes`` says which class
+stands for which model and task.
 
 Dimension letters: B batch, T samples, F frames, C features, D hidden size, V vocabulary, L target length.
 """
@@ -151,6 +151,10 @@ class SpeechModel(nn.Module):
         Returns (B, F', D) and (B,) int64.
         """
         return INPUTS[self.family].states(self, features, lengths)
+
+    def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The valid lengths (B,) int64 that ``states`` gives for the same inputs, without computing states."""
+        return INPUTS[self.family].output_lengths(self, features, lengths)
 
     def ctc_logits(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, F, V) and frame lengths (B,) for CTC; symbol 0 is blank."""

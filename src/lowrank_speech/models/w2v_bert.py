@@ -33,6 +33,11 @@ def frames_of(model: Any, cut: Any) -> int:
     return int(after_adapter(model, torch.tensor(frames)))
 
 
+def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
+    """Valid lengths (B,) of the encoder states that ``states`` gives for ``features``; computes no state."""
+    return after_adapter(model, lengths)
+
+
 def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Stacked filterbanks (B, F, C) and (B,) lengths -> encoder states (B, F', D) and (B,)."""
     hidden, _ = model.body.feature_projection(features)

@@ -31,16 +31,23 @@ def frames_of(model: Any, cut: Any) -> int:
 
 def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Waveforms (B, T) or front-end output (B, F, C), and (B,) lengths -> encoder states (B, F', D) and (B,)."""
+    frames = _front_lengths(model, features, lengths)
     if features.dim() == 2:
-        frames = conv_lengths(model, lengths)
         features = conv_features(model, features, lengths)
-    else:
-        frames = lengths
     hidden = model.body.feature_projection(features)
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # HuBERT gives the projection alone
     # A bool mask: with an int64 one transformers zeroes the wrong rows.
     hidden = model.body.encoder(hidden, attention_mask=valid(hidden, frames)).last_hidden_state
     return adapted(model, hidden, frames)
+
+
+def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
+    """Valid lengths (B,) of the encoder states that ``states`` gives for ``features``; computes no state."""
+    return after_adapter(model, _front_lengths(model, features, lengths))
+
+
+def _front_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
+    return conv_lengths(model, lengths) if features.dim() == 2 else lengths
 
 
 def valid(hidden: Tensor, frames: Tensor) -> Tensor:

@@ -36,7 +36,12 @@ def frames_of(model: Any, cut: Any) -> int:
 def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Log-mel (B, F, C) and (B,) lengths -> encoder states (B, window / 2, D) and their valid lengths (B,)."""
     hidden = model.body.encoder(pad_mel(model, features, lengths)).last_hidden_state
-    return hidden, torch.div(lengths.clamp(max=window(model)) + 1, 2, rounding_mode="floor")
+    return hidden, output_lengths(model, features, lengths)
+
+
+def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
+    """Valid lengths (B,) of the encoder states that ``states`` gives for ``features``; computes no state."""
+    return torch.div(lengths.clamp(max=window(model)) + 1, 2, rounding_mode="floor")
 
 
 def pad_mel(model: Any, features: Tensor, lengths: Tensor) -> Tensor:

@@ -67,7 +67,10 @@ def body(arguments: argparse.Namespace) -> None:
     config = common.from_json(Config, cfg)
     manifest = Manifest("base", cfg, seed=config.seed)
     if config.source == "scratch":
-        outputs, numbers = _scratch(arguments, config, cfg)
+        found = _scratch(arguments, config, cfg)
+        if found is None:
+            return
+        outputs, numbers = found
     else:
         outputs, numbers = _import(arguments, config)
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes", None))
@@ -98,7 +101,8 @@ def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], 
     return [arguments.out], numbers
 
 
-def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
+def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
+    """Outputs and numbers; None in those of several processes that write nothing."""
     for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
         if getattr(arguments, name) is None:
             raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
@@ -117,6 +121,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.training.adapt import Split, augmentation
+    from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
     from lowrank_speech.training.progress import events_folder
@@ -156,6 +161,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events)
     metrics = arguments.manifest.with_name("metrics.jsonl")
     numbers = trainer.run(splits["train"], splits["dev"], metrics)
+    if rank() > 0:
+        return None
     for cuts in splits.values():
         cuts.remove()
     model.to("cpu")

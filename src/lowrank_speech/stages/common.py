@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 import types
 import typing
@@ -121,9 +122,9 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
 
     0 when all is done, 2 after a UserError, 75 (``STOPPED``) when the stage was asked to stop and can go on.
     """
-    logging.basicConfig(
-        stream=sys.stderr, level=arguments.log_level, format="%(asctime)s %(levelname)s %(message)s", force=True
-    )
+    # Of several processes (torchrun sets RANK) the first one reports.
+    level = arguments.log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
     for noisy in ("matplotlib", "urllib3", "filelock", "transformers", "peft"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:

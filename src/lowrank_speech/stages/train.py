@@ -111,14 +111,18 @@ def body(arguments: argparse.Namespace) -> None:
         common.existing(arguments.lang, "--lang")
     from lowrank_speech.training.checkpoint import Checkpoints
 
-    outputs, numbers = _run(arguments, config, cfg)
+    found = _run(arguments, config, cfg)
+    if found is None:
+        return
+    outputs, numbers = found
     manifest.device = numbers.pop("device")
     manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
     # Only now: a run killed before the manifest goes on from its last state.
     Checkpoints(arguments.scratch).clear()
 
 
-def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]]:
+def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
+    """Outputs and numbers; None in those of several processes that write nothing."""
     import torch
 
     from lowrank_speech.features.batches import Loader
@@ -130,6 +134,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.training.adapt import augmentation, freeze_for, lora_on, prepare
+    from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
     from lowrank_speech.training.progress import events_folder
@@ -168,6 +173,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         with atomic(metrics) as temporary:
             temporary.write_text("", encoding="utf-8")
         numbers = {"parameters_trained": 0, "seconds_train": 0.0, "device": "cpu", "peak_bytes": None}
+    if rank() > 0:
+        return None
     model.to("cpu")
     set_dropout(model, 0.0)
     outputs = [out / "model", metrics, out / "set_aside.tsv"]

@@ -9,9 +9,11 @@ from lowrank_speech.training.config import SpecAugment
 def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugment, generator: torch.Generator) -> Tensor:
     """Masks on features (B, F, C); masked values become the utterance's mean. Lengths (B,). Returns a new tensor."""
     batch, frames, channels = features.shape
+    lengths = lengths.cpu()  # where the generator draws
     time = torch.arange(frames)[None, :].expand(batch, frames)
     valid = time < lengths[:, None]
-    mean = (features * valid[..., None]).sum((1, 2)) / (valid.sum(1).clamp(min=1) * channels)
+    sums = (features.detach().float() * valid[..., None].to(features.device)).sum((1, 2))
+    mean = (sums / (valid.sum(1).clamp(min=1) * channels).to(features.device)).to(features.dtype)
     widest = torch.minimum(torch.full_like(lengths, config.time_width), (lengths * config.time_share).long())
     masked = torch.zeros(batch, frames, dtype=torch.bool)
     for _ in range(config.time_masks):
@@ -25,4 +27,4 @@ def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugment, generat
         start = (torch.rand(batch, generator=generator) * (channels - width + 1)).long()
         silent |= (channel >= start[:, None]) & (channel < (start + width)[:, None])
     hidden = (masked[:, :, None] | silent[:, None, :]) & valid[..., None]
-    return torch.where(hidden, mean[:, None, None], features)
+    return torch.where(hidden.to(features.device), mean[:, None, None], features)

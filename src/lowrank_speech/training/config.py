@@ -89,6 +89,10 @@ class TrainConfig:
     ``final`` times the peak (wav2vec 2.0's three stages). ``average``: the mean of the weights at the last so many
     evaluations. ``blank_patience``: so many evaluations in a row at which CTC's output is blank alone end the run.
     ``save_minutes``: time between saves within an epoch.
+
+    ``accumulate``: batches of one update. ``processes``: how many of them share the work, each with ``accumulate``
+    batches. ``frozen_dtype``: in what frozen matrices are held; ``precision``: in what is computed, weights that train
+    stay float32. ``dry_run``: the largest batch first, to see whether it fits (None: on CUDA).
     """
 
     epochs: int = 10
@@ -122,11 +126,25 @@ class TrainConfig:
     save_minutes: float = 10.0
     tensorboard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    gradient_checkpointing: bool = False
+    accumulate: int = 1
+    processes: int = 1
+    optimiser: Literal["adamw", "adamw8bit"] = "adamw"
+    compile: bool = False
+    dry_run: bool | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_seconds <= 0:
             raise ValueError(f"epochs ({self.epochs}) and batch_seconds ({self.batch_seconds}) must be positive")
+        if self.accumulate < 1 or self.processes < 1:
+            raise ValueError(f"accumulate ({self.accumulate}) and processes ({self.processes}) must be 1 or more")
+        if self.frozen_dtype not in ("fp32", self.precision):
+            raise ValueError(
+                f"frozen_dtype is {self.frozen_dtype}, precision {self.precision}: frozen weights are held in fp32 or "
+                f"in what is computed in; set precision: {self.frozen_dtype}"
+            )
         if not 0 <= self.warmup + self.hold <= 1:
             raise ValueError(
                 f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"

@@ -1,4 +1,4 @@
-"""What a training cost: parameters, exact bytes of optimiser and gradients, peak memory, speed."""
+"""What a training cost: parameters, exact bytes, peak memory, speed."""
 
 import logging
 from typing import TYPE_CHECKING, Any
@@ -6,17 +6,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_speech.artefact import peak_memory
+from lowrank_speech.training.memory import byte_counts
 
 if TYPE_CHECKING:
     from lowrank_speech.training.loop import Trainer
 
 log = logging.getLogger(__name__)
-
-
-def optimiser_bytes(optimiser: torch.optim.Optimizer) -> int:
-    """Size of the tensors that the optimiser keeps (AdamW: two moments and a counter for each parameter)."""
-    states = optimiser.state.values()
-    return sum(v.nbytes for state in states for v in state.values() if isinstance(v, torch.Tensor))
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -27,13 +22,13 @@ def peak_bytes(device: torch.device) -> int:
 def cost(trainer: "Trainer", metric: float | None) -> dict[str, Any]:
     """The numbers of a run that is over, for the manifest; and one line in the log. ``metric``: the result's on dev."""
     ctc = trainer.objective.ctc
+    held = byte_counts((trainer.model, trainer.objective), trainer.optimiser)
     numbers = {
         "parameters_trained": sum(p.numel() for p in trainer.trained().values()),
-        "optimiser_bytes": optimiser_bytes(trainer.optimiser),
-        "gradient_bytes": trainer.gradient_bytes,
+        "bytes": held | {"activations": trainer.activations},
         "steps": trainer.step,
         "epochs": trainer.epoch,
-        "steps_skipped": trainer.skipped,
+        "steps_skipped": trainer.stepper.skipped,
         "seconds_train": round(trainer.seconds, 3),
         "speech_seconds_per_second": round(trainer.speech / max(trainer.seconds, 1e-9), 3),
         "dev_metric": metric,
@@ -45,9 +40,9 @@ def cost(trainer: "Trainer", metric: float | None) -> dict[str, Any]:
         "peak_bytes": max(trainer.peak_bytes, peak_bytes(trainer.device)),
     }
     log.info(
-        "%d parameters trained; %.1f MB of gradients, %.1f MB of optimiser state, %.1f MB peak memory; "
-        "%.1f s of speech per second",
-        *(numbers["parameters_trained"], numbers["gradient_bytes"] / 1e6, numbers["optimiser_bytes"] / 1e6),
+        "%d parameters trained; %.1f MB of weights, %.1f MB of gradients, %.1f MB of optimiser state, %.1f MB peak "
+        "memory; %.1f s of speech per second",
+        *(numbers["parameters_trained"], *(n / 1e6 for n in held.values())),
         *(numbers["peak_bytes"] / 1e6, numbers["speech_seconds_per_second"]),
     )
     return numbers

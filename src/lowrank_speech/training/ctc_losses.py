@@ -9,6 +9,7 @@ B batch, F frames, V vocabulary. Blank is 0. Source: Graves et al. 2006; k2's in
 from __future__ import annotations
 
 import importlib.metadata
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -69,8 +70,7 @@ def ctc_losses(
     frames, labels, sizes = (t.detach().to("cpu", torch.int64) for t in (frames, labels, sizes))
     _check(logits, frames, labels, sizes)
     targets = labels.split(sizes.tolist())
-    needed = torch.tensor([len(t) + int((t[1:] == t[:-1]).sum()) for t in targets])
-    possible = (needed <= frames) & (frames > 0)
+    possible = possible_targets(frames, targets)
     # Impossible ones never reach a back end: torch would give NaN gradients for them, and an infinite loss of k2 can
     # as well mean NaN among the logits, which must not be masked.
     rows = possible.nonzero().flatten()
@@ -87,6 +87,12 @@ def ctc_losses(
         if chosen is logits:
             return found, possible
         return found.new_zeros(len(targets)).index_copy(0, rows.to(found.device), found), possible
+
+
+def possible_targets(frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
+    """Bool (B,): which targets (labels of an utterance each) fit into their ``frames`` (B,), on the CPU."""
+    needed = torch.tensor([len(t) + int((t[1:] == t[:-1]).sum()) for t in targets])
+    return (needed <= frames) & (frames > 0)
 
 
 def _torch(log_probs: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:

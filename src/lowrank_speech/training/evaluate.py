@@ -1,12 +1,17 @@
 """Loss and metric on dev."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch
 
 from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.distributed import Ranks
+from lowrank_speech.training.memory import explained
 from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.precision import autocast
+from lowrank_speech.training.signals import Signals
 
 
 class Dev(NamedTuple):
@@ -21,21 +26,32 @@ class Dev(NamedTuple):
 def evaluate(
     model: SpeechModel,
     objective: Objective,
+    config: TrainConfig,
     batches: Iterable[dict[str, Any]],
     device: torch.device,
-    between: Callable[[], None],
+    signals: Signals,
+    ranks: Ranks,
 ) -> Dev:
-    """Evaluate on ``batches``; leaves the model in eval mode. ``between`` is called after each and may raise."""
+    """Evaluate on ``batches``, this process's share; leaves the model in eval mode.
+
+    Stopped in all processes where one of them gets a signal. Computes in what frozen weights are held in.
+    """
     model.eval()
     errors = units = utterances = blank = 0
     loss, loss_units = 0.0, 0
     for batch in batches:
         features, lengths = batch["features"].to(device), batch["lengths"].to(device)
-        found = objective(model, features, lengths, batch["cuts"])
+        with explained(batch, config), autocast(config.frozen_dtype, device):
+            found = objective(model, features, lengths, batch["cuts"])
+            wrong = objective.errors(model, features, lengths, batch["cuts"])
         loss, loss_units = loss + found.task_sum, loss_units + found.units
-        wrong = objective.errors(model, features, lengths, batch["cuts"])
         errors, units, blank = errors + wrong.errors, units + wrong.units, blank + wrong.blank
         utterances += len(batch["cuts"])
-        between()
+        if signals.received is not None:
+            break
+    sums = ranks.sum([errors, units, blank, utterances, loss, loss_units, signals.received is not None])
+    errors, units, blank, utterances, loss, loss_units, stopped = sums
+    if stopped:
+        raise signals.stop()
     share = blank / max(utterances, 1) if objective.task == "ctc" else None
     return Dev(loss / max(loss_units, 1), errors / max(units, 1), share)

@@ -1,9 +1,12 @@
-"""The training loop: AdamW with two learning rates, three-stage schedule, constraint after the step, best on dev.
+"""The training loop: epochs of updates (``step``), best on dev.
 
 The whole state goes to ``scratch`` after every epoch and every ``save_minutes`` within one (state.py, checkpoint.py). A
 run that was killed, or stopped by a signal, goes on from there and ends as it would have ended. A state is a position
-between two steps: epoch, batches done in it, what the epoch has summed up. The evaluation belongs to the last step of
-its epoch: nothing changes before it is over.
+between two updates: epoch, batches done in it, what the epoch has summed up. The evaluation belongs to the last update
+of its epoch: nothing changes before it is over.
+
+Of several processes (distributed.py) each goes through the same loop: whether to save, stop or evaluate is the same in
+all of them, since each waits for the others there. The first one alone writes.
 """
 
 import json
@@ -20,35 +23,27 @@ from torch import nn
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import Stopped, UserError
 from lowrank_speech.features.batches import Cuts, Loader, batch_numbers
-from lowrank_speech.features.kept import numbered
+from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.cost import cost
+from lowrank_speech.training.distributed import Ranks, grouped
 from lowrank_speech.training.evaluate import Dev, evaluate
+from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
+from lowrank_speech.training.memory import largest, rehearse, same_draws
 from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.precision import DTYPES, FrozenWeights
+from lowrank_speech.training.precision import check as check_precision
 from lowrank_speech.training.progress import Curves, Progress
 from lowrank_speech.training.signals import Signals
 from lowrank_speech.training.state import go_on, state_of
+from lowrank_speech.training.step import Stepper
 from lowrank_speech.training.weights import changing, copied, mean, put
 
 log = logging.getLogger(__name__)
-
-MOST_BAD_STEPS = 10
-
-
-def schedule(step: int, steps: int, config: TrainConfig) -> float:
-    """Factor on the learning rate at ``step`` of ``steps``: linear warm-up, hold, linear decay."""
-    done = (step + 1) / steps
-    if done < config.warmup:
-        return done / config.warmup
-    if done <= config.warmup + config.hold:
-        return 1.0
-    left = (1.0 - done) / max(1.0 - config.warmup - config.hold, 1e-9)
-    return config.final + (1.0 - config.final) * left
 
 
 class Trainer:
@@ -73,46 +68,48 @@ class Trainer:
     ):
         self.config, self.seed, self.key, self.loader, self.constraint = config, seed, key, loader, constraint
         self.device = pick_device(config.device)
-        self.model, self.objective = model.to(self.device), objective.to(self.device)
+        check_precision(config.precision, self.device)
+        self.ranks = Ranks.start(config.processes, self.device)
+        self.objective = objective.to(self.device)
         self.checkpoints, self.events = Checkpoints(scratch), events
         self.history: list[dict[str, Any]] = []
-        self.step = self.epoch = self.batch = self.bad_steps = self.skipped = self.blank_evaluations = 0
+        self.epoch = self.batch = self.blank_evaluations = 0
         self.speech = self.seconds = 0.0
-        self.peak_bytes = self.gradient_bytes = 0
+        self.peak_bytes = 0
+        self.activations: int | None = None
         self.sums = self._no_sums()
         self.best: dict[str, torch.Tensor] | None = None
         self.best_metric = math.inf
         self.recent: deque[dict[str, torch.Tensor]] = deque(maxlen=config.average or 0)
-        self.norm: float | None = None
         self.averaged = 0
         if config.dropout is not None:
             set_dropout(model, config.dropout)
         if not config.train_front_end:
             for parameter in model.front_end():
                 parameter.requires_grad_(False)
-        self.optimiser = self._optimiser()
-        self.generator = torch.Generator().manual_seed(seed)
+        self.frozen = None
+        if config.frozen_dtype != "fp32":
+            file = scratch / "frozen.safetensors" if self.ranks.first else None
+            self.frozen = FrozenWeights(model.hf, DTYPES[config.frozen_dtype], file)
+            self.frozen.hold()
+        self.model = model.to(self.device)
+        if config.gradient_checkpointing:
+            checkpoint_layers(model)
+        if config.compile:
+            compile_layers(model)
+        self.stepper = Stepper(model, objective, config, self.device, seed, constraint, self.ranks)
+        self.ranks.copy_from_first(self.stepper.parameters)
+        if not self.ranks.first:  # its batches are others, and so is what it drops out
+            torch.manual_seed(seed + self.ranks.rank)
 
-    def _optimiser(self) -> torch.optim.Optimizer:
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        heads = tuple(f"{name}." for name in self.model.head_names)
-        for owner, named in (("", self.model.hf.named_parameters()), ("aux", self.objective.named_parameters())):
-            for name, parameter in named:
-                if not parameter.requires_grad:
-                    continue
-                is_head = owner == "aux" or (bool(heads) and any(h in f"{name}." for h in heads))
-                lr = self.config.head_lr if is_head else self.config.lr
-                groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
-        if not groups:
-            raise UserError("nothing to train: every parameter is frozen")
-        return torch.optim.AdamW(
-            [
-                {"params": p, "lr": lr, "peak": lr, "weight_decay": self.config.weight_decay if decays else 0.0}
-                for (lr, decays), p in groups.items()
-            ],
-            betas=(0.9, 0.98),
-            fused=True,
-        )
+    @property
+    def optimiser(self) -> torch.optim.Optimizer:
+        return self.stepper.optimiser
+
+    @property
+    def step(self) -> int:
+        """Updates of the weights so far, skipped ones included."""
+        return self.stepper.steps
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters of the model (without auxiliary heads) that train, by name."""
@@ -128,13 +125,18 @@ class Trainer:
         """
         train, dev = numbered(train), numbered(dev)
         seconds = float(train.durations.sum())
-        per_epoch = sum(1 for _ in batch_numbers(train, *self._batching(0)))  # reads no cut
+        batches = sum(1 for _ in batch_numbers(train, *self._batching(0)))  # reads no cut
+        per_epoch = -(-batches // (self.config.accumulate * self.ranks.world))
         steps = min(per_epoch * self.config.epochs, self.config.max_steps or per_epoch * self.config.epochs)
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
         )
         self._load()
-        self.progress, self.curves = Progress(steps, self.step), Curves(self.events, self.step)
+        if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
+            self._rehearse(train)
+        first = self.ranks.first
+        self.progress = Progress(steps, self.step, shown=first)
+        self.curves = Curves(self.events if first else None, self.step)
         self.last_save = time.monotonic()
         with Signals() as self.signals:
             try:
@@ -147,42 +149,62 @@ class Trainer:
                     self._save()
             except Stopped as stop:
                 path = self._save()
+                self.ranks.stop()
                 raise Stopped(f"{stop}: {path} has the state; the same command goes on from step {self.step}") from None
             finally:
                 self.progress.close()
                 self.curves.close()
             metric = self._choose(dev)
         self.model.eval()
-        with atomic(metrics) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
-        return cost(self, metric)
+        numbers = cost(self, metric)
+        if self.frozen is not None:
+            self.model.to("cpu")  # a GPU that the training filled may have no room for the whole weights
+            self.frozen.restore()
+        as_before(self.model)
+        if first:
+            with atomic(metrics) as temporary:
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
+        self.ranks.stop()
+        return numbers
 
     def _batching(self, epoch: int) -> tuple[float, int, int, float | None]:
         return self.config.batch_seconds, self.seed, epoch, self.config.quadratic_seconds
+
+    def _rehearse(self, train: KeptCuts | ListedCuts) -> None:
+        """The largest batch of the first epoch, forward and back, without an update."""
+        numbers = largest(batch_numbers(train, *self._batching(0)), train.durations)
+        with same_draws():
+            batch = self.loader.collate([train[i] for i in numbers], (self.seed, 0))
+        self.activations = rehearse(self.stepper, batch)
 
     def _epoch(self, train: Cuts, steps: int) -> None:
         """The rest of an epoch, from batch number ``self.batch`` on."""
         self.model.train()
         if self.step >= steps:
             return
-        for batch in self.loader.train(train, *self._batching(self.epoch), skip=self.batch):
+        rank, world = self.ranks.rank, self.ranks.world
+        dealt = self.loader.train(train, *self._batching(self.epoch), skip=self.batch, rank=rank, world=world)
+        for batches in grouped(dealt, self.config.accumulate * world):
             start = time.perf_counter()
-            losses = self._step(batch, steps)
+            losses = self.stepper.step(batches, steps)
             self.seconds += time.perf_counter() - start
-            speech = sum(cut.duration for cut in batch["cuts"])
+            speech = sum(cut.duration for batch in batches for cut in batch["cuts"])
             self.speech += speech
-            self.batch += 1
+            self.batch += len(batches)
             if losses is None:
                 self.sums["skipped"] += 1
             else:
                 self.sums["loss"] += losses.task_sum
                 self.sums["units"] += losses.units
                 self.sums["impossible"] += losses.impossible
-                values = {"loss": losses.task_sum / max(losses.units, 1), "gradient_norm": self.norm}
+                values = {"loss": losses.task_sum / max(losses.units, 1), "gradient_norm": self.stepper.norm}
                 self.curves.add(self.step, "step", values)
             self.progress.step(self.epoch + 1, self._mean_loss(), speech)
-            self.signals.check()
-            if time.monotonic() - self.last_save >= 60 * self.config.save_minutes:
+            due = self.ranks.first and time.monotonic() - self.last_save >= 60 * self.config.save_minutes
+            stopped, due = self.ranks.sum([self.signals.received is not None, due])
+            if stopped:
+                raise self.signals.stop()
+            if due:
                 self._save()
             if self.step >= steps:
                 break
@@ -242,53 +264,9 @@ class Trainer:
                 f"row (blank_patience): {advice}"
             )
 
-    def _step(self, batch: dict[str, Any], steps: int) -> Any:
-        features, lengths = batch["features"], batch["lengths"]
-        if self.config.spec_augment is not None and features.dim() == 3:
-            features = spec_augment(features, lengths, self.config.spec_augment, self.generator)
-        factor = schedule(self.step, steps, self.config)
-        frozen_body = self.step < self.config.freeze_encoder_steps
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * factor
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            losses = self.objective(self.model, features.to(self.device), lengths.to(self.device), batch["cuts"])
-        self.step += 1
-        if not torch.isfinite(losses.total):
-            return self._skip("loss", losses.total.item())
-        losses.total.backward()
-        if frozen_body:
-            self._drop_body_gradients()
-        parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
-        held = sum(p.grad.nbytes for p in parameters if p.grad is not None)
-        self.gradient_bytes = max(self.gradient_bytes, held)
-        self.norm = nn.utils.clip_grad_norm_(parameters, self.config.clip).item()
-        if not math.isfinite(self.norm):
-            return self._skip("gradient's norm", self.norm)
-        self.bad_steps = 0
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=True)
-        if self.constraint is not None:
-            self.constraint.step()
-        return losses
-
-    def _skip(self, what: str, value: float) -> None:
-        """Leave the weights as they are in this step. UserError after too many such steps in a row."""
-        self.optimiser.zero_grad(set_to_none=True)
-        self.bad_steps += 1
-        self.skipped += 1
-        log.warning("step %d: the %s is %s; batch skipped", self.step, what, value)
-        if self.bad_steps > MOST_BAD_STEPS:
-            raise UserError(f"the {what} was not finite in {self.bad_steps} steps in a row: lower lr or head_lr")
-
-    def _drop_body_gradients(self) -> None:
-        heads = self.model.head_names
-        for name, parameter in self.model.hf.named_parameters():
-            if not any(h in name for h in heads):
-                parameter.grad = None
-
     def _evaluate(self, dev: Cuts) -> Dev:
-        batches = self.loader.all(dev, 2 * self.config.batch_seconds)
-        return evaluate(self.model, self.objective, batches, self.device, self.signals.check)
+        batches = self.loader.all(dev, 2 * self.config.batch_seconds, rank=self.ranks.rank, world=self.ranks.world)
+        return evaluate(self.model, self.objective, self.config, batches, self.device, self.signals, self.ranks)
 
     def _out_of_patience(self) -> bool:
         if self.config.patience is None:
@@ -320,12 +298,22 @@ class Trainer:
         """The largest deviation of a constrained factor from semi-orthogonality."""
         return max(self.constraint.deviation().values(), default=0.0)
 
+    # -- state -------------------------------------------------------------------------------------------------------
+
     def _save(self) -> Path:
-        path = self.checkpoints.save(self.step, state_of(self))
+        """Every process must call it; returns when the state is on the disk. Its path (elsewhere: its folder)."""
+        state, path = state_of(self), self.checkpoints.folder
+        if self.ranks.first:
+            path = self.checkpoints.save(self.step, state)
+        self.ranks.wait()
         self.last_save = time.monotonic()
         return path
 
     def _load(self) -> None:
+        if not self.ranks.first:  # it removes broken states
+            self.ranks.wait()
         found = self.checkpoints.newest()
+        if self.ranks.first:
+            self.ranks.wait()
         if found is not None:
             go_on(self, *found)

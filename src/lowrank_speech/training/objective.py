@@ -23,6 +23,7 @@ from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.ctc import choose_ctc
+from lowrank_speech.training.ctc_losses import possible_targets
 from lowrank_speech.training.targets import IGNORE, class_targets, ctc_targets, seq2seq_targets
 
 
@@ -30,13 +31,23 @@ from lowrank_speech.training.targets import IGNORE, class_targets, ctc_targets, 
 class Losses:
     """Sums over a batch: the loss to differentiate (a mean), the task's own loss sum and its number of units.
 
-    ``impossible``: utterances left out of the CTC, because their target needs more frames than they have.
+    ``impossible``: utterances left out of the CTC, because their target needs more frames than they have. ``terms``:
+    what ``total`` is the sum of, each with its weight, its mean over the batch, and the number of units in that mean.
     """
 
     total: Tensor
     task_sum: float
     units: int
     impossible: int = 0
+    terms: tuple[tuple[float, Tensor, int], ...] = ()
+
+    def share(self, whole: Sequence[int]) -> Tensor:
+        """This batch's part of the ``total`` over several batches, whose terms have ``whole`` units together.
+
+        The parts of all batches add up to what one batch of all their utterances would give.
+        """
+        parts = [w * mean * (units / max(n, 1)) for (w, mean, units), n in zip(self.terms, whole, strict=True)]
+        return torch.stack(parts).sum()
 
 
 class Errors(NamedTuple):
@@ -71,6 +82,11 @@ class Objective(nn.Module):
         needs_ctc = self.task == "ctc" or self.aux_ctc is not None
         self.ctc = choose_ctc(config.ctc, pick_device(config.device)) if needs_ctc else None
 
+    @property
+    def terms(self) -> int:
+        """How many terms the loss is the sum of."""
+        return 1 + (self.aux_ctc is not None) + (self.aux_language is not None)
+
     def forward(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> Losses:
         """Loss of one batch: features and lengths as in ``batches``, on the model's device."""
         device, impossible = features.device, 0
@@ -78,7 +94,7 @@ class Objective(nn.Module):
             logits = model.class_logits(features, lengths).float()
             targets = class_targets(cuts, self.labels).to(device)
             loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
-            return Losses(loss, loss.item() * len(cuts), len(cuts))
+            return Losses(loss, loss.item() * len(cuts), len(cuts), terms=((1.0, loss, len(cuts)),))
         if self.task == "ctc":
             states, frames = model.states(features, lengths)
             loss, units, impossible = self._ctc(model.hf.lm_head(model.hf.dropout(states)), frames, cuts)
@@ -92,16 +108,32 @@ class Objective(nn.Module):
                 label_smoothing=self.config.label_smoothing,
             )
             units = int((labels != IGNORE).sum())
-        total = loss
+        total, terms = loss, [(1.0, loss, units)]
         if self.aux_ctc is not None:
-            auxiliary, _, impossible = self._ctc(self.aux_ctc(states), frames, cuts)
+            auxiliary, labelled, impossible = self._ctc(self.aux_ctc(states), frames, cuts)
             total = total + self.config.ctc_weight * auxiliary
+            terms.append((self.config.ctc_weight, auxiliary, labelled))
         if self.aux_language is not None:
             mask = torch.arange(states.shape[1], device=device)[None, :] < frames[:, None]
             pooled = (states * mask[..., None]).sum(1) / frames[:, None]
             targets = class_targets(cuts, self.labels).to(device)
-            total = total + self.config.language_weight * F.cross_entropy(self.aux_language(pooled).float(), targets)
-        return Losses(total, loss.item() * units, units, impossible)
+            auxiliary = F.cross_entropy(self.aux_language(pooled).float(), targets)
+            total = total + self.config.language_weight * auxiliary
+            terms.append((self.config.language_weight, auxiliary, len(cuts)))
+        return Losses(total, loss.item() * units, units, impossible, tuple(terms))
+
+    def units(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
+        """The units of each term of a batch's loss, in the order of ``Losses.terms``, before anything is computed."""
+        cuts, found = batch["cuts"], []
+        if self.task == "classify":
+            return [len(cuts)]
+        if self.task == "ctc" or self.aux_ctc is not None:
+            labels, sizes = ctc_targets(cuts, self.lang)
+            frames = model.output_lengths(batch["features"], batch["lengths"]).cpu()
+            found.append(int(sizes[possible_targets(frames, labels.split(sizes.tolist()))].sum()))
+        if self.task == "seq2seq":
+            found.insert(0, int((seq2seq_targets(cuts, self.lang, self.tokens)[1] != IGNORE).sum()))
+        return [*found, len(cuts)] if self.aux_language is not None else found
 
     def _ctc(self, logits: Tensor, frames: Tensor, cuts: Sequence[Any]) -> tuple[Tensor, int, int]:
         """Loss per label of the possible targets, their labels, and the number of impossible targets."""

@@ -17,13 +17,16 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line in the log every minute. Of ``steps``, ``done`` are behind it."""
+    """A bar on a terminal; elsewhere a line in the log every minute. Of ``steps``, ``done`` are behind it.
 
-    def __init__(self, steps: int, done: int):
+    ``shown``: whether there is to be a bar.
+    """
+
+    def __init__(self, steps: int, done: int, shown: bool = True):
         self.steps, self.done, self.first = steps, done, done
         self.speech = 0.0
         self.start = self.last_line = time.monotonic()
-        self.bar = tqdm(total=steps, initial=done, disable=None, unit="step")
+        self.bar = tqdm(total=steps, initial=done, disable=None if shown else True, unit="step")
 
     def step(self, epoch: int, loss: float | None, speech: float) -> None:
         """One step more, in ``epoch`` (from 1), with the epoch's mean loss so far and ``speech`` seconds of speech."""

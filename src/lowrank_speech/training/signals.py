@@ -11,7 +11,7 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Signals(contextlib.AbstractContextManager):
-    """Notes SIGTERM and SIGUSR1 while it is open; ``check`` raises Stopped once one has come.
+    """Notes SIGTERM and SIGUSR1 while it is open: ``received`` is the name of the last one, or None.
 
     The handler does no more than note: torch and the disk are no place to be interrupted. Forked workers inherit it,
     and so outlive a signal to the whole process group, as SLURM sends it, until the loop lets them go. Outside the main
@@ -34,7 +34,6 @@ class Signals(contextlib.AbstractContextManager):
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
 
-    def check(self) -> None:
-        """Raise Stopped if a signal has come."""
-        if self.received is not None:
-            raise Stopped(f"stopped by {self.received}")
+    def stop(self) -> Stopped:
+        """What to raise where a signal has come, to this process or to another one of the training."""
+        return Stopped(f"stopped by {self.received or 'a signal to another process'}")

@@ -15,29 +15,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 # Attributes of the trainer that a state has as they are: the position, the epoch's sums, counters.
-PLAIN = ("step", "epoch", "batch", "sums", "best_metric", "bad_steps", "skipped", "blank_evaluations")
-PLAIN += ("speech", "seconds", "peak_bytes", "gradient_bytes", "history", "best")
+PLAIN = ("epoch", "batch", "sums", "best_metric", "blank_evaluations")
+PLAIN += ("speech", "seconds", "peak_bytes", "history", "best")
+PARTS = ("key", "ctc", "model", "objective", "stepper", "recent", "plain", "rng")
 
 
 def state_of(trainer: "Trainer") -> dict[str, Any]:
-    """The state; its tensors are the trainer's own where they lie on the CPU, so write it before the next step."""
+    """The state; its tensors are the trainer's own where they lie on the CPU, so write it before the next step.
+
+    Every process must call it: what each draws by is in the state of the first.
+    """
     trainer.peak_bytes = max(trainer.peak_bytes, peak_bytes(trainer.device))
     return {
         "key": trainer.key,
         "ctc": trainer.objective.ctc and trainer.objective.ctc.backend,
         "model": {name: tensor.cpu() for name, tensor in changing(trainer.model.hf).items()},
         "objective": trainer.objective.state_dict(),
-        "optimiser": trainer.optimiser.state_dict(),
-        "constraint": trainer.constraint.state_dict() if trainer.constraint is not None else None,
+        "stepper": trainer.stepper.state_dict(),
         "recent": list(trainer.recent),
         "plain": {name: getattr(trainer, name) for name in PLAIN},
-        "rng": rng_state(trainer.device),
-        "generator": trainer.generator.get_state(),
+        "rng": trainer.ranks.gather(rng_state(trainer.device)),
     }
 
 
 def go_on(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
     """Put ``trainer`` where ``state``, read from ``path``, was taken. UserError where it is another run's."""
+    missing = [name for name in PARTS if name not in state]
+    missing = missing or [name for name in PLAIN if name not in state["plain"]]
+    if missing:
+        raise UserError(
+            f"{path} cannot be read: another version of this program wrote it (there is no {missing[0]!r}); remove "
+            f"{path.parent} to start again"
+        )
     if state["key"] != trainer.key:
         raise UserError(
             f"{path} belongs to a run with other settings or inputs ({state['key'][:12]}, this is {trainer.key[:12]}): "
@@ -51,12 +60,9 @@ def go_on(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
         )
     put(state["model"], trainer.model.hf)
     trainer.objective.load_state_dict(state["objective"])
-    trainer.optimiser.load_state_dict(state["optimiser"])
-    if trainer.constraint is not None:
-        trainer.constraint.load_state_dict(state["constraint"])
+    trainer.stepper.load_state_dict(state["stepper"])
     trainer.recent.extend(state["recent"])
     for name in PLAIN:
         setattr(trainer, name, state["plain"][name])
-    set_rng_state(state["rng"], trainer.device)
-    trainer.generator.set_state(state["generator"])
+    set_rng_state(state["rng"][trainer.ranks.rank], trainer.device)
     log.info("going on from %s: epoch %d, batch %d, step %d", path, trainer.epoch + 1, trainer.batch, trainer.step)

@@ -121,6 +121,11 @@ def device(config: Config, stage: str, wildcards: Any) -> str | None:
     return _recipe(config, stage, wildcards).get("device")
 
 
+def processes(config: Config, stage: str, wildcards: Any) -> int:
+    """How many processes share a training (``train`` or ``base``)."""
+    return _recipe(config, stage, wildcards).get("processes", 1)
+
+
 def ctc_backend(config: Config, stage: str, wildcards: Any) -> str | None:
     """The back end of CTC in the slice of ``train`` or ``base``; None where it is left to the default."""
     return _recipe(config, stage, wildcards).get("ctc", {}).get("backend")

@@ -1,0 +1,205 @@
+"""Memory and time of one training step of XLS-R 300M's true shape in the variants of the paper.
+
+python benchmarks/bench_memory.py --threads 1                     # all variants, one after the other, as a table
+python benchmarks/bench_memory.py --variant dense-full            # one of them, as JSON
+
+Random weights, CTC on a batch of --utterances x --seconds of noise. Each variant runs in a process of its own and needs
+up to 6 GB. Bytes are exact, from the tensors, in MiB:
+
+    weights      parameters and buffers
+    gradients    of what trains
+    optimiser    AdamW's state
+    activations  the most that is alive at one time during forward and backward beside the three others: what is saved
+                 for the backward pass, a layer's recomputation under checkpointing, and what is passing through
+    sum          of the four
+    RSS          the process's peak during the steps (VmHWM, set back before), with libraries and allocator
+
+and a step's median time over --repeats, after one that does not count.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+import weakref
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+MIB = 2**20
+# low rank (512 on the feed-forward layers: -24 %), LoRA, what else of the training's config
+VARIANTS = {
+    "dense-full": (False, False, {}),
+    "lowrank-full": (True, False, {}),
+    "lora": (False, True, {}),
+    "lowrank-lora": (True, True, {}),
+    "lowrank-lora-checkpointing": (True, True, {"gradient_checkpointing": True}),
+    "lowrank-lora-checkpointing-bf16": (
+        True,
+        True,
+        {"gradient_checkpointing": True, "precision": "bf16", "frozen_dtype": "bf16"},
+    ),
+}
+PARTS = ("weights", "gradients", "optimiser", "activations", "sum", "rss")
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+class Alive(TorchDispatchMode):
+    """Follows every storage that an operation makes, from there to its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.events, self._known = [], {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        given = {id(t.untyped_storage()) for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if id(storage) not in self._known and id(storage) not in given:
+                    self._begin(storage)
+        return out
+
+    def _begin(self, storage):
+        key, number, size = id(storage), len(self.events), storage.nbytes()
+        self._known[key] = number
+
+        def end():
+            self._known.pop(key, None)
+            self.events.append((number, -size))
+
+        self.events.append((number, size))
+        weakref.finalize(storage, end)
+
+    def peak(self, without):
+        """The most bytes alive at one time, without those of the tensors ``without``, which still live."""
+        left_out = {self._known.get(id(t.untyped_storage())) for t in without}
+        alive = most = 0
+        for number, size in self.events:
+            alive += 0 if number in left_out else size
+            most = max(most, alive)
+        return most
+
+
+def build(low_rank, with_lora, settings, dropout):
+    """The stepper of a variant."""
+    from transformers import AutoConfig
+
+    from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
+    from lowrank_speech.lang.tokens import CharTokens
+    from lowrank_speech.lowrank.apply import apply_plan
+    from lowrank_speech.lowrank.select import select
+    from lowrank_speech.models import folder, presets
+    from lowrank_speech.models.families import layer_patterns
+    from lowrank_speech.models.sources import set_dropout
+    from lowrank_speech.models.speech import Meta, SpeechModel
+    from lowrank_speech.stages.train import Lora
+    from lowrank_speech.training.adapt import freeze_for, lora_on
+    from lowrank_speech.training.config import TrainConfig
+    from lowrank_speech.training.layers import checkpoint_layers
+    from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.step import Stepper
+
+    torch.manual_seed(1)
+    preset = presets.preset_named("xls-r-300m")
+    config = folder.quiet_config(AutoConfig.for_model(preset.model_type, **preset.config))
+    hf = folder.build("ctc", config)
+    if low_rank:
+        plan = dict.fromkeys(select(hf, layer_patterns(preset.family, "ffn")), 512)
+        apply_plan(hf, plan)
+        for name in plan:
+            for part in (hf.get_submodule(name).first, hf.get_submodule(name).second):
+                torch.nn.init.normal_(part.weight, std=0.02)
+            torch.nn.init.zeros_(part.bias)
+    model = SpeechModel(hf, Meta(preset.family, "ctc"))
+    freeze_for(model, "lora" if with_lora else "full", trains_head=True)
+    if with_lora:
+        lora_on(model, Lora(rank=8))
+    recipe = TrainConfig(device="cpu", **settings)
+    lang = Lang("char", CharTokens.build(LETTERS), ("en",), Normaliser(NormaliseConfig()), "0" * 64)
+    objective = Objective(model, recipe, lang)
+    if recipe.frozen_dtype != "fp32":
+        FrozenWeights(model.hf, torch.bfloat16, None).hold()
+    if recipe.gradient_checkpointing:
+        checkpoint_layers(model)
+    set_dropout(model, dropout)
+    model.train()
+    return Stepper(model, objective, recipe, torch.device("cpu"), 1)
+
+
+def measure(arguments):
+    """The numbers of one variant, in this process."""
+    utterances, seconds = arguments.utterances, arguments.seconds
+    from lowrank_speech.training.memory import byte_counts
+
+    stepper = build(*VARIANTS[arguments.variant], arguments.dropout)
+    supervision = SimpleNamespace(text=LETTERS[: int(5 * seconds)], language="en")
+    cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, supervisions=[supervision]) for i in range(utterances)]
+    lengths = torch.full((utterances,), int(16_000 * seconds))
+    batch = {"cuts": cuts, "features": torch.randn(utterances, int(lengths[0])), "lengths": lengths}
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+    times = []
+    for _ in range(arguments.repeats + 1):
+        start = time.perf_counter()
+        stepper.step([batch], 100)
+        times.append(time.perf_counter() - start)
+    status = pathlib.Path("/proc/self/status").read_text()
+    rss = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    with Alive() as alive:
+        total = stepper.losses(batch).total
+        total.backward()
+    gradients = [p.grad for p in stepper.parameters if p.grad is not None]
+    del total
+    found = byte_counts((stepper.model, stepper.objective), stepper.optimiser)
+    assert found["gradients"] == sum(g.nbytes for g in gradients)
+    found |= {"activations": alive.peak(gradients)}
+    return {
+        **found,
+        "sum": sum(found.values()),
+        "rss": rss,
+        "trained": sum(p.numel() for p in stepper.parameters),
+        "seconds": statistics.median(times[1:]),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--variant", choices=VARIANTS, help="this one alone, as JSON")
+    parser.add_argument("--utterances", type=int, default=1, help="default: 1")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each utterance; default: 5")
+    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
+    parser.add_argument("--dropout", type=float, default=0.0, help="everywhere; default: 0")
+    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    arguments = parser.parse_args()
+    if arguments.variant:
+        torch.set_num_threads(arguments.threads)
+        print(json.dumps(measure(arguments)))
+        return
+    shape = f"{arguments.utterances} x {arguments.seconds:g} s, dropout {arguments.dropout:g}"
+    print(f"{shape}, {arguments.threads} thread(s), torch {torch.__version__}\n")
+    print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | of the first's sum |")
+    print("|---" * (len(PARTS) + 4) + "|")
+    first = None
+    for name in VARIANTS:
+        command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{name}: {done.stderr}")
+        found = json.loads(done.stdout.splitlines()[-1])
+        first = first or found["sum"]
+        cells = [f"{found['trained'] / 1e6:.1f}", *(f"{found[part] / MIB:.0f}" for part in PARTS)]
+        cells += [f"{found['seconds']:.2f}", f"{found['sum'] / first:.1%}"]
+        print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

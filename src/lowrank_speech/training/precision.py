@@ -1,0 +1,77 @@
+"""Numbers' formats in training: autocast, and frozen weights in half of their bytes.
+
+What trains is float32 always. ``precision: bf16`` or ``fp16`` computes matrix products in that format (autocast).
+``frozen_dtype`` also holds the frozen matrices in it: a LoRA training then needs half of the memory for its base. The
+frozen weights as they came lie in a file meanwhile, and are put back afterwards, bit for bit: adapters are merged into
+those. Biases, norms and positions stay in float32; they are a thousandth of the weights.
+"""
+
+import contextlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from lowrank_speech.artefact import atomic
+from lowrank_speech.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """The context in which a forward pass computes in ``precision``."""
+    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
+
+
+def check(precision: str, device: torch.device) -> None:
+    """UserError where the device cannot train in ``precision``."""
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(
+            f"training.precision: fp16 is for CUDA alone (its small gradients need a scaled loss), and this is "
+            f"{device.type}: take bf16 or fp32"
+        )
+
+
+class FrozenWeights:
+    """The frozen matrices of ``model`` in another dtype, from ``hold()`` to ``restore()``.
+
+    ``file``: where their own values lie meanwhile; each process of a training needs its own, or none: the one that
+    saves the model.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, file: Path | None):
+        self.model, self.dtype, self.file = model, dtype, file
+
+    def names(self) -> list[str]:
+        """Names of the frozen matrices, tied ones once; without positions, which are added and not multiplied."""
+        return [
+            name
+            for name, p in self.model.named_parameters()
+            if not p.requires_grad and p.dim() > 1 and not name.endswith("embed_positions.weight")
+        ]
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Write the float32 values to the file, and go on with ``dtype``."""
+        self._held = self.names()
+        parameters = dict(self.model.named_parameters())
+        if self.file is not None:
+            with atomic(self.file) as temporary:
+                save_file({name: parameters[name].detach().contiguous().cpu() for name in self._held}, temporary)
+        for name in self._held:
+            parameters[name].data = parameters[name].data.to(self.dtype)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the float32 values back and remove the file; without one, round trip from ``dtype``."""
+        parameters = dict(self.model.named_parameters())
+        if self.file is None:
+            for name in self._held:
+                parameters[name].data = parameters[name].data.float()
+            return
+        kept = load_file(self.file)
+        for name in self._held:
+            parameters[name].data = kept[name].to(parameters[name].device, copy=True)
+        del kept
+        self.file.unlink()

@@ -1,0 +1,217 @@
+"""How one update of the weights is computed: AdamW with two learning rates over one or several batches.
+
+An update takes a list of batches (``accumulate`` of them for each process). Every loss is a mean per unit (label,
+token, utterance); the batches' losses are weighted by their units, so that several small batches give the gradient of
+one large batch. What trains is held in float32 and the optimiser works on that; ``precision`` rules the computation
+alone. The constraint on the factors follows the optimiser.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.augment import spec_augment
+from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.distributed import Ranks
+from lowrank_speech.training.layers import compiling
+from lowrank_speech.training.memory import explained
+from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.precision import autocast
+
+log = logging.getLogger(__name__)
+
+MOST_BAD_STEPS = 10
+
+
+def schedule(step: int, steps: int, config: TrainConfig) -> float:
+    """Factor on the learning rate at ``step`` of ``steps``: linear warm-up, hold, linear decay."""
+    done = (step + 1) / steps
+    if done < config.warmup:
+        return done / config.warmup
+    if done <= config.warmup + config.hold:
+        return 1.0
+    left = (1.0 - done) / max(1.0 - config.warmup - config.hold, 1e-9)
+    return config.final + (1.0 - config.final) * left
+
+
+@dataclass(frozen=True)
+class Done:
+    """One update: the task's loss sum and its units over all batches of all processes; see ``Losses``."""
+
+    task_sum: float
+    units: int
+    impossible: int
+
+
+class Stepper:
+    """Updates what has ``requires_grad`` in ``model`` and ``objective`` (both on ``device``) when it is made.
+
+    ``constraint`` (optional) has ``step()``, ``state_dict()`` and ``load_state_dict()``. UserError where nothing trains
+    or the device or an uninstalled package cannot do what ``config`` asks for.
+    """
+
+    def __init__(
+        self,
+        model: SpeechModel,
+        objective: Objective,
+        config: TrainConfig,
+        device: torch.device,
+        seed: int,
+        constraint: Any = None,
+        ranks: Ranks | None = None,
+    ):
+        self.model, self.objective, self.config, self.device = model, objective, config, device
+        self.constraint, self.ranks = constraint, ranks or Ranks()
+        self.steps = self.bad_steps = self.skipped = 0
+        self.norm: float | None = None  # of the last gradient, before it was clipped
+        self.optimiser = self._optimiser()
+        # Without fp16 it passes everything through.
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        # Each process draws masks and dropout for batches of its own.
+        self.generator = torch.Generator().manual_seed(seed + self.ranks.rank)
+
+    def _optimiser(self) -> torch.optim.Optimizer:
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        heads = tuple(f"{name}." for name in self.model.head_names)
+        for owner, named in (("", self.model.hf.named_parameters()), ("aux", self.objective.named_parameters())):
+            for name, parameter in named:
+                if not parameter.requires_grad:
+                    continue
+                is_head = owner == "aux" or (bool(heads) and any(h in f"{name}." for h in heads))
+                lr = self.config.head_lr if is_head else self.config.lr
+                groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
+        if not groups:
+            raise UserError("nothing to train: every parameter is frozen")
+        listed = [
+            {"params": p, "lr": lr, "peak": lr, "weight_decay": self.config.weight_decay if decays else 0.0}
+            for (lr, decays), p in groups.items()
+        ]
+        if self.config.optimiser == "adamw8bit":
+            return _bitsandbytes().AdamW8bit(listed, betas=(0.9, 0.98))
+        return torch.optim.AdamW(listed, betas=(0.9, 0.98), fused=True)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that the optimiser updates."""
+        return [p for group in self.optimiser.param_groups for p in group["params"]]
+
+    # -- one update --------------------------------------------------------------------------------------------------
+
+    def step(self, batches: Sequence[dict[str, Any]], steps: int) -> Done | None:
+        """Update number ``self.steps`` of ``steps``, from ``batches``; None where it was skipped.
+
+        Batches without ``features`` are another process's. UserError after too many skipped in a row, and where memory
+        does not suffice.
+        """
+        factor = schedule(self.steps, steps, self.config)
+        frozen_body = self.steps < self.config.freeze_encoder_steps
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * factor
+        own = [batch for batch in batches if "features" in batch]
+        whole = self._units(own) if len(batches) > 1 else None
+        self.steps += 1
+        sums, bad = [0.0, 0.0, 0.0], None
+        for batch in own:
+            with explained(batch, self.config), compiling(self.config.compile):
+                losses = self.losses(batch)
+                total = losses.total if whole is None else losses.share(whole)
+                if not torch.isfinite(total):
+                    bad = total.item()
+                    break
+                self.scaler.scale(total).backward()
+            sums = [a + b for a, b in zip(sums, (losses.task_sum, losses.units, losses.impossible), strict=True)]
+        *sums, bad_ranks = self.ranks.sum([*sums, float(bad is not None)])
+        if bad_ranks:
+            return self._skip("loss", bad or "not finite in another process")
+        if frozen_body:
+            self._drop_body_gradients()
+        self.ranks.sum_gradients(self.parameters)
+        self.scaler.unscale_(self.optimiser)
+        self.norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip).item()
+        if not math.isfinite(self.norm):
+            self.scaler.update()
+            return self._skip("gradient's norm", self.norm)
+        self.bad_steps = 0
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad(set_to_none=True)
+        if self.constraint is not None:
+            self.constraint.step()
+        return Done(sums[0], int(sums[1]), int(sums[2]))
+
+    def losses(self, batch: dict[str, Any]) -> Losses:
+        """The losses of one batch, masked and on the device, in the precision of the training."""
+        features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
+        with autocast(self.config.precision, self.device):
+            if self.config.spec_augment is not None:
+                if features.dim() == 2:
+                    features, lengths = self._front_end(features, lengths)
+                features = spec_augment(features, lengths, self.config.spec_augment, self.generator)
+            return self.objective(self.model, features, lengths, batch["cuts"])
+
+    def _front_end(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
+        """Output (B, F, C) of the convolutional front end and its lengths (B,): what masks are for, not samples."""
+        trains = any(p.requires_grad for p in self.model.front_end())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            return self.model.conv_features(waveforms, samples), self.model.conv_lengths(samples)
+
+    def _units(self, own: Sequence[dict[str, Any]]) -> list[int]:
+        """Units of each term of the loss over all batches of this update, all processes together."""
+        counts = [0] * self.objective.terms
+        for batch in own:
+            counts = [a + b for a, b in zip(counts, self.objective.units(self.model, batch), strict=True)]
+        return [int(n) for n in self.ranks.sum(counts)]
+
+    def _skip(self, what: str, value: float | str) -> None:
+        """Leave the weights as they are in this step. UserError after too many such steps in a row."""
+        self.optimiser.zero_grad(set_to_none=True)
+        self.bad_steps += 1
+        self.skipped += 1
+        log.warning("step %d: the %s is %s; batch skipped", self.steps, what, value)
+        if self.bad_steps > MOST_BAD_STEPS:
+            raise UserError(f"the {what} was not finite in {self.bad_steps} steps in a row: lower lr or head_lr")
+
+    def _drop_body_gradients(self) -> None:
+        heads = self.model.head_names
+        for name, parameter in self.model.hf.named_parameters():
+            if not any(h in name for h in heads):
+                parameter.grad = None
+
+    # -- state -------------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, weights apart, as tensors and numbers. Every process must call it."""
+        return {
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "constraint": self.constraint.state_dict() if self.constraint is not None else None,
+            "counters": [self.steps, self.bad_steps, self.skipped],
+            # Of each process, in their order.
+            "generator": self.ranks.gather(self.generator.get_state()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.constraint is not None:
+            self.constraint.load_state_dict(state["constraint"])
+        self.steps, self.bad_steps, self.skipped = state["counters"]
+        self.generator.set_state(state["generator"][self.ranks.rank])
+
+
+def _bitsandbytes() -> Any:
+    try:
+        from bitsandbytes import optim
+    except Exception as error:  # a broken CUDA set-up raises other things than ImportError there
+        raise UserError(
+            f"training.optimiser: adamw8bit needs the package bitsandbytes ({' '.join(str(error).split())}): install "
+            f"it, or take adamw"
+        ) from error
+    return optim

@@ -1,0 +1,132 @@
+"""The rehearsal of the largest batch, running out of memory, and the bytes of a training."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.features.batches import batch_numbers
+from lowrank_speech.features.kept import numbered
+from lowrank_speech.training.config import SpecAugment, TrainConfig
+from lowrank_speech.training.memory import SavedTensors, explained, largest, rehearse
+from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
+
+
+def of(*seconds):
+    return [SimpleNamespace(id=f"c{i}", duration=s) for i, s in enumerate(seconds)]
+
+
+def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_longest_cut():
+    assert largest([[0, 1, 2], [3, 4], [5, 6]], np.array([1, 1, 1, 4, 1, 2, 2])) == [3, 4]
+    assert largest([[0, 1], [2], [3, 4, 5, 6]], np.array([2, 2, 4, 1, 1, 1, 1])) == [2]
+    cuts = numbered(drawn_cuts())
+    batches = [[cuts[i] for i in batch] for batch in batch_numbers(cuts, 1.0, 1, 0)]
+    found = [cuts[i] for i in largest(batch_numbers(cuts, 1.0, 1, 0), cuts.durations)]
+    sizes = [max(c.duration for c in batch) * len(batch) for batch in batches]
+    assert len(sizes) > 2 and max(c.duration for c in found) * len(found) == max(sizes)
+
+
+@pytest.mark.parametrize(
+    ("task", "keys"),
+    [
+        ("ctc", {"accumulate": 2, "gradient_checkpointing": True}),
+        ("seq2seq", {"spec_augment": SpecAugment(), "ctc_weight": 1.0}),
+        ("classify", {"precision": "bf16"}),
+    ],
+)
+def test_a_rehearsal_changes_no_result(task, keys, tmp_path):
+    def run(dry_run):
+        config = TrainConfig(epochs=2, batch_seconds=1.0, dropout=0.2, dry_run=dry_run, **keys)
+        trainer = drawn_trainer(task, tmp_path / str(dry_run), config, low_rank)
+        torch.manual_seed(3)
+        np.random.seed(3)
+        cuts = drawn_cuts()
+        return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl"), np.random.rand()
+
+    one, with_it, draw = run(True)
+    other, without, same = run(False)
+    assert one.history == other.history and draw == same
+    assert all(torch.equal(p, weights(other)[name]) for name, p in weights(one).items())
+    assert with_it["bytes"]["activations"] > 0 and without["bytes"]["activations"] is None
+    assert run(None)[1]["bytes"]["activations"] is None or torch.cuda.is_available()
+
+
+def test_a_rehearsal_leaves_no_gradient_no_state_and_no_count(tmp_path):
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(), full)
+    trainer.model.eval()
+    found = rehearse(trainer.stepper, trainer.loader.collate(list(drawn_cuts())))
+    assert found > 0 and trainer.step == 0 and not trainer.optimiser.state and not trainer.model.training
+    assert all(p.grad is None for p in trainer.stepper.parameters)
+
+
+# --- running out
+
+
+CPU_LINE = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to ..."
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried"), RuntimeError(CPU_LINE), MemoryError()]
+)
+def test_out_of_memory_names_the_batch_and_what_to_lower(error, tmp_path, monkeypatch):
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(batch_seconds=30))
+
+    def forward(*_):
+        raise error
+
+    monkeypatch.setattr(trainer.objective, "forward", forward)
+    batch = trainer.loader.collate(list(drawn_cuts())[:4])
+    line = (
+        r"^out of memory on a batch of 4 utterances, 2\.4 s with padding \(longest: u1, 0\.6 s\): lower "
+        r"training\.batch_seconds \(30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or set "
+        r"precision: bf16$"
+    )
+    for attempt in (lambda: trainer.stepper.step([batch], 10), lambda: rehearse(trainer.stepper, batch)):
+        with pytest.raises(UserError, match=line):
+            attempt()
+
+
+def test_memory_that_the_machine_has_not_got_is_reported_so():
+    batch = {"cuts": of(1.0)}
+    with (
+        pytest.raises(UserError, match=r"out of memory on a batch of 1 utterance, 1\.0 s"),
+        explained(batch, TrainConfig()),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def test_advice_leaves_out_what_is_done_already_and_other_errors_pass():
+    config = TrainConfig(precision="bf16", gradient_checkpointing=True)
+    with pytest.raises(UserError) as found, explained({"cuts": of(1.0)}, config):
+        raise MemoryError
+    assert "checkpointing" not in str(found.value) and str(found.value).endswith("or set frozen_dtype: bf16")
+    with pytest.raises(RuntimeError, match="shapes"), explained({"cuts": of(1.0)}, config):
+        raise RuntimeError("shapes do not fit")
+
+
+# --- bytes
+
+
+@pytest.mark.parametrize(("prepare", "dtype"), [(full, "fp32"), (low_rank_lora, "fp32"), (lora, "bf16")])
+def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
+    config = TrainConfig(epochs=1, batch_seconds=60, precision=dtype, frozen_dtype=dtype)
+    trainer = drawn_trainer("ctc", tmp_path, config, prepare)
+    held = {id(p): p.numel() * p.element_size() for p in trainer.model.hf.parameters()}
+    buffers = sum(b.numel() * b.element_size() for b in trainer.model.hf.buffers())
+    trained = {n: p.numel() for n, p in trainer.model.hf.named_parameters() if p.requires_grad}
+    trained.pop("wav2vec2.masked_spec_embed", None)  # of transformers' SpecAugment, which is off: no gradient
+    cuts = drawn_cuts()
+    found = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
+    assert found["weights"] == sum(held.values()) + buffers
+    assert found["gradients"] == 4 * sum(trained.values())
+    assert found["optimiser"] == 8 * sum(trained.values()) + 4 * len(trained)  # two moments; a step count each
+
+
+def test_saved_tensors_count_a_storage_once_and_no_weight():
+    layer = torch.nn.Linear(8, 4, bias=False)
+    x = torch.randn(16, 8)
+    with SavedTensors(layer.parameters()) as kept:
+        (layer(x) + layer(x)).square().sum()
+    assert kept.bytes == 4 * (16 * 8 + 16 * 4)  # the layer's input once, the square's
