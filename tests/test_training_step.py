@@ -7,11 +7,13 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.apply import low_rank_layers
 from lowrank_speech.lowrank.lora import frozen_digest, merge
 from lowrank_speech.models.sources import set_dropout
-from lowrank_speech.training.config import SpecAugment, TrainConfig
+from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
 from lowrank_speech.training.memory import SavedTensors
 from lowrank_speech.training.precision import FrozenWeights, autocast, check
@@ -393,12 +395,41 @@ def test_the_8_bit_optimiser_needs_its_package(tmp_path, monkeypatch):
         drawn_trainer("ctc", tmp_path, TrainConfig(optimiser="adamw8bit"))
 
 
+def test_sgd_moves_the_factors_by_their_gradients_and_adamw_the_rest(tmp_path, monkeypatch):
+    config = TrainConfig(warmup=0.0, hold=1.0, clip=1e9, factor_sgd=FactorSgd(lr=0.5, momentum=0.0))
+    trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
+    trainer.stepper.constraint = None
+    before, found, whole = weights(trainer), {}, nn.utils.clip_grad_norm_
+
+    def keep_gradients(parameters, most):
+        found.update({n: p.grad.clone() for n, p in trainer.model.hf.named_parameters() if p.grad is not None})
+        return whole(parameters, most)
+
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", keep_gradients)
+    trainer.stepper.step(batches_of(trainer, 4), 10)
+    after = weights(trainer)
+    factors = {n for n in before if n.endswith(("first.weight", "second.weight"))}
+    assert len(factors) == 2 * len(low_rank_layers(trainer.model.hf)) > 0
+    for name in factors:
+        torch.testing.assert_close(after[name], before[name] - 0.5 * found[name])
+    other = next(n for n in found if n.endswith("q_proj.weight"))
+    assert 0 < (after[other] - before[other]).abs().max() < 2 * config.lr  # AdamW: steps of about lr
+    assert {n for n in before if not torch.equal(before[n], after[n])} > factors
+
+
+def test_sgd_for_factors_without_factors_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"factor_sgd: there are no factors that train"):
+        drawn_trainer("ctc", tmp_path, TrainConfig(factor_sgd=FactorSgd()))
+
+
 # --- state
 
 
-def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path):
-    config = TrainConfig(accumulate=2, dropout=0.1, spec_augment=SpecAugment())
-    first = drawn_trainer("seq2seq", tmp_path, config)
+@pytest.mark.parametrize("factor_sgd", [None, FactorSgd()], ids=["adamw", "sgd for factors"])
+def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path, factor_sgd):
+    config = TrainConfig(accumulate=2, dropout=0.1, spec_augment=SpecAugment(), factor_sgd=factor_sgd)
+    prepare = low_rank if factor_sgd else None
+    first = drawn_trainer("seq2seq", tmp_path, config, prepare)
     batches = batches_of(first, 3, 3)
     first.model.train()
     first.stepper.step(batches, 10)
@@ -406,7 +437,7 @@ def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path):
     torch.save(state, tmp_path / "state.pt")
     torch.manual_seed(4)
     first.stepper.step(batches, 10)
-    second = drawn_trainer("seq2seq", tmp_path, config)
+    second = drawn_trainer("seq2seq", tmp_path, config, prepare)
     second.model.train()
     with torch.no_grad():
         for name, p in second.model.hf.named_parameters():

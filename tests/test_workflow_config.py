@@ -324,7 +324,7 @@ def sections() -> dict[str, tuple[type, set[str]]]:
     from lowrank_speech.lang import normalise
     from lowrank_speech.scoring.options import ScoreOptions
     from lowrank_speech.stages import base, calibrate, decode, factorise, lang, report, train
-    from lowrank_speech.training.config import CtcConfig, Noise, Reverberation, SpecAugment, TrainConfig
+    from lowrank_speech.training.config import CtcConfig, FactorSgd, Noise, Reverberation, SpecAugment, TrainConfig
 
     return {
         "digits": (digits.Config, set()),
@@ -347,6 +347,7 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "training": (TrainConfig, set()),
         "training.spec_augment": (SpecAugment, set()),
         "training.ctc": (CtcConfig, set()),
+        "training.factor_sgd": (FactorSgd, set()),
         "training.noise": (Noise, set()),
         "training.reverberation": (Reverberation, set()),
         "task": (train.Task, {"corpus", "train", "dev", "test", "training"}),

@@ -78,6 +78,18 @@ class CtcConfig:
 
 
 @dataclass(frozen=True)
+class FactorSgd:
+    """SGD for the factors of low-rank layers, where all else has AdamW; ``lr``: its peak, on the same schedule."""
+
+    lr: float = 0.05
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or not 0 <= self.momentum < 1:
+            raise ValueError(f"lr ({self.lr}) must be positive and momentum ({self.momentum}) in [0, 1)")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Recipe of one training run; see docs/training.md.
 
@@ -132,6 +144,7 @@ class TrainConfig:
     accumulate: int = 1
     processes: int = 1
     optimiser: Literal["adamw", "adamw8bit"] = "adamw"
+    factor_sgd: FactorSgd | None = None
     compile: bool = False
     dry_run: bool | None = None
 

@@ -1,4 +1,4 @@
-"""How one update of the weights is computed: AdamW with two learning rates over one or several batches.
+"""How one update of the weights is computed, over one or several batches.
 
 An update takes a list of batches (``accumulate`` of them for each process). Every loss is a mean per unit (label,
 token, utterance); the batches' losses are weighted by their units, so that several small batches give the gradient of
@@ -23,6 +23,7 @@ from lowrank_speech.training.distributed import Ranks
 from lowrank_speech.training.layers import compiling
 from lowrank_speech.training.memory import explained
 from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.optimisers import make_optimiser
 from lowrank_speech.training.precision import autocast
 
 log = logging.getLogger(__name__)
@@ -71,31 +72,11 @@ class Stepper:
         self.constraint, self.ranks = constraint, ranks or Ranks()
         self.steps = self.bad_steps = self.skipped = 0
         self.norm: float | None = None  # of the last gradient, before it was clipped
-        self.optimiser = self._optimiser()
+        self.optimiser = make_optimiser(model, objective, config)
         # Without fp16 it passes everything through.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         # Each process draws masks and dropout for batches of its own.
         self.generator = torch.Generator().manual_seed(seed + self.ranks.rank)
-
-    def _optimiser(self) -> torch.optim.Optimizer:
-        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-        heads = tuple(f"{name}." for name in self.model.head_names)
-        for owner, named in (("", self.model.hf.named_parameters()), ("aux", self.objective.named_parameters())):
-            for name, parameter in named:
-                if not parameter.requires_grad:
-                    continue
-                is_head = owner == "aux" or (bool(heads) and any(h in f"{name}." for h in heads))
-                lr = self.config.head_lr if is_head else self.config.lr
-                groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
-        if not groups:
-            raise UserError("nothing to train: every parameter is frozen")
-        listed = [
-            {"params": p, "lr": lr, "peak": lr, "weight_decay": self.config.weight_decay if decays else 0.0}
-            for (lr, decays), p in groups.items()
-        ]
-        if self.config.optimiser == "adamw8bit":
-            return _bitsandbytes().AdamW8bit(listed, betas=(0.9, 0.98))
-        return torch.optim.AdamW(listed, betas=(0.9, 0.98), fused=True)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -204,14 +185,3 @@ class Stepper:
             self.constraint.load_state_dict(state["constraint"])
         self.steps, self.bad_steps, self.skipped = state["counters"]
         self.generator.set_state(state["generator"][self.ranks.rank])
-
-
-def _bitsandbytes() -> Any:
-    try:
-        from bitsandbytes import optim
-    except Exception as error:  # a broken CUDA set-up raises other things than ImportError there
-        raise UserError(
-            f"training.optimiser: adamw8bit needs the package bitsandbytes ({' '.join(str(error).split())}): install "
-            f"it, or take adamw"
-        ) from error
-    return optim

@@ -1,0 +1,103 @@
+"""The optimiser of a training: AdamW with two learning rates, and where asked SGD for the factors of low-rank layers.
+
+Kaldi trains TDNN-F by SGD, which its semi-orthogonal update was made for; AdamW moves the factors by steps of equal
+size whatever the size of the gradient (k2-fsa/snowfall#74 reports that the update fights it).
+"""
+
+from collections import ChainMap
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.config import TrainConfig
+
+Groups = list[dict[str, Any]]
+
+
+class Together:
+    """Several optimisers that step as one; what the training asks of an optimiser, and no more."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]):
+        self.parts = list(parts)
+
+    @property
+    def param_groups(self) -> Groups:
+        return [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> ChainMap:
+        return ChainMap(*(part.state for part in self.parts))
+
+    def step(self) -> None:
+        for part in self.parts:
+            part.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none=set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part, own in zip(self.parts, state["parts"], strict=True):
+            part.load_state_dict(own)
+
+
+def make_optimiser(model: SpeechModel, objective: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
+    """For what has ``requires_grad``; each group has its ``peak`` learning rate.
+
+    UserError where nothing trains, a package is not installed, or ``factor_sgd`` finds no factors that train.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    heads = tuple(f"{name}." for name in model.head_names)
+    factors = _factors(model) if config.factor_sgd is not None else {}
+    for owner, named in (("", model.hf.named_parameters()), ("aux", objective.named_parameters())):
+        for name, parameter in named:
+            if not parameter.requires_grad or id(parameter) in factors:
+                continue
+            is_head = owner == "aux" or (bool(heads) and any(h in f"{name}." for h in heads))
+            lr = config.head_lr if is_head else config.lr
+            groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
+    if not groups and not factors:
+        raise UserError("nothing to train: every parameter is frozen")
+    listed = [
+        {"params": p, "lr": lr, "peak": lr, "weight_decay": config.weight_decay if decays else 0.0}
+        for (lr, decays), p in groups.items()
+    ]
+    adamw = _adamw(listed, config)
+    if config.factor_sgd is None:
+        return adamw
+    if not factors:
+        raise UserError("training.factor_sgd: there are no factors that train; set it for methods that factorise")
+    lr = config.factor_sgd.lr
+    group = {"params": list(factors.values()), "lr": lr, "peak": lr}
+    return Together([adamw, torch.optim.SGD([group], lr=lr, momentum=config.factor_sgd.momentum)])
+
+
+def _factors(model: SpeechModel) -> dict[int, nn.Parameter]:
+    """Both factors of every low-rank layer that train; biases stay with AdamW."""
+    weights = [w for layer in low_rank_layers(model.hf).values() for w in (layer.first.weight, layer.second.weight)]
+    return {id(weight): weight for weight in weights if weight.requires_grad}
+
+
+def _adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "adamw8bit":
+        return _bitsandbytes().AdamW8bit(groups, betas=(0.9, 0.98))
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+
+
+def _bitsandbytes() -> Any:
+    try:
+        from bitsandbytes import optim
+    except Exception as error:  # a broken CUDA set-up raises other things than ImportError there
+        raise UserError(
+            f"training.optimiser: adamw8bit needs the package bitsandbytes ({' '.join(str(error).split())}): install "
+            f"it, or take adamw"
+        ) from error
+    return optim
