@@ -16,6 +16,7 @@ from lowrank_speech.scoring import asr, lid
 from lowrank_speech.scoring.options import ScoreOptions
 
 BASES = {"wav2vec2": 6_153_000, "whisper": 4_870_000}
+LAYERS = {"wav2vec2": 6, "whisper": 4}  # factorised
 TASKS = {"asr": "asr", "lid": "lid"}
 # adapt, share of the dense parameters, share trained, word error, noise on the language scores
 METHODS = {
@@ -76,7 +77,7 @@ def make_tree(root: Path, seed: int = 1) -> dict[str, Any]:
     corpus(root)
     for base, dense in BASES.items():
         manifest(root / f"base/{base}/base.json", "base", {"source": "scratch", "parameters": dense}, {"family": base})
-        factorise(root / f"factorise/{base}/{FOLDER}/factorise.json", rng)
+        factorise(root / f"factorise/{base}/{FOLDER}/factorise.json", LAYERS[base], rng)
         for method in METHODS:
             for task in TASKS:
                 system(root, rng, base, task, method)
@@ -147,8 +148,8 @@ def corpus(root: Path) -> None:
     write_table(root / "corpus/voices/set_aside.tsv", ("id", "split", "reason", "detail"), rows)
 
 
-def factorise(path: Path, rng: random.Random) -> None:
-    """Report of the factorisation of six layers."""
+def factorise(path: Path, count: int, rng: random.Random) -> None:
+    """Report of the factorisation of ``count`` layers."""
     layers = [
         {
             "name": f"encoder.layers.{i // 2}.feed_forward.{('intermediate_dense', 'output_dense')[i % 2]}",
@@ -161,7 +162,7 @@ def factorise(path: Path, rng: random.Random) -> None:
             "weight_error": rng.uniform(0.1, 0.3),
             "output_error": None,
         }
-        for i in range(6)
+        for i in range(count)
     ]
     manifest(path, "factorise", {"layers": layers}, {"reduction": 0.24})
 

@@ -123,6 +123,10 @@ def test_page_is_self_contained(tree):
     assert "tr.best > :first-child" in page(tree)  # our own stylesheet is not escaped
 
 
+def test_what_was_factorised_is_said_for_each_base(tree):
+    assert "6 layers of wav2vec2, 4 layers of whisper factorised first" in page(tree)
+
+
 def test_same_inputs_give_the_same_files(tree, tmp_path):
     cfg = small(tmp_path)
     made = []

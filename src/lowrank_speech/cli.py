@@ -179,7 +179,7 @@ def params(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Count parameters before and after factorisation, without weights.
+    """Count parameters before and after, without weights.
 
     A folder that is factorised already is counted as it is, without --rank and --reduction.
     """
@@ -225,7 +225,7 @@ def factorise(
     plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace linear layers of a model by two low-rank factors each, layer by layer.
+    """Replace linear layers of a model by low-rank factors.
 
     Exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report has
     the error of each layer's output, whatever the init.

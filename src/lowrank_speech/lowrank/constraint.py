@@ -30,7 +30,7 @@ Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu
 LEAST_TRACE = 1e-15
 SMALL = 0.002
-AMX = torch.cpu._is_amx_tile_supported()
+AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not public: it may go
 
 
 @torch.no_grad()

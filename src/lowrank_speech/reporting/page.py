@@ -56,7 +56,7 @@ def compared(systems: Sequence[System]) -> list[tuple[str, str]]:
     """What stands against what: tasks, bases, methods, each with how a method adapts."""
     unique = {key: list(dict.fromkeys(getattr(s.name, key) for s in systems)) for key in ("task", "base", "method")}
     types = {s.name.task: s.name.type for s in systems}
-    how = {s.name.method: _how(s) for s in systems}
+    how = {method: _how([s for s in systems if s.name.method == method]) for method in unique["method"]}
     return [
         ("systems", str(len(systems))),
         ("tasks", ", ".join(f"{task} ({TYPES[types[task]]})" for task in unique["task"])),
@@ -65,7 +65,9 @@ def compared(systems: Sequence[System]) -> list[tuple[str, str]]:
     ]
 
 
-def _how(system: System) -> str:
+def _how(systems: Sequence[System]) -> str:
+    """How a method adapts, from the manifests of its systems; the layers that were factorised differ by base."""
+    system = systems[0]
     words = {
         "none": "the base as it came; where the task needs a head that it lacks, that head alone is trained",
         "head": "the head alone is trained",
@@ -78,8 +80,9 @@ def _how(system: System) -> str:
     if adapt == "lora" and isinstance(train.get("lora"), dict) and "rank" in train["lora"]:
         parts.append(f"LoRA rank {train['lora']['rank']}")
     if "factorise" in system.manifests:
-        layers = system.manifests["factorise"]["numbers"].get("layers") or ()
-        parts.insert(0, f"{len(layers)} layers factorised first" if layers else "factorised first")
+        layers = {s.name.base: len(s.manifests["factorise"]["numbers"].get("layers") or ()) for s in systems}
+        counts = [f"{n} layers of {base}" for base, n in layers.items() if n]
+        parts.insert(0, f"{', '.join(counts)} factorised first" if counts else "factorised first")
     elif (system.numbers["reduction"] or 0) > 5e-3:
         parts.insert(0, "a low-rank model")
     return "; ".join(parts)
