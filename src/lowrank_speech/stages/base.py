@@ -120,11 +120,11 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.lang.select import Languages, SetAside, require, usable_text
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.training.adapt import Split, augmentation
     from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
     from lowrank_speech.training.progress import events_folder
+    from lowrank_speech.training.splits import Split, augmentation
 
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:

@@ -133,11 +133,12 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
-    from lowrank_speech.training.adapt import augmentation, freeze_for, lora_on, prepare
+    from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
     from lowrank_speech.training.distributed import rank
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
     from lowrank_speech.training.progress import events_folder
+    from lowrank_speech.training.splits import augmentation
 
     set_aside = SetAside()
     # Adapters, auxiliary heads and dropout draw from torch's own generator.

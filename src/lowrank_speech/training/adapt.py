@@ -1,23 +1,18 @@
 """Setting up an adaptation: the task's model and data, what trains, and the adapters."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.augment import Augmentation
-from lowrank_speech.features.batches import segment
 from lowrank_speech.features.kept import KeptCuts, keep
-from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import (
     Languages,
     SetAside,
-    fits_window,
     known_language,
-    possible_ctc,
     require,
     usable_text,
 )
@@ -26,7 +21,7 @@ from lowrank_speech.models.families import layer_patterns, lora_targets
 from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.text import decoder_tokens
-from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.splits import Split
 
 log = logging.getLogger(__name__)
 
@@ -73,37 +68,6 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside)
     return Setup(model, new, *kept, lang=lang, tokens=decoder_tokens(model, arguments.model, lang), labels=labels)
 
 
-@dataclass
-class Split:
-    """A split's cuts, as often as they are asked for. ``recipe``: of the training split, whose speed may change."""
-
-    path: Path
-    recipe: TrainConfig | None
-    segment: Any = None
-    seed: int | None = None
-
-    def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
-        """The cuts that fit the model's window, one by one. UserError: stored features cannot be augmented."""
-        cuts = segment(load_cuts(self.path, lazy=True), self.segment.seconds if self.segment else None, self.seed)
-        slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
-        for cut in fits_window(cuts, model.window_seconds, set_aside, slowest):
-            if self.recipe and self.recipe.changes_samples and getattr(cut, "has_features", False):
-                raise UserError(
-                    f"{self.path} has stored features, which speed, noise and reverberation cannot change: take "
-                    f"features: waveform, or leave these out"
-                )
-            yield cut
-
-    def possible(self, cuts: Iterable[Any], model: SpeechModel, lang: Lang, set_aside: SetAside) -> Iterator[Any]:
-        """The cuts whose CTC target fits their frames, at the highest speed too."""
-        fastest = max(self.recipe.speed, default=1.0) if self.recipe else 1.0
-
-        def frames(cut: Any) -> int:
-            return model.frames_of(cut if fastest <= 1.0 else cut.perturb_speed(fastest))
-
-        return possible_ctc(cuts, lang, frames, set_aside)
-
-
 def _kept(cuts: Iterable[Any], name: str, scratch: Path, set_aside: SetAside) -> KeptCuts:
     kept = keep(cuts, scratch / f"{name}.jsonl")
     if not len(kept):
@@ -133,11 +97,6 @@ def _lid(base: SpeechModel, splits: dict[str, Split], scratch: Path, config: Any
     # The classifier learns posteriors under these priors; decoding divides them out again.
     model.meta.priors = [counts[label] / len(train) for label in labels]
     return Setup(model, new, train, dev, labels=labels)
-
-
-def augmentation(recipe: TrainConfig) -> Augmentation | None:
-    """What the recipe changes in the samples of training utterances; None: nothing."""
-    return Augmentation(recipe.speed, recipe.noise, recipe.reverberation) if recipe.changes_samples else None
 
 
 def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
