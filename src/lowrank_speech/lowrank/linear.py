@@ -61,7 +61,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The product N M (d_out, d_in), differentiable: WavLM's attention reads its projections' weights."""
+        """The product N M (d_out, d_in), differentiable: for code that reads a linear layer's weight."""
         return self.second.weight @ self.first.weight
 
     @property
