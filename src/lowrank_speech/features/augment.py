@@ -15,7 +15,6 @@ import numpy as np
 import soundfile
 import torch
 from lhotse.augmentation import Speed
-from scipy.signal import fftconvolve
 from torch import Tensor
 from torchaudio.functional import resample
 
@@ -83,6 +82,9 @@ def room(rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
 
 def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
     """``samples`` (T,) in the room, as many and of the same power; what rings on after the end is cut off."""
+    # Imported here: it takes half a second, and every job that reads batches imports this module.
+    from scipy.signal import fftconvolve
+
     wet = fftconvolve(samples.astype(np.float64), response)[: len(samples)]
     power = np.mean(wet**2)
     return wet * np.sqrt(np.mean(samples.astype(np.float64) ** 2) / power) if power > 0 else samples

@@ -147,7 +147,7 @@ class Transcripts:
     def read(self, path: Path) -> None:
         """Add the utterances of a file of cuts."""
         for where, cut in read_cuts(path):
-            supervisions = cut.get("supervisions") or []
+            supervisions = _supervisions(cut)
             if len(supervisions) != 1:
                 raise UserError(
                     f"{where}: the cut {cut.get('id')} has {len(supervisions)} supervisions, not one; make the cuts "
@@ -198,6 +198,12 @@ class Transcripts:
             "different_words": len(words),
             "set_aside": self._reasons(),
         }
+
+
+def _supervisions(cut: dict[str, Any]) -> list[dict[str, Any]]:
+    """The supervisions of a cut as Lhotse writes it; those of a mixed cut stand in its tracks."""
+    tracks = [track["cut"] for track in cut.get("tracks", [])]
+    return [supervision for part in (cut, *tracks) for supervision in part.get("supervisions") or []]
 
 
 def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
