@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,9 +27,11 @@ from torch.utils.data import DataLoader
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features import workers
-from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.inputs import RATE, Inputs
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
+
+if TYPE_CHECKING:
+    from lowrank_speech.features.augment import Augmentation
 
 BUFFER = 20_000  # cuts among which Lhotse's sampler draws
 
@@ -43,7 +45,7 @@ class Loader:
     the samples of training batches.
     """
 
-    def __init__(self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: Augmentation | None = None):
+    def __init__(self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: "Augmentation | None" = None):
         self.inputs, self.workers, self.augmentation = inputs, workers, augmentation
         # What a worker keeps ends with it, after one epoch.
         self._left, self._kept = 0.0 if workers else memory, {}
