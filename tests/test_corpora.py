@@ -421,6 +421,8 @@ def test_empty_and_absent_tables(tmp_path):
         read(config(kind="tsv", splits=TABLE), tmp_path)
     with pytest.raises(UserError, match=r"there is no .*dev.tsv"):
         tsv.locate(config(kind="tsv", splits={"dev": {"source": "dev.tsv"}}, path=str(tmp_path)), None)
+    with pytest.raises(UserError, match=r"there is no \S*train \(but there is train.tsv\)"):
+        tsv.locate(config(kind="tsv", splits={"train": {"source": "train"}}, path=str(tmp_path)), None)
 
 
 # --- the real corpora

@@ -113,6 +113,16 @@ def test_experiments_write_to_folders_of_their_own():
             "ful",
             "methods.full.adapt: 'ful' is none of none, head, full, lora (did you mean 'full'?)",
         ),
+        (
+            "methods.lowrank.factorise.layers",
+            "fnn",
+            "methods.lowrank.factorise.layers: 'fnn' will not do; use ffn, attention or all",
+        ),
+        (
+            "methods.lowrank.factorise.layers",
+            ["*.fc1", "fc2"],
+            "methods.lowrank.factorise.layers[1]: 'fc2' will not do",
+        ),
         ("output", "exp/my run", "output: 'exp/my run' will not do; use a path of letters"),
         ("methods.a/b", {"adapt": "full"}, "methods: 'a/b' will not do; use a letter, then letters"),
         ("systems.tasks", [], "systems.tasks: at least 1 is needed, got []"),

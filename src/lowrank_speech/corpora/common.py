@@ -11,6 +11,7 @@ at yet (validate.py does, in parallel, and makes the cut); or a ``SetAside``, wh
 Imported by the readers and by validate.py; imports nothing heavy.
 """
 
+import glob
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def find_folder(
     root = Path(os.path.normpath(found.absolute()))
     for file in files:
         if not (root / file).is_file():
-            raise UserError(f"corpus of kind {kind}: there is no {root / file}; {root} must hold {holds}")
+            like = ", ".join(sorted(path.name for path in root.glob(f"{glob.escape(file)}*")))
+            has = f" (but there is {like})" if like else ""
+            raise UserError(f"corpus of kind {kind}: there is no {root / file}{has}; {root} must hold {holds}")
     return root
 
 

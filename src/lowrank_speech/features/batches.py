@@ -45,7 +45,9 @@ class Loader:
     the samples of training batches.
     """
 
-    def __init__(self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: "Augmentation | None" = None):
+    def __init__(
+        self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: "Augmentation | None" = None
+    ):
         self.inputs, self.workers, self.augmentation = inputs, workers, augmentation
         # What a worker keeps ends with it, after one epoch.
         self._left, self._kept = 0.0 if workers else memory, {}
