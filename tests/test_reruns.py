@@ -152,6 +152,27 @@ def test_config_edit(tree, change, expected):
     assert due_with(tree, change) == expected
 
 
+def test_window_of_a_published_base(tree):
+    """Base and all that is made with it; another base's systems stay."""
+    config = tiny_config()
+    config["output"] = "exp/published"
+    hub = {"family": "whisper", "source": "openai/whisper-tiny", "lang": "pieces", "features": "logmel"}
+    config["bases"]["whisper"] = hub
+    config["systems"] |= {"tasks": ["lid"], "methods": ["full", "lowrank"]}
+    try:
+        tree.write(config)
+        tree.run()
+        hub["window"] = 10
+        tree.write(config)
+        below = {"train": 2, "decode_lid": 2, "score": 2, "report": 1}
+        assert tree.due() == {"base_import": 1, "features": 3, "factorise": 1, **below}
+        hub["window"] = None
+        tree.write(config)
+        assert tree.due() == {}
+    finally:
+        tree.write(tiny_config())
+
+
 def comment(text: str) -> str:
     return f"{text}\n# a comment\n"
 

@@ -127,6 +127,8 @@ def test_experiments_write_to_folders_of_their_own():
         ("methods.a/b", {"adapt": "full"}, "methods: 'a/b' will not do; use a letter, then letters"),
         ("systems.tasks", [], "systems.tasks: at least 1 is needed, got []"),
         ("bases.whisper", None, "bases.whisper: expected a mapping, got None"),
+        ("bases.whisper.window", 0, "bases.whisper.window: 0 is less than or equal to the minimum of 0"),
+        ("bases.whisper.window", "10 s", "bases.whisper.window: expected a number or null, got '10 s'"),
     ],
 )
 def test_schema_errors_name_key_and_place(path, value, message):
@@ -164,6 +166,8 @@ def test_schema_errors_name_key_and_place(path, value, message):
         ("training.reverberation", {"rt60": [0.2, 0.4]}, "training.reverberation: it changes samples"),
         ("bases.wav2vec2.features", "fbank", "bases.wav2vec2.features: 'fbank' does not fit the family wav2vec2"),
         ("bases.wav2vec2.features_dtype", "float16", "bases.wav2vec2.features_dtype: waveforms are not stored"),
+        ("bases.whisper.window", 10, "bases.whisper.window: for source: scratch set model.max_source_positions"),
+        ("bases.wav2vec2.window", 10, "bases.wav2vec2.window: wav2vec2 models have none"),
         ("bases.whisper.source", "openai/whisper-tiny", "bases.whisper.pretrain: this belongs to source: scratch"),
         ("langs.pieces", {"kind": "whisper"}, "bases.whisper.lang: a base from scratch needs a token set of kind char"),
         ("langs.chars", {"kind": "whisper"}, "bases.wav2vec2.lang: 'chars' is Whisper's own tokenizer"),
@@ -219,6 +223,20 @@ def test_recognition_needs_a_token_set():
     assert refused(config).startswith("bases.whisper.lang: the task asr recognises speech and needs a token set")
     config["systems"]["tasks"] = ["lid"]
     checked(config)
+
+
+def test_a_window_goes_to_the_stage_base_alone():
+    hub = {"family": "whisper", "source": "openai/whisper-tiny", "lang": "pieces", "features": "logmel"}
+    config = edited("bases.whisper", hub | {"window": 2.02})
+    checked(config)
+    without = edited("bases.whisper", hub)
+    names = wildcards(base="whisper", task="lid", method="full")
+    assert slices.slice_base(config, names) == slices.slice_base(without, names) | {"window": 2.02}
+    for stage in (slices.slice_features, slices.slice_train, slices.slice_decode, slices.slice_report):
+        assert stage(config, names) == stage(without, names)
+    for seconds in (2.01, float("nan"), float("inf")):
+        config["bases"]["whisper"]["window"] = seconds
+        assert "is no multiple of 0.02 s" in refused(config)
 
 
 def test_overrides_go_from_experiment_to_base_to_task_to_method():

@@ -113,9 +113,19 @@ def _tied(hf: nn.Module) -> dict[str, str]:
     return {"proj_out.weight": "model.decoder.embed_tokens.weight"} if hasattr(hf, "proj_out") else {}
 
 
-def save_model(model: SpeechModel, folder: str | Path, copy_from: str | Path | None = None) -> None:
-    """Write ``model`` as a folder, atomically; ``copy_from``: a folder whose other files are taken along."""
+def save_model(
+    model: SpeechModel,
+    folder: str | Path,
+    copy_from: str | Path | None = None,
+    files: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``model`` as a folder, atomically; ``copy_from``: a folder whose other files are taken along.
+
+    ``files``: name -> text of files that stand in the place of those, or beside them.
+    """
     with model_folder(model, model.meta, folder, copy_from) as weights:
+        for name, text in (files or {}).items():
+            weights.with_name(name).write_text(text, encoding="utf-8")
         aliases = _tied(model.hf)
         state = {k: v.detach().cpu().contiguous() for k, v in model.hf.state_dict().items() if k not in aliases}
         save_file(state, weights, metadata={"format": "pt"})

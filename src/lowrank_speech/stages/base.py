@@ -9,6 +9,9 @@ scratch  --scratch   state of a pretraining under way; a killed run goes on from
 
 A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
 
+``window`` (seconds) cuts Whisper's window, to which every utterance is padded: 30 s as published. It then computes
+another function, which has to be fine-tuned; see ``models.window``.
+
 Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
 w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
 
@@ -42,7 +45,10 @@ MEMORY_SECONDS = 2 * 3600.0
 
 @dataclass(frozen=True)
 class Config:
-    """The stage's slice. ``model``: keys of transformers' config (scratch only); ``pretrain``: the recipe."""
+    """The stage's slice. ``model``: keys of transformers' config (scratch only); ``pretrain``: the recipe.
+
+    ``window``: seconds to which Whisper pads, a multiple of 0.02; None: as published.
+    """
 
     seed: int
     family: Literal["wav2vec2", "w2v-bert", "whisper"]
@@ -51,6 +57,17 @@ class Config:
     model: dict[str, Any] = field(default_factory=dict)
     front_end: Literal["gabor", "random"] = "gabor"
     pretrain: TrainConfig | None = None
+    window: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is None:
+            return
+        if self.family != "whisper":
+            raise ValueError(f"window: {self.family} models have none, they take utterances as they are: remove it")
+        if self.source == "scratch":
+            raise ValueError("window: for source: scratch set model.max_source_positions (20 ms each) in its place")
+        if not (0 < self.window < 1e6 and abs(self.window * 50 - round(self.window * 50)) < 1e-6):
+            raise ValueError(f"window: {self.window:g} s is no positive multiple of 0.02 s, Whisper's step")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -84,12 +101,16 @@ def body(arguments: argparse.Namespace) -> None:
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.models.sources import import_model, is_wanted, resolve
+    from lowrank_speech.models.window import preprocessor, shorten
 
     if config.model or config.pretrain is not None:
         raise UserError("base: `model` and `pretrain` belong to `source: scratch`; remove them or the source")
     found = resolve(config.source, config.revision)
     model = import_model(found, config.family)
-    save_model(model, arguments.out, copy_from=found.folder)
+    files = None
+    if config.window is not None and shorten(model, config.window):
+        files = preprocessor(model, found.folder)
+    save_model(model, arguments.out, copy_from=found.folder, files=files)
     weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin") and is_wanted(p))
     numbers = {
         "source": config.source,
@@ -98,6 +119,8 @@ def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], 
         "parameters": model.parameters_total(),
         "task": model.task,
     }
+    if config.window is not None:
+        numbers["window"] = model.window / 100
     return [arguments.out], numbers
 
 
@@ -181,16 +204,16 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
 
 def _preprocessor(model: Any, inputs: Any, folder: Path) -> None:
     """The preprocessor file that plain transformers looks for."""
-    from transformers import Wav2Vec2FeatureExtractor, WhisperFeatureExtractor
+    from transformers import Wav2Vec2FeatureExtractor
+
+    from lowrank_speech.models.window import extractor
 
     if inputs.kind == "logmel":
-        # chunk_length is in whole seconds there; the window of a small base may not be.
-        chunk = -(-model.window // 100)
-        extractor = WhisperFeatureExtractor(feature_size=inputs.n_mels, chunk_length=chunk)
+        made = extractor(model)
     else:
-        extractor = Wav2Vec2FeatureExtractor(do_normalize=inputs.normalise, return_attention_mask=True)
+        made = Wav2Vec2FeatureExtractor(do_normalize=inputs.normalise, return_attention_mask=True)
     with atomic(folder / "preprocessor_config.json") as temporary:
-        extractor.to_json_file(temporary)
+        made.to_json_file(temporary)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -80,6 +80,8 @@ def _check_base(config: Config, name: str) -> None:
             f"{where}.lang: {base['lang']!r} is Whisper's own tokenizer; a {family} model needs kind char or "
             f"sentencepiece"
         )
+    if base.get("window") is not None:
+        _check_window(base, where)
     if base["source"] != "scratch":
         for key in ("model", "front_end", "pretrain"):
             if base.get(key) is not None:
@@ -102,6 +104,16 @@ def _check_base(config: Config, name: str) -> None:
                 f"{where}.pretrain.train: {pretrain['train']!r} is the test split of tasks.{task_name}: its results "
                 f"would mean nothing; take another one"
             )
+
+
+def _check_window(base: Mapping[str, Any], where: str) -> None:
+    family, seconds = base["family"], base["window"]
+    if family != "whisper":
+        raise ConfigError(f"{where}.window: {family} models have none, they take utterances as they are: remove it")
+    if base["source"] == "scratch":
+        raise ConfigError(f"{where}.window: for source: scratch set model.max_source_positions (20 ms each) instead")
+    if not (0 < seconds < 1e6 and abs(seconds * 50 - round(seconds * 50)) < 1e-6):
+        raise ConfigError(f"{where}.window: {seconds!r} is no multiple of 0.02 s, Whisper's step")
 
 
 def _lang_kind(config: Config, base: str) -> str | None:

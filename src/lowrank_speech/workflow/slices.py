@@ -43,9 +43,10 @@ def slice_lang(config: Config, wildcards: Any) -> Slice:
 
 
 def slice_base(config: Config, wildcards: Any) -> Slice:
-    """Source, and for `source: scratch` the model and the recipe of its pretraining."""
+    """Source and window, and for `source: scratch` the model and the recipe of its pretraining."""
     base = config["bases"][wildcards.base]
-    result = {"seed": config["seed"], **_given(base, ("family", "source", "revision", "model", "front_end"))}
+    keys = ("family", "source", "revision", "window", "model", "front_end")
+    result = {"seed": config["seed"], **_given(base, keys)}
     if base.get("pretrain") is not None:
         result["pretrain"] = _without(base["pretrain"], ("corpus", "train", "dev"))
     return result

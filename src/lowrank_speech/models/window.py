@@ -1,0 +1,97 @@
+"""A Whisper whose window is shorter than the published 30 s: less padding to encode.
+
+inputs   a model of the family whisper, a window in seconds, the folder that the model came from
+outputs  the model with the first rows of its encoder's positional table; the preprocessor files that say so
+
+    shorten(model, 10.0)
+    save_model(model, out, copy_from=folder, files=preprocessor(model, folder))
+
+The sinusoids of a position don't depend on how many follow it, so the cut table is that of a model built with the short
+window, and the result is a plain Hugging Face folder. On an input padded to the short window it computes what the long
+model would with its table cut; it is not the function of the long model on an input padded to 30 s, because encoder and
+decoder attend to the padding (transformers' encoder takes no mask, its decoder passes none to the cross-attention).
+Generation settings name no length of the window: transformers reads ``max_source_positions``.
+Source: transformers/models/whisper (modeling_whisper.py, feature_extraction_whisper.py, generation_whisper.py), 5.x.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.speech import SpeechModel
+
+log = logging.getLogger(__name__)
+
+POSITIONS = 50  # of the encoder, in a second
+RATE, FRAMES = 16_000, 100  # samples and log-mel frames in a second
+FILES = ("preprocessor_config.json", "processor_config.json")
+
+
+def shorten(model: SpeechModel, seconds: float) -> bool:
+    """Cut the window of ``model`` (in place) to ``seconds``, a multiple of 0.02; whether that changed anything.
+
+    UserError where the model has no window, or a shorter one.
+    """
+    if model.family != "whisper":
+        raise UserError(f"window: a {model.family} model has none, it takes utterances as they are: remove the key")
+    positions, own = round(seconds * POSITIONS), model.config.max_source_positions
+    if positions > own:
+        raise UserError(
+            f"window: {seconds:g} s are more than the {own / POSITIONS:g} s of the model; give less, or remove the key"
+        )
+    if positions == own:
+        return False
+    encoder = model.body.encoder
+    table = encoder.embed_positions.weight
+    encoder.embed_positions = nn.Embedding.from_pretrained(table.detach()[:positions].clone(), freeze=True)
+    for part in (encoder, getattr(model.body, "decoder", None)):
+        if part is not None:
+            part.max_source_positions = positions
+    model.config.max_source_positions = positions
+    return True
+
+
+def extractor(model: SpeechModel) -> Any:
+    """Transformers' WhisperFeatureExtractor for the model's window, in whole seconds and so never below it."""
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor(feature_size=model.config.num_mel_bins, chunk_length=_chunk(model))
+
+
+def preprocessor(model: SpeechModel, folder: Path) -> dict[str, str]:
+    """Name -> text of the preprocessor files of ``folder``, changed to the window of ``model``; one where it has none.
+
+    A window that is not of whole seconds is rounded up there, with a warning: the extractor knows whole ones alone.
+    """
+    chunk = _chunk(model)
+    if model.window != chunk * FRAMES:
+        log.warning(
+            "the window of %g s is not of whole seconds: transformers' own WhisperFeatureExtractor pads to %d s and "
+            "has to be called with max_length=%d",
+            model.window / FRAMES,
+            chunk,
+            model.window * RATE // FRAMES,
+        )
+    files = {}
+    for file in (folder / name for name in FILES):
+        if not file.is_file():
+            continue
+        try:
+            said = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise UserError(f"{file}: no valid JSON: {error}") from error
+        # Since transformers 5, processor_config.json holds the extractor's settings, and they come first.
+        nested = (said.get(key) for key in ("feature_extractor", "audio_processor"))
+        section = said if file.name == FILES[0] else next((s for s in nested if isinstance(s, dict)), None)
+        if section is not None:
+            section |= {"chunk_length": chunk, "n_samples": chunk * RATE, "nb_max_frames": chunk * FRAMES}
+            files[file.name] = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
+    return files or {FILES[0]: extractor(model).to_json_string()}
+
+
+def _chunk(model: SpeechModel) -> int:
+    return -(-model.window // FRAMES)
