@@ -1,8 +1,9 @@
-"""The constraint's share of a training step: low-rank XLS-R 300M (feed-forward at rank 512), one utterance of 5 s.
+"""The constraint's share of a training step: low-rank XLS-R 300M (feed-forward at rank 512), utterances of 5 s.
 
 A step is forward, CTC loss, backward, and AdamW (fused), float32. In training each of the 48 layers is drawn with
 probability 1/4; here all are updated after every step, and a quarter of that time is counted: what a step costs on
-average. Steps and updates alternate. "float32 alone" is what a CPU without AMX does: no bfloat16 near the goal.
+average. A step's time grows with its batch, the update's does not. Steps and updates alternate. "float32 alone" is what
+a CPU without AMX does: no bfloat16 near the goal.
 
 python benchmarks/constraint.py
 """
@@ -38,22 +39,22 @@ def low_rank_model(device: str) -> SpeechModel:
     return SpeechModel(hf.to(device).train(), Meta("wav2vec2", "ctc", plan))
 
 
-def share(device: str, rounds: int) -> list[dict]:
-    """The rows of a device."""
+def share(device: str, rounds: int, utterances: int) -> list[dict]:
+    """The rows of a device, for batches of so many utterances."""
     model = low_rank_model(device)
     for parameter in model.front_end():
         parameter.requires_grad_(False)
     constraint = SemiOrthogonal(model, probability=1.0)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=3e-5, fused=True)
-    wave = torch.randn(1, 5 * 16_000, device=device)
-    targets = torch.randint(1, 32, (1, 60), device=device)
+    wave = torch.randn(utterances, 5 * 16_000, device=device)
+    targets = torch.randint(1, 32, (utterances, 60), device=device)
 
     def step() -> None:
         optimiser.zero_grad()
-        logits, frames = model.ctc_logits(wave, torch.tensor([wave.shape[1]], device=device))
+        logits, frames = model.ctc_logits(wave, torch.full((utterances,), wave.shape[1], device=device))
         log_probs = logits.log_softmax(-1).transpose(0, 1)
-        torch.nn.functional.ctc_loss(log_probs, targets, frames, torch.tensor([60])).backward()
+        torch.nn.functional.ctc_loss(log_probs, targets, frames, torch.full((utterances,), 60)).backward()
         optimiser.step()
 
     fast = module.AMX and device == "cpu"
@@ -70,14 +71,23 @@ def share(device: str, rounds: int) -> list[dict]:
     rows = []
     for kind, updates in zip(kinds, times[1::2], strict=True):
         step_time, update_time = statistics.median(steps), statistics.median(updates)
-        row = {"device": device, "kind": kind, "step s": step_time, "all 48 layers s": update_time}
+        row = {
+            "device": device,
+            "utterances": utterances,
+            "kind": kind,
+            "step s": step_time,
+            "all 48 layers s": update_time,
+        }
         rows.append(row | {"share %": 100 * update_time / 4 / step_time})
     return rows
 
 
 def main() -> None:
-    arguments = timing.options(__doc__, rounds=9).parse_args()
-    rows = [row for device in timing.devices() for row in share(device, arguments.rounds)]
+    parser = timing.options(__doc__, rounds=9)
+    parser.add_argument("--utterances", type=int, nargs="+", default=[1, 4], help="of 5 s in a batch; default: 1 and 4")
+    arguments = parser.parse_args()
+    cases = [(device, n) for device in timing.devices() for n in arguments.utterances]
+    rows = [row for device, n in cases for row in share(device, arguments.rounds, n)]
     timing.show("constraint in a training step", rows, arguments.json)
 
 
