@@ -2,7 +2,7 @@
 # make test    all tests
 # make test-k2 the tests that need k2, under Python 3.9 with the one k2 of the package index (sets up .venv-k2 first)
 # make lint    style of Python and Snakemake files
-# make bench   the benchmarks (benchmarks/README.md): minutes, on an idle machine
+# make bench   the benchmarks (benchmarks/README.md), on an idle machine; make bench-layer: one of them
 #
 #   make run CONFIG=workflow/experiments/digits.yaml     another experiment
 #   make run ARGS=-n                                     anything else for snakemake: here, what would be done
@@ -61,7 +61,7 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer)
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer trainer inference)
 
 bench-%: $(STAMP)
-	python benchmarks/$*.py $(ARGS)
+	python $(firstword $(wildcard benchmarks/$*.py benchmarks/bench_$*.py)) $(ARGS)

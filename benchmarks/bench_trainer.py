@@ -1,0 +1,204 @@
+"""The training engine against ``transformers.Trainer``: same model, data, precision, optimiser and effective batch.
+
+python benchmarks/bench_trainer.py                                     # a small wav2vec 2.0 on the CPU
+python benchmarks/bench_trainer.py --methods lora --utterances 40      # one table, quicker
+python benchmarks/bench_trainer.py --preset xls-r-300m --precision bf16 --utterances 1600 --batch 16 --workers 4
+
+CTC on --utterances of speechocean762 ($SPEECH_DATA), else on noise whose durations are log-normal (median 3.6 s,
+sigma 0.35: about the corpus's). Random weights; front end frozen; no dropout, masks or layer-drop; AdamW (fused in
+both), clip 1. ``full`` trains the rest; ``lora`` adapters of rank 8 on query, value and feed-forward, and the head (in
+the trainer by peft). Whisper is not compared: both engines pad it to its window.
+
+    trainer              --batch utterances drawn at random, padded to the longest: the usual recipe. Its inputs are
+                         ready (decoded, normalised; read from .npy), where ours decodes the corpus's files
+    trainer, by length   its group_by_length, lengths given, in groups of 50 batches or all there are
+    ours, same batches   our step on the batches of the first row
+    + by duration        dynamic buckets, of the size that gives as many updates in a pass
+    + front end stored   the output of the frozen convolutions is read from the store (`features: conv`)
+    and checkpointing    each layer's activations are computed again
+    and bf16             LoRA: computed in bf16 (so is the trainer's row), the frozen weights held in it
+    and both
+
+Every row runs in a process of its own: two updates that do not count, then one pass over the same utterances.
+
+    s/s         seconds of speech (padding not counted) per second on the clock, reading included
+    CPU s       what the process computed for in the pass: hardly moves where other work takes the clock's time
+    MB          the process's peak during the pass (VmHWM, set back before it), libraries included
+    CUDA MB     max_memory_allocated; where there is CUDA, the ratios are of this
+    padding %   of what is computed on
+    x speed, x MB          against ``trainer``: medians over --rounds of the ratios within a round
+    the same, by length    against ``trainer, by length``
+
+Before anything is timed, loss and gradient norm of one batch are compared: trainer, ours on waveforms, ours on the
+store. Storing costs one pass through the convolutions, whose time stands above the tables. They are a large
+share of a small model's step and so gain more here than in XLS-R 300M.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+
+import speech
+import timing
+from engines import BETAS, DECAY, LR, WARM, batches_of, hf_trainer, our_stepper, prepare
+
+BF16 = {"precision": "bf16", "frozen_dtype": "bf16"}
+CHECKPOINTS = {"gradient_checkpointing": True}
+# engine, batches, stored front end, further settings
+ROWS = {
+    "trainer": ("trainer", "random", False, {}),
+    "trainer, by length": ("trainer", "length", False, {}),
+    "trainer, by length, checkpointing": ("trainer", "length", False, CHECKPOINTS),
+    "trainer, by length, bf16": ("trainer", "length", False, {"bf16": True}),
+    "ours, same batches": ("ours", "random", False, {}),
+    "+ by duration": ("ours", "duration", False, {}),
+    "+ front end stored": ("ours", "duration", True, {}),
+    "and checkpointing": ("ours", "duration", True, CHECKPOINTS),
+    "and bf16": ("ours", "duration", True, BF16),
+    "and both": ("ours", "duration", True, BF16 | CHECKPOINTS),
+}
+LORA_ALONE = ("trainer, by length, bf16", "and bf16", "and both")
+
+
+def measure(a):
+    """One row in this process: seconds and bytes of a pass, its padding and updates."""
+    from lowrank_speech.features.batches import Loader
+    from lowrank_speech.features.inputs import Inputs
+    from lowrank_speech.features.kept import ListedCuts
+    from lowrank_speech.features.store import load_cuts
+
+    engine, kind, stored, settings = ROWS[a.row]
+    folder, lora, clock = Path(a.folder), a.method == "lora", speech.Clock(a.device)
+    durations = [cut.duration for cut in load_cuts(folder / "waveform.jsonl.gz")]
+    numbers = batches_of(kind, durations, a.batch, a.seed)
+    warm = [list(range(i * a.batch, (i + 1) * a.batch)) for i in range(WARM)]
+    if engine == "trainer":
+        order = [i for batch in warm + numbers for i in batch]
+        hf_trainer(a, folder, lora, order, clock, **settings).train()
+    else:
+        stepper = our_stepper(a, lora, **settings)
+        cuts = ListedCuts(load_cuts(folder / f"{'conv' if stored else 'waveform'}.jsonl.gz"))
+        loader, updates = Loader(Inputs("waveform"), workers=a.workers), WARM + len(numbers)
+        for batch in loader.load(cuts, ((batch, True) for batch in warm + numbers)):
+            stepper.step([batch], updates)
+            if stepper.steps == WARM:
+                clock.begin()
+        clock.end()
+    computed = sum(max(durations[i] for i in batch) * len(batch) for batch in numbers)
+    spoken = sum(durations)
+    found = {
+        "speed": spoken / clock.seconds,
+        "cpu": clock.cpu,
+        "updates": len(numbers),
+        "padding": 100 * (1 - spoken / computed),
+    }
+    return found | {"rss": clock.rss / 1e6, "cuda": clock.cuda and clock.cuda / 1e6}
+
+
+def agreement(a):
+    """Fails where the loss or the gradient's norm of one batch in float32 is not the trainer's. A line about AdamW."""
+    from lowrank_speech.features.batches import Loader
+    from lowrank_speech.features.inputs import Inputs
+    from lowrank_speech.features.store import load_cuts
+
+    a.precision, folder, size = "fp32", Path(a.folder), min(4, a.batch)
+    trainer = hf_trainer(a, folder, False, None, None)
+    trainer.model.config.ctc_loss_reduction = "sum"
+    items = [trainer.train_dataset[i] for i in range(size)]
+    loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(items)))
+    loss.backward()
+    found = [(loss.item(), norm(trainer.model.parameters()))]
+    del trainer, loss
+    stepper = our_stepper(a, False)
+    for kind in ("waveform", "conv"):
+        cuts = list(load_cuts(folder / f"{kind}.jsonl.gz"))[:size]
+        losses = stepper.losses(Loader(Inputs("waveform")).collate(cuts))
+        (losses.total * losses.units).backward()
+        found.append((losses.task_sum, norm(stepper.parameters)))
+        stepper.optimiser.zero_grad()
+    for ours in found[1:]:
+        if not np.allclose(ours, found[0], rtol=1e-4 if a.device == "cpu" else 1e-3):
+            raise SystemExit(f"loss and gradient norm are not the trainer's: {found}")
+    for p in stepper.parameters:
+        p.grad = torch.full_like(p, 1e-4)
+    millions, times = sum(p.numel() for p in stepper.parameters) / 1e6, []
+    for fused in (True, False):
+        optimiser = torch.optim.AdamW(stepper.parameters, lr=LR, betas=BETAS, weight_decay=DECAY, fused=fused)
+        times.append(1000 * statistics.median(timing.interleaved([optimiser.step], 3, a.device)[0]))
+        del optimiser
+    line = "loss and gradient norm of one batch agree: {:.4f}, {:.4f}; ".format(*found[0])
+    return line + f"AdamW on {millions:.1f} M: fused {times[0]:.0f} ms, not fused {times[1]:.0f} ms"
+
+
+def norm(parameters):
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]).item()
+
+
+def rows_of(rounds):
+    """A method's table from its rounds, each a dict of rows."""
+    rows = []
+    for name, one in rounds[0].items():
+
+        def median(key, base=None, name=name):
+            found = [r[name][key] / (r[base][key] if base else 1) for r in rounds]
+            return statistics.median(found)
+
+        row = {"row": name, "s/s": median("speed"), "CPU s": round(median("cpu")), "MB": round(median("rss"))}
+        row |= {
+            "CUDA MB": one["cuda"] and round(median("cuda")),
+            "padding %": one["padding"],
+            "updates": one["updates"],
+        }
+        memory = "cuda" if one["cuda"] else "rss"
+        for base, of in (("trainer", ""), ("trainer, by length", ", by length")):
+            there = base in rounds[0]
+            row[f"x speed{of}"] = median("speed", base) if there else None
+            row[f"x MB{of}"] = median(memory, base) if there else None
+        rows.append(row)
+    return rows
+
+
+def main():
+    parser = timing.options(__doc__, rounds=1)
+    parser.add_argument("--preset", default="small", help="small (44 M, default), tiny, or e.g. xls-r-300m")
+    parser.add_argument(
+        "--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"], help="default: both"
+    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help="default: all")
+    parser.add_argument("--utterances", type=int, default=48, help="default: 48")
+    parser.add_argument("--batch", type=int, default=8, help="the trainer's utterances in a batch; default: 8")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read ahead, in both; default: 0")
+    parser.add_argument("--device", default=timing.devices()[-1], help="default: cuda where there is one")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.child:
+        child = SimpleNamespace(**arguments.child)
+        print(json.dumps(measure(child) if child.row else agreement(child)))
+        return
+    if arguments.utterances < WARM * arguments.batch:
+        parser.error(f"--utterances: at least {WARM * arguments.batch}, for {WARM} updates before the pass")
+    with tempfile.TemporaryDirectory() as folder:
+        print(prepare(arguments, Path(folder)), flush=True)
+        print(speech.own_process(__file__, {"row": None, "folder": folder}, arguments), flush=True)
+        for method in arguments.methods:
+            chosen = [name for name in arguments.rows or ROWS if method == "lora" or name not in LORA_ALONE]
+            rounds = []
+            for seed in range(arguments.rounds):
+                rounds.append({})
+                for name in chosen:
+                    what = {"method": method, "row": name, "seed": seed, "folder": folder}
+                    rounds[-1][name] = speech.own_process(__file__, what, arguments)
+                    print(f"{method}, round {seed + 1}, {name}: {rounds[-1][name]}", file=sys.stderr)
+            timing.show(f"trainer, {method}", rows_of(rounds), arguments.json)
+
+
+if __name__ == "__main__":
+    main()
