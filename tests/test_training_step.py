@@ -4,6 +4,7 @@ import dataclasses
 import math
 import shutil
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -425,10 +426,15 @@ def test_sgd_for_factors_without_factors_is_refused(tmp_path):
 # --- state
 
 
-@pytest.mark.parametrize("factor_sgd", [None, FactorSgd()], ids=["adamw", "sgd for factors"])
-def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path, factor_sgd):
-    config = TrainConfig(accumulate=2, dropout=0.1, spec_augment=SpecAugment(), factor_sgd=factor_sgd)
-    prepare = low_rank if factor_sgd else None
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "sgd for factors"])
+def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path, monkeypatch, kind):
+    changes = {"adamw": {}, "adamw8bit": {"optimiser": kind}, "sgd for factors": {"factor_sgd": FactorSgd()}}[kind]
+    if kind == "adamw8bit":
+        optim = pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed").optim
+        # Of its own accord it holds what has fewer than 4,096 values in 32 bits, as all of these models have.
+        monkeypatch.setattr(optim, "AdamW8bit", partial(optim.AdamW8bit, min_8bit_size=1))
+    config = TrainConfig(accumulate=2, dropout=0.1, spec_augment=SpecAugment(), **changes)
+    prepare = low_rank if kind == "sgd for factors" else None
     first = drawn_trainer("seq2seq", tmp_path, config, prepare)
     batches = batches_of(first, 3, 3)
     first.model.train()
@@ -443,6 +449,8 @@ def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path, factor_sgd):
         for name, p in second.model.hf.named_parameters():
             p.copy_(values[name])
     second.stepper.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    held = {getattr(v, "dtype", None) for state in second.optimiser.state.values() for v in state.values()}
+    assert (torch.uint8 in held) == (kind == "adamw8bit")
     torch.manual_seed(4)
     second.stepper.step(batches, 10)
     assert second.step == 2
