@@ -7,6 +7,8 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from types import SimpleNamespace
 
@@ -18,6 +20,7 @@ from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.dataset import DynamicBucketingSampler
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.features import workers
 from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import BUFFER, Loader, batch_numbers, longest_first
 from lowrank_speech.features.inputs import Inputs
@@ -253,6 +256,31 @@ def test_workers_outlive_signals_to_the_job_and_end_with_the_epoch(cuts, tmp_pat
             os.kill(worker.pid, number)
     same(whole, [*found, *batches])
     assert not multiprocessing.active_children()
+
+
+def test_workers_outlive_signals_that_come_while_they_start(cuts, tmp_path, monkeypatch):
+    kept = keep(cuts, tmp_path / "train.jsonl")
+    whole = list(Loader(Inputs("waveform")).train(kept, 1.5, 1, 0))
+    start, told = workers.start_worker, []
+
+    def slowly(number):
+        time.sleep(1.0)
+        start(number)
+
+    def tell():
+        while len(multiprocessing.active_children()) < 2:
+            time.sleep(0.01)
+        for worker in multiprocessing.active_children():
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+                os.kill(worker.pid, number)
+            told.append(worker)
+
+    monkeypatch.setattr(workers, "start_worker", slowly)
+    thread = threading.Thread(target=tell)
+    thread.start()
+    same(whole, list(Loader(Inputs("waveform"), workers=2).train(kept, 1.5, 1, 0)))
+    thread.join()
+    assert len(told) == 2
 
 
 def test_workers_end_where_an_epoch_is_cut_short(cuts, tmp_path):

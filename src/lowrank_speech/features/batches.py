@@ -120,7 +120,7 @@ class Loader:
             yield from (made[batch] for batch in batches)
             return
         # A generator of its own: the loader would draw from torch's, which dropout uses.
-        for batch in DataLoader(
+        loader = DataLoader(
             made,
             batch_size=None,
             sampler=batches,
@@ -129,7 +129,9 @@ class Loader:
             worker_init_fn=workers.start_worker,
             multiprocessing_context=workers.context(),
             generator=torch.Generator(),
-        ):
+        )
+        # No name for the iterator: a traceback would keep it, and the workers with it.
+        for batch in workers.started(loader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch

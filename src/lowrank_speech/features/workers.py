@@ -1,12 +1,16 @@
 """How the processes start that make a loader's batches ahead."""
 
+import contextlib
 import multiprocessing
 import signal
+from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
+from typing import Any
 
 import torch
 from lhotse.features.io import close_cached_file_handles
+from torch.utils.data import DataLoader
 
 # Schedulers and terminals signal all processes of a job; the training decides when its workers end.
 LEFT_TO_TRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -17,6 +21,22 @@ def start_worker(_: int) -> None:
     close_cached_file_handles()  # a forked HDF5 handle would share its position with the parent
     for number in LEFT_TO_TRAINING:
         signal.signal(number, signal.SIG_IGN)
+
+
+def started(loader: DataLoader) -> Iterator[Any]:
+    """The iterator of ``loader``, whose workers no signal ends before they have come to ``start_worker``."""
+    with _signals_later():
+        return iter(loader)
+
+
+@contextlib.contextmanager
+def _signals_later() -> Iterator[None]:
+    """Processes that start within inherit that signals wait; to this process those that come are only late."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_TRAINING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def context() -> BaseContext | None:
@@ -30,10 +50,6 @@ def context() -> BaseContext | None:
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["lowrank_speech.features.batches"])
     resource_tracker.ensure_running()  # it would unblock signals
-    # The server and its workers inherit the mask; what comes here meanwhile is only late.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_TRAINING)
-    try:
+    with _signals_later():
         forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return found
