@@ -283,6 +283,28 @@ def test_workers_outlive_signals_that_come_while_they_start(cuts, tmp_path, monk
     assert len(told) == 2
 
 
+CRASH = """
+import multiprocessing, os, pickle, signal, sys
+from lowrank_speech.features.batches import Loader
+from lowrank_speech.features.inputs import Inputs
+
+batches = Loader(Inputs("waveform"), workers=2).train(pickle.load(open(sys.argv[1], "rb")), 1.5, 1, 0)
+next(batches)
+if sys.argv[2] == "killed by signal":
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    list(batches)
+raise ValueError("the step failed")
+"""
+
+
+@pytest.mark.parametrize("error", ["killed by signal", "the step failed"])
+def test_a_program_that_fails_beside_its_workers_ends(cuts, tmp_path, error):
+    (tmp_path / "cuts").write_bytes(pickle.dumps(keep(cuts, tmp_path / "train.jsonl")))
+    command = [sys.executable, "-c", CRASH, str(tmp_path / "cuts"), error]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1 and error in done.stderr.splitlines()[-1]
+
+
 def test_workers_end_where_an_epoch_is_cut_short(cuts, tmp_path):
     batches = Loader(Inputs("waveform"), workers=2).train(keep(cuts, tmp_path / "train.jsonl"), 1.5, 1, 0)
     next(batches)

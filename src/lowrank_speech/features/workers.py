@@ -1,8 +1,10 @@
 """How the processes start that make a loader's batches ahead."""
 
+import atexit
 import contextlib
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import BaseContext
@@ -14,6 +16,7 @@ from torch.utils.data import DataLoader
 
 # Schedulers and terminals signal all processes of a job; the training decides when its workers end.
 LEFT_TO_TRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_workers: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()
 
 
 def start_worker(_: int) -> None:
@@ -25,8 +28,24 @@ def start_worker(_: int) -> None:
 
 def started(loader: DataLoader) -> Iterator[Any]:
     """The iterator of ``loader``, whose workers no signal ends before they have come to ``start_worker``."""
+    others = set(multiprocessing.active_children())
     with _signals_later():
-        return iter(loader)
+        iterator = iter(loader)
+    _workers.update(set(multiprocessing.active_children()) - others)
+    return iterator
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Kill what is left: an error that ends the program keeps the iterator, and so the workers.
+
+    multiprocessing's own end, which comes after this one, sends them SIGTERM, which they ignore, and waits for ever.
+    """
+    left = [worker for worker in _workers if worker.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for worker in left:
+        worker.kill()
 
 
 @contextlib.contextmanager
