@@ -82,7 +82,7 @@ def room(rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
 
 def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
     """``samples`` (T,) in the room, as many and of the same power; what rings on after the end is cut off."""
-    # Imported here: it takes half a second, and every job that reads batches imports this module.
+    # Imported here: it takes half a second, and trainings that augment nothing import this module too.
     from scipy.signal import fftconvolve
 
     wet = fftconvolve(samples.astype(np.float64), response)[: len(samples)]
