@@ -130,8 +130,7 @@ class Loader:
             multiprocessing_context=workers.context(),
             generator=torch.Generator(),
         )
-        # No name for the iterator: a traceback would keep it, and the workers with it.
-        for batch in workers.started(loader):
+        for batch in workers.batches_of(loader):
             if isinstance(batch, UserError):
                 raise batch
             yield batch

@@ -4,15 +4,18 @@ import atexit
 import contextlib
 import multiprocessing
 import signal
+import threading
 import weakref
 from collections.abc import Iterator
-from multiprocessing import forkserver, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
 
 import torch
 from lhotse.features.io import close_cached_file_handles
 from torch.utils.data import DataLoader
+
+from lowrank_speech.errors import UserError
 
 # Schedulers and terminals signal all processes of a job; the training decides when its workers end.
 LEFT_TO_TRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -26,13 +29,38 @@ def start_worker(_: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def started(loader: DataLoader) -> Iterator[Any]:
-    """The iterator of ``loader``, whose workers no signal ends before they have come to ``start_worker``."""
+def batches_of(loader: DataLoader) -> Iterator[Any]:
+    """What the workers of ``loader`` make. UserError where one of them was killed.
+
+    No signal to the job ends them before they have come to ``start_worker``.
+    """
     others = set(multiprocessing.active_children())
+    handler = signal.getsignal(signal.SIGCHLD)
     with _signals_later():
         iterator = iter(loader)
-    _workers.update(set(multiprocessing.active_children()) - others)
-    return iterator
+    if threading.current_thread() is threading.main_thread():
+        # torch's would raise wherever the training is when a worker dies; next() finds the dead one too, in seconds.
+        signal.signal(signal.SIGCHLD, handler)
+    own = set(multiprocessing.active_children()) - others
+    _workers.update(own)
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            # Which of these it is, and with what text, depends on what the worker was at when it was killed.
+            except (RuntimeError, OSError, EOFError):
+                if not connection.wait([worker.sentinel for worker in own], timeout=1.0):
+                    raise
+                break
+            yield batch
+    finally:
+        del iterator  # a traceback would keep it, and the workers with it
+    raise UserError(
+        "a process that reads ahead (training.workers) was killed, perhaps for want of memory: lower workers or "
+        "batch_seconds, or read in the main process (workers: 0)"
+    )
 
 
 @atexit.register
@@ -41,10 +69,7 @@ def _end_workers() -> None:
 
     multiprocessing's own end, which comes after this one, sends them SIGTERM, which they ignore, and waits for ever.
     """
-    left = [worker for worker in _workers if worker.is_alive()]
-    if left:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
-    for worker in left:
+    for worker in _workers:
         worker.kill()
 
 
