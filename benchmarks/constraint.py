@@ -21,6 +21,8 @@ from lowrank_speech.models.folder import build
 from lowrank_speech.models.presets import PRESETS
 from lowrank_speech.models.speech import Meta, SpeechModel
 
+AMX = module.AMX  # which the updates below switch
+
 
 def low_rank_model(device: str) -> SpeechModel:
     """XLS-R 300M with a CTC head and random weights, the first factors orthonormal."""
@@ -57,7 +59,7 @@ def share(device: str, rounds: int, utterances: int) -> list[dict]:
         torch.nn.functional.ctc_loss(log_probs, targets, frames, torch.full((utterances,), 60)).backward()
         optimiser.step()
 
-    fast = module.AMX and device == "cpu"
+    fast = AMX and device == "cpu"
 
     def update(amx: bool) -> None:
         module.AMX = amx
