@@ -28,22 +28,14 @@ from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.models.window import preprocessor, shorten
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
 from test_model_stages import TEXTS, done, refused, table, utterance
-from tiny_models import member
+from tiny_models import WHISPER, member
 
 LONG, SHORT = 4.0, 2.0  # seconds
 LANGUAGES = ("<|de|>", "<|en|>")
 SPECIAL = ("<|startoftranscript|>", *LANGUAGES, "<|translate|>", "<|transcribe|>", "<|notimestamps|>")
-CONFIG = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 2,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
+CONFIG = WHISPER | {
     "num_mel_bins": 20,
     "max_source_positions": int(50 * LONG),
-    "max_target_positions": 24,
     "init_std": 0.2,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
