@@ -85,6 +85,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> tuple[nn.Module, dict[
     """
     from peft import LoraConfig, get_peft_model
 
+    from lowrank_speech.lowrank.adapter import LinearLora
     from lowrank_speech.lowrank.product import ProductLora
 
     chosen = select(model, settings.targets, low_rank=True)
@@ -111,7 +112,7 @@ def add_lora(model: nn.Module, settings: LoraSettings) -> tuple[nn.Module, dict[
         init_lora_weights=True if settings.init == "default" else settings.init,
         bias="none",
     )
-    config._register_custom_module({LowRankLinear: ProductLora})
+    config._register_custom_module({LowRankLinear: ProductLora, nn.Linear: LinearLora})
     peft_model = get_peft_model(model, config)
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if adapted != set(names):

@@ -12,6 +12,7 @@ from peft import LoraConfig
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from lowrank_speech.lowrank.adapter import plus_update
 from lowrank_speech.lowrank.linear import LowRankLinear
 
 
@@ -37,8 +38,8 @@ class ProductLora(nn.Module, LoraLayer):
         if self.merged or self.disable_adapters:
             return result
         for name in self.active_adapters:
-            dropped = self.lora_dropout[name](x.to(self.lora_A[name].weight.dtype))
-            result = result + self.lora_B[name](self.lora_A[name](dropped)) * self.scaling[name]
+            dropped = self.lora_dropout[name](x)
+            result = plus_update(result, dropped, self.lora_A[name], self.lora_B[name], self.scaling[name])
         return result
 
     @torch.no_grad()
