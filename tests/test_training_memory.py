@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import REPOSITORY
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import batch_numbers
 from lowrank_speech.features.kept import numbered
+from lowrank_speech.training import precision as precisions
+from lowrank_speech.training import step
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.memory import SavedTensors, explained, largest, rehearse
 from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
@@ -130,3 +133,29 @@ def test_saved_tensors_count_a_storage_once_and_no_weight():
     with SavedTensors(layer.parameters()) as kept:
         (layer(x) + layer(x)).square().sum()
     assert kept.bytes == 4 * (16 * 8 + 16 * 4)  # the layer's input once, the square's
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_under_checkpointing_a_layers_rounded_weights_go_with_the_layer(checkpointing, tmp_path, monkeypatch):
+    """Autocast would hold them to the end of the pass; without checkpointing the backward pass needs them."""
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    from bench_memory import Alive
+
+    def alive_before_the_head(folder):
+        config = TrainConfig(dropout=0.0, precision="bf16", gradient_checkpointing=checkpointing)
+        trainer = drawn_trainer("ctc", tmp_path / folder, config, full)
+        trainer.model.train()
+        batch = trainer.loader.collate(list(drawn_cuts())[:1])
+        sizes = [p.numel() for name, p in trainer.trained().items() if ".layers." in name and p.dim() > 1]
+        found = []
+        with Alive() as alive:
+            trainer.model.hf.lm_head.register_forward_pre_hook(
+                lambda *_: found.append(sum(size for _, size in alive.events))
+            )
+            trainer.stepper.losses(batch).total.backward()
+        return found[0], 2 * sum(sizes)
+
+    ours, weights_in_bf16 = alive_before_the_head("ours")
+    monkeypatch.setattr(step, "autocast", lambda precision, device, keep: precisions.autocast(precision, device))
+    held, _ = alive_before_the_head("held")
+    assert held - ours >= weights_in_bf16 if checkpointing else held == ours

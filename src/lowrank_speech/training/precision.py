@@ -19,9 +19,15 @@ from lowrank_speech.errors import UserError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """The context in which a forward pass computes in ``precision``."""
-    return contextlib.nullcontext() if precision == "fp32" else torch.autocast(device.type, DTYPES[precision])
+def autocast(precision: str, device: torch.device, keep: bool = True) -> contextlib.AbstractContextManager:
+    """The context in which a forward pass computes in ``precision``.
+
+    ``keep``: hold each rounded weight that trains until the pass is over. Backward reads them anyway, except under
+    gradient checkpointing, which rounds again: held, they would be half of the model's bytes for nothing.
+    """
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision], cache_enabled=keep)
 
 
 def check(precision: str, device: torch.device) -> None:

@@ -130,7 +130,7 @@ class Stepper:
     def losses(self, batch: dict[str, Any]) -> Losses:
         """The losses of one batch, masked and on the device, in the precision of the training."""
         features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
-        with autocast(self.config.precision, self.device):
+        with autocast(self.config.precision, self.device, keep=not self.config.gradient_checkpointing):
             if self.config.spec_augment is not None:
                 if features.dim() == 2:
                     features, lengths = self._front_end(features, lengths)
