@@ -1,0 +1,78 @@
+"""The frozen convolutions of wav2vec 2.0 in pieces of half a second against the whole utterance at once.
+
+XLS-R's true shape, random weights, noise; without gradients, as in training and recognition from samples and in the
+stage `features`. float32, and under bfloat16 autocast. Memory: the most that its tensors take at one time.
+
+OMP_NUM_THREADS=1 python benchmarks/front_end.py
+"""
+
+import contextlib
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+
+import timing
+from bench_memory import MIB, Alive
+from lowrank_speech.models import presets, wav2vec2
+
+
+def model(device: str) -> SimpleNamespace:
+    """As much of a SpeechModel as the front end's functions read."""
+    from transformers import AutoConfig
+    from transformers.models.wav2vec2.modeling_wav2vec2 import Wav2Vec2FeatureEncoder
+
+    preset = presets.preset_named("xls-r-300m")
+    config = AutoConfig.for_model(preset.model_type, **preset.config)
+    torch.manual_seed(0)
+    convolutions = Wav2Vec2FeatureEncoder(config).eval().requires_grad_(False).to(device)
+    return SimpleNamespace(config=config, body=SimpleNamespace(feature_extractor=convolutions))
+
+
+def whole(net: SimpleNamespace, waveforms: Tensor) -> Tensor:
+    """All layers over the whole length, as transformers does."""
+    layers: list[nn.Module] = list(net.body.feature_extractor.conv_layers)
+    return wav2vec2._through(layers, waveforms[:, None]).transpose(1, 2)
+
+
+def peak(work) -> int:
+    """Bytes alive at one time."""
+    with Alive() as alive:
+        work()
+    return alive.peak([])
+
+
+def compare(net: SimpleNamespace, rows: int, seconds: int, device: str, half: bool, rounds: int) -> dict:
+    """One row of the table; AssertionError where the two disagree by more than rounding does."""
+    waveforms = torch.randn(rows, 16_000 * seconds, device=device)
+    lengths = torch.full((rows,), 16_000 * seconds)
+    context = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
+    with torch.no_grad(), context:
+        works = [lambda: whole(net, waveforms), lambda: wav2vec2.conv_features(net, waveforms, lengths)]
+        one, other = (work() for work in works)
+        assert (one - other).abs().max() <= (2e-2 if half else 1e-4) * one.abs().max(), "not the same features"
+        times = timing.interleaved(works, rounds, device)
+        before, after = map(peak, works)
+    return {
+        "batch": f"{rows} x {seconds} s",
+        "numbers": "bf16" if half else "fp32",
+        "device": device,
+        "whole ms": round(1e3 * sorted(times[0])[rounds // 2]),
+        "pieces ms": round(1e3 * sorted(times[1])[rounds // 2]),
+        "x speed": round(timing.ratio(*times), 2),
+        "whole MiB": round(before / MIB, 1),
+        "pieces MiB": round(after / MIB, 1),
+    }
+
+
+def main() -> None:
+    arguments = timing.options(__doc__, rounds=7).parse_args()
+    for device in timing.devices():
+        net = model(device)
+        shapes = [(1, 3), (1, 5), (1, 20), (8, 5), (8, 10)]
+        found = [compare(net, *shape, device, half, arguments.rounds) for shape in shapes for half in (False, True)]
+        timing.show("front end", found, arguments.json)
+
+
+if __name__ == "__main__":
+    main()
