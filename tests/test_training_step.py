@@ -356,7 +356,8 @@ def test_settings_that_do_not_go_together_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="no C++ compiler, which compile needs")
-def test_compiled_layers_give_the_same_losses(tmp_path):
+@pytest.mark.parametrize("buckets", [None, 2])
+def test_compiled_layers_give_the_same_losses(buckets, tmp_path):
     def losses(**keys):
         trainer = drawn_trainer("ctc", tmp_path, TrainConfig(gradient_checkpointing=True, **keys), low_rank)
         trainer.model.train()
@@ -366,7 +367,7 @@ def test_compiled_layers_give_the_same_losses(tmp_path):
         return made, len(compiled)
 
     plain, none = losses()
-    found, layers = losses(compile=True)
+    found, layers = losses(compile=True, compile_buckets=buckets)
     assert found == pytest.approx(plain, rel=1e-4) and (none, layers) == (0, 2)
 
 

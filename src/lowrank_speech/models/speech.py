@@ -43,6 +43,7 @@ class SpeechModel(nn.Module):
         correct(hf)
         self.hf = hf
         self.meta = meta
+        self.buckets: tuple[int, ...] = ()  # encoder frames of compiled layers; see wav2vec2.encoded
 
     def train(self, mode: bool = True) -> "SpeechModel":
         """As of ``nn.Module``; batch norms keep the statistics of the pretraining (mHuBERT's position embedding)."""
@@ -123,6 +124,11 @@ class SpeechModel(nn.Module):
     def window_seconds(self) -> float | None:
         """The longest utterance that the model takes, in seconds; None where there is no limit."""
         return INPUTS[self.family].window_seconds(self)
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames in a second at the encoder's entrance; None where its length is fixed."""
+        return INPUTS[self.family].frame_rate(self)
 
     @property
     def window(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lowrank_speech.models.wav2vec2 import adapted, after_adapter, valid
+from lowrank_speech.models.wav2vec2 import adapted, after_adapter, encoded
 
 FRAME, SHIFT, STACKED = 400, 160, 2  # samples, samples, frames; as in SeamlessM4TFeatureExtractor
 
@@ -22,6 +22,11 @@ def front_end(model: Any) -> list[nn.Parameter]:
 def window_seconds(model: Any) -> float | None:
     """None: an utterance may have any length."""
     return None
+
+
+def frame_rate(model: Any) -> float | None:
+    """Frames in a second at the encoder's entrance."""
+    return 16_000 / (SHIFT * STACKED)
 
 
 def frames_of(model: Any, cut: Any) -> int:
@@ -41,7 +46,7 @@ def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
 def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Stacked filterbanks (B, F, C) and (B,) lengths -> encoder states (B, F', D) and (B,)."""
     hidden, _ = model.body.feature_projection(features)
-    hidden = model.body.encoder(hidden, attention_mask=valid(hidden, lengths)).last_hidden_state
+    hidden = encoded(model, hidden, lengths)
     if model.body.intermediate_ffn is not None:
         hidden = hidden + 0.5 * model.body.intermediate_ffn(hidden)
     return adapted(model, hidden, lengths)

@@ -4,6 +4,7 @@ wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio share it. Functions on
 B batch, T samples, F frames, C features, D hidden size.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,11 @@ def front_end(model: Any) -> list[nn.Parameter]:
 def window_seconds(model: Any) -> float | None:
     """None: an utterance may have any length."""
     return None
+
+
+def frame_rate(model: Any) -> float | None:
+    """Frames in a second at the encoder's entrance."""
+    return 16_000 / math.prod(model.config.conv_stride)
 
 
 def frames_of(model: Any, cut: Any) -> int:
@@ -36,9 +42,20 @@ def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tenso
         features = conv_features(model, features, lengths)
     hidden = model.body.feature_projection(features)
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # HuBERT gives the projection alone
+    return adapted(model, encoded(model, hidden, frames), frames)
+
+
+def encoded(model: Any, hidden: Tensor, frames: Tensor) -> Tensor:
+    """The encoder's states (B, F, D) for ``hidden`` (B, F, D), of which ``frames`` (B,) are no padding.
+
+    Training computes them at the next of ``model.buckets`` frames, where the model has any: what is compiled for a
+    length then meets few of them.
+    """
+    longest = hidden.shape[1]
+    size = next((n for n in model.buckets if n >= longest), longest) if model.training else longest
+    hidden = nn.functional.pad(hidden, (0, 0, 0, size - longest))
     # A bool mask: with an int64 one transformers zeroes the wrong rows.
-    hidden = model.body.encoder(hidden, attention_mask=valid(hidden, frames)).last_hidden_state
-    return adapted(model, hidden, frames)
+    return model.body.encoder(hidden, attention_mask=valid(hidden, frames)).last_hidden_state[:, :longest]
 
 
 def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:

@@ -27,6 +27,11 @@ def window_seconds(model: Any) -> float | None:
     return (window(model) + 2) / 100
 
 
+def frame_rate(model: Any) -> float | None:
+    """None: the encoder always computes the whole window."""
+    return None
+
+
 def frames_of(model: Any, cut: Any) -> int:
     """Number of encoder frames of a cut with log-mel or a recording."""
     mel = cut.num_frames if getattr(cut, "has_features", False) else -(-(cut.num_samples + 200) // 160)

@@ -104,7 +104,8 @@ class TrainConfig:
 
     ``accumulate``: batches of one update. ``processes``: how many of them share the work, each with ``accumulate``
     batches. ``frozen_dtype``: in what frozen matrices are held; ``precision``: in what is computed, weights that train
-    stay float32. ``dry_run``: the largest batch first, to see whether it fits (None: on CUDA).
+    stay float32. ``dry_run``: the largest batch first, to see whether it fits (None: on CUDA). ``compile_buckets``: to
+    how many lengths batches are padded, for each of which the encoder is compiled (None: once for all lengths).
     """
 
     epochs: int = 10
@@ -146,6 +147,7 @@ class TrainConfig:
     optimiser: Literal["adamw", "adamw8bit"] = "adamw"
     factor_sgd: FactorSgd | None = None
     compile: bool = False
+    compile_buckets: int | None = None
     dry_run: bool | None = None
 
     def __post_init__(self) -> None:
@@ -168,7 +170,9 @@ class TrainConfig:
             raise ValueError(f"quadratic_seconds is {self.quadratic_seconds}: it must be positive, or null")
         if any(factor <= 0 for factor in self.speed):
             raise ValueError(f"speed is {list(self.speed)}: factors must be positive, such as [0.9, 1.0, 1.1]")
-        for name in ("average", "blank_patience"):
+        if self.compile_buckets is not None and not self.compile:
+            raise ValueError("compile_buckets is given, and compile is false: set compile: true, or remove it")
+        for name in ("average", "blank_patience", "compile_buckets"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more, or null")
         for name in ("lr", "head_lr", "save_minutes"):

@@ -1,10 +1,13 @@
 """What is done to the layers of encoder and decoder for a training: gradient checkpointing, ``torch.compile``."""
 
 import contextlib
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -36,8 +39,12 @@ def checkpoint_layers(model: SpeechModel) -> None:
             module.gradient_checkpointing = False
 
 
-def compile_layers(model: SpeechModel) -> None:
-    """Have each layer compiled at its first use, for any length (torch.compile). UserError without a C++ compiler."""
+def compile_layers(model: SpeechModel, static: bool = False, backend: str | Callable = "inductor") -> None:
+    """Have each layer compiled at its first use (torch.compile), once for any length, or ``static``: the encoder's for
+    each length that ``model.buckets`` lets it meet, and in training alone. The size of a batch is free in both.
+
+    UserError without a C++ compiler.
+    """
     if not torch.cuda.is_available():
         wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
         if not any(map(shutil.which, wanted)):
@@ -45,8 +52,43 @@ def compile_layers(model: SpeechModel) -> None:
                 f"training.compile: torch.compile needs a C++ compiler, and {' and '.join(wanted)} "
                 f"{'are' if len(wanted) > 1 else 'is'} not to be found: install one, or set compile: false"
             )
+    if static:  # torch goes on without compiling after 8 lengths by default
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    encoder = {id(m) for name, m in model.body.named_modules() if "decoder" not in name.split(".")}
     for layer in encoder_and_decoder_layers(model):
-        layer.compile(dynamic=True)
+        if static and id(layer) in encoder:
+            layer._compiled_call_impl = _for_each_length(layer, backend)
+        else:
+            layer.compile(dynamic=True, backend=backend)
+
+
+def _for_each_length(layer: nn.Module, backend: str | Callable) -> Callable:
+    compiled = torch.compile(layer._call_impl, backend=backend)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if not layer.training:  # dev's batches have lengths of their own
+            return layer._call_impl(*args, **kwargs)
+        for tensor in (*args, *kwargs.values()):
+            if isinstance(tensor, torch.Tensor) and tensor.dim():
+                torch._dynamo.maybe_mark_dynamic(tensor, 0)
+                for dim in range(1, tensor.dim()):
+                    torch._dynamo.mark_static(tensor, dim)
+        return compiled(*args, **kwargs)
+
+    return call
+
+
+def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: float) -> tuple[int, ...]:
+    """At most ``number`` lengths in frames at ``rate`` Hz, up to one of which batches are padded, in rising order.
+
+    Between two of them lies an equal share of the speech, as between Lhotse's buckets; the last one holds the longest
+    utterance.
+    """
+    ordered = np.sort(seconds)
+    share = np.cumsum(ordered) / ordered.sum()
+    ends = ordered[np.searchsorted(share, np.arange(1, number) / number)]
+    # A front end's last frame may cover a little more than the recording.
+    return tuple(sorted({math.ceil(s * rate) + 1 for s in [*ends.tolist(), float(ordered[-1])]}))
 
 
 @contextlib.contextmanager
@@ -66,6 +108,7 @@ def compiling(enabled: bool) -> Iterator[None]:
 
 def as_before(model: SpeechModel) -> None:
     """Undo both."""
+    model.buckets = ()
     for module in model.hf.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False

@@ -32,7 +32,7 @@ from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.cost import cost
 from lowrank_speech.training.distributed import Ranks, grouped
 from lowrank_speech.training.evaluate import Dev, evaluate
-from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
+from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers, length_buckets
 from lowrank_speech.training.memory import largest, rehearse, same_draws
 from lowrank_speech.training.objective import Objective
 from lowrank_speech.training.precision import DTYPES, FrozenWeights
@@ -96,7 +96,7 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_layers(model)
         if config.compile:
-            compile_layers(model)
+            compile_layers(model, static=config.compile_buckets is not None)
         self.stepper = Stepper(model, objective, config, self.device, seed, constraint, self.ranks)
         self.ranks.copy_from_first(self.stepper.parameters)
         if not self.ranks.first:  # its batches are others, and so is what it drops out
@@ -132,6 +132,10 @@ class Trainer:
             "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
         )
         self._load()
+        if self.config.compile_buckets is not None and self.model.frame_rate is not None:
+            longest = train.durations / min((1.0, *self.config.speed))
+            self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
+            log.info("encoder layers are compiled for these numbers of frames: %s", self.model.buckets)
         if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
             self._rehearse(train)
         first = self.ranks.first
