@@ -62,7 +62,7 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer trainer inference)
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader memory trainer inference)
 
 bench-%: $(STAMP)
 	python $(firstword $(wildcard benchmarks/$*.py benchmarks/bench_$*.py)) $(ARGS)

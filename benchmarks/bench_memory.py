@@ -11,7 +11,8 @@ up to 6 GB. Bytes are exact, from the tensors, in MiB:
     optimiser    AdamW's state
     activations  the most that is alive at one time during forward and backward beside the three others: what is saved
                  for the backward pass, a layer's recomputation under checkpointing, and what is passing through
-    sum          of the four
+    sum          of the four: what is needed where gradients of several batches add up
+    at once      the most at any one time of a single batch, where gradients come while activations go
     RSS          the process's peak during the steps (VmHWM, set back before), with libraries and allocator
 
 and a step's median time over --repeats, after one that does not count.
@@ -44,8 +45,13 @@ VARIANTS = {
         True,
         {"gradient_checkpointing": True, "precision": "bf16", "frozen_dtype": "bf16"},
     ),
+    "the same, 8-bit AdamW": (  # needs bitsandbytes
+        True,
+        True,
+        {"gradient_checkpointing": True, "precision": "bf16", "frozen_dtype": "bf16", "optimiser": "adamw8bit"},
+    ),
 }
-PARTS = ("weights", "gradients", "optimiser", "activations", "sum", "rss")
+PARTS = ("weights", "gradients", "optimiser", "activations", "sum", "at once", "rss")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -164,6 +170,7 @@ def measure(arguments):
     return {
         **found,
         "sum": sum(found.values()),
+        "at once": found["weights"] + found["optimiser"] + alive.peak([]),
         "rss": rss,
         "trained": sum(p.numel() for p in stepper.parameters),
         "seconds": statistics.median(times[1:]),
@@ -186,8 +193,8 @@ def main():
         return
     shape = f"{arguments.utterances} x {arguments.seconds:g} s, dropout {arguments.dropout:g}"
     print(f"{shape}, {arguments.threads} thread(s), torch {torch.__version__}\n")
-    print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | of the first's sum |")
-    print("|---" * (len(PARTS) + 4) + "|")
+    print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | of the first's sum | at once |")
+    print("|---" * (len(PARTS) + 5) + "|")
     first = None
     for name in VARIANTS:
         command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
@@ -195,9 +202,9 @@ def main():
         if done.returncode:
             sys.exit(f"{name}: {done.stderr}")
         found = json.loads(done.stdout.splitlines()[-1])
-        first = first or found["sum"]
+        first = first or found
         cells = [f"{found['trained'] / 1e6:.1f}", *(f"{found[part] / MIB:.0f}" for part in PARTS)]
-        cells += [f"{found['seconds']:.2f}", f"{found['sum'] / first:.1%}"]
+        cells += [f"{found['seconds']:.2f}", *(f"{found[part] / first[part]:.1%}" for part in ("sum", "at once"))]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
 
 

@@ -3,21 +3,31 @@
 python benchmarks/bench_trainer.py                                     # a small wav2vec 2.0 on the CPU
 python benchmarks/bench_trainer.py --methods lora --utterances 40      # one table, quicker
 python benchmarks/bench_trainer.py --preset xls-r-300m --precision bf16 --utterances 1600 --batch 16 --workers 4
+python benchmarks/bench_trainer.py --preset whisper-small --precision bf16 --utterances 400 --batch 8 --workers 4
 
-CTC on --utterances of speechocean762 ($SPEECH_DATA), else on noise whose durations are log-normal (median 3.6 s,
-sigma 0.35: about the corpus's). Random weights; front end frozen; no dropout, masks or layer-drop; AdamW (fused in
-both), clip 1. ``full`` trains the rest; ``lora`` adapters of rank 8 on query, value and feed-forward, and the head (in
-the trainer by peft). Whisper is not compared: both engines pad it to its window.
+CTC (Whisper: cross-entropy on letters, with teacher forcing) on --utterances of speechocean762 ($SPEECH_DATA), else on
+noise whose durations are log-normal (median 3.6 s, sigma 0.35: about the corpus's). Random weights; wav2vec 2.0's front
+end frozen; no dropout, masks or layer-drop; AdamW (fused in both), clip 1. ``full`` trains the rest; ``lora`` adapters
+of rank 8 on query, value and feed-forward, and a CTC head (in the trainer by peft).
 
     trainer              --batch utterances drawn at random, padded to the longest: the usual recipe. Its inputs are
                          ready (decoded, normalised; read from .npy), where ours decodes the corpus's files
     trainer, by length   its group_by_length, lengths given, in groups of 50 batches or all there are
-    ours, same batches   our step on the batches of the first row
+    ours, same batches   our step on the batches of the first row; the front end goes in pieces (front_end.py)
     + by duration        dynamic buckets, of the size that gives as many updates in a pass
     + front end stored   the output of the frozen convolutions is read from the store (`features: conv`)
     and checkpointing    each layer's activations are computed again
     and bf16             LoRA: computed in bf16 (so is the trainer's row), the frozen weights held in it
     and both
+
+Whisper pads every utterance to its window, so that lengths don't matter, and has no frozen front end:
+
+    trainer              log-mels by WhisperFeatureExtractor, ready
+    ours, same batches   log-mels computed while reading
+    + log-mel stored
+    + a short window     of the longest utterance, in whole seconds (`bases.<name>.window`): another function of its
+                         input, which has to be fine-tuned, as it is here
+    and checkpointing ... as above
 
 Every row runs in a process of its own: two updates that do not count, then one pass over the same utterances.
 
@@ -27,15 +37,16 @@ Every row runs in a process of its own: two updates that do not count, then one 
     CUDA MB     max_memory_allocated; where there is CUDA, the ratios are of this
     padding %   of what is computed on
     x speed, x MB          against ``trainer``: medians over --rounds of the ratios within a round
-    the same, by length    against ``trainer, by length``
+    the same, by length    against ``trainer, by length`` (and ``bf16``: Whisper's ``trainer, bf16``)
 
 Before anything is timed, loss and gradient norm of one batch are compared: trainer, ours on waveforms, ours on the
-store. Storing costs one pass through the convolutions, whose time stands above the tables. They are a large
-share of a small model's step and so gain more here than in XLS-R 300M.
+store. Storing costs one pass through the convolutions, whose time stands above the tables. They are a large share of a
+small model's step and so gain more here than in XLS-R 300M.
 """
 
 import argparse
 import json
+import math
 import statistics
 import sys
 import tempfile
@@ -47,16 +58,18 @@ import torch
 
 import speech
 import timing
-from engines import BETAS, DECAY, LR, WARM, batches_of, hf_trainer, our_stepper, prepare
+from engines import BETAS, DECAY, LR, WARM, batches_of, hf_trainer, inputs, is_whisper, our_stepper, prepare
 
 BF16 = {"precision": "bf16", "frozen_dtype": "bf16"}
 CHECKPOINTS = {"gradient_checkpointing": True}
-# engine, batches, stored front end, further settings
-ROWS = {
+# engine, batches, read from the store, further settings
+TRAINER = {
     "trainer": ("trainer", "random", False, {}),
     "trainer, by length": ("trainer", "length", False, {}),
     "trainer, by length, checkpointing": ("trainer", "length", False, CHECKPOINTS),
     "trainer, by length, bf16": ("trainer", "length", False, {"bf16": True}),
+}
+WAV2VEC2 = TRAINER | {
     "ours, same batches": ("ours", "random", False, {}),
     "+ by duration": ("ours", "duration", False, {}),
     "+ front end stored": ("ours", "duration", True, {}),
@@ -64,17 +77,32 @@ ROWS = {
     "and bf16": ("ours", "duration", True, BF16),
     "and both": ("ours", "duration", True, BF16 | CHECKPOINTS),
 }
-LORA_ALONE = ("trainer, by length, bf16", "and bf16", "and both")
+SHORT = {"window": True}
+WHISPER = {
+    "trainer": TRAINER["trainer"],
+    "trainer, checkpointing": ("trainer", "random", False, CHECKPOINTS),
+    "trainer, bf16": ("trainer", "random", False, {"bf16": True}),
+    "ours, same batches": ("ours", "random", False, {}),
+    "+ log-mel stored": ("ours", "random", True, {}),
+    "+ a short window": ("ours", "random", True, SHORT),
+    "and checkpointing": ("ours", "random", True, SHORT | CHECKPOINTS),
+    "and bf16": ("ours", "random", True, SHORT | BF16),
+    "and both": ("ours", "random", True, SHORT | BF16 | CHECKPOINTS),
+}
+LORA_ALONE = ("trainer, by length, bf16", "trainer, bf16", "and bf16", "and both")
+
+
+def rows_for(preset):
+    return WHISPER if is_whisper(preset) else WAV2VEC2
 
 
 def measure(a):
     """One row in this process: seconds and bytes of a pass, its padding and updates."""
     from lowrank_speech.features.batches import Loader
-    from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.features.kept import ListedCuts
     from lowrank_speech.features.store import load_cuts
 
-    engine, kind, stored, settings = ROWS[a.row]
+    engine, kind, stored, settings = rows_for(a.preset)[a.row]
     folder, lora, clock = Path(a.folder), a.method == "lora", speech.Clock(a.device)
     durations = [cut.duration for cut in load_cuts(folder / "waveform.jsonl.gz")]
     numbers = batches_of(kind, durations, a.batch, a.seed)
@@ -83,15 +111,20 @@ def measure(a):
         order = [i for batch in warm + numbers for i in batch]
         hf_trainer(a, folder, lora, order, clock, **settings).train()
     else:
+        if "window" in settings:
+            settings = settings | {"window": math.ceil(max(durations))}
         stepper = our_stepper(a, lora, **settings)
-        cuts = ListedCuts(load_cuts(folder / f"{'conv' if stored else 'waveform'}.jsonl.gz"))
-        loader, updates = Loader(Inputs("waveform"), workers=a.workers), WARM + len(numbers)
+        cuts = ListedCuts(load_cuts(folder / f"{'stored' if stored else 'waveform'}.jsonl.gz"))
+        loader, updates = Loader(inputs(a.preset), workers=a.workers), WARM + len(numbers)
         for batch in loader.load(cuts, ((batch, True) for batch in warm + numbers)):
             stepper.step([batch], updates)
             if stepper.steps == WARM:
                 clock.begin()
         clock.end()
-    computed = sum(max(durations[i] for i in batch) * len(batch) for batch in numbers)
+    if is_whisper(a.preset):
+        computed = settings.get("window", 30) * len(durations)
+    else:
+        computed = sum(max(durations[i] for i in batch) * len(batch) for batch in numbers)
     spoken = sum(durations)
     found = {
         "speed": spoken / clock.seconds,
@@ -105,23 +138,25 @@ def measure(a):
 def agreement(a):
     """Fails where the loss or the gradient's norm of one batch in float32 is not the trainer's. A line about AdamW."""
     from lowrank_speech.features.batches import Loader
-    from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.features.store import load_cuts
 
     a.precision, folder, size = "fp32", Path(a.folder), min(4, a.batch)
     trainer = hf_trainer(a, folder, False, None, None)
-    trainer.model.config.ctc_loss_reduction = "sum"
+    if not is_whisper(a.preset):
+        trainer.model.config.ctc_loss_reduction = "sum"
     items = [trainer.train_dataset[i] for i in range(size)]
     loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(items)))
     loss.backward()
     found = [(loss.item(), norm(trainer.model.parameters()))]
     del trainer, loss
     stepper = our_stepper(a, False)
-    for kind in ("waveform", "conv"):
+    for kind in ("waveform", "stored"):
         cuts = list(load_cuts(folder / f"{kind}.jsonl.gz"))[:size]
-        losses = stepper.losses(Loader(Inputs("waveform")).collate(cuts))
-        (losses.total * losses.units).backward()
-        found.append((losses.task_sum, norm(stepper.parameters)))
+        losses = stepper.losses(Loader(inputs(a.preset)).collate(cuts))
+        # Of CTC the trainer's is the mean over utterances of each one's mean per label, so compare sums.
+        scale = 1 if is_whisper(a.preset) else losses.units
+        (losses.total * scale).backward()
+        found.append((losses.task_sum * scale / losses.units, norm(stepper.parameters)))
         stepper.optimiser.zero_grad()
     for ours in found[1:]:
         if not np.allclose(ours, found[0], rtol=1e-4 if a.device == "cpu" else 1e-3):
@@ -157,8 +192,10 @@ def rows_of(rounds):
             "updates": one["updates"],
         }
         memory = "cuda" if one["cuda"] else "rss"
-        for base, of in (("trainer", ""), ("trainer, by length", ", by length")):
+        for base, of in (("trainer", ""), ("trainer, by length", ", by length"), ("trainer, bf16", ", bf16")):
             there = base in rounds[0]
+            if not there and of:
+                continue
             row[f"x speed{of}"] = median("speed", base) if there else None
             row[f"x MB{of}"] = median(memory, base) if there else None
         rows.append(row)
@@ -167,11 +204,11 @@ def rows_of(rounds):
 
 def main():
     parser = timing.options(__doc__, rounds=1)
-    parser.add_argument("--preset", default="small", help="small (44 M, default), tiny, or e.g. xls-r-300m")
+    parser.add_argument("--preset", default="small", help="small (44 M, default), or e.g. xls-r-300m, whisper-small")
     parser.add_argument(
         "--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"], help="default: both"
     )
-    parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help="default: all")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all")
     parser.add_argument("--utterances", type=int, default=48, help="default: 48")
     parser.add_argument("--batch", type=int, default=8, help="the trainer's utterances in a batch; default: 8")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
@@ -185,11 +222,14 @@ def main():
         return
     if arguments.utterances < WARM * arguments.batch:
         parser.error(f"--utterances: at least {WARM * arguments.batch}, for {WARM} updates before the pass")
+    known = rows_for(arguments.preset)
+    if unknown := set(arguments.rows or ()) - set(known):
+        parser.error(f"--rows: {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(map(repr, known))}")
     with tempfile.TemporaryDirectory() as folder:
         print(prepare(arguments, Path(folder)), flush=True)
         print(speech.own_process(__file__, {"row": None, "folder": folder}, arguments), flush=True)
         for method in arguments.methods:
-            chosen = [name for name in arguments.rows or ROWS if method == "lora" or name not in LORA_ALONE]
+            chosen = [name for name in arguments.rows or known if method == "lora" or name not in LORA_ALONE]
             rounds = []
             for seed in range(arguments.rounds):
                 rounds.append({})

@@ -10,11 +10,15 @@ import speech
 
 SHAPES = {
     "small": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048},
+    "tiny-whisper": {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 64, "pad_token_id": 40}
+    | {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    | {"bos_token_id": 40, "eos_token_id": 40, "decoder_start_token_id": 41},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     | {"conv_dim": [16] * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 2},
 }
 NORMS = {"feat_extract_norm": "layer", "conv_bias": True, "do_stable_layer_norm": True}
 LORA_TARGETS = ["q_proj", "v_proj", "intermediate_dense", "output_dense"]
+WHISPER_TARGETS = ["q_proj", "v_proj", "fc1", "fc2"]
 LR, DECAY, BETAS, WARM = 1e-4, 0.01, (0.9, 0.98), 2
 
 
@@ -30,9 +34,25 @@ def lang():
     return Lang("char", tokens, ("en",), Normaliser(NormaliseConfig()), "0" * 64)
 
 
+class Letters:
+    """What the two engines ask of Whisper's tokens; random weights know no others."""
+
+    eot, size = 40, 64
+
+    def prompt(self, language):
+        return [41, 42, 43, 44]
+
+    def encode(self, text):
+        return [1 + i for i in lang().tokens.encode(text)]
+
+
+def is_whisper(preset):
+    return "whisper" in preset
+
+
 def speech_model(preset):
     """The same weights at each call."""
-    from transformers import Wav2Vec2Config
+    from transformers import Wav2Vec2Config, WhisperConfig
 
     from lowrank_speech.models.folder import build, quiet_config
     from lowrank_speech.models.presets import preset_named
@@ -40,7 +60,13 @@ def speech_model(preset):
     from lowrank_speech.models.speech import Meta, SpeechModel
 
     torch.manual_seed(1)
-    shape = SHAPES[preset] | NORMS if preset in SHAPES else preset_named(preset).config
+    shape = dict(SHAPES[preset] if preset in SHAPES else preset_named(preset).config)
+    if is_whisper(preset):
+        model = SpeechModel(build("seq2seq", quiet_config(WhisperConfig(**shape))), Meta("whisper", "seq2seq"))
+        set_dropout(model, 0.0)
+        return model
+    if preset in SHAPES:
+        shape |= NORMS
     config = Wav2Vec2Config(
         **shape | {"vocab_size": lang().tokens.size, "pad_token_id": 0, "ctc_loss_reduction": "mean"}
     )
@@ -50,26 +76,47 @@ def speech_model(preset):
     return SpeechModel(hf, Meta("wav2vec2", "ctc"))
 
 
+def inputs(preset):
+    """What the model eats, from samples."""
+    from lowrank_speech.features.inputs import Inputs
+
+    return Inputs("logmel") if is_whisper(preset) else Inputs("waveform")
+
+
 def prepare(arguments, folder):
-    """What the rows read: cuts, the trainer's inputs, stored front end. A line about it."""
+    """What the rows read: cuts, the trainer's inputs, the store. A line about it."""
     from lhotse import CutSet
 
-    from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.features.store import write_split
 
     cuts, what = speech.utterances(arguments.utterances, folder)
-    model, inputs = speech_model(arguments.preset).to(arguments.device), Inputs("waveform")
+    model, made = speech_model(arguments.preset).to(arguments.device), inputs(arguments.preset)
+    whisper = is_whisper(arguments.preset)
+    if whisper:
+        from transformers import WhisperFeatureExtractor
+
+        extractor = WhisperFeatureExtractor(feature_size=model.config.num_mel_bins)
     for cut in cuts:
-        np.save(folder / f"{cut.id}.npy", inputs(cut).numpy())
+        if whisper:
+            array = extractor(cut.load_audio()[0], sampling_rate=16_000)["input_features"][0]
+        else:
+            array = made(cut).numpy()
+        np.save(folder / f"{cut.id}.npy", array)
     CutSet.from_cuts(cuts).to_file(folder / "waveform.jsonl.gz")
+
+    def stored(cut):
+        x = made(cut)
+        if whisper:
+            return x.numpy()
+        return model.conv_features(x[None].to(arguments.device), torch.tensor([len(x)]))[0].cpu().numpy()
+
     start = time.perf_counter()
     with torch.inference_mode():
-        samples = ((cut, inputs(cut)[None].to(arguments.device)) for cut in cuts)
-        arrays = ((cut, model.conv_features(x, torch.tensor([x.shape[1]]))[0].cpu().numpy()) for cut, x in samples)
-        write_split(arrays, folder / "conv.jsonl.gz", 0.02, "conv")
+        shift, kind = (0.01, "logmel") if whisper else (0.02, "conv")
+        write_split(((cut, stored(cut)) for cut in cuts), folder / "stored.jsonl.gz", shift, kind)
     took, spoken = time.perf_counter() - start, sum(cut.duration for cut in cuts)
     weights = f"{model.parameters_total() / 1e6:.1f} M parameters, {arguments.precision} on {arguments.device}"
-    return f"{len(cuts)} utterances, {spoken:.0f} s ({what}); {weights}; the front end stored in {took:.1f} s"
+    return f"{len(cuts)} utterances, {spoken:.0f} s ({what}); {weights}; {kind} stored in {took:.1f} s"
 
 
 def batches_of(kind, durations, size, seed):
@@ -103,25 +150,33 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
     from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
     from lowrank_speech.features.store import load_cuts
+    from lowrank_speech.training.targets import ctc_targets, seq2seq_targets
 
-    model, tokens = speech_model(arguments.preset).hf, lang()
+    whisper, model = is_whisper(arguments.preset), speech_model(arguments.preset).hf
+    model.config.use_cache = False  # Whisper's: of no use in training
     if lora:
-        config = LoraConfig(r=8, lora_alpha=16, target_modules=LORA_TARGETS, modules_to_save=["lm_head"])
+        targets, heads = (WHISPER_TARGETS, None) if whisper else (LORA_TARGETS, ["lm_head"])
+        config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, modules_to_save=heads)
         model = get_peft_model(model, config)
-    texts = [(c.id, c.supervisions[0].text) for c in load_cuts(folder / "waveform.jsonl.gz")]
-    labels = [(name, tokens.tokens.encode(tokens.normalise(text, "en"))) for name, text in texts]
+    cuts = list(load_cuts(folder / "waveform.jsonl.gz"))
     extractor = Wav2Vec2FeatureExtractor(return_attention_mask=True)
 
     class Items(torch.utils.data.Dataset):
         def __len__(self):
-            return len(labels)
+            return len(cuts)
 
         def __getitem__(self, i):
-            return {"input_values": np.load(folder / f"{labels[i][0]}.npy"), "labels": torch.tensor(labels[i][1])}
+            return {"input": np.load(folder / f"{cuts[i].id}.npy"), "cut": cuts[i]}
 
-    def collate(items):  # as DataCollatorCTCWithPadding of transformers' examples
-        batch = extractor.pad([{"input_values": x["input_values"]} for x in items], padding=True, return_tensors="pt")
-        padded = torch.nn.utils.rnn.pad_sequence([x["labels"] for x in items], batch_first=True, padding_value=-100)
+    def collate(items):  # as the collators of transformers' examples
+        inputs, given = [x["input"] for x in items], [x["cut"] for x in items]
+        if whisper:
+            decoder, labels = seq2seq_targets(given, lang(), Letters())
+            mel = torch.from_numpy(np.stack(inputs))
+            return {"input_features": mel, "decoder_input_ids": decoder, "labels": labels}
+        batch = extractor.pad([{"input_values": x} for x in inputs], padding=True, return_tensors="pt")
+        labels, sizes = ctc_targets(given, lang())
+        padded = torch.nn.utils.rnn.pad_sequence(labels.split(sizes.tolist()), batch_first=True, padding_value=-100)
         return {**batch, "labels": padded}
 
     class Ordered(Trainer):
@@ -145,7 +200,9 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
     return Ordered(model, args, data_collator=collate, train_dataset=Items(), callbacks=[Told()])
 
 
-def our_stepper(arguments, lora, **settings):
+def our_stepper(arguments, lora, window=None, **settings):
+    """Our engine's step; ``window``: Whisper's, in seconds."""
+    from lowrank_speech.models.window import shorten
     from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
@@ -155,6 +212,8 @@ def our_stepper(arguments, lora, **settings):
     from lowrank_speech.training.step import Stepper
 
     model = speech_model(arguments.preset)
+    if window:
+        shorten(model, window)
     freeze_for(model, "lora" if lora else "full", trains_head=True)
     if lora:
         lora_on(model, Lora(rank=8, alpha=16.0))
@@ -165,4 +224,4 @@ def our_stepper(arguments, lora, **settings):
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     model.to(arguments.device).train()
-    return Stepper(model, Objective(model, recipe, lang()), recipe, torch.device(arguments.device), 1)
+    return Stepper(model, Objective(model, recipe, lang(), Letters()), recipe, torch.device(arguments.device), 1)
