@@ -127,10 +127,10 @@ def test_ctc_errors_count_the_edits_of_the_greedy_path(cuts):
     objective = Objective(model, TrainConfig(), lang)
     arguments = (model, batch["features"], batch["lengths"], batch["cuts"])
     total = sum(len(lang.tokens.encode(lang.normalise(text))) for text in TEXTS)
-    assert objective.errors(*arguments) == (total, total, len(TEXTS))  # blanks alone
+    assert objective(*arguments, errors=True).errors == (total, total, len(TEXTS))  # blanks alone
     model.hf.lm_head.bias.data[lang.tokens.ids["a"]] = 1.0  # one "a" each
     having = sum("a" in text.lower() for text in TEXTS)
-    assert objective.errors(*arguments) == (total - having, total, 0)
+    assert objective(*arguments, errors=True).errors == (total - having, total, 0)
 
 
 def test_auxiliary_losses_add_to_the_total_and_not_to_the_tasks_own(cuts):
@@ -287,6 +287,23 @@ def test_patience_ends_a_run_that_gets_no_better(cuts, tmp_path, monkeypatch):
     assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == 4
 
 
+@pytest.mark.parametrize(("errors", "epochs"), [([3] * 9, 3), ([5, 3, 4, 3, 3], 4), ([5, 4, 4, 3, 3, 3], 6)])
+def test_to_be_as_good_again_is_no_better(errors, epochs, cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=60, patience=2))
+    found = iter(errors)
+    monkeypatch.setattr(trainer.objective, "errors", lambda *_: Errors(next(found), 10))
+    trainer.loader.all = lambda *_, **__: [trainer.loader.collate(list(cuts))]
+    assert trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["epochs"] == epochs
+
+
+def test_dev_is_encoded_once(cuts, tmp_path):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=1, batch_seconds=60))
+    passes = []
+    trainer.model.body.encoder.register_forward_hook(lambda module, *_: passes.append(module.training))
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert passes == [True, False]
+
+
 def resumable(folder):
     return Checkpoints(folder).files()
 
@@ -385,8 +402,8 @@ def not_finite(monkeypatch, trainer, which):
     """Make the loss NaN in the steps for which ``which(number)`` holds; the list of weights before each step."""
     seen, real = [], trainer.objective.forward
 
-    def forward(model, features, lengths, cuts):
-        found = real(model, features, lengths, cuts)
+    def forward(model, features, lengths, cuts, **options):
+        found = real(model, features, lengths, cuts, **options)
         if not model.training:
             return found
         seen.append(model.hf.lm_head.weight.detach().clone())
@@ -400,7 +417,7 @@ def test_a_loss_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplo
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=1.0, lr=0.01))
     seen = not_finite(monkeypatch, trainer, lambda number: number == 2)
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert numbers["steps_skipped"] == 1 and "batch skipped" in caplog.text
+    assert numbers["steps_skipped"] == 1 and "step 2: the loss is nan; skipped, with u" in caplog.text
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
     assert all(math.isfinite(row["loss"]) for row in trainer.history)
 
@@ -408,7 +425,7 @@ def test_a_loss_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplo
 def test_too_many_in_a_row_end_the_training_with_advice(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=1.0))
     seen = not_finite(monkeypatch, trainer, lambda number: True)
-    with pytest.raises(UserError, match="not finite in 11 steps in a row: lower lr"):
+    with pytest.raises(UserError, match=r"not finite in 11 steps in a row, the last one with u\d.*: lower lr"):
         trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert len(seen) == MOST_BAD_STEPS + 1 == 11
     assert all(torch.equal(seen[0], weight) for weight in seen)
@@ -422,17 +439,17 @@ def test_bad_steps_with_a_good_one_between_do_not_end_it(cuts, tmp_path, monkeyp
 
 
 def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(cuts, tmp_path):
-    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=5, batch_seconds=1.0, max_steps=4))
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=5, batch_seconds=1.0, max_steps=6))
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert (numbers["steps"], numbers["epochs"]) == (4, 2) and trainer.history[0]["step"] == 3
+    assert (numbers["steps"], numbers["epochs"]) == (6, 2) and trainer.history[0]["step"] == 4
 
 
 def test_a_gradient_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplog):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=1, batch_seconds=0.7, lr=0.01, keep="last"))
     real, seen = trainer.objective.forward, []
 
-    def forward(model, *arguments):
-        found = real(model, *arguments)
+    def forward(model, *arguments, **options):
+        found = real(model, *arguments, **options)
         if model.training:
             seen.append(model.hf.lm_head.weight.detach().clone())
             if len(seen) == 2:  # the loss is finite, its gradient is not
@@ -443,7 +460,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, c
     monkeypatch.setattr(trainer.objective, "forward", forward)
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert numbers["steps_skipped"] == trainer.history[0]["skipped"] == 1
-    assert "step 2: the gradient's norm is nan; batch skipped" in caplog.text
+    assert "step 2: the gradient's norm is nan; skipped, with u" in caplog.text
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
     assert all(torch.isfinite(p).all() for p in trainer.model.hf.parameters())
 
@@ -454,6 +471,13 @@ def test_an_epoch_of_which_every_step_was_skipped_has_no_loss(cuts, tmp_path, mo
     trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(row["loss"] is None, row["skipped"]) for row in rows] == [(True, 1), (False, 0)]
+
+
+def test_a_run_without_a_step_that_counts_is_no_success(cuts, tmp_path, monkeypatch):
+    trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=60))
+    not_finite(monkeypatch, trainer, lambda number: True)
+    with pytest.raises(UserError, match=r"no step of 2 changed the weights: .* look at their recordings"):
+        trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
 
 # --- averages, blanks, and what a person sees
@@ -533,8 +557,8 @@ def test_lines_in_the_log_where_there_is_no_terminal(cuts, tmp_path, monkeypatch
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     trainer_of("ctc", tmp_path, TrainConfig(epochs=1, batch_seconds=0.7)).run(cuts, cuts, tmp_path / "metrics.jsonl")
     lines = [line for line in caplog.messages if line.startswith("step ")]
-    pattern = r"step (\d) of 5, epoch 1, loss \d+\.\d{3}, \d+ s of speech per second, \d\d:\d\d left"
-    assert [re.fullmatch(pattern, line)[1] for line in lines] == ["1", "2", "3", "4", "5"]
+    pattern = r"step (\d) of 6, epoch 1, loss \d+\.\d{3}, \d+ s of speech per second, \d\d:\d\d left"
+    assert [re.fullmatch(pattern, line)[1] for line in lines] == ["1", "2", "3", "4", "5", "6"]
     assert "parameters trained" in caplog.messages[-1]
 
 
@@ -556,14 +580,14 @@ def test_curves_of_a_killed_run_go_on_where_its_state_is(cuts, tmp_path, monkeyp
         return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
     with pytest.raises(KeyboardInterrupt):
-        run(7)  # two steps after the last state
+        run(8)  # two steps after the last state
     trainer, _ = run(None)
     found = EventAccumulator(str(events)).Reload()
-    assert [event.step for event in found.Scalars("step/loss")] == list(range(1, 10))
+    assert [event.step for event in found.Scalars("step/loss")] == list(range(1, 13))
     assert [event.step for event in found.Scalars("epoch/dev_metric")] == [row["step"] for row in trainer.history]
     trainer.checkpoints.clear()
     run(None)  # a new run starts new curves
-    assert len(EventAccumulator(str(events)).Reload().Scalars("step/loss")) == 9
+    assert len(EventAccumulator(str(events)).Reload().Scalars("step/loss")) == 12
 
 
 def test_curves_only_where_asked_for(tmp_path):

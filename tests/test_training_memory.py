@@ -13,7 +13,7 @@ from lowrank_speech.features.kept import numbered
 from lowrank_speech.training import precision as precisions
 from lowrank_speech.training import step
 from lowrank_speech.training.config import SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, explained, largest, rehearse
+from lowrank_speech.training.memory import SavedTensors, explained, rehearse, survey
 from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
 
 
@@ -22,11 +22,13 @@ def of(*seconds):
 
 
 def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_longest_cut():
-    assert largest([[0, 1, 2], [3, 4], [5, 6]], np.array([1, 1, 1, 4, 1, 2, 2])) == [3, 4]
-    assert largest([[0, 1], [2], [3, 4, 5, 6]], np.array([2, 2, 4, 1, 1, 1, 1])) == [2]
+    assert survey([[0, 1, 2], [3, 4], [5, 6]], np.array([1, 1, 1, 4, 1, 2, 2])) == (3, [3, 4])
+    assert survey([[0, 1], [2], [3, 4, 5, 6]], np.array([2, 2, 4, 1, 1, 1, 1])) == (3, [2])
+    # A model with a window pads each utterance to it.
+    assert survey([[0, 1, 2], [3, 4]], np.array([1, 1, 1, 4, 1, 2, 2]), window=5.0) == (2, [0, 1, 2])
     cuts = numbered(drawn_cuts())
     batches = [[cuts[i] for i in batch] for batch in batch_numbers(cuts, 1.0, 1, 0)]
-    found = [cuts[i] for i in largest(batch_numbers(cuts, 1.0, 1, 0), cuts.durations)]
+    found = [cuts[i] for i in survey(batch_numbers(cuts, 1.0, 1, 0), cuts.durations)[1]]
     sizes = [max(c.duration for c in batch) * len(batch) for batch in batches]
     assert len(sizes) > 2 and max(c.duration for c in found) * len(found) == max(sizes)
 

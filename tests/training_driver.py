@@ -39,7 +39,7 @@ RECIPE = {
     "save_minutes": 1e-6,  # after every step
     "device": "cpu",
 }
-FIRST = 5  # steps of the first epoch
+FIRST = 6  # steps of the first epoch
 EVALUATION = 3  # batches of dev
 
 

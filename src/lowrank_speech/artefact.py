@@ -10,6 +10,7 @@ Standard library only; imported by everyone, imports no part of the package.
 
 import contextlib
 import csv
+import glob
 import hashlib
 import importlib.metadata
 import json
@@ -37,7 +38,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffixes stay at the end: soundfile, safetensors and gzip openers look at them.
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
-    _remove(temporary)
+    # What killed runs left: one process at a time makes an artefact.
+    for left in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
+        _remove(left)
     try:
         yield temporary
         if temporary.is_dir():

@@ -92,7 +92,10 @@ def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 def excerpt(path: Path, samples: int, rng: np.random.Generator) -> np.ndarray:
     """``samples`` samples of a recording (its first channel) at 16 kHz from a drawn place, repeated where too short."""
-    info = soundfile.info(path)
+    try:
+        info = soundfile.info(path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"noise.folder: {path} cannot be read ({error}); mend or remove it") from error
     wanted = -(-samples * info.samplerate // RATE)
     start = int(rng.integers(max(1, info.frames - wanted + 1)))
     read = soundfile.read(path, frames=wanted, start=start, dtype="float32", always_2d=True)[0][:, 0]

@@ -12,6 +12,7 @@ where there are some. A batch does not depend on who makes it.
 """
 
 import contextlib
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -126,7 +127,7 @@ class Loader:
             sampler=batches,
             num_workers=self.workers,
             collate_fn=_as_it_is,
-            worker_init_fn=workers.start_worker,
+            worker_init_fn=partial(workers.start_worker, training=os.getpid()),
             multiprocessing_context=workers.context(),
             generator=torch.Generator(),
         )
@@ -199,10 +200,29 @@ def batch_numbers(
 ) -> Iterator[list[int]]:
     """The batches of one epoch as lists of the cuts' numbers: Lhotse's dynamic buckets by duration.
 
-    Order and batches are drawn from ``seed`` and ``epoch`` alone. A batch is full when one more cut as long as its
-    longest would exceed ``batch_seconds``; the cut that fills it may be longer than those before, within its bucket.
-    With ``quadratic_seconds`` q a cut of d seconds counts as d + d² / q: long cuts come in smaller batches.
+    Order and batches are drawn from ``seed`` and ``epoch`` alone. The longest cut times the number of cuts is at most
+    ``batch_seconds``, but for a cut that is longer alone: where the one that fills Lhotse's batch is so much longer
+    than the others that it does not fit, it comes later, with others of its kind. With ``quadratic_seconds`` q a cut
+    of d seconds counts as d + d² / q: long cuts come in smaller batches.
     """
+    sizes = cuts.durations if quadratic_seconds is None else cuts.durations + cuts.durations**2 / quadratic_seconds
+    late: list[int] = []
+    for batch in _lhotses(cuts, batch_seconds, seed, epoch, quadratic_seconds):
+        if len(batch) > 1 and len(batch) * sizes[batch].max() > batch_seconds:
+            late.append(batch.pop())
+        yield batch
+        full = len(late) > 1 and len(late) * sizes[late].max() > batch_seconds
+        if full:
+            yield late[:-1]
+            late = late[-1:]
+    if late:
+        yield late
+
+
+def _lhotses(
+    cuts: KeptCuts | ListedCuts, batch_seconds: float, seed: int, epoch: int, quadratic_seconds: float | None
+) -> Iterator[list[int]]:
+    """The batches that Lhotse's sampler makes; only the last cut of one may be too long for it."""
     if len(cuts) < 2:  # Lhotse makes no single bucket
         yield from [[0]] * len(cuts)
         return
@@ -210,16 +230,31 @@ def batch_numbers(
         _Lengths(cuts.durations, seed, epoch),
         max_duration=batch_seconds,
         quadratic_duration=quadratic_seconds,
-        num_buckets=min(10, max(2, len(cuts) // 20)),
+        duration_bins=bucket_bounds(cuts.durations),
         buffer_size=BUFFER,
         shuffle=True,
-        seed=seed,
+        seed=1000 * seed,  # to which Lhotse adds the epoch
         rank=0,
         world_size=1,
     )
     sampler.set_epoch(epoch)
     for batch in sampler:
         yield [length.number for length in batch]
+
+
+def bucket_bounds(durations: np.ndarray) -> list[float]:
+    """Seconds at which the next of up to ten buckets begins, in rising order; each holds an equal share of the speech.
+
+    Lhotse would estimate them from the first 10,000 cuts, which may all be of one kind.
+    """
+    ordered, bounds, begin = np.sort(durations), [], 0.0
+    total = np.cumsum(ordered)
+    share = total[-1] / min(10, max(2, len(durations) // 20))
+    # As lhotse's estimate_duration_buckets: a bucket ends when it has more than its share.
+    while (last := int(np.searchsorted(total, begin + share, side="right"))) + 1 < len(ordered):
+        bounds.append(float(ordered[last + 1]))
+        begin = total[last]
+    return bounds
 
 
 def longest_first(cuts: KeptCuts | ListedCuts, batch_seconds: float) -> Iterator[list[int]]:

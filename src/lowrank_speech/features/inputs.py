@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lhotse.audio.utils import AudioLoadingError
 from torch import Tensor
 
 from lowrank_speech.errors import UserError
@@ -28,7 +29,15 @@ class Inputs:
 
     def __call__(self, cut: Any, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The input for a cut, whose samples ``change`` may alter; UserError with its id where it is too short."""
-        audio = torch.from_numpy(np.ascontiguousarray(cut.load_audio()[0], dtype=np.float32))
+        try:
+            audio = torch.from_numpy(np.ascontiguousarray(cut.load_audio()[0], dtype=np.float32))
+        except (AudioLoadingError, OSError, RuntimeError) as error:
+            sources = ", ".join(source.source for source in cut.recording.sources)
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            raise UserError(
+                f"utterance {cut.id}: {sources} cannot be read ({reason}); put the file back, or take the utterance "
+                f"out of the corpus"
+            ) from error
         try:
             return self.of(audio if change is None else change(audio))
         except ValueError as error:

@@ -3,8 +3,10 @@
 import atexit
 import contextlib
 import multiprocessing
+import os
 import signal
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from multiprocessing import connection, forkserver, resource_tracker
@@ -18,15 +20,28 @@ from torch.utils.data import DataLoader
 from lowrank_speech.errors import UserError
 
 # Schedulers and terminals signal all processes of a job; the training decides when its workers end.
+SECONDS_BETWEEN_LOOKS = 2.0
 LEFT_TO_TRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _workers: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()
 
 
-def start_worker(_: int) -> None:
-    """What a worker does first."""
+def start_worker(_: int, training: int) -> None:
+    """What a worker of the process ``training`` does first."""
     close_cached_file_handles()  # a forked HDF5 handle would share its position with the parent
     for number in LEFT_TO_TRAINING:
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(training,), daemon=True).start()
+
+
+def _end_with(training: int) -> None:
+    """End this process when ``training`` is gone: torch looks at the parent, which is the fork server where there is
+    one, and that waits for its workers."""
+    while True:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+        try:
+            os.kill(training, 0)
+        except ProcessLookupError:
+            os._exit(1)
 
 
 def batches_of(loader: DataLoader) -> Iterator[Any]:

@@ -3,6 +3,7 @@
 B batch, F frames, C mel bands, D hidden size.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -52,8 +53,8 @@ def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
 def pad_mel(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
     """Log-mel (B, F, C), padded to the model's window with each utterance's floor: -> (B, C, window).
 
-    Whisper's features are clipped at 8 below the utterance's log10 maximum, then (x + 4) / 4: silence is the maximum
-    minus 2, which is what WhisperFeatureExtractor yields for the zeros it appends.
+    Whisper's features are log10 of at least 1e-10, clipped at 8 below the utterance's maximum, then (x + 4) / 4: the
+    zeros that WhisperFeatureExtractor appends become the maximum minus 2, and never less than -1.5.
     """
     batch, frames, bands = features.shape
     size, longest = window(model), int(lengths.max())
@@ -64,6 +65,7 @@ def pad_mel(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
         )
     valid = torch.arange(frames, device=features.device)[None, :] < lengths[:, None]
     floor = features.masked_fill(~valid[..., None], float("-inf")).amax(dim=(1, 2)) - 2.0
+    floor = floor.clamp(min=(math.log10(1e-10) + 4) / 4)
     padded = floor[:, None, None].expand(batch, size, bands).clone()
     keep = min(frames, size)
     padded[:, :keep] = torch.where(valid[:, :keep, None], features[:, :keep], padded[:, :keep])

@@ -7,6 +7,7 @@ reads it, and unknown keys end the run.
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -136,7 +137,22 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
     except Stopped as stop:
         log.info("%s", stop)
         return STOPPED
+    except Exception as error:
+        if not _no_room(error):
+            raise
+        log.error("no room to write: %s; make room there and run again", " ".join(str(error).split()))
+        log.debug("where it came from", exc_info=True)
+        return 2
     return 0
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether a disk, a quota or a limit on files is what ``error`` is about."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if isinstance(error, OSError):
+        return error.errno in full
+    # safetensors raises its own, with the number in the text.
+    return type(error).__name__ == "SafetensorError" and any(f"os error {number})" in str(error) for number in full)
 
 
 def main(stage: str, doc: str | None, add: Callable, body: Callable, argv: Sequence[str] | None = None) -> int:

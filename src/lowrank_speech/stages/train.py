@@ -158,9 +158,11 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     if any(p.requires_grad for p in model.hf.parameters()):
         objective = Objective(model, config.training, setup.lang, setup.tokens, setup.labels)
         inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
-        read = [arguments.train_cuts, arguments.dev_cuts, arguments.model / "model.safetensors"]
-        read += [arguments.lang] if config.task.type == "asr" else []
-        identity = canonical_json(cfg) + "".join(map(sha256, read))
+        read = [arguments.train_cuts, arguments.dev_cuts]
+        read += [arguments.model / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
+        if config.task.type == "asr":  # its manifest notes the time that it took
+            read += sorted(path for path in arguments.lang.iterdir() if path.name != "lang.json")
+        identity = canonical_json(cfg) + "".join(sha256(path) for path in read if path.exists())
         key = hashlib.sha256(identity.encode()).hexdigest()
         loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
         events = events_folder(config.training, arguments.tensorboard)

@@ -92,13 +92,15 @@ class _Hashed:
         self.error: OSError | None = None
 
     def write(self, data: bytes) -> int:
+        left = memoryview(data).cast("B")
         try:
-            written = self.file.write(data)
+            while len(left):  # a file without a buffer may take a part; torch looks at no count
+                left = left[self.file.write(left) :]
         except OSError as error:
             self.error = self.error or error
             raise
         self.hash.update(data)
-        return written
+        return len(data)
 
     def flush(self) -> None:
         self.file.flush()

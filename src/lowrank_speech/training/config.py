@@ -1,5 +1,7 @@
 """The training recipe's settings. Defaults are those of a fine-tuning of a pretrained model."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +18,11 @@ class SpecAugment:
     time_share: float = 0.1
     feature_masks: int = 2
     feature_width: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("time_masks", "time_width", "feature_masks", "feature_width"):
+            _check(name, getattr(self, name), lambda x: x >= 0, "0 or more")
+        _check("time_share", self.time_share, lambda x: 0 <= x <= 1, "in [0, 1]")
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,12 @@ class Reverberation:
         _check_range("direct", self.direct)
         if self.rt60[0] <= 0:
             raise ValueError(f"rt60 is {self.rt60[0]}: it must be positive")
+
+
+def _check(name: str, value: float | None, holds: Callable[[float], bool], what: str) -> None:
+    # Of NaN nothing holds.
+    if value is not None and not (holds(value) and math.isfinite(value)):
+        raise ValueError(f"{name} is {value}: it must be {what}")
 
 
 def _check_range(name: str, values: tuple[float, ...]) -> None:
@@ -151,33 +164,31 @@ class TrainConfig:
     dry_run: bool | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_seconds <= 0:
-            raise ValueError(f"epochs ({self.epochs}) and batch_seconds ({self.batch_seconds}) must be positive")
-        if self.accumulate < 1 or self.processes < 1:
-            raise ValueError(f"accumulate ({self.accumulate}) and processes ({self.processes}) must be 1 or more")
+        for name in ("batch_seconds", "lr", "head_lr", "clip", "save_minutes", "quadratic_seconds"):
+            _check(name, getattr(self, name), lambda x: x > 0, "positive")
+        for name in ("epochs", "max_steps", "accumulate", "processes", "evaluate_every", "patience", "average"):
+            _check(name, getattr(self, name), lambda x: x >= 1, "1 or more")
+        for name in ("blank_patience", "compile_buckets"):
+            _check(name, getattr(self, name), lambda x: x >= 1, "1 or more")
+        for name in ("workers", "freeze_encoder_steps", "weight_decay", "ctc_weight", "language_weight"):
+            _check(name, getattr(self, name), lambda x: x >= 0, "0 or more")
+        for name in ("warmup", "hold", "final"):
+            _check(name, getattr(self, name), lambda x: 0 <= x <= 1, "in [0, 1]")
+        for name in ("dropout", "label_smoothing"):
+            _check(name, getattr(self, name), lambda x: 0 <= x < 1, "in [0, 1)")
         if self.frozen_dtype not in ("fp32", self.precision):
             raise ValueError(
                 f"frozen_dtype is {self.frozen_dtype}, precision {self.precision}: frozen weights are held in fp32 or "
                 f"in what is computed in; set precision: {self.frozen_dtype}"
             )
-        if not 0 <= self.warmup + self.hold <= 1:
+        if self.warmup + self.hold > 1:
             raise ValueError(
                 f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"
             )
-        if self.workers < 0:
-            raise ValueError(f"workers is {self.workers}: give 0 (read in the main process) or more")
-        if self.quadratic_seconds is not None and self.quadratic_seconds <= 0:
-            raise ValueError(f"quadratic_seconds is {self.quadratic_seconds}: it must be positive, or null")
-        if any(factor <= 0 for factor in self.speed):
+        if any(not factor > 0 for factor in self.speed):
             raise ValueError(f"speed is {list(self.speed)}: factors must be positive, such as [0.9, 1.0, 1.1]")
         if self.compile_buckets is not None and not self.compile:
             raise ValueError("compile_buckets is given, and compile is false: set compile: true, or remove it")
-        for name in ("average", "blank_patience", "compile_buckets"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be 1 or more, or null")
-        for name in ("lr", "head_lr", "save_minutes"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be positive")
 
     @property
     def changes_samples(self) -> bool:

@@ -9,7 +9,10 @@ with equal weight; losses here are means per label, so a batch has the weight of
 the forward pass of one module, of which a task here calls several methods.
 """
 
+import ctypes
 import os
+import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
@@ -29,6 +32,16 @@ def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM when the process that started this one, torchrun, is gone (Linux).
+
+    Else processes whose torchrun was killed would go on, and save into the folder of the run that takes their place.
+    """
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 class Ranks:
     """One of ``world`` processes, number ``rank``; by default the only one, for which nothing is sent."""
 
@@ -46,8 +59,15 @@ class Ranks:
             )
         if world == 1:
             return cls()
+        end_with_parent()
         if device.type == "cuda":
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+            if number >= there:
+                raise UserError(
+                    f"training.processes: process {number + 1} on this machine finds {there} GPU(s), one for each "
+                    f"process: set processes: {there}, or device: cpu"
+                )
+            torch.cuda.set_device(number)
         else:  # the cores are shared
             torch.set_num_threads(max(1, torch.get_num_threads() // world))
         if not dist.is_initialized():

@@ -42,8 +42,8 @@ def evaluate(
     for batch in batches:
         features, lengths = batch["features"].to(device), batch["lengths"].to(device)
         with explained(batch, config), autocast(config.frozen_dtype, device):
-            found = objective(model, features, lengths, batch["cuts"])
-            wrong = objective.errors(model, features, lengths, batch["cuts"])
+            found = objective(model, features, lengths, batch["cuts"], errors=True)
+        wrong = found.errors
         loss, loss_units = loss + found.task_sum, loss_units + found.units
         errors, units, blank = errors + wrong.errors, units + wrong.units, blank + wrong.blank
         utterances += len(batch["cuts"])

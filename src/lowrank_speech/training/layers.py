@@ -52,8 +52,8 @@ def compile_layers(model: SpeechModel, static: bool = False, backend: str | Call
                 f"training.compile: torch.compile needs a C++ compiler, and {' and '.join(wanted)} "
                 f"{'are' if len(wanted) > 1 else 'is'} not to be found: install one, or set compile: false"
             )
-    if static:  # torch goes on without compiling after 8 lengths by default
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
+    # By default torch gives up after 8 graphs; layers whose adapters or frozen weights differ need one each.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     encoder = {id(m) for name, m in model.body.named_modules() if "decoder" not in name.split(".")}
     for layer in encoder_and_decoder_layers(model):
         if static and id(layer) in encoder:

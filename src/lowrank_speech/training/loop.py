@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import Stopped, UserError
-from lowrank_speech.features.batches import Cuts, Loader, batch_numbers
+from lowrank_speech.features.batches import BUFFER, Cuts, Loader, batch_numbers
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
@@ -33,7 +34,7 @@ from lowrank_speech.training.cost import cost
 from lowrank_speech.training.distributed import Ranks, grouped
 from lowrank_speech.training.evaluate import Dev, evaluate
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers, length_buckets
-from lowrank_speech.training.memory import largest, rehearse, same_draws
+from lowrank_speech.training.memory import rehearse, same_draws, survey
 from lowrank_speech.training.objective import Objective
 from lowrank_speech.training.precision import DTYPES, FrozenWeights
 from lowrank_speech.training.precision import check as check_precision
@@ -125,9 +126,7 @@ class Trainer:
         """
         train, dev = numbered(train), numbered(dev)
         seconds = float(train.durations.sum())
-        batches = sum(1 for _ in batch_numbers(train, *self._batching(0)))  # reads no cut
-        per_epoch = -(-batches // (self.config.accumulate * self.ranks.world))
-        steps = min(per_epoch * self.config.epochs, self.config.max_steps or per_epoch * self.config.epochs)
+        steps = self._count(train)
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
         )
@@ -142,7 +141,7 @@ class Trainer:
         self.progress = Progress(steps, self.step, shown=first)
         self.curves = Curves(self.events if first else None, self.step)
         self.last_save = time.monotonic()
-        with Signals() as self.signals:
+        with Signals() as self.signals, logging_redirect_tqdm():
             try:
                 # Inside an epoch there may be no step left, but its end.
                 while self.epoch < self.config.epochs and (
@@ -158,6 +157,11 @@ class Trainer:
             finally:
                 self.progress.close()
                 self.curves.close()
+            if not any(row["loss"] is not None for row in self.history):
+                raise UserError(
+                    f"no step of {self.step} changed the weights: every loss or gradient was not finite; the lines "
+                    f"above name utterances: look at their recordings, or lower lr and head_lr"
+                )
             metric = self._choose(dev)
         self.model.eval()
         numbers = cost(self, metric)
@@ -171,14 +175,30 @@ class Trainer:
         self.ranks.stop()
         return numbers
 
+    def _count(self, train: KeptCuts | ListedCuts) -> int:
+        """The steps of the run; notes the largest batch (numbers of cuts). Reads no cut."""
+        together = self.config.accumulate * self.ranks.world
+        # Epochs differ by some batches. Of a long corpus the first one stands for all: counting takes its time.
+        counted = self.config.epochs if len(train) <= BUFFER else 1
+        steps, candidates = 0, []
+        for epoch in range(counted):
+            batches, largest = survey(
+                batch_numbers(train, *self._batching(epoch)), train.durations, self.model.window_seconds
+            )
+            steps += -(-batches // together)
+            candidates.append(largest)
+        _, self.largest = survey(candidates, train.durations, self.model.window_seconds)
+        return min(steps * self.config.epochs // counted, self.config.max_steps or math.inf)
+
     def _batching(self, epoch: int) -> tuple[float, int, int, float | None]:
-        return self.config.batch_seconds, self.seed, epoch, self.config.quadratic_seconds
+        # As long as the slowest speed makes them, batches must fit.
+        seconds = self.config.batch_seconds * min((1.0, *self.config.speed))
+        return seconds, self.seed, epoch, self.config.quadratic_seconds
 
     def _rehearse(self, train: KeptCuts | ListedCuts) -> None:
-        """The largest batch of the first epoch, forward and back, without an update."""
-        numbers = largest(batch_numbers(train, *self._batching(0)), train.durations)
+        """The largest batch, forward and back, without an update."""
         with same_draws():
-            batch = self.loader.collate([train[i] for i in numbers], (self.seed, 0))
+            batch = self.loader.collate([train[i] for i in self.largest], (self.seed, 0))
         self.activations = rehearse(self.stepper, batch)
 
     def _epoch(self, train: Cuts, steps: int) -> None:
@@ -276,7 +296,7 @@ class Trainer:
         if self.config.patience is None:
             return False
         dev = [row["dev_metric"] for row in self.history if "dev_metric" in row]
-        return len(dev) > self.config.patience and min(dev[-self.config.patience :]) > self.best_metric
+        return bool(dev) and len(dev) - 1 - dev.index(min(dev)) >= self.config.patience
 
     def _choose(self, dev: Cuts) -> float | None:
         """Put the weights that are the result into the model; their dev metric."""

@@ -57,14 +57,18 @@ def _advice(config: TrainConfig) -> str:
 # -- the rehearsal -----------------------------------------------------------------------------------------------------
 
 
-def largest(batches: Iterable[list[int]], durations: np.ndarray) -> list[int]:
-    """The batch (numbers of cuts) with most seconds, padding included; of equal ones that with the longest cut."""
-
-    def size(batch: list[int]) -> tuple[float, float]:
+def survey(batches: Iterable[list[int]], durations: np.ndarray, window: float | None = None) -> tuple[int, list[int]]:
+    """How many batches (numbers of cuts) there are, and which has most seconds, padding included; of equal ones that
+    with the longest cut. ``window``: seconds to which a model pads every utterance.
+    """
+    count, largest, most = 0, [], (0.0, 0.0)
+    for batch in batches:
         longest = float(durations[batch].max())
-        return longest * len(batch), longest
-
-    return max(batches, key=size)
+        size = max(longest, window or 0.0) * len(batch), longest
+        count += 1
+        if size > most:
+            largest, most = batch, size
+    return count, largest
 
 
 @contextlib.contextmanager
@@ -97,7 +101,7 @@ def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
         explained(batch, stepper.config),
         compiling(stepper.config.compile),
     ):
-        stand_in = [] if stepper.optimiser.state else [torch.empty_like(p) for p in stepper.parameters for _ in "mv"]
+        stand_in = [] if stepper.optimiser.state else room_for_state(stepper.parameters, stepper.config)
         with kept:
             total = stepper.losses(batch).total
         total.backward()
@@ -106,6 +110,14 @@ def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
     stepper.model.train(was_training)
     log.info("%s fits: its activations are %.1f MB", described(batch["cuts"]), kept.bytes / 1e6)
     return kept.bytes
+
+
+def room_for_state(parameters: Iterable[Tensor], config: TrainConfig) -> list[Tensor]:
+    """Empty tensors as large as the optimiser's state for ``parameters``; SGD's momentum is counted as AdamW's."""
+    # bitsandbytes keeps what has fewer elements than that in float32.
+    eight = config.optimiser == "adamw8bit"
+    types = {p: torch.uint8 if eight and p.numel() >= 4096 else p.dtype for p in parameters}
+    return [torch.empty_like(p, dtype=dtype) for p, dtype in types.items() for _ in "mv"]
 
 
 # -- bytes -------------------------------------------------------------------------------------------------------------

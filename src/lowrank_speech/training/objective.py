@@ -33,6 +33,7 @@ class Losses:
 
     ``impossible``: utterances left out of the CTC, because their target needs more frames than they have. ``terms``:
     what ``total`` is the sum of, each with its weight, its mean over the batch, and the number of units in that mean.
+    ``errors``: the dev metric's numbers, where they were asked for.
     """
 
     total: Tensor
@@ -40,6 +41,7 @@ class Losses:
     units: int
     impossible: int = 0
     terms: tuple[tuple[float, Tensor, int], ...] = ()
+    errors: "Errors | None" = None
 
     def share(self, whole: Sequence[int]) -> Tensor:
         """This batch's part of the ``total`` over several batches, whose terms have ``whole`` units together.
@@ -87,17 +89,25 @@ class Objective(nn.Module):
         """How many terms the loss is the sum of."""
         return 1 + (self.aux_ctc is not None) + (self.aux_language is not None)
 
-    def forward(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> Losses:
-        """Loss of one batch: features and lengths as in ``batches``, on the model's device."""
-        device, impossible = features.device, 0
+    def forward(
+        self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any], errors: bool = False
+    ) -> Losses:
+        """Loss of one batch, and with ``errors`` the dev metric's numbers of the same pass.
+
+        Features and lengths as in ``batches``, on the model's device.
+        """
+        device, impossible, wrong = features.device, 0, None
         if self.task == "classify":
             logits = model.class_logits(features, lengths).float()
             targets = class_targets(cuts, self.labels).to(device)
             loss = F.cross_entropy(logits, targets, label_smoothing=self.config.label_smoothing)
-            return Losses(loss, loss.item() * len(cuts), len(cuts), terms=((1.0, loss, len(cuts)),))
+            wrong = self.errors(logits, targets, cuts) if errors else None
+            return Losses(loss, loss.item() * len(cuts), len(cuts), terms=((1.0, loss, len(cuts)),), errors=wrong)
         if self.task == "ctc":
             states, frames = model.states(features, lengths)
-            loss, units, impossible = self._ctc(model.hf.lm_head(model.hf.dropout(states)), frames, cuts)
+            logits = model.hf.lm_head(model.hf.dropout(states))
+            loss, units, impossible = self._ctc(logits, frames, cuts)
+            wrong = self.errors(logits, frames, cuts) if errors else None
         else:
             inputs, labels = (t.to(device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
             logits, states, frames = model.seq2seq_logits(features, lengths, inputs)
@@ -108,6 +118,7 @@ class Objective(nn.Module):
                 label_smoothing=self.config.label_smoothing,
             )
             units = int((labels != IGNORE).sum())
+            wrong = self.errors(logits, labels, cuts) if errors else None
         total, terms = loss, [(1.0, loss, units)]
         if self.aux_ctc is not None:
             auxiliary, labelled, impossible = self._ctc(self.aux_ctc(states), frames, cuts)
@@ -120,7 +131,7 @@ class Objective(nn.Module):
             auxiliary = F.cross_entropy(self.aux_language(pooled).float(), targets)
             total = total + self.config.language_weight * auxiliary
             terms.append((self.config.language_weight, auxiliary, len(cuts)))
-        return Losses(total, loss.item() * units, units, impossible, tuple(terms))
+        return Losses(total, loss.item() * units, units, impossible, tuple(terms), wrong)
 
     def units(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
         """The units of each term of a batch's loss, in the order of ``Losses.terms``, before anything is computed."""
@@ -136,31 +147,24 @@ class Objective(nn.Module):
         return [*found, len(cuts)] if self.aux_language is not None else found
 
     def _ctc(self, logits: Tensor, frames: Tensor, cuts: Sequence[Any]) -> tuple[Tensor, int, int]:
-        """Loss per label of the possible targets, their labels, and the number of impossible targets."""
+        """Loss per label of the possible targets, their labels (0: none is possible), and how many are impossible."""
         labels, sizes = ctc_targets(cuts, self.lang)
         try:
             losses, possible = self.ctc(logits, frames, labels, sizes)
         except ValueError as error:
             raise UserError(f"{error}; the batch: {', '.join(cut.id for cut in cuts)}") from error
-        units = max(int(sizes[possible].sum()), 1)
-        return losses.sum() / units, units, int((~possible).sum())
+        units = int(sizes[possible].sum())
+        return losses.sum() / max(units, 1), units, int((~possible).sum())
 
-    @torch.no_grad()
-    def errors(self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any]) -> Errors:
-        """The dev metric's numbers on one batch."""
-        if self.task == "classify":
-            guess = model.class_logits(features, lengths).argmax(-1).cpu()
-            return Errors(int((guess != class_targets(cuts, self.labels)).sum()), len(cuts))
-        if self.task == "seq2seq":
-            inputs, labels = (t.to(features.device) for t in seq2seq_targets(cuts, self.lang, self.tokens))
-            guess = model.seq2seq_logits(features, lengths, inputs)[0].argmax(-1)
-            learnt = labels != IGNORE
-            return Errors(int(((guess != labels) & learnt).sum()), int(learnt.sum()))
-        logits, frames = model.ctc_logits(features, lengths)
+    def errors(self, logits: Tensor, given: Tensor, cuts: Sequence[Any]) -> Errors:
+        """The dev metric's numbers from a batch's logits. ``given``: targets, or for CTC the lengths of the rows."""
         best = logits.argmax(-1).cpu()
+        if self.task != "ctc":
+            learnt = given.cpu() != IGNORE
+            return Errors(int(((best != given.cpu()) & learnt).sum()), int(learnt.sum()))
         labels, sizes = ctc_targets(cuts, self.lang)
         errors = blank = 0
-        for row, n, target in zip(best, frames.tolist(), labels.split(sizes.tolist()), strict=True):
+        for row, n, target in zip(best, given.tolist(), labels.split(sizes.tolist()), strict=True):
             path = torch.unique_consecutive(row[:n])
             hypothesis = path[path != 0].tolist()
             errors += edit_distance(hypothesis, target.tolist())["total"]

@@ -4,7 +4,6 @@ Kaldi trains TDNN-F by SGD, which its semi-orthogonal update was made for; AdamW
 size whatever the size of the gradient (k2-fsa/snowfall#74 reports that the update fights it).
 """
 
-from collections import ChainMap
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,8 +29,9 @@ class Together:
         return [group for part in self.parts for group in part.param_groups]
 
     @property
-    def state(self) -> ChainMap:
-        return ChainMap(*(part.state for part in self.parts))
+    def state(self) -> dict[torch.Tensor, dict[str, Any]]:
+        # A new mapping: looking a parameter up in torch's own, which are defaultdicts, would add it.
+        return {parameter: values for part in self.parts for parameter, values in part.state.items()}
 
     def step(self) -> None:
         for part in self.parts:

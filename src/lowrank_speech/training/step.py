@@ -6,9 +6,10 @@ one large batch. What trains is held in float32 and the optimiser works on that;
 alone. The constraint on the factors follows the optimiser.
 """
 
+import contextlib
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,11 @@ from lowrank_speech.training.precision import autocast
 log = logging.getLogger(__name__)
 
 MOST_BAD_STEPS = 10
+SHOWN = 5  # utterances of a batch that a message names
+
+
+def _seconds(batch: dict[str, Any]) -> float:
+    return max(cut.duration for cut in batch["cuts"]) * len(batch["cuts"])
 
 
 def schedule(step: int, steps: int, config: TrainConfig) -> float:
@@ -99,33 +105,41 @@ class Stepper:
         whole = self._units(own) if len(batches) > 1 else None
         self.steps += 1
         sums, bad = [0.0, 0.0, 0.0], None
-        for batch in own:
-            with explained(batch, self.config), compiling(self.config.compile):
-                losses = self.losses(batch)
-                total = losses.total if whole is None else losses.share(whole)
-                if not torch.isfinite(total):
-                    bad = total.item()
-                    break
-                self.scaler.scale(total).backward()
-            sums = [a + b for a, b in zip(sums, (losses.task_sum, losses.units, losses.impossible), strict=True)]
+        with self._body_frozen() if frozen_body else contextlib.nullcontext():
+            for batch in own:
+                with explained(batch, self.config), compiling(self.config.compile):
+                    losses = self.losses(batch)
+                    total = losses.total if whole is None else losses.share(whole)
+                    if not torch.isfinite(total):
+                        bad = total.item()
+                        break
+                    if total.requires_grad:  # not where a frozen phase leaves nothing that trains below this loss
+                        self.scaler.scale(total).backward()
+                sums = [a + b for a, b in zip(sums, (losses.task_sum, losses.units, losses.impossible), strict=True)]
         *sums, bad_ranks = self.ranks.sum([*sums, float(bad is not None)])
         if bad_ranks:
-            return self._skip("loss", bad or "not finite in another process")
-        if frozen_body:
-            self._drop_body_gradients()
+            return self._skip("loss", bad or "not finite in another process", own)
+        # The optimiser's state comes into being at the first update.
+        with explained(max(own, key=_seconds), self.config) if own else contextlib.nullcontext():
+            if not self._update():
+                return self._skip("gradient's norm", self.norm, own)
+        return Done(sums[0], int(sums[1]), int(sums[2]))
+
+    def _update(self) -> bool:
+        """Move the weights by the gradients that are there; False, and nothing moved, where these are not finite."""
         self.ranks.sum_gradients(self.parameters)
         self.scaler.unscale_(self.optimiser)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip).item()
         if not math.isfinite(self.norm):
             self.scaler.update()
-            return self._skip("gradient's norm", self.norm)
+            return False
         self.bad_steps = 0
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
         if self.constraint is not None:
             self.constraint.step()
-        return Done(sums[0], int(sums[1]), int(sums[2]))
+        return True
 
     def losses(self, batch: dict[str, Any]) -> Losses:
         """The losses of one batch, masked and on the device, in the precision of the training."""
@@ -150,20 +164,36 @@ class Stepper:
             counts = [a + b for a, b in zip(counts, self.objective.units(self.model, batch), strict=True)]
         return [int(n) for n in self.ranks.sum(counts)]
 
-    def _skip(self, what: str, value: float | str) -> None:
+    def _skip(self, what: str, value: float | str, own: Sequence[dict[str, Any]]) -> None:
         """Leave the weights as they are in this step. UserError after too many such steps in a row."""
         self.optimiser.zero_grad(set_to_none=True)
         self.bad_steps += 1
         self.skipped += 1
-        log.warning("step %d: the %s is %s; batch skipped", self.steps, what, value)
+        names = [cut.id for batch in own for cut in batch["cuts"]]
+        shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        log.warning("step %d: the %s is %s; skipped, with %s", self.steps, what, value, shown)
         if self.bad_steps > MOST_BAD_STEPS:
-            raise UserError(f"the {what} was not finite in {self.bad_steps} steps in a row: lower lr or head_lr")
+            raise UserError(
+                f"the {what} was not finite in {self.bad_steps} steps in a row, the last one with {shown}: lower lr or "
+                f"head_lr; if it is the same utterances again and again, look at their recordings"
+            )
 
-    def _drop_body_gradients(self) -> None:
-        heads = self.model.head_names
-        for name, parameter in self.model.hf.named_parameters():
-            if not any(h in name for h in heads):
-                parameter.grad = None
+    @contextlib.contextmanager
+    def _body_frozen(self) -> Iterator[None]:
+        """Only the head trains; of a model without one (Whisper in recognition) the decoder."""
+        heads = self.model.head_names or ("decoder",)
+        body = [
+            p
+            for name, p in self.model.hf.named_parameters()
+            if p.requires_grad and not any(head in name.split(".") for head in heads)
+        ]
+        try:
+            for parameter in body:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in body:
+                parameter.requires_grad_(True)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
