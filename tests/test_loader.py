@@ -1,5 +1,6 @@
 """Cuts on disk, batches drawn from durations, and the loader's workers."""
 
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,12 +24,15 @@ from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features import workers
-from lowrank_speech.features.augment import Augmentation
+from lowrank_speech.features.augment import Augmentation, excerpt
 from lowrank_speech.features.batches import BUFFER, Loader, _lhotses, batch_numbers, bucket_bounds, longest_first
 from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, keep, numbered
 from lowrank_speech.features.store import load_cuts, write_split
-from lowrank_speech.training.config import Noise, Reverberation
+from lowrank_speech.lang.select import SetAside
+from lowrank_speech.training.config import Noise, Reverberation, TrainConfig
+from lowrank_speech.training.splits import Split
+from tiny_models import member
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +169,7 @@ def test_long_cuts_come_in_smaller_batches_under_the_penalty():
 
 CODE = """
 import sys; sys.path.insert(0, "tests")
+import contextlib
 import hashlib
 from test_loader import digest
 print(digest(int(sys.argv[1]), int(sys.argv[2])))
@@ -359,3 +365,80 @@ def test_computed_inputs_are_kept_in_memory_up_to_the_seconds_given(cuts, tmp_pa
     list(loader.all(kept, 3.0))
     assert sum(kept.durations[int(name[1:])] for name in loader._kept) <= 1.0 and loader._kept
     assert isinstance(kept, KeptCuts)
+
+
+def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
+    batch = list(cuts)[:2]
+    path = Path(batch[1].recording.sources[0].source)
+    whole = path.read_bytes()
+    try:
+        for content in (None, b"no sound"):
+            path.unlink() if content is None else path.write_bytes(content)
+            with pytest.raises(
+                UserError, match=rf"utterance {batch[1].id}: {path} cannot be read \(.*put the file back"
+            ):
+                Loader(Inputs("waveform")).collate(batch)
+    finally:
+        path.write_bytes(whole)
+
+
+def test_a_recording_of_noise_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "n.wav").write_bytes(b"no sound")
+    with pytest.raises(UserError, match=r"noise\.folder: .*n\.wav cannot be read \("):
+        excerpt(tmp_path / "n.wav", 100, np.random.default_rng(1))
+
+
+ORPHANS = """
+import os, pickle, sys, time
+import torch
+from lowrank_speech.features import workers
+from lowrank_speech.features.batches import Loader
+from lowrank_speech.features.inputs import Inputs
+
+if __name__ == "__main__":
+    if sys.argv[2] == "forkserver":
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0", "RANK": "0", "WORLD_SIZE": "1"}
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    batches = Loader(Inputs("waveform"), workers=1).train(pickle.load(open(sys.argv[1], "rb")), 1.5, 1, 0)
+    next(batches)
+    print("ready", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.parametrize("start", ["fork", "forkserver"])
+def test_workers_end_when_the_training_is_killed(start, cuts, tmp_path):
+    (tmp_path / "cuts").write_bytes(pickle.dumps(numbered(cuts)))
+    program = tmp_path / "program.py"
+    program.write_text(ORPHANS)
+    command = [sys.executable, str(program), str(tmp_path / "cuts"), start]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert running.stdout.readline() == "ready\n"
+    running.kill()
+    running.wait()
+    deadline = time.monotonic() + 30
+    while (left := of_session(running.pid)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not left
+
+
+def of_session(number):
+    """The processes of a session, those that ended and wait to be noticed left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = path.read_text().rpartition(")")[2].split()[:4]
+            if int(session) == number and state != "Z":
+                found.append(path.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("factor", [1.0, 2.0])
+def test_what_has_no_frame_is_set_aside(factor, cuts, tmp_path):
+    model, set_aside = member("wav2vec2"), SetAside()  # frames of 80 samples at least
+    short = [cuts[0].truncate(duration=n / 16_000, preserve_id=False).with_id(f"n{n}") for n in (40, 79, 100, 400)]
+    CutSet.from_cuts([*short, cuts[1]]).to_file(tmp_path / "cuts.jsonl.gz")
+    left = [cut.id for cut in Split(tmp_path / "cuts.jsonl.gz", TrainConfig(speed=(factor,))).cuts(model, set_aside)]
+    assert left == (["n100", "n400", "u1"] if factor == 1.0 else ["n400", "u1"])
+    assert set_aside.counts() == {"too short": 5 - len(left)}
+    assert set_aside.rows[0] == ("n40", "too short", "0.003 s, less than one frame of the model")

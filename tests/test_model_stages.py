@@ -2,11 +2,13 @@
 
 import csv
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
 
@@ -767,8 +769,9 @@ def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp
         "train_cuts",
         "dev_cuts",
         "model",
+        "config of the model",
         "seed",
-        pytest.param("lang"),
+        "lang",
     ],
 )
 def test_a_state_of_other_inputs_ends_training(world, tmp_path, monkeypatch, capsys, changed):
@@ -780,6 +783,10 @@ def test_a_state_of_other_inputs_ends_training(world, tmp_path, monkeypatch, cap
     elif changed == "model":
         make_base(world, "wav2vec2", tmp_path / "base", seed=2)
         paths["model"] = tmp_path / "base" / "model"
+    elif changed == "config of the model":  # the same weights
+        paths["model"] = shutil.copytree(paths["model"], tmp_path / "model")
+        file = paths["model"] / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_norm_eps": 1e-3}))
     elif changed == "lang":  # as many symbols, but other ones
         paths["lang"] = tmp_path / "lang"
         upper = {"seed": 1, "lang": {"kind": "char", "normalise": {"case": "upper"}}}
@@ -790,13 +797,17 @@ def test_a_state_of_other_inputs_ends_training(world, tmp_path, monkeypatch, cap
     refused(capsys, "belongs to a run with other settings or inputs", train, cfg, manifest, **paths)
 
 
-@pytest.mark.parametrize(
-    "split",
-    [
-        "train",
-        pytest.param("dev"),
-    ],
-)
+def test_a_state_goes_on_with_an_equal_lang_that_took_another_time(world, tmp_path, monkeypatch):
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
+    paths["lang"] = shutil.copytree(paths["lang"], tmp_path / "lang")
+    manifest = paths["lang"] / "lang.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": 99.0}))
+    states = len(Checkpoints(paths["scratch"]).files())
+    assert states and done(train, train_cfg(), tmp_path / "train.json", **paths)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
 def test_a_state_of_other_cuts_ends_a_pretraining(world, tmp_path, monkeypatch, capsys, split):
     paths = {f"{name}_cuts": world.corpus / f"{name}.jsonl.gz" for name in ("train", "dev")}
     paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "out" / "model"}
@@ -871,6 +882,35 @@ def test_two_processes_that_are_stopped_go_on_and_end_as_they_would_have_ended(w
     left, right = (json.loads((tmp_path / n / "train.json").read_text())["outputs"] for n in ("whole", "stopped"))
     assert left == right
     assert not list(states.folder.iterdir())
+
+
+@pytest.mark.slow
+def test_processes_end_with_a_torchrun_that_is_killed(world, tmp_path):
+    cfg = train_cfg(training={"batch_seconds": 0.7, "epochs": 5000, "processes": 2, "workers": 1})
+    with (tmp_path / "log").open("w") as log:
+        running = subprocess.Popen(torchrun_command(world, cfg, tmp_path), stdout=log, stderr=log)
+        states = Checkpoints(train_paths(world, "wav2vec2", tmp_path)["scratch"])
+        while not states.files() and running.poll() is None:
+            time.sleep(0.01)
+        running.kill()
+        running.wait()
+    deadline = time.monotonic() + 60
+    while (left := naming(tmp_path)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert not left, (tmp_path / "log").read_text()
+
+
+def naming(folder):
+    """The processes in whose command line or open files a folder is, without this one."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            named = [path.joinpath("cmdline").read_text(), *(str(fd.readlink()) for fd in path.glob("fd/*"))]
+        except OSError:  # gone meanwhile
+            continue
+        if path.name != str(os.getpid()) and any(str(folder) in name for name in named):
+            found.append(path.name)
+    return found
 
 
 def test_another_number_of_processes_than_the_configs_is_refused(world, tmp_path, capsys):

@@ -1,9 +1,12 @@
 """Trainings that are killed (kill -9) or stopped by a signal, and go on: as if nothing had happened, bit for bit."""
 
+import argparse
+import hashlib
 import json
 import logging
 import os
 import random
+import resource
 import shlex
 import signal
 import subprocess
@@ -13,10 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import STOPPED
 from lowrank_speech.features.batches import Loader
-from lowrank_speech.training.checkpoint import TEMPORARY, Checkpoints
+from lowrank_speech.stages.common import run_stage
+from lowrank_speech.training.checkpoint import TEMPORARY, Checkpoints, _Hashed
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.rng import rng_state, set_rng_state
 from lowrank_speech.training.signals import ASKING
@@ -272,3 +278,60 @@ def test_a_state_has_what_trains_and_running_statistics_once_each():
     found = mean([before, after])
     assert torch.equal(found["1.running_mean"], after["1.running_mean"] / 2)
     assert found["1.num_batches_tracked"] == 1 and found["1.num_batches_tracked"].dtype == torch.int64
+
+
+def test_a_write_of_a_part_is_finished(tmp_path):
+    class Small:
+        """A file without a buffer that takes seven bytes at a time."""
+
+        def __init__(self):
+            self.data = b""
+
+        def write(self, data):
+            self.data += bytes(data[:7])
+            return len(data[:7])
+
+    small = Small()
+    hashed = _Hashed(small)
+    assert hashed.write(b"a whole state") == 13 and small.data == b"a whole state"
+    assert hashed.hash.hexdigest() == hashlib.sha256(b"a whole state").hexdigest()
+
+
+def test_what_killed_runs_left_of_an_artefact_goes(tmp_path):
+    (tmp_path / ".12345.tmp.model").mkdir()
+    (tmp_path / ".12346.tmp.model").write_text("half")
+    (tmp_path / ".12345.tmp.other").write_text("another's")
+    with atomic(tmp_path / "model") as temporary:
+        temporary.write_text("whole")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".12345.tmp.other", "model"]
+
+
+@pytest.mark.parametrize("library", ["python", "safetensors"])
+def test_no_room_is_one_line(library, tmp_path, capsys):
+    """A limit on the size of files, to the program a disk that is full."""
+
+    def body(_):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        try:
+            if library == "python":
+                with (tmp_path / "file").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(bytes(100_000))
+            save_file({"weight": torch.zeros(100_000)}, tmp_path / "file.safetensors")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+            signal.signal(signal.SIGXFSZ, handler)
+
+    assert run_stage(body, argparse.Namespace(log_level="INFO")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no room to write: " in line and "make room there and run again" in line
+
+
+def test_other_errors_keep_their_traceback():
+    def body(_):
+        raise FileNotFoundError("no such file")
+
+    with pytest.raises(FileNotFoundError):
+        run_stage(body, argparse.Namespace(log_level="INFO"))

@@ -13,17 +13,18 @@ from torch.nn import functional as F
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import Augmentation
-from lowrank_speech.features.batches import Loader
-from lowrank_speech.features.kept import keep
+from lowrank_speech.features.batches import Loader, batch_numbers
+from lowrank_speech.features.kept import keep, numbered
 from lowrank_speech.lowrank.lora import frozen_digest
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.stages.train import Lora
-from lowrank_speech.training import progress
+from lowrank_speech.training import loop, progress
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
+from lowrank_speech.training.memory import SavedTensors
 from lowrank_speech.training.objective import Errors, Losses, Objective
 from lowrank_speech.training.progress import events_folder
 from lowrank_speech.training.step import MOST_BAD_STEPS, schedule
@@ -245,6 +246,29 @@ def test_the_body_rests_for_its_first_steps_and_the_head_trains(cuts, tmp_path):
     assert changed == {"lm_head.weight", "lm_head.bias"}
 
 
+def test_of_a_model_without_a_head_the_decoder_trains_first(cuts, tmp_path):
+    config = TrainConfig(epochs=1, batch_seconds=60, freeze_encoder_steps=100, keep="last")
+    trainer = trainer_of("seq2seq", tmp_path, config)
+    before = state_of(trainer)
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    changed = {n for n, p in state_of(trainer).items() if not torch.equal(before[n], p)}
+    assert changed and all("decoder" in name or name == "proj_out.weight" for name in changed)  # which is tied
+
+
+def test_while_the_body_rests_nothing_of_it_is_kept_for_gradients(cuts, tmp_path):
+    def saved(steps):
+        trainer = trainer_of("ctc", tmp_path / str(steps), TrainConfig(freeze_encoder_steps=steps, dropout=0.0))
+        trainer.model.train()
+        kept = SavedTensors(trainer.model.parameters())
+        with kept:
+            trainer.stepper.step([trainer.loader.collate(list(cuts))], 10)
+        assert all(p.requires_grad for p in trainer.trained().values())
+        return kept.bytes, len(trainer.trained())
+
+    (resting, one), (training, other) = saved(1), saved(0)
+    assert resting < 0.2 * training and one == other
+
+
 def test_nothing_to_train_is_an_error(tmp_path):
     with pytest.raises(UserError, match="nothing to train"):
         trainer_of("ctc", tmp_path, TrainConfig(), lambda model: freeze_for(model, "none", trains_head=False))
@@ -436,6 +460,42 @@ def test_bad_steps_with_a_good_one_between_do_not_end_it(cuts, tmp_path, monkeyp
     seen = not_finite(monkeypatch, trainer, lambda number: number % 8 != 0)
     numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert len(seen) > 22 and numbers["steps_skipped"] == len(seen) - len(seen) // 8
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_schedule_ends_with_the_last_step(accumulate, cuts, tmp_path):
+    config = TrainConfig(epochs=10, batch_seconds=0.7, accumulate=accumulate, warmup=0.1, hold=0.2, final=0.05)
+    trainer = trainer_of("ctc", tmp_path, config)
+    batches = [sum(1 for _ in batch_numbers(numbered(cuts), 0.7, 1, epoch)) for epoch in range(10)]
+    assert len(set(batches)) > 1
+    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    assert numbers["steps"] == sum(-(-n // accumulate) for n in batches)
+    assert trainer.history[-1]["lr"] == pytest.approx(0.05 * config.lr)
+
+
+def test_the_largest_batch_of_all_epochs_is_rehearsed(cuts, tmp_path, monkeypatch):
+    config = TrainConfig(epochs=10, batch_seconds=0.9, dry_run=True)
+    trainer, found = trainer_of("ctc", tmp_path, config), []
+    monkeypatch.setattr(loop, "rehearse", lambda stepper, batch: found.extend(batch["cuts"]))
+    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    seconds = numbered(cuts).durations
+    sizes = [
+        len(batch) * seconds[batch].max()
+        for epoch in range(10)
+        for batch in batch_numbers(numbered(cuts), 0.9, 1, epoch)
+    ]
+    assert max(sizes) <= 0.9 + 1e-9
+    assert len(found) * max(cut.duration for cut in found) == pytest.approx(max(sizes))
+
+
+def test_a_batch_of_impossible_targets_alone_counts_no_label(cuts):
+    model, lang, loader = setup_of("ctc")
+    batch = loader.collate(list(cuts)[:1])
+    short = batch | {"features": batch["features"][:, :350], "lengths": torch.tensor([350])}
+    objective = Objective(model, TrainConfig(), lang)
+    found = objective(model, short["features"], short["lengths"], short["cuts"])
+    assert (found.units, found.impossible, found.task_sum) == (0, 1, 0.0) and found.total == 0.0
+    assert objective.units(model, short) == [0]
 
 
 def test_max_steps_ends_a_run_in_the_middle_of_an_epoch(cuts, tmp_path):

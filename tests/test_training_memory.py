@@ -13,7 +13,7 @@ from lowrank_speech.features.kept import numbered
 from lowrank_speech.training import precision as precisions
 from lowrank_speech.training import step
 from lowrank_speech.training.config import SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, explained, rehearse, survey
+from lowrank_speech.training.memory import SavedTensors, explained, rehearse, room_for_state, survey
 from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
 
 
@@ -161,3 +161,12 @@ def test_under_checkpointing_a_layers_rounded_weights_go_with_the_layer(checkpoi
     monkeypatch.setattr(step, "autocast", lambda precision, device, keep: precisions.autocast(precision, device))
     held, _ = alive_before_the_head("held")
     assert held - ours >= weights_in_bf16 if checkpointing else held == ours
+
+
+def test_room_for_the_optimisers_state_is_of_its_size():
+    parameters = [torch.zeros(64, 64), torch.zeros(10)]
+
+    def size(**keys):
+        return sum(t.nbytes for t in room_for_state(parameters, TrainConfig(**keys)))
+
+    assert size() == 2 * 4 * (4096 + 10) and size(optimiser="adamw8bit") == 2 * (4096 + 40)

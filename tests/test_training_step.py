@@ -16,7 +16,7 @@ from lowrank_speech.lowrank.lora import frozen_digest, merge
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
-from lowrank_speech.training.memory import SavedTensors
+from lowrank_speech.training.memory import SavedTensors, byte_counts
 from lowrank_speech.training.precision import FrozenWeights, autocast, check
 from lowrank_speech.training.step import MOST_BAD_STEPS
 from tiny_models import MEMBERS, member, speech
@@ -417,6 +417,52 @@ def test_sgd_moves_the_factors_by_their_gradients_and_adamw_the_rest(tmp_path, m
     other = next(n for n in found if n.endswith("q_proj.weight"))
     assert 0 < (after[other] - before[other]).abs().max() < 2 * config.lr  # AdamW: steps of about lr
     assert {n for n in before if not torch.equal(before[n], after[n])} > factors
+
+
+def test_bytes_of_two_optimisers_are_counted_and_their_state_is_left_alone(tmp_path):
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(factor_sgd=FactorSgd(momentum=0.9)), low_rank)
+    trainer.stepper.step(batches_of(trainer, 2), 10)
+    factors = sum(
+        w.nbytes for m in low_rank_layers(trainer.model.hf).values() for w in (m.first.weight, m.second.weight)
+    )
+    unused = "wav2vec2.masked_spec_embed"  # never has a gradient
+    whole = sum(p.nbytes for name, p in trainer.trained().items() if name != unused)
+    found = byte_counts((trainer.model, trainer.objective), trainer.optimiser)
+    assert found["gradients"] == whole
+    counters = 4 * sum("step" in values for values in trainer.optimiser.state.values())
+    assert found["optimiser"] == 2 * (whole - factors) + factors + counters
+    trainer.optimiser.state_dict()
+
+
+def test_settings_out_of_their_range_are_named():
+    for keys, message in [
+        ({"max_steps": 0}, "max_steps is 0: it must be 1 or more"),
+        ({"evaluate_every": 0}, "evaluate_every is 0"),
+        ({"patience": 0}, "patience is 0"),
+        ({"clip": 0.0}, "clip is 0.0: it must be positive"),
+        ({"lr": math.nan}, "lr is nan: it must be positive"),
+        ({"final": -5.0}, "final is -5.0: it must be in"),
+        ({"warmup": 1.5, "hold": -0.5}, "warmup is 1.5: it must be in"),
+        ({"warmup": 0.6, "hold": 0.5}, "at most 1 together"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0: it must be 0 or more"),
+        ({"dropout": 1.0}, "dropout is 1.0: it must be in"),
+        ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
+    ]:
+        with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+            TrainConfig(**keys)
+    with pytest.raises(ValueError, match="time_width is -1: it must be 0 or more"):
+        SpecAugment(time_width=-1)
+
+
+def test_memory_that_runs_out_in_the_update_is_explained(tmp_path, monkeypatch):
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig())
+
+    def step(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(trainer.optimiser, "step", step)
+    with pytest.raises(UserError, match=r"out of memory on a batch of \d utterances, .*: lower training.batch_seconds"):
+        trainer.stepper.step(batches_of(trainer, 2), 10)
 
 
 def test_sgd_for_factors_without_factors_is_refused(tmp_path):

@@ -175,7 +175,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         splits[name] = keep(found.over(cuts) if name == "train" else cuts, arguments.scratch / f"{name}.jsonl")
         require(splits[name], f"base: {path}", set_aside)
     languages = found.spoken() if config.pretrain.language_weight else []
-    identity = canonical_json(cfg) + "".join(map(sha256, (arguments.train_cuts, arguments.dev_cuts, arguments.lang)))
+    read = (arguments.train_cuts, arguments.dev_cuts, *common.token_files(arguments.lang))
+    identity = canonical_json(cfg) + "".join(map(sha256, read))
     key = hashlib.sha256(identity.encode()).hexdigest()
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
     recipe = dataclasses.replace(config.pretrain, train_front_end=True)

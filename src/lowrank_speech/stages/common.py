@@ -118,6 +118,11 @@ def existing(path: str | Path, what: str) -> Path:
     return path
 
 
+def token_files(lang: Path) -> list[Path]:
+    """What a folder of the stage lang holds, without its manifest, which notes the time that it took."""
+    return sorted(path for path in lang.iterdir() if path.name != "lang.json")
+
+
 def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Run ``body(arguments)`` with logging to stderr; returns the exit code.
 

@@ -160,8 +160,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
         read = [arguments.train_cuts, arguments.dev_cuts]
         read += [arguments.model / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
-        if config.task.type == "asr":  # its manifest notes the time that it took
-            read += sorted(path for path in arguments.lang.iterdir() if path.name != "lang.json")
+        if config.task.type == "asr":
+            read += common.token_files(arguments.lang)
         identity = canonical_json(cfg) + "".join(sha256(path) for path in read if path.exists())
         key = hashlib.sha256(identity.encode()).hexdigest()
         loader = Loader(inputs, workers=config.training.workers, augmentation=changes)

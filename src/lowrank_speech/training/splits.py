@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +35,20 @@ class Split:
                     f"{self.path} has stored features, which speed, noise and reverberation cannot change: take "
                     f"features: waveform, or leave these out"
                 )
+            # No second is too short for a model; asking costs time on long corpora.
+            if cut.duration < 1.0 and self._frames(model, cut) < 1:
+                set_aside.add(cut.id, "too short", f"{cut.duration:.3f} s, less than one frame of the model")
+                continue
             yield cut
+
+    def _frames(self, model: SpeechModel, cut: Any) -> int:
+        """The encoder frames of a cut, at the highest speed."""
+        fastest = max(self.recipe.speed, default=1.0) if self.recipe else 1.0
+        return model.frames_of(cut if fastest <= 1.0 else cut.perturb_speed(fastest))
 
     def possible(self, cuts: Iterable[Any], model: SpeechModel, lang: Lang, set_aside: SetAside) -> Iterator[Any]:
         """The cuts whose CTC target fits their frames, at the highest speed too."""
-        fastest = max(self.recipe.speed, default=1.0) if self.recipe else 1.0
-
-        def frames(cut: Any) -> int:
-            return model.frames_of(cut if fastest <= 1.0 else cut.perturb_speed(fastest))
-
-        return possible_ctc(cuts, lang, frames, set_aside)
+        return possible_ctc(cuts, lang, partial(self._frames, model), set_aside)
 
 
 def augmentation(recipe: TrainConfig) -> Augmentation | None:
