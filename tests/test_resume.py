@@ -19,9 +19,10 @@ import torch
 from safetensors.torch import save_file
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.errors import STOPPED
+from lowrank_speech.errors import STOPPED, Stopped
 from lowrank_speech.features.batches import Loader
 from lowrank_speech.stages.common import run_stage
+from lowrank_speech.training import loop
 from lowrank_speech.training.checkpoint import TEMPORARY, Checkpoints, _Hashed
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.rng import rng_state, set_rng_state
@@ -239,6 +240,13 @@ def test_no_state_within_an_epoch_before_its_time(cuts, tmp_path):
     assert run_to(tmp_path / "long", cuts, FIRST - 1, save_minutes=10.0).checkpoints.files() == []
     files = run_to(tmp_path / "next", cuts, FIRST + 1, save_minutes=10.0).checkpoints.files()
     assert [path.name.split("-")[1] for path in files] == [str(FIRST)]
+
+
+def test_a_signal_before_the_first_step_is_heard(cuts, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "rehearse", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    trainer = trainer_of("ctc", tmp_path / "scratch", TrainConfig(epochs=3, batch_seconds=0.7, dry_run=True))
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM: .*state-1-\w+\.pt has the state; .* goes on from step 1"):
+        trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
 
 def test_handlers_are_those_of_before_when_the_run_is_over(cuts, tmp_path):

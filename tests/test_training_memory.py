@@ -13,7 +13,8 @@ from lowrank_speech.features.kept import numbered
 from lowrank_speech.training import precision as precisions
 from lowrank_speech.training import step
 from lowrank_speech.training.config import SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, explained, rehearse, room_for_state, survey
+from lowrank_speech.training.memory import SavedTensors, explained, rehearse, room_for_state
+from lowrank_speech.training.plan import survey
 from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
 
 

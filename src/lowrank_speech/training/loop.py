@@ -23,7 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import Stopped, UserError
-from lowrank_speech.features.batches import BUFFER, Cuts, Loader, batch_numbers
+from lowrank_speech.features.batches import Cuts, Loader
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
@@ -34,8 +34,9 @@ from lowrank_speech.training.cost import cost
 from lowrank_speech.training.distributed import Ranks, grouped
 from lowrank_speech.training.evaluate import Dev, evaluate
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers, length_buckets
-from lowrank_speech.training.memory import rehearse, same_draws, survey
+from lowrank_speech.training.memory import rehearse, same_draws
 from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.plan import batching, plan
 from lowrank_speech.training.precision import DTYPES, FrozenWeights
 from lowrank_speech.training.precision import check as check_precision
 from lowrank_speech.training.progress import Curves, Progress
@@ -124,24 +125,12 @@ class Trainer:
         The states stay for the caller to clear once its outputs are written. Raises Stopped after SIGTERM or SIGUSR1,
         when the state is saved.
         """
-        train, dev = numbered(train), numbered(dev)
-        seconds = float(train.durations.sum())
-        steps = self._count(train)
-        log.info(
-            "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
-        )
-        self._load()
-        if self.config.compile_buckets is not None and self.model.frame_rate is not None:
-            longest = train.durations / min((1.0, *self.config.speed))
-            self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
-            log.info("encoder layers are compiled for these numbers of frames: %s", self.model.buckets)
-        if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
-            self._rehearse(train)
-        first = self.ranks.first
-        self.progress = Progress(steps, self.step, shown=first)
-        self.curves = Curves(self.events if first else None, self.step)
-        self.last_save = time.monotonic()
+        train, dev, first = numbered(train), numbered(dev), self.ranks.first
         with Signals() as self.signals, logging_redirect_tqdm():
+            steps = self._ready(train)
+            self.progress = Progress(steps, self.step, shown=first)
+            self.curves = Curves(self.events if first else None, self.step)
+            self.last_save = time.monotonic()
             try:
                 # Inside an epoch there may be no step left, but its end.
                 while self.epoch < self.config.epochs and (
@@ -175,30 +164,27 @@ class Trainer:
         self.ranks.stop()
         return numbers
 
-    def _count(self, train: KeptCuts | ListedCuts) -> int:
-        """The steps of the run; notes the largest batch (numbers of cuts). Reads no cut."""
-        together = self.config.accumulate * self.ranks.world
-        # Epochs differ by some batches. Of a long corpus the first one stands for all: counting takes its time.
-        counted = self.config.epochs if len(train) <= BUFFER else 1
-        steps, candidates = 0, []
-        for epoch in range(counted):
-            batches, largest = survey(
-                batch_numbers(train, *self._batching(epoch)), train.durations, self.model.window_seconds
-            )
-            steps += -(-batches // together)
-            candidates.append(largest)
-        _, self.largest = survey(candidates, train.durations, self.model.window_seconds)
-        return min(steps * self.config.epochs // counted, self.config.max_steps or math.inf)
+    def _ready(self, train: KeptCuts | ListedCuts) -> int:
+        """All that comes before the first step: the state of a run before, the dry run. The steps of the run."""
+        world, window = self.ranks.world, self.model.window_seconds
+        steps, largest = plan(train, self.config, self.seed, world, window)
+        seconds = float(train.durations.sum())
+        log.info(
+            "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
+        )
+        self._load()
+        if self.config.compile_buckets is not None and self.model.frame_rate is not None:
+            longest = train.durations / min((1.0, *self.config.speed))
+            self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
+            log.info("encoder layers are compiled for these numbers of frames: %s", self.model.buckets)
+        if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
+            self._rehearse([train[i] for i in largest])
+        return steps
 
-    def _batching(self, epoch: int) -> tuple[float, int, int, float | None]:
-        # As long as the slowest speed makes them, batches must fit.
-        seconds = self.config.batch_seconds * min((1.0, *self.config.speed))
-        return seconds, self.seed, epoch, self.config.quadratic_seconds
-
-    def _rehearse(self, train: KeptCuts | ListedCuts) -> None:
-        """The largest batch, forward and back, without an update."""
+    def _rehearse(self, cuts: list[Any]) -> None:
+        """A batch of ``cuts``, forward and back, without an update."""
         with same_draws():
-            batch = self.loader.collate([train[i] for i in self.largest], (self.seed, 0))
+            batch = self.loader.collate(cuts, (self.seed, 0))
         self.activations = rehearse(self.stepper, batch)
 
     def _epoch(self, train: Cuts, steps: int) -> None:
@@ -207,7 +193,8 @@ class Trainer:
         if self.step >= steps:
             return
         rank, world = self.ranks.rank, self.ranks.world
-        dealt = self.loader.train(train, *self._batching(self.epoch), skip=self.batch, rank=rank, world=world)
+        how = batching(self.config, self.seed, self.epoch)
+        dealt = self.loader.train(train, *how, skip=self.batch, rank=rank, world=world)
         for batches in grouped(dealt, self.config.accumulate * world):
             start = time.perf_counter()
             losses = self.stepper.step(batches, steps)

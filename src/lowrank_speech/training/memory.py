@@ -57,20 +57,6 @@ def _advice(config: TrainConfig) -> str:
 # -- the rehearsal -----------------------------------------------------------------------------------------------------
 
 
-def survey(batches: Iterable[list[int]], durations: np.ndarray, window: float | None = None) -> tuple[int, list[int]]:
-    """How many batches (numbers of cuts) there are, and which has most seconds, padding included; of equal ones that
-    with the longest cut. ``window``: seconds to which a model pads every utterance.
-    """
-    count, largest, most = 0, [], (0.0, 0.0)
-    for batch in batches:
-        longest = float(durations[batch].max())
-        size = max(longest, window or 0.0) * len(batch), longest
-        count += 1
-        if size > most:
-            largest, most = batch, size
-    return count, largest
-
-
 @contextlib.contextmanager
 def same_draws(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
     """Whatever is drawn inside, what is drawn afterwards is as if nothing had been."""
