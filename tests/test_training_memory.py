@@ -10,6 +10,7 @@ from conftest import REPOSITORY
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import batch_numbers
 from lowrank_speech.features.kept import numbered
+from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training import precision as precisions
 from lowrank_speech.training import step
 from lowrank_speech.training.config import SpecAugment, TrainConfig
@@ -171,3 +172,12 @@ def test_room_for_the_optimisers_state_is_of_its_size():
         return sum(t.nbytes for t in room_for_state(parameters, TrainConfig(**keys)))
 
     assert size() == 2 * 4 * (4096 + 10) and size(optimiser="adamw8bit") == 2 * (4096 + 40)
+
+
+def test_a_model_that_does_not_fit_is_an_error_of_the_user(tmp_path, monkeypatch):
+    def to(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(SpeechModel, "to", to)
+    with pytest.raises(UserError, match="the model itself does not fit; take a smaller base, or adapt: lora"):
+        drawn_trainer("ctc", tmp_path, TrainConfig(), full)

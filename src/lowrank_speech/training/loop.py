@@ -34,7 +34,7 @@ from lowrank_speech.training.cost import cost
 from lowrank_speech.training.distributed import Ranks, grouped
 from lowrank_speech.training.evaluate import Dev, evaluate
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers, length_buckets
-from lowrank_speech.training.memory import rehearse, same_draws
+from lowrank_speech.training.memory import explained, rehearse, same_draws
 from lowrank_speech.training.objective import Objective
 from lowrank_speech.training.plan import batching, plan
 from lowrank_speech.training.precision import DTYPES, FrozenWeights
@@ -94,7 +94,8 @@ class Trainer:
             file = scratch / "frozen.safetensors" if self.ranks.first else None
             self.frozen = FrozenWeights(model.hf, DTYPES[config.frozen_dtype], file)
             self.frozen.hold()
-        self.model = model.to(self.device)
+        with explained(None, config):
+            self.model = model.to(self.device)
         if config.gradient_checkpointing:
             checkpoint_layers(model)
         if config.compile:

@@ -23,13 +23,18 @@ _SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "CUBLAS_S
 
 
 @contextlib.contextmanager
-def explained(batch: dict[str, Any], config: TrainConfig) -> Iterator[None]:
-    """Turn an allocation that failed into one line that names the batch and what to lower."""
+def explained(batch: dict[str, Any] | None, config: TrainConfig) -> Iterator[None]:
+    """Turn an allocation that failed into one line that names the batch (None: the model) and what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in _SIGNS):
             raise
+        if batch is None:
+            raise UserError(
+                "out of memory before the first batch: the model itself does not fit; take a smaller base, or adapt: "
+                "lora with frozen_dtype: bf16 (and precision: bf16)"
+            ) from error
         raise UserError(f"out of memory on {described(batch['cuts'])}: {_advice(config)}") from error
 
 
