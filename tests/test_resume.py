@@ -29,7 +29,7 @@ from lowrank_speech.training.rng import rng_state, set_rng_state
 from lowrank_speech.training.signals import ASKING
 from lowrank_speech.training.weights import changing, copied, mean, put
 from tiny_training import make_cuts, trainer_of
-from training_driver import EVALUATION, FIRST
+from training_driver import EVALUATION, FIRST, SECOND
 
 TESTS = Path(__file__).parent
 KILLED = [
@@ -100,7 +100,7 @@ def test_killed_and_run_again_is_uninterrupted(task, point, whole, drive, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("point", "step"), [("SIGUSR1 in a step", FIRST + 2), ("SIGTERM in an evaluation", FIRST + 4)])
+@pytest.mark.parametrize(("point", "step"), [("SIGUSR1 in a step", FIRST + 2), ("SIGTERM in an evaluation", FIRST + SECOND)])
 def test_a_signal_saves_and_ends_with_the_code_of_a_stop(point, step, whole, drive, tmp_path):
     code, log = drive(tmp_path, "ctc", point)
     last = log.strip().splitlines()[-1]

@@ -39,7 +39,7 @@ RECIPE = {
     "save_minutes": 1e-6,  # after every step
     "device": "cpu",
 }
-FIRST = 6  # steps of the first epoch
+FIRST, SECOND = 6, 6  # steps of the first and of the second epoch
 EVALUATION = 3  # batches of dev
 
 
@@ -119,7 +119,7 @@ def prepare(point):
         only_saves_at(FIRST, FIRST + 2)
         before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     elif point == "SIGTERM in an evaluation":
-        only_saves_at(FIRST, FIRST + 4)
+        only_saves_at(FIRST, FIRST + SECOND)
         before(Objective, "errors", in_evaluation(2), lambda: os.kill(os.getpid(), signal.SIGTERM))
     elif point == "disk full":
         before(Trainer, "_save", lambda trainer: trainer.step == FIRST + 2, small_files)
