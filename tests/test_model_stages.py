@@ -900,6 +900,14 @@ def test_processes_end_with_a_torchrun_that_is_killed(world, tmp_path):
     assert not left, (tmp_path / "log").read_text()
 
 
+@pytest.mark.slow
+def test_the_first_of_several_processes_alone_goes_through_the_cuts(world, tmp_path):
+    empty = tmp_path / "empty.jsonl.gz"
+    CutSet.from_cuts([]).to_file(empty)
+    found = torchrun(world, train_cfg(training={"processes": 2}), tmp_path, train_cuts=empty)
+    assert found.returncode != 0 and found.stderr.count("no utterance is left") == 1, found.stderr
+
+
 def naming(folder):
     """The processes in whose command line or open files a folder is, without this one."""
     found = []

@@ -29,6 +29,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,17 +84,23 @@ def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
     config = common.from_json(Config, cfg)
     manifest = Manifest("base", cfg, seed=config.seed)
-    if config.source == "scratch":
+    if config.source != "scratch":
+        outputs, numbers = _import(arguments, config)
+        manifest.write(arguments.manifest, outputs, numbers)
+        return
+    for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
+        if getattr(arguments, name) is None:
+            raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
+    from lowrank_speech.training.job import job
+
+    with job(arguments.scratch):
+        from lowrank_speech.training.checkpoint import Checkpoints
+
         found = _scratch(arguments, config, cfg)
         if found is None:
             return
         outputs, numbers = found
-    else:
-        outputs, numbers = _import(arguments, config)
-    manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes", None))
-    if arguments.scratch is not None:
-        from lowrank_speech.training.checkpoint import Checkpoints
-
+        manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
         # Only now: a run killed before the manifest goes on from its last state.
         Checkpoints(arguments.scratch).clear()
 
@@ -126,9 +133,6 @@ def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], 
 
 def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
     """Outputs and numbers; None in those of several processes that write nothing."""
-    for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
-        if getattr(arguments, name) is None:
-            raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
     if config.family == "w2v-bert":
         raise UserError("base: source: scratch makes wav2vec2 and whisper; give a hub name or a folder for w2v-bert")
     if config.pretrain is None:
@@ -138,16 +142,16 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
 
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.features.kept import keep
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import Languages, SetAside, require, usable_text
+    from lowrank_speech.lang.select import SetAside
     from lowrank_speech.models import frontend, sources
+    from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.training.distributed import rank
+    from lowrank_speech.training.distributed import Ranks
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
     from lowrank_speech.training.progress import events_folder
-    from lowrank_speech.training.splits import Split, augmentation
+    from lowrank_speech.training.splits import Split, augmentation, recognition_cuts
 
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:
@@ -164,30 +168,29 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
     model.meta.lang_sha256 = lang.sha256
 
-    set_aside, found, splits = SetAside(), Languages(), {}
-    workers, changes = config.pretrain.workers, augmentation(config.pretrain)
-    loader = Loader(inputs, memory=MEMORY_SECONDS, workers=workers, augmentation=changes)
-    for name, path in (("train", arguments.train_cuts), ("dev", arguments.dev_cuts)):
-        split = Split(path, config.pretrain if name == "train" else None)
-        cuts = usable_text(split.cuts(model, set_aside), lang, set_aside)
-        if config.family == "wav2vec2" or config.pretrain.ctc_weight:
-            cuts = split.possible(cuts, model, lang, set_aside)
-        splits[name] = keep(found.over(cuts) if name == "train" else cuts, arguments.scratch / f"{name}.jsonl")
-        require(splits[name], f"base: {path}", set_aside)
-    languages = found.spoken() if config.pretrain.language_weight else []
+    set_aside, recipe = SetAside(), config.pretrain
+    ranks = Ranks.start(recipe.processes, pick_device(recipe.device))
+    loader = Loader(inputs, memory=MEMORY_SECONDS, workers=recipe.workers, augmentation=augmentation(recipe))
+    splits = [
+        Split(f"base: {arguments.train_cuts}", arguments.train_cuts, recipe),
+        Split(f"base: {arguments.dev_cuts}", arguments.dev_cuts, None),
+    ]
+    ctc = config.family == "wav2vec2" or recipe.ctc_weight > 0
+    usable = ranks.from_first(partial(recognition_cuts, *splits, model, lang, ctc, arguments.scratch, set_aside))
+    languages = usable.languages.spoken() if recipe.language_weight else []
     read = (arguments.train_cuts, arguments.dev_cuts, *common.token_files(arguments.lang))
     identity = canonical_json(cfg) + "".join(map(sha256, read))
     key = hashlib.sha256(identity.encode()).hexdigest()
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
-    recipe = dataclasses.replace(config.pretrain, train_front_end=True)
+    recipe = dataclasses.replace(recipe, train_front_end=True)
     objective = Objective(model, recipe, lang, lang.tokens, languages)
     events = events_folder(recipe, arguments.tensorboard)
-    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events)
+    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events, ranks=ranks)
     metrics = arguments.manifest.with_name("metrics.jsonl")
-    numbers = trainer.run(splits["train"], splits["dev"], metrics)
-    if rank() > 0:
+    numbers = trainer.run(usable.train, usable.dev, metrics)
+    if not ranks.first:
         return None
-    for cuts in splits.values():
+    for cuts in (usable.train, usable.dev):
         cuts.remove()
     model.to("cpu")
     sources.set_dropout(model, 0.0)

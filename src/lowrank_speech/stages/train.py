@@ -109,16 +109,19 @@ def body(arguments: argparse.Namespace) -> None:
         if arguments.lang is None:
             raise UserError("train: a recognition task needs --lang")
         common.existing(arguments.lang, "--lang")
-    from lowrank_speech.training.checkpoint import Checkpoints
+    from lowrank_speech.training.job import job
 
-    found = _run(arguments, config, cfg)
-    if found is None:
-        return
-    outputs, numbers = found
-    manifest.device = numbers.pop("device")
-    manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
-    # Only now: a run killed before the manifest goes on from its last state.
-    Checkpoints(arguments.scratch).clear()
+    with job(arguments.scratch):
+        from lowrank_speech.training.checkpoint import Checkpoints
+
+        found = _run(arguments, config, cfg)
+        if found is None:
+            return
+        outputs, numbers = found
+        manifest.device = numbers.pop("device")
+        manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
+        # Only now: a run killed before the manifest goes on from its last state.
+        Checkpoints(arguments.scratch).clear()
 
 
 def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
@@ -131,21 +134,23 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.lowrank.apply import low_rank_layers
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
     from lowrank_speech.lowrank.lora import merge, save_adapter
+    from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
-    from lowrank_speech.training.distributed import rank
+    from lowrank_speech.training.distributed import Ranks
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
     from lowrank_speech.training.progress import events_folder
     from lowrank_speech.training.splits import augmentation
 
     set_aside = SetAside()
+    ranks = Ranks.start(config.training.processes, pick_device(config.training.device))
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
     torch.manual_seed(config.seed)
     changes = augmentation(config.training)
     base = load_model(arguments.model)
-    setup = prepare(base, arguments, config, set_aside)
+    setup = prepare(base, arguments, config, set_aside, ranks)
     model, out = setup.model, arguments.out
     trains_head = setup.new_head or config.adapt in ("head", "full", "lora")
     freeze_for(model, config.adapt, trains_head)
@@ -167,7 +172,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
         events = events_folder(config.training, arguments.tensorboard)
         trainer = Trainer(
-            model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint, events
+            model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint, events, ranks
         )
         numbers = trainer.run(setup.train, setup.dev, metrics)
         numbers["device"] = str(trainer.device)
@@ -176,7 +181,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         with atomic(metrics) as temporary:
             temporary.write_text("", encoding="utf-8")
         numbers = {"parameters_trained": 0, "seconds_train": 0.0, "device": "cpu", "peak_bytes": None}
-    if rank() > 0:
+        ranks.stop()
+    if not ranks.first:
         return None
     model.to("cpu")
     set_dropout(model, 0.0)

@@ -13,7 +13,8 @@ import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from itertools import islice
 from typing import Any
 
@@ -25,6 +26,8 @@ from lowrank_speech.errors import UserError
 
 # Elements of gradients that are sent at once: 100 MB.
 CHUNK = 25_000_000
+# While the first process goes through a long corpus the others wait. Nobody waits for one that died: torchrun ends all.
+LONGEST_WAIT = timedelta(hours=2)
 
 
 def rank() -> int:
@@ -70,8 +73,7 @@ class Ranks:
             torch.cuda.set_device(number)
         else:  # the cores are shared
             torch.set_num_threads(max(1, torch.get_num_threads() // world))
-        if not dist.is_initialized():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         return cls(rank(), world, device)
 
     @property
@@ -94,6 +96,13 @@ class Ranks:
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What ``make()`` gives in process 0, which alone calls it; pickled for the others, who wait for it."""
+        found = [make() if self.first else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, 0, device=self.device)
+        return found[0]
 
     def wait(self) -> None:
         """Wait until every process has come here."""

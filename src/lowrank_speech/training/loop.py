@@ -51,9 +51,10 @@ log = logging.getLogger(__name__)
 class Trainer:
     """Trains ``model`` on one task. ``heads``: names (relative to .hf) of modules with the head's learning rate.
 
-    ``scratch``: folder of the states; ``events``: of TensorBoard's files, if there are to be any. What trains is what
-    has ``requires_grad`` when the trainer is made. ``constraint`` (optional) has ``step()``, ``deviation()``,
-    ``state_dict()`` and ``load_state_dict()``. UserError where every parameter is frozen.
+    ``scratch``: folder of the states; ``events``: of TensorBoard's files, if there are to be any; ``ranks``: the
+    processes that share the work. What trains is what has ``requires_grad`` when the trainer is made. ``constraint``
+    (optional) has ``step()``, ``deviation()``, ``state_dict()`` and ``load_state_dict()``. UserError where every
+    parameter is frozen.
     """
 
     def __init__(
@@ -67,11 +68,12 @@ class Trainer:
         loader: Loader,
         constraint: Any = None,
         events: Path | None = None,
+        ranks: Ranks | None = None,
     ):
         self.config, self.seed, self.key, self.loader, self.constraint = config, seed, key, loader, constraint
         self.device = pick_device(config.device)
         check_precision(config.precision, self.device)
-        self.ranks = Ranks.start(config.processes, self.device)
+        self.ranks = ranks or Ranks()
         self.objective = objective.to(self.device)
         self.checkpoints, self.events = Checkpoints(scratch), events
         self.history: list[dict[str, Any]] = []

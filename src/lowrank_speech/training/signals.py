@@ -1,13 +1,37 @@
 """Stopping a training from outside: SIGTERM and SIGUSR1 ask, and the loop answers where its state is whole."""
 
 import contextlib
+import logging
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
-from lowrank_speech.errors import Stopped
+from lowrank_speech.errors import STOPPED, Stopped
+
+log = logging.getLogger(__name__)
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def ending() -> Iterator[None]:
+    """SIGTERM and SIGUSR1 end the process with the code of a stop, at once: before and after the loop, which has
+    handlers of its own, nothing is lost that a state does not have.
+    """
+
+    def end(number: int, frame: FrameType | None) -> None:
+        log.info("stopped by %s; the same command goes on from the last state", signal.Signals(number).name)
+        raise SystemExit(STOPPED)  # no Exception, which libraries catch
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, end) for number in ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Signals(contextlib.AbstractContextManager):

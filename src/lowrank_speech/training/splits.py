@@ -1,6 +1,6 @@
-"""The cuts of a split that a model can use, and how their samples are changed; for pretraining and adaptation."""
+"""The cuts of the splits that a model can use, and how their samples are changed; for pretraining and adaptation."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,17 +9,30 @@ from typing import Any
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import segment
+from lowrank_speech.features.kept import KeptCuts, keep
 from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.select import SetAside, fits_window, possible_ctc
+from lowrank_speech.lang.select import (
+    Languages,
+    SetAside,
+    fits_window,
+    known_language,
+    possible_ctc,
+    require,
+    usable_text,
+)
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
 
 
 @dataclass
 class Split:
-    """A split's cuts, as often as they are asked for. ``recipe``: of the training split, whose speed may change."""
+    """A split's cuts, as often as they are asked for.
 
+    ``what``: its name in messages; ``recipe``: of the training split, whose speed may change.
+    """
+
+    what: str
     path: Path
     recipe: TrainConfig | None
     segment: Any = None
@@ -49,6 +62,69 @@ class Split:
     def possible(self, cuts: Iterable[Any], model: SpeechModel, lang: Lang, set_aside: SetAside) -> Iterator[Any]:
         """The cuts whose CTC target fits their frames, at the highest speed too."""
         return possible_ctc(cuts, lang, partial(self._frames, model), set_aside)
+
+
+@dataclass
+class Usable:
+    """The cuts of both splits that can be used, on disk; ``languages``: of the training cuts. Processes may send it."""
+
+    train: KeptCuts
+    dev: KeptCuts
+    languages: Languages
+
+
+def recognition_cuts(
+    train: Split, dev: Split, model: SpeechModel, lang: Lang, ctc: bool, folder: Path, set_aside: SetAside
+) -> Usable:
+    """The cuts with a text that can be learnt, by CTC too if ``ctc``, written to ``folder`` in one pass."""
+    languages = Languages()
+
+    def chosen(split: Split) -> Iterator[Any]:
+        cuts = usable_text(split.cuts(model, set_aside), lang, set_aside)
+        return split.possible(cuts, model, lang, set_aside) if ctc else cuts
+
+    return Usable(
+        _kept(train, languages.over(chosen(train)), folder / "train.jsonl", set_aside),
+        _kept(dev, chosen(dev), folder / "dev.jsonl", set_aside),
+        languages,
+    )
+
+
+def language_cuts(
+    train: Split, dev: Split, model: SpeechModel, labels: Sequence[str], folder: Path, set_aside: SetAside
+) -> tuple[Usable, list[str]]:
+    """The cuts whose language is one of ``labels`` (by default: of those of the training cuts); and these, sorted.
+
+    UserError where a language has no training cut, and where there is one language alone.
+    """
+    labels, found, languages = sorted(labels), Languages(), Languages()
+    if not labels:  # a pass of its own: which languages there are decides what is set aside
+        for _ in found.over(train.cuts(model, SetAside())):
+            pass
+        labels = sorted(found.counts)
+
+    def known(split: Split) -> Iterator[Any]:
+        return known_language(split.cuts(model, set_aside), labels, set_aside)
+
+    usable = Usable(
+        _kept(train, languages.over(known(train)), folder / "train.jsonl", set_aside),
+        _kept(dev, known(dev), folder / "dev.jsonl", set_aside),
+        languages,
+    )
+    missing = [label for label in labels if not languages.counts[label]]
+    if missing:
+        raise UserError(f"train: no training utterance in {missing[0]!r}, one of the languages to tell apart")
+    if len(labels) < 2:
+        raise UserError(f"train: language recognition needs two languages or more, the training cuts have {labels}")
+    return usable, labels
+
+
+def _kept(split: Split, cuts: Iterable[Any], path: Path, set_aside: SetAside) -> KeptCuts:
+    kept = keep(cuts, path)
+    if not len(kept):
+        kept.remove()
+    require(kept, split.what, set_aside)
+    return kept
 
 
 def augmentation(recipe: TrainConfig) -> Augmentation | None:
