@@ -438,7 +438,8 @@ def test_what_has_no_frame_is_set_aside(factor, cuts, tmp_path):
     model, set_aside = member("wav2vec2"), SetAside()  # frames of 80 samples at least
     short = [cuts[0].truncate(duration=n / 16_000, preserve_id=False).with_id(f"n{n}") for n in (40, 79, 100, 400)]
     CutSet.from_cuts([*short, cuts[1]]).to_file(tmp_path / "cuts.jsonl.gz")
-    left = [cut.id for cut in Split(tmp_path / "cuts.jsonl.gz", TrainConfig(speed=(factor,))).cuts(model, set_aside)]
+    split = Split("train", tmp_path / "cuts.jsonl.gz", TrainConfig(speed=(factor,)))
+    left = [cut.id for cut in split.cuts(model, set_aside)]
     assert left == (["n100", "n400", "u1"] if factor == 1.0 else ["n400", "u1"])
     assert set_aside.counts() == {"too short": 5 - len(left)}
     assert set_aside.rows[0] == ("n40", "too short", "0.003 s, less than one frame of the model")

@@ -242,14 +242,15 @@ def _lhotses(
         yield [length.number for length in batch]
 
 
-def bucket_bounds(durations: np.ndarray) -> list[float]:
-    """Seconds at which the next of up to ten buckets begins, in rising order; each holds an equal share of the speech.
+def bucket_bounds(durations: np.ndarray, number: int | None = None) -> list[float]:
+    """Seconds at which the next of at most ``number`` buckets begins, in rising order; each holds an equal share of the
+    speech. By default up to ten, of twenty utterances or more.
 
     Lhotse would estimate them from the first 10,000 cuts, which may all be of one kind.
     """
     ordered, bounds, begin = np.sort(durations), [], 0.0
     total = np.cumsum(ordered)
-    share = total[-1] / min(10, max(2, len(durations) // 20))
+    share = total[-1] / (number or min(10, max(2, len(durations) // 20)))
     # As lhotse's estimate_duration_buckets: a bucket ends when it has more than its share.
     while (last := int(np.searchsorted(total, begin + share, side="right"))) + 1 < len(ordered):
         bounds.append(float(ordered[last + 1]))

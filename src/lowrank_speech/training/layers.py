@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.features.batches import bucket_bounds
 from lowrank_speech.models.speech import SpeechModel
 
 
@@ -85,10 +86,10 @@ def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: flo
     utterance.
     """
     ordered = np.sort(seconds)
-    share = np.cumsum(ordered) / ordered.sum()
-    ends = ordered[np.searchsorted(share, np.arange(1, number) / number)]
+    last = np.searchsorted(ordered, bucket_bounds(ordered, number)) - 1
+    ends = ordered[np.append(last[last >= 0], -1)]
     # A front end's last frame may cover a little more than the recording.
-    return tuple(sorted({math.ceil(s * rate) + 1 for s in [*ends.tolist(), float(ordered[-1])]}))
+    return tuple(sorted({math.ceil(s * rate) + 1 for s in ends.tolist()}))
 
 
 @contextlib.contextmanager

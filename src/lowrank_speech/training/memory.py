@@ -38,12 +38,16 @@ def explained(batch: dict[str, Any] | None, config: TrainConfig) -> Iterator[Non
         raise UserError(f"out of memory on {described(batch['cuts'])}: {_advice(config)}") from error
 
 
+def padded_seconds(cuts: list[Any]) -> float:
+    """Seconds of speech of a batch of ``cuts``, with padding."""
+    return max(cut.duration for cut in cuts) * len(cuts)
+
+
 def described(cuts: list[Any]) -> str:
     """What a batch is, for a message: utterances, seconds with padding, the longest."""
     longest = max(cuts, key=lambda cut: cut.duration)
-    seconds = longest.duration * len(cuts)
     return (
-        f"a batch of {len(cuts)} utterance{'s' * (len(cuts) > 1)}, {seconds:.1f} s with padding (longest: "
+        f"a batch of {len(cuts)} utterance{'s' * (len(cuts) > 1)}, {padded_seconds(cuts):.1f} s with padding (longest: "
         f"{longest.id}, {longest.duration:.1f} s)"
     )
 

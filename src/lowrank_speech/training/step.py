@@ -22,7 +22,7 @@ from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distributed import Ranks
 from lowrank_speech.training.layers import compiling
-from lowrank_speech.training.memory import explained
+from lowrank_speech.training.memory import explained, padded_seconds
 from lowrank_speech.training.objective import Losses, Objective
 from lowrank_speech.training.optimisers import make_optimiser
 from lowrank_speech.training.precision import autocast
@@ -31,10 +31,6 @@ log = logging.getLogger(__name__)
 
 MOST_BAD_STEPS = 10
 SHOWN = 5  # utterances of a batch that a message names
-
-
-def _seconds(batch: dict[str, Any]) -> float:
-    return max(cut.duration for cut in batch["cuts"]) * len(batch["cuts"])
 
 
 def schedule(step: int, steps: int, config: TrainConfig) -> float:
@@ -120,7 +116,8 @@ class Stepper:
         if bad_ranks:
             return self._skip("loss", bad or "not finite in another process", own)
         # The optimiser's state comes into being at the first update.
-        with explained(max(own, key=_seconds), self.config) if own else contextlib.nullcontext():
+        largest = max(own, key=lambda batch: padded_seconds(batch["cuts"]), default=None)
+        with explained(largest, self.config) if own else contextlib.nullcontext():
             if not self._update():
                 return self._skip("gradient's norm", self.norm, own)
         return Done(sums[0], int(sums[1]), int(sums[2]))
