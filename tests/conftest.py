@@ -17,3 +17,22 @@ def speech_data() -> Path:
             f"no real speech: {root} is absent; set SPEECH_DATA to the folder of digits, speechocean762, voices"
         )
     return root.resolve()
+
+
+# Imported where they are used: tests/with_k2 runs where the package is not installed.
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Corpus, token sets, and for both families a base and its features."""
+    import stage_world
+
+    return stage_world.make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def systems(world):
+    """A trained system of each family and task on ``world``."""
+    import stage_world
+
+    return stage_world.make_systems(world)

@@ -16,7 +16,7 @@ from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lowrank.apply import low_rank_layers
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
-from test_model_stages import TEXTS, done, moved_in_body, refused, table, utterance
+from stage_world import TEXTS, done, moved_in_body, refused, table, utterance
 from tiny_models import BANDS, plain
 
 SPLITS = ("train", "dev", "test")

@@ -27,7 +27,7 @@ from lowrank_speech.models.sources import Source, import_model
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.models.window import preprocessor, shorten
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
-from test_model_stages import TEXTS, done, refused, table, utterance
+from stage_world import TEXTS, done, refused, table, utterance
 from tiny_models import WHISPER, member
 
 LONG, SHORT = 4.0, 2.0  # seconds

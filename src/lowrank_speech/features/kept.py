@@ -59,12 +59,6 @@ class KeptCuts:
     def durations(self) -> np.ndarray:
         return self._table["duration"][:-1]
 
-    def remove(self) -> None:
-        """Delete the files."""
-        self._file.close()
-        for path in (self.path, _table(self.path)):
-            path.unlink(missing_ok=True)
-
 
 class ListedCuts:
     """Cuts in memory with the interface of ``KeptCuts``, for few."""
@@ -102,6 +96,11 @@ def keep(cuts: Iterable[Any], path: str | Path) -> KeptCuts:
         with temporary_table.open("wb") as file:
             np.save(file, table)
     return KeptCuts(path)
+
+
+def kept_files(path: Path) -> tuple[Path, Path]:
+    """The files that ``keep`` makes for ``path``."""
+    return path, _table(path)
 
 
 def _table(path: Path) -> Path:

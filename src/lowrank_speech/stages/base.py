@@ -95,6 +95,7 @@ def body(arguments: argparse.Namespace) -> None:
 
     with job(arguments.scratch):
         from lowrank_speech.training.checkpoint import Checkpoints
+        from lowrank_speech.training.prepared import discard
 
         found = _scratch(arguments, config, cfg)
         if found is None:
@@ -103,6 +104,7 @@ def body(arguments: argparse.Namespace) -> None:
         manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
         # Only now: a run killed before the manifest goes on from its last state.
         Checkpoints(arguments.scratch).clear()
+        discard(arguments.scratch)
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
@@ -150,6 +152,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.training.distributed import Ranks
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.prepared import prepared
     from lowrank_speech.training.progress import events_folder
     from lowrank_speech.training.splits import Split, augmentation, recognition_cuts
 
@@ -176,11 +179,12 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         Split(f"base: {arguments.dev_cuts}", arguments.dev_cuts, None),
     ]
     ctc = config.family == "wav2vec2" or recipe.ctc_weight > 0
-    usable = ranks.from_first(partial(recognition_cuts, *splits, model, lang, ctc, arguments.scratch, set_aside))
-    languages = usable.languages.spoken() if recipe.language_weight else []
     read = (arguments.train_cuts, arguments.dev_cuts, *common.token_files(arguments.lang))
     identity = canonical_json(cfg) + "".join(map(sha256, read))
     key = hashlib.sha256(identity.encode()).hexdigest()
+    make = partial(recognition_cuts, splits, model, lang, ctc)
+    usable = ranks.from_first(partial(prepared, arguments.scratch, key, make, set_aside))
+    languages = usable.languages.spoken() if recipe.language_weight else []
     # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
     recipe = dataclasses.replace(recipe, train_front_end=True)
     objective = Objective(model, recipe, lang, lang.tokens, languages)
@@ -190,8 +194,6 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     numbers = trainer.run(usable.train, usable.dev, metrics)
     if not ranks.first:
         return None
-    for cuts in (usable.train, usable.dev):
-        cuts.remove()
     model.to("cpu")
     sources.set_dropout(model, 0.0)
     save_model(model, arguments.out)

@@ -113,6 +113,7 @@ def body(arguments: argparse.Namespace) -> None:
 
     with job(arguments.scratch):
         from lowrank_speech.training.checkpoint import Checkpoints
+        from lowrank_speech.training.prepared import discard
 
         found = _run(arguments, config, cfg)
         if found is None:
@@ -122,6 +123,7 @@ def body(arguments: argparse.Namespace) -> None:
         manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
         # Only now: a run killed before the manifest goes on from its last state.
         Checkpoints(arguments.scratch).clear()
+        discard(arguments.scratch)
 
 
 def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
@@ -150,7 +152,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     torch.manual_seed(config.seed)
     changes = augmentation(config.training)
     base = load_model(arguments.model)
-    setup = prepare(base, arguments, config, set_aside, ranks)
+    key = _key(arguments, config, cfg)
+    setup = prepare(base, arguments, config, key, set_aside, ranks)
     model, out = setup.model, arguments.out
     trains_head = setup.new_head or config.adapt in ("head", "full", "lora")
     freeze_for(model, config.adapt, trains_head)
@@ -163,12 +166,6 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     if any(p.requires_grad for p in model.hf.parameters()):
         objective = Objective(model, config.training, setup.lang, setup.tokens, setup.labels)
         inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
-        read = [arguments.train_cuts, arguments.dev_cuts]
-        read += [arguments.model / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
-        if config.task.type == "asr":
-            read += common.token_files(arguments.lang)
-        identity = canonical_json(cfg) + "".join(sha256(path) for path in read if path.exists())
-        key = hashlib.sha256(identity.encode()).hexdigest()
         loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
         events = events_folder(config.training, arguments.tensorboard)
         trainer = Trainer(
@@ -210,9 +207,17 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         "labels": setup.labels if config.task.type == "lid" else None,
         "set_aside": set_aside.counts(),
     }
-    for cuts in (setup.train, setup.dev):
-        cuts.remove()
     return outputs, numbers
+
+
+def _key(arguments: argparse.Namespace, config: Config, cfg: dict) -> str:
+    """Hex sha256 of the slice and of all that the training reads."""
+    read = [arguments.train_cuts, arguments.dev_cuts]
+    read += [arguments.model / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
+    if config.task.type == "asr":
+        read += common.token_files(arguments.lang)
+    identity = canonical_json(cfg) + "".join(sha256(path) for path in read if path.exists())
+    return hashlib.sha256(identity.encode()).hexdigest()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """Setting up an adaptation: the task's model and data, what trains, and the adapters."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.text import decoder_tokens
 from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.splits import Split, language_cuts, recognition_cuts
+from lowrank_speech.training.prepared import prepared
+from lowrank_speech.training.splits import Split, Usable, language_cuts, recognition_cuts
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +35,24 @@ class Setup:
     labels: list[str] = field(default_factory=list)
 
 
-def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside, ranks: Ranks) -> Setup:
+def prepare(base: SpeechModel, arguments: Any, config: Any, key: str, set_aside: SetAside, ranks: Ranks) -> Setup:
     """The model of ``config.task`` on ``base``, and its training and dev cuts; unusable ones go to ``set_aside``.
 
-    The cuts that can be used are written to ``arguments.scratch`` in one pass and read from there. Of several processes
-    the first one goes through the cuts, and it alone knows what is set aside.
+    The cuts that can be used are written to ``arguments.scratch`` in one pass and read from there; a run with an equal
+    ``key`` finds them there. Of several processes the first one goes through the cuts, and it alone knows what is set
+    aside.
     """
-    train = Split("train: the training cuts", arguments.train_cuts, config.training, config.task.segment, config.seed)
-    dev = Split("train: the dev cuts", arguments.dev_cuts, None, config.task.segment)
-    scratch = arguments.scratch
+    splits = (
+        Split("train: the training cuts", arguments.train_cuts, config.training, config.task.segment, config.seed),
+        Split("train: the dev cuts", arguments.dev_cuts, None, config.task.segment),
+    )
+
+    def usable_of(make: Callable[..., Usable]) -> Usable:
+        return ranks.from_first(partial(prepared, arguments.scratch, key, make, set_aside))
+
     if config.task.type == "lid":
-        usable, labels = ranks.from_first(
-            partial(language_cuts, train, dev, base, config.task.languages, scratch, set_aside)
-        )
+        usable = usable_of(partial(language_cuts, splits, base, config.task.languages))
+        labels = usable.labels
         model, new = to_task(base, "classify", len(labels), labels, seed=config.seed)
         # The classifier learns posteriors under these priors; decoding divides them out again.
         model.meta.priors = [usable.languages.counts[label] / len(usable.train) for label in labels]
@@ -53,7 +60,7 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, set_aside: SetAside,
     lang, ctc = Lang.load(arguments.lang), base.recognises_by == "ctc"
     if ctc and lang.tokens is None:
         raise UserError("train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer")
-    usable = ranks.from_first(partial(recognition_cuts, train, dev, base, lang, ctc, scratch, set_aside))
+    usable = usable_of(partial(recognition_cuts, splits, base, lang, ctc))
     labels = usable.languages.spoken() if config.training.language_weight else []
     if ctc:
         model, new = to_task(base, "ctc", lang.tokens.size, lang_sha256=lang.sha256, seed=config.seed)

@@ -78,6 +78,8 @@ class Trainer:
         self.checkpoints, self.events = Checkpoints(scratch), events
         self.history: list[dict[str, Any]] = []
         self.epoch = self.batch = self.blank_evaluations = 0
+        self.steps: int | None = None  # of the whole run
+        self.largest: list[int] = []
         self.speech = self.seconds = 0.0
         self.peak_bytes = 0
         self.activations: int | None = None
@@ -130,17 +132,17 @@ class Trainer:
         """
         train, dev, first = numbered(train), numbered(dev), self.ranks.first
         with Signals() as self.signals, logging_redirect_tqdm():
-            steps = self._ready(train)
-            self.progress = Progress(steps, self.step, shown=first)
+            self._ready(train)
+            self.progress = Progress(self.steps, self.step, shown=first)
             self.curves = Curves(self.events if first else None, self.step)
             self.last_save = time.monotonic()
             try:
                 # Inside an epoch there may be no step left, but its end.
                 while self.epoch < self.config.epochs and (
-                    self.batch or (self.step < steps and not self._out_of_patience())
+                    self.batch or (self.step < self.steps and not self._out_of_patience())
                 ):
-                    self._epoch(train, steps)
-                    self._end_of_epoch(dev, steps)
+                    self._epoch(train)
+                    self._end_of_epoch(dev)
                     self._save()
             except Stopped as stop:
                 path = self._save()
@@ -167,22 +169,21 @@ class Trainer:
         self.ranks.stop()
         return numbers
 
-    def _ready(self, train: KeptCuts | ListedCuts) -> int:
-        """All that comes before the first step: the state of a run before, the dry run. The steps of the run."""
-        world, window = self.ranks.world, self.model.window_seconds
-        steps, largest = plan(train, self.config, self.seed, world, window)
-        seconds = float(train.durations.sum())
-        log.info(
-            "%d utterances, %.0f s of speech, %d steps in %d epochs", len(train), seconds, steps, self.config.epochs
-        )
+    def _ready(self, train: KeptCuts | ListedCuts) -> None:
+        """All that comes before the first step: the state of a run before, the plan, the dry run."""
         self._load()
+        if self.steps is None:
+            self.steps, self.largest = plan(train, self.config, self.seed, self.ranks.world, self.model.window_seconds)
+        log.info(
+            "%d utterances, %.0f s of speech, %d steps in %d epochs",
+            *(len(train), float(train.durations.sum()), self.steps, self.config.epochs),
+        )
         if self.config.compile_buckets is not None and self.model.frame_rate is not None:
             longest = train.durations / min((1.0, *self.config.speed))
             self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
             log.info("encoder layers are compiled for these numbers of frames: %s", self.model.buckets)
         if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
-            self._rehearse([train[i] for i in largest])
-        return steps
+            self._rehearse([train[i] for i in self.largest])
 
     def _rehearse(self, cuts: list[Any]) -> None:
         """A batch of ``cuts``, forward and back, without an update."""
@@ -190,17 +191,17 @@ class Trainer:
             batch = self.loader.collate(cuts, (self.seed, 0))
         self.activations = rehearse(self.stepper, batch)
 
-    def _epoch(self, train: Cuts, steps: int) -> None:
+    def _epoch(self, train: Cuts) -> None:
         """The rest of an epoch, from batch number ``self.batch`` on."""
         self.model.train()
-        if self.step >= steps:
+        if self.step >= self.steps:
             return
         rank, world = self.ranks.rank, self.ranks.world
         how = batching(self.config, self.seed, self.epoch)
         dealt = self.loader.train(train, *how, skip=self.batch, rank=rank, world=world)
         for batches in grouped(dealt, self.config.accumulate * world):
             start = time.perf_counter()
-            losses = self.stepper.step(batches, steps)
+            losses = self.stepper.step(batches, self.steps)
             self.seconds += time.perf_counter() - start
             speech = sum(cut.duration for batch in batches for cut in batch["cuts"])
             self.speech += speech
@@ -220,7 +221,7 @@ class Trainer:
                 raise self.signals.stop()
             if due:
                 self._save()
-            if self.step >= steps:
+            if self.step >= self.steps:
                 break
 
     def _no_sums(self) -> dict[str, Any]:
@@ -230,7 +231,7 @@ class Trainer:
         """The epoch's loss per unit so far; None where no step counted."""
         return self.sums["loss"] / self.sums["units"] if self.sums["units"] else None
 
-    def _end_of_epoch(self, dev: Cuts, steps: int) -> None:
+    def _end_of_epoch(self, dev: Cuts) -> None:
         """Row of the history, evaluation, and the position at the start of the next epoch."""
         number, impossible = self.epoch + 1, self.sums["impossible"]
         row = {"step": self.step, "epoch": number, "loss": self._mean_loss(), "skipped": self.sums["skipped"]}
@@ -239,7 +240,7 @@ class Trainer:
             row["deviation"] = self.deviation()
         if self.objective.ctc is not None:
             row["ctc_impossible"] = impossible
-        due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= steps
+        due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= self.steps
         # Nothing changes before the evaluation is over: until then the state is that after the epoch's last step.
         found = self._evaluate(dev) if due else None
         if impossible:

@@ -1,7 +1,7 @@
 """The cuts of the splits that a model can use, and how their samples are changed; for pretraining and adaptation."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from lowrank_speech.lang.select import (
 )
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
+
+SPLITS = ("train.jsonl", "dev.jsonl")
 
 
 @dataclass
@@ -66,38 +68,38 @@ class Split:
 
 @dataclass
 class Usable:
-    """The cuts of both splits that can be used, on disk; ``languages``: of the training cuts. Processes may send it."""
+    """The cuts of both splits that can be used, on disk. Processes may send it to each other.
+
+    ``languages``: of the training cuts; ``labels``: those that language recognition tells apart.
+    """
 
     train: KeptCuts
     dev: KeptCuts
     languages: Languages
+    labels: list[str] = field(default_factory=list)
 
 
 def recognition_cuts(
-    train: Split, dev: Split, model: SpeechModel, lang: Lang, ctc: bool, folder: Path, set_aside: SetAside
+    splits: Sequence[Split], model: SpeechModel, lang: Lang, ctc: bool, folder: Path, set_aside: SetAside
 ) -> Usable:
     """The cuts with a text that can be learnt, by CTC too if ``ctc``, written to ``folder`` in one pass."""
-    languages = Languages()
+    (train, dev), languages = splits, Languages()
 
     def chosen(split: Split) -> Iterator[Any]:
         cuts = usable_text(split.cuts(model, set_aside), lang, set_aside)
         return split.possible(cuts, model, lang, set_aside) if ctc else cuts
 
-    return Usable(
-        _kept(train, languages.over(chosen(train)), folder / "train.jsonl", set_aside),
-        _kept(dev, chosen(dev), folder / "dev.jsonl", set_aside),
-        languages,
-    )
+    return _kept(splits, (languages.over(chosen(train)), chosen(dev)), languages, folder, set_aside)
 
 
 def language_cuts(
-    train: Split, dev: Split, model: SpeechModel, labels: Sequence[str], folder: Path, set_aside: SetAside
-) -> tuple[Usable, list[str]]:
-    """The cuts whose language is one of ``labels`` (by default: of those of the training cuts); and these, sorted.
+    splits: Sequence[Split], model: SpeechModel, labels: Sequence[str], folder: Path, set_aside: SetAside
+) -> Usable:
+    """The cuts whose language is one of ``labels`` (by default: of those of the training cuts).
 
     UserError where a language has no training cut, and where there is one language alone.
     """
-    labels, found, languages = sorted(labels), Languages(), Languages()
+    (train, dev), labels, found, languages = splits, sorted(labels), Languages(), Languages()
     if not labels:  # a pass of its own: which languages there are decides what is set aside
         for _ in found.over(train.cuts(model, SetAside())):
             pass
@@ -106,25 +108,24 @@ def language_cuts(
     def known(split: Split) -> Iterator[Any]:
         return known_language(split.cuts(model, set_aside), labels, set_aside)
 
-    usable = Usable(
-        _kept(train, languages.over(known(train)), folder / "train.jsonl", set_aside),
-        _kept(dev, known(dev), folder / "dev.jsonl", set_aside),
-        languages,
-    )
+    usable = _kept(splits, (languages.over(known(train)), known(dev)), languages, folder, set_aside)
     missing = [label for label in labels if not languages.counts[label]]
     if missing:
         raise UserError(f"train: no training utterance in {missing[0]!r}, one of the languages to tell apart")
     if len(labels) < 2:
         raise UserError(f"train: language recognition needs two languages or more, the training cuts have {labels}")
-    return usable, labels
+    usable.labels = labels
+    return usable
 
 
-def _kept(split: Split, cuts: Iterable[Any], path: Path, set_aside: SetAside) -> KeptCuts:
-    kept = keep(cuts, path)
-    if not len(kept):
-        kept.remove()
-    require(kept, split.what, set_aside)
-    return kept
+def _kept(
+    splits: Sequence[Split], usable: Sequence[Iterable[Any]], languages: Languages, folder: Path, set_aside: SetAside
+) -> Usable:
+    kept = []
+    for name, split, cuts in zip(SPLITS, splits, usable, strict=True):
+        kept.append(keep(cuts, folder / name))
+        require(kept[-1], split.what, set_aside)
+    return Usable(*kept, languages)
 
 
 def augmentation(recipe: TrainConfig) -> Augmentation | None:

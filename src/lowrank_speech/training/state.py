@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 # Attributes of the trainer that a state has as they are: the position, the epoch's sums, counters.
 PLAIN = ("epoch", "batch", "sums", "best_metric", "blank_evaluations")
-PLAIN += ("speech", "seconds", "peak_bytes", "history", "best")
+PLAIN += ("speech", "seconds", "peak_bytes", "history", "best", "steps", "largest")
 PARTS = ("key", "ctc", "model", "objective", "stepper", "recent", "plain", "rng")
 
 

@@ -1,0 +1,69 @@
+"""The cuts that a training can use, found in one pass over the manifests: a run that goes on takes them as they are.
+
+folder/train.jsonl, dev.jsonl    the cuts, each with its table (features.kept)
+folder/prepared.json             whose they are, what was set aside, which languages there are; written last
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from lowrank_speech.artefact import write_json
+from lowrank_speech.features.kept import KeptCuts, kept_files
+from lowrank_speech.lang.select import Languages, SetAside
+from lowrank_speech.training.splits import SPLITS, Usable
+
+log = logging.getLogger(__name__)
+
+RECORD = "prepared.json"
+
+
+def prepared(folder: Path, key: str, make: Callable[[Path, SetAside], Usable], set_aside: SetAside) -> Usable:
+    """What ``make`` wrote to ``folder`` for an equal ``key`` in a run that was stopped; else what it makes now.
+
+    ``key`` stands for all that decides which cuts can be used. ``set_aside`` gets the rows of then.
+    """
+    record = _read(folder, key)
+    if record is None:
+        discard(folder)
+        usable = make(folder, set_aside)
+        record = {
+            "key": key,
+            "bytes": _bytes(folder),
+            "counts": dict(usable.languages.counts),
+            "without": usable.languages.without,
+            "labels": usable.labels,
+            "set_aside": set_aside.rows,
+        }
+        write_json(folder / RECORD, record)
+        return usable
+    set_aside.rows.extend(map(tuple, record["set_aside"]))
+    train, dev = (KeptCuts(folder / name) for name in SPLITS)
+    log.info("the cuts that can be used are those of the run before")
+    return Usable(train, dev, Languages(Counter(record["counts"]), record["without"]), record["labels"])
+
+
+def discard(folder: Path) -> None:
+    """Remove them: the run is over, or they are another's."""
+    for path in (folder / RECORD, *_files(folder)):
+        path.unlink(missing_ok=True)
+
+
+def _read(folder: Path, key: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        # A machine that lost its power may have kept the record, and less of the files.
+        return record if record["key"] == key and record["bytes"] == _bytes(folder) else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for name in SPLITS for path in kept_files(folder / name)]
+
+
+def _bytes(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in _files(folder)}

@@ -1,0 +1,170 @@
+"""The stages train and base, killed and run again."""
+
+import json
+import shutil
+from unittest.mock import Mock
+
+import pytest
+
+from lowrank_speech.models import folder as folder_module
+from lowrank_speech.stages import base, lang, train
+from lowrank_speech.training import loop
+from lowrank_speech.training.checkpoint import Checkpoints
+from lowrank_speech.training.loop import Trainer
+from lowrank_speech.training.prepared import RECORD
+from lowrank_speech.training.splits import Split
+from lowrank_speech.training.step import Stepper
+from stage_world import (
+    FAMILIES,
+    MODEL,
+    RECIPE,
+    done,
+    make_base,
+    make_features,
+    odd_cuts,
+    refused,
+    run,
+    train_cfg,
+    train_paths,
+    utterance,
+)
+
+
+def kill(monkeypatch, stage, cfg, manifest, **paths):
+    """Run the stage and stop it in its second epoch."""
+    with monkeypatch.context() as patch:
+        real = Trainer._evaluate
+
+        def killed(self, dev):
+            if self.epoch == 1:  # epochs behind it
+                raise KeyboardInterrupt
+            return real(self, dev)
+
+        patch.setattr(Trainer, "_evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(stage, cfg, manifest, **paths)
+    assert not manifest.exists() and Checkpoints(paths["scratch"]).files() and not (paths["out"] / "model").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_killed_training_stage_goes_on(world, systems, tmp_path, monkeypatch, family):
+    paths = train_paths(world, family, tmp_path)
+    kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems[family, "asr"].record["outputs"]
+
+
+def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp_path, monkeypatch):
+    paths = train_paths(world, "wav2vec2", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_module, "save_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert Checkpoints(paths["scratch"]).files()
+    monkeypatch.setattr(Stepper, "step", Mock(side_effect=AssertionError("a step was taken again")))
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]
+    assert not list(paths["scratch"].iterdir())
+
+
+def aside_paths(world, task, tmp_path):
+    """Inputs of a training of which some utterances are set aside."""
+    cuts = [*world.cuts["train"], *odd_cuts(tmp_path), utterance(tmp_path, "x-fr", "ab", "fr")]
+    found = make_features(world, "wav2vec2", cuts, tmp_path, "train")
+    return train_paths(world, "wav2vec2", tmp_path / "out", task, train_cuts=found)
+
+
+@pytest.mark.parametrize("task", ["asr", "lid"])
+def test_a_run_that_goes_on_passes_over_no_cuts(world, tmp_path, monkeypatch, task):
+    cfg, manifest = train_cfg(task), tmp_path / "out" / "train.json"
+    if task == "lid":
+        cfg["task"]["languages"] = ["de", "en"]
+    paths = aside_paths(world, task, tmp_path)
+    whole = done(train, cfg, manifest, **paths)
+    aside = (paths["out"] / "set_aside.tsv").read_bytes()
+    assert whole["numbers"]["set_aside"] and not list(paths["scratch"].iterdir())
+    shutil.rmtree(paths["out"])
+    kill(monkeypatch, train, cfg, manifest, **paths)
+    for owner, name in ((Split, "cuts"), (loop, "plan")):
+        monkeypatch.setattr(owner, name, Mock(side_effect=AssertionError("a pass over the cuts")))
+    again = done(train, cfg, manifest, **paths)
+    for key in ("outputs", "cfg", "seed"):
+        assert again[key] == whole[key]
+    for key in ("set_aside", "utterances_train", "labels", "steps"):
+        assert again["numbers"][key] == whole["numbers"][key]
+    assert (paths["out"] / "set_aside.tsv").read_bytes() == aside
+    assert not list(paths["scratch"].iterdir())
+
+
+@pytest.mark.parametrize("lost", ["train.jsonl", "dev.npy", RECORD, "the record's end", "another run's"])
+def test_prepared_cuts_that_are_not_whole_are_made_again(world, tmp_path, monkeypatch, lost):
+    cfg, manifest, paths = train_cfg(), tmp_path / "out" / "train.json", aside_paths(world, "asr", tmp_path)
+    whole = done(train, cfg, manifest, **paths)
+    shutil.rmtree(paths["out"])
+    kill(monkeypatch, train, cfg, manifest, **paths)
+    if lost == "another run's":
+        record = json.loads((paths["scratch"] / RECORD).read_text())
+        (paths["scratch"] / RECORD).write_text(json.dumps(record | {"key": "0" * 64}))
+    elif lost == "the record's end":
+        (paths["scratch"] / RECORD).write_text((paths["scratch"] / RECORD).read_text()[:-20])
+    elif lost == "train.jsonl":
+        (paths["scratch"] / lost).write_bytes(b"")
+    else:
+        (paths["scratch"] / lost).unlink()
+    again = done(train, cfg, manifest, **paths)
+    assert again["outputs"] == whole["outputs"] and again["numbers"]["set_aside"] == whole["numbers"]["set_aside"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "train_cuts",
+        "dev_cuts",
+        "model",
+        "config of the model",
+        "seed",
+        "lang",
+    ],
+)
+def test_a_state_of_other_inputs_ends_training(world, tmp_path, monkeypatch, capsys, changed):
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    manifest, cfg = tmp_path / "train.json", train_cfg()
+    kill(monkeypatch, train, cfg, manifest, **paths)
+    if changed == "seed":
+        cfg = train_cfg(seed=2)
+    elif changed == "model":
+        make_base(world, "wav2vec2", tmp_path / "base", seed=2)
+        paths["model"] = tmp_path / "base" / "model"
+    elif changed == "config of the model":  # the same weights
+        paths["model"] = shutil.copytree(paths["model"], tmp_path / "model")
+        file = paths["model"] / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_norm_eps": 1e-3}))
+    elif changed == "lang":  # as many symbols, but other ones
+        paths["lang"] = tmp_path / "lang"
+        upper = {"seed": 1, "lang": {"kind": "char", "normalise": {"case": "upper"}}}
+        done(lang, upper, paths["lang"] / "lang.json", cuts=world.corpus / "train.jsonl.gz", out=paths["lang"])
+    else:
+        (tmp_path / "new").mkdir()
+        paths[changed] = make_features(world, "wav2vec2", world.cuts["test"], tmp_path / "new", "other")
+    refused(capsys, "belongs to a run with other settings or inputs", train, cfg, manifest, **paths)
+
+
+def test_a_state_goes_on_with_an_equal_lang_that_took_another_time(world, tmp_path, monkeypatch):
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
+    paths["lang"] = shutil.copytree(paths["lang"], tmp_path / "lang")
+    manifest = paths["lang"] / "lang.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"seconds": 99.0}))
+    states = len(Checkpoints(paths["scratch"]).files())
+    assert states and done(train, train_cfg(), tmp_path / "train.json", **paths)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_a_state_of_other_cuts_ends_a_pretraining(world, tmp_path, monkeypatch, capsys, split):
+    paths = {f"{name}_cuts": world.corpus / f"{name}.jsonl.gz" for name in ("train", "dev")}
+    paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "out" / "model"}
+    cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
+    kill(monkeypatch, base, cfg, tmp_path / "base.json", **paths)
+    paths[f"{split}_cuts"] = world.corpus / "test.jsonl.gz"
+    message = "belongs to a run with other settings or inputs"
+    refused(capsys, message, base, cfg, tmp_path / "base.json", **paths)
