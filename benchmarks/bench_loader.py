@@ -10,8 +10,9 @@ processes of its own:
     kept       the present loader: one pass writes the cuts that can be used, with their table of offsets and durations
     kept+2     the same with two workers
 
-    prepare    s of CPU: reading the manifest and filtering, which every start pays once, however the cuts are held
-    count      s of CPU: the batches of one epoch, for the schedule
+    prepare    s of CPU: reading the manifest and filtering, which a training pays once
+    count      s of CPU: the batches of one epoch, for the schedule; once too, it stands in the state
+    again      s of CPU: the same two, where a training goes on from its state (eager: nothing is kept)
     start      s on the clock: from prepared cuts to the first batch, with its audio
     at prepare MiB: peak memory of the process up to there, above that of the imported libraries
     training   MiB: memory after 20 batches (kept: in a fresh process, which opens the files), workers included, with
@@ -34,7 +35,7 @@ import numpy as np
 
 MEAN = 3.5  # seconds of a cut
 BATCH, SEED = 60.0, 1
-HEAD = ("hours", "cuts", "mode", "prepare", "count", "start", "at prepare", "training")
+HEAD = ("hours", "cuts", "mode", "prepare", "count", "again", "start", "at prepare", "training")
 
 
 def make(hours, templates, folder):
@@ -71,6 +72,20 @@ def usable(path):
     return possible_ctc(cuts, lang, lambda cut: cut.num_samples // 320, aside)
 
 
+def prepare(path, folder):
+    """The training's cuts of ``path``, kept in ``folder``: written, or those of a run before."""
+    from lowrank_speech.features.kept import keep
+    from lowrank_speech.lang.select import Languages, SetAside
+    from lowrank_speech.training.prepared import prepared
+    from lowrank_speech.training.splits import SPLITS, Usable
+
+    def make(folder, _):
+        languages, (train, dev) = Languages(), (folder / name for name in SPLITS)
+        return Usable(keep(languages.over(usable(path)), train), keep(islice(usable(path), 100), dev), languages)
+
+    return prepared(folder, "key", make, SetAside()).train
+
+
 def sampled(cuts):
     """The first epoch of Lhotse's sampler over cuts in memory."""
     from lhotse.dataset import DynamicBucketingSampler
@@ -100,26 +115,26 @@ def child(mode, path, scratch):
 
     from lowrank_speech.features.batches import Loader, batch_numbers
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.features.kept import KeptCuts, keep
+    from lowrank_speech.training import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
 
     torch.set_num_threads(1)
     base, base_peak, found, cpu = pss(), peak(), {}, time.process_time
     if mode in ("eager", "keep"):
         start = cpu()
-        cuts = CutSet.from_cuts(list(usable(path))) if mode == "eager" else keep(usable(path), scratch)
+        cuts = CutSet.from_cuts(list(usable(path))) if mode == "eager" else prepare(path, scratch)
         found["prepare"], found["at prepare"] = cpu() - start, peak() - base_peak
         start = cpu()
         found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_numbers(cuts, BATCH, SEED, 0)))
         found["count"] = cpu() - start
     if mode == "keep":
         return found
+    if mode != "eager":
+        start = cpu()
+        cuts = prepare(path, scratch)
+        found["again"] = cpu() - start
     loader = Loader(Inputs("waveform"), workers=2 if mode == "kept+2" else 0)
     start = time.perf_counter()
-    if mode == "eager":
-        batches = map(loader.collate, map(list, sampled(cuts)))
-    else:
-        batches = loader.train(KeptCuts(scratch), BATCH, SEED, 0)
-    batches = iter(batches)
+    batches = map(loader.collate, map(list, sampled(cuts))) if mode == "eager" else loader.train(cuts, BATCH, SEED, 0)
     next(batches)
     found["start"] = time.perf_counter() - start
     for _ in islice(batches, 19):
@@ -151,10 +166,11 @@ def main():
         with tempfile.TemporaryDirectory() as folder:
             folder = Path(folder)
             path, number = make(hours, arguments.templates, folder)
-            scratch = folder / "kept.jsonl"
+            scratch = folder / "scratch"
             kept = run("keep", path, scratch) if set(arguments.modes) - {"eager"} else {}
             for mode in arguments.modes:
-                row = {"hours": f"{hours:g}", "cuts": f"{number:,}", "mode": mode} | (kept if mode != "eager" else {})
+                row = {"hours": f"{hours:g}", "cuts": f"{number:,}", "mode": mode}
+                row |= kept if mode != "eager" else {"again": "-"}
                 row |= run(mode, path, scratch)
                 shown = [value if isinstance(value := row[key], str) else f"{value:.1f}" for key in HEAD]
                 print(f"| {' | '.join(shown)} |", flush=True)
