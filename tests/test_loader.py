@@ -25,7 +25,15 @@ from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 from lowrank_speech.errors import UserError
 from lowrank_speech.features import workers
 from lowrank_speech.features.augment import Augmentation, excerpt
-from lowrank_speech.features.batches import BUFFER, Loader, _lhotses, batch_numbers, bucket_bounds, longest_first
+from lowrank_speech.features.batches import (
+    BUFFER,
+    Loader,
+    _lhotses,
+    batch_numbers,
+    bucket_bounds,
+    longest_first,
+    segment,
+)
 from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, keep, kept_files, numbered
 from lowrank_speech.features.store import load_cuts, write_split
@@ -362,8 +370,23 @@ def test_computed_inputs_are_kept_in_memory_up_to_the_seconds_given(cuts, tmp_pa
     kept = keep(cuts, tmp_path / "train.jsonl")
     loader = Loader(Inputs("waveform"), memory=1.0)
     list(loader.all(kept, 3.0))
-    assert sum(kept.durations[int(name[1:])] for name in loader._kept) <= 1.0 and loader._kept
+    assert sum(kept.durations[int(name[1:])] for _, name in loader._kept) <= 1.0 and loader._kept
     assert isinstance(kept, KeptCuts)
+
+
+def test_segments_have_the_frames_that_were_asked_for(cuts, tmp_path):
+    long = next(iter(cuts)).pad(duration=31.0)
+    for tenths in range(1, 300):
+        (found,) = segment(CutSet.from_cuts([long]), tenths / 10, 1)
+        assert found.num_samples == 1600 * tenths
+
+
+def test_dev_may_have_an_id_of_the_training_cuts(cuts):
+    first, second = list(cuts)[:2]
+    loader, other = Loader(Inputs("waveform"), memory=60.0), second.with_id(first.id)
+    heard = loader.one(first, (1, 0))
+    assert torch.equal(loader.one(other), Loader(Inputs("waveform")).one(second))
+    assert torch.equal(loader.one(first, (1, 1)), heard)
 
 
 def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):

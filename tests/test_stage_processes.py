@@ -103,6 +103,7 @@ def test_the_first_of_several_processes_alone_goes_through_the_cuts(world, tmp_p
     CutSet.from_cuts([]).to_file(empty)
     found = torchrun(world, train_cfg(training={"processes": 2}), tmp_path, train_cuts=empty)
     assert found.returncode != 0 and found.stderr.count("no utterance is left") == 1, found.stderr
+    assert "[rank" not in found.stderr  # no traceback of the one that waited
 
 
 def naming(folder):

@@ -105,6 +105,7 @@ def test_prepared_cuts_that_are_not_whole_are_made_again(world, tmp_path, monkey
     if lost == "another run's":
         record = json.loads((paths["scratch"] / RECORD).read_text())
         (paths["scratch"] / RECORD).write_text(json.dumps(record | {"key": "0" * 64}))
+        Checkpoints(paths["scratch"]).clear()  # with its states it would be refused
     elif lost == "the record's end":
         (paths["scratch"] / RECORD).write_text((paths["scratch"] / RECORD).read_text()[:-20])
     elif lost == "train.jsonl":
@@ -146,6 +147,10 @@ def test_a_state_of_other_inputs_ends_training(world, tmp_path, monkeypatch, cap
     else:
         (tmp_path / "new").mkdir()
         paths[changed] = make_features(world, "wav2vec2", world.cuts["test"], tmp_path / "new", "other")
+    prepared = (paths["scratch"] / RECORD).read_bytes()
+    refused(capsys, "belongs to a run with other settings or inputs", train, cfg, manifest, **paths)
+    assert (paths["scratch"] / RECORD).read_bytes() == prepared
+    (paths["scratch"] / RECORD).unlink()  # the state alone says it too
     refused(capsys, "belongs to a run with other settings or inputs", train, cfg, manifest, **paths)
 
 

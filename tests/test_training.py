@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import re
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,11 +19,9 @@ from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.stages.train import Lora
 from lowrank_speech.training import loop, plan, progress
 from lowrank_speech.training.adapt import freeze_for, lora_on
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.memory import SavedTensors
 from lowrank_speech.training.objective import Errors, Losses, Objective
 from lowrank_speech.training.progress import events_folder
 from lowrank_speech.training.step import MOST_BAD_STEPS, schedule
@@ -235,31 +232,6 @@ def test_a_lora_target_that_matches_nothing_is_an_error_of_the_user():
         lora_on(model, Lora(targets=("*nowhere*",)))
     with pytest.raises(UserError, match="needs the section `lora`"):
         lora_on(model, None)
-
-
-@pytest.mark.parametrize(("task", "moves"), [("ctc", ("lm_head.",)), ("seq2seq", ("model.decoder.", "proj_out."))])
-def test_the_body_rests_for_its_first_steps(task, moves, cuts, tmp_path):
-    """The head trains, and of a model that has none the decoder."""
-    config = TrainConfig(epochs=1, batch_seconds=60, freeze_encoder_steps=100, keep="last")
-    trainer = trainer_of(task, tmp_path, config)
-    before = state_of(trainer)
-    trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    changed = {n for n, p in state_of(trainer).items() if not torch.equal(before[n], p)}
-    assert changed and all(name.startswith(moves) for name in changed)
-
-
-def test_while_the_body_rests_nothing_of_it_is_kept_for_gradients(cuts, tmp_path):
-    def saved(steps):
-        trainer = trainer_of("ctc", tmp_path / str(steps), TrainConfig(freeze_encoder_steps=steps, dropout=0.0))
-        trainer.model.train()
-        kept = SavedTensors(trainer.model.parameters())
-        with kept:
-            trainer.stepper.step([trainer.loader.collate(list(cuts))], 10)
-        assert all(p.requires_grad for p in trainer.trained().values())
-        return kept.bytes, len(trainer.trained())
-
-    (resting, one), (training, other) = saved(1), saved(0)
-    assert resting < 0.2 * training and one == other
 
 
 def test_nothing_to_train_is_an_error(tmp_path):
@@ -656,53 +628,7 @@ def test_curves_only_where_asked_for(tmp_path):
         events_folder(TrainConfig(tensorboard=True), None)
 
 
-# --- SpecAugment
-
-
-def masked(seed, config=None, lengths=(40, 15, 28)):
-    features = torch.randn(3, 40, 20, generator=torch.Generator().manual_seed(3))
-    lengths = torch.tensor(lengths)
-    valid = torch.arange(40)[None, :] < lengths[:, None]
-    features = features * valid[..., None]
-    given = features.clone()
-    config = config or SpecAugment(time_width=8, time_share=0.5, feature_width=5)
-    found = spec_augment(features, lengths, config, torch.Generator().manual_seed(seed))
-    assert torch.equal(features, given)  # the input stays
-    return SimpleNamespace(found=found, given=given, valid=valid, changed=found != given)
-
-
-def test_masks_touch_valid_frames_only_and_hold_the_mean():
-    touched = 0
-    for seed in range(20):
-        m = masked(seed)
-        assert not m.changed[~m.valid].any()
-        for row, given, changed, valid in zip(m.found, m.given, m.changed, m.valid, strict=True):
-            if changed.any():
-                torch.testing.assert_close(row[changed].unique(), given[valid].mean()[None], atol=1e-6, rtol=1e-5)
-                touched += 1
-    assert touched > 50
-
-
-def test_masks_are_whole_frames_and_whole_channels_of_the_given_widths():
-    only_time = SpecAugment(time_masks=1, time_width=8, time_share=0.2, feature_masks=0)
-    only_channels = SpecAugment(time_masks=0, feature_masks=1, feature_width=5)
-    widest = [0, 0]
-    for seed in range(50):
-        m = masked(seed, only_time)
-        frames = m.changed.any(-1)
-        assert torch.equal(m.changed, frames[..., None].expand_as(m.changed))
-        assert (frames.sum(1) <= torch.tensor([8, 3, 5])).all()
-        channels = masked(seed, only_channels).changed.any(1)
-        assert (channels.sum(1) <= 5).all()
-        widest = [max(widest[0], int(frames.sum(1).max())), max(widest[1], int(channels.sum(1).max()))]
-    assert widest == [8, 5]
-
-
-def test_masks_follow_the_generator_alone():
-    first = masked(1)
-    torch.manual_seed(0)
-    assert torch.equal(first.found, masked(1).found)
-    assert not torch.equal(first.found, masked(2).found)
+# --- dropout
 
 
 def test_dropout_is_set_everywhere():

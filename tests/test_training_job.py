@@ -85,3 +85,12 @@ def test_a_signal_while_cuts_are_prepared_ends_with_the_code_of_a_stop(name, tmp
     assert stop.value.code == STOPPED
     assert f"stopped by {name}; the same command goes on from the last state" in caplog.text
     assert signal.getsignal(signal.Signals[name]) is before and not list(tmp_path.iterdir())
+
+
+def test_a_signal_is_too_late_when_the_outputs_are_complete(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with job(tmp_path) as over:
+        over()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+    assert signal.getsignal(signal.SIGTERM) is before

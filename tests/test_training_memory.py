@@ -8,15 +8,17 @@ import torch
 
 from conftest import REPOSITORY
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.batches import batch_numbers
-from lowrank_speech.features.kept import numbered
+from lowrank_speech.features.augment import Augmentation
+from lowrank_speech.features.batches import Loader, batch_numbers
+from lowrank_speech.features.inputs import Inputs
+from lowrank_speech.features.kept import ListedCuts, numbered
 from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training import loop, step
 from lowrank_speech.training import precision as precisions
-from lowrank_speech.training import step
-from lowrank_speech.training.config import SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, explained, rehearse, room_for_state
-from lowrank_speech.training.plan import survey
-from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, weights
+from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
+from lowrank_speech.training.memory import SavedTensors, byte_counts, explained, rehearse, room_for_state
+from lowrank_speech.training.plan import batching, survey
+from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, make_cuts, weights
 
 
 def of(*seconds):
@@ -68,6 +70,29 @@ def test_a_rehearsal_leaves_no_gradient_no_state_and_no_count(tmp_path):
     assert all(p.grad is None for p in trainer.stepper.parameters)
 
 
+def test_a_rehearsal_is_at_the_lowest_speed(tmp_path, monkeypatch):
+    trainer = drawn_trainer("ctc", tmp_path, TrainConfig(speed=(0.5, 1.0, 2.0)), full)
+    cuts = make_cuts(tmp_path)
+    trainer.loader = Loader(Inputs("waveform"), augmentation=Augmentation((0.5, 1.0, 2.0)))
+    met = []
+    monkeypatch.setattr(loop, "rehearse", lambda _, batch: met.extend(batch["lengths"].tolist()))
+    for seed in range(5):
+        trainer.seed = seed
+        trainer._rehearse([cuts["u0"]])
+    assert met == [2 * cuts["u0"].num_samples] * 5
+    assert trainer.loader.augmentation.speed == (0.5, 1.0, 2.0)
+
+
+@pytest.mark.parametrize("quadratic", [None, 20.0])
+def test_batches_fit_at_the_lowest_speed_too(quadratic):
+    config = TrainConfig(batch_seconds=60.0, quadratic_seconds=quadratic, speed=(0.8, 1.0))
+    durations = np.random.default_rng(1).uniform(2, 12, 400)
+    cuts = ListedCuts(SimpleNamespace(id=f"u{i}", duration=d) for i, d in enumerate(durations))
+    sizes = durations / 0.8 + (0 if quadratic is None else (durations / 0.8) ** 2 / quadratic)
+    fullest = max(len(b) * sizes[b].max() for b in batch_numbers(cuts, *batching(config, 1, 0)))
+    assert 50 < fullest <= 60.0 + 1e-9
+
+
 # --- running out
 
 
@@ -88,7 +113,7 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(error, tmp_path, monkey
     line = (
         r"^out of memory on a batch of 4 utterances, 2\.4 s with padding \(longest: u1, 0\.6 s\): lower "
         r"training\.batch_seconds \(30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or set "
-        r"precision: bf16$"
+        r"precision: bf16 \(with adapt: lora, frozen_dtype: bf16 too\)$"
     )
     for attempt in (lambda: trainer.stepper.step([batch], 10), lambda: rehearse(trainer.stepper, batch)):
         with pytest.raises(UserError, match=line):
@@ -129,6 +154,16 @@ def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
     assert found["weights"] == sum(held.values()) + buffers
     assert found["gradients"] == 4 * sum(trained.values())
     assert found["optimiser"] == 8 * sum(trained.values()) + 4 * len(trained)  # two moments; a step count each
+
+
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_gradients_are_counted_whether_or_not_their_optimiser_keeps_a_state(momentum, tmp_path):
+    config = TrainConfig(factor_sgd=FactorSgd(0.01, momentum))
+    trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
+    trainer.stepper.step([trainer.loader.collate(list(drawn_cuts()))], 10)
+    trained = [p for n, p in trainer.model.hf.named_parameters() if p.requires_grad and "masked_spec" not in n]
+    found = byte_counts((trainer.model, trainer.objective), trainer.optimiser)
+    assert found["gradients"] == sum(p.nbytes for p in trained)
 
 
 def test_saved_tensors_count_a_storage_once_and_no_weight():

@@ -8,6 +8,7 @@ Letters: T samples. Sources: speed perturbation, Ko et al. 2015; the room's tail
 """
 
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,12 @@ class Augmentation:
         if self.noise is not None and rng.random() < self.noise.probability:
             changed = self._noisy(changed, rng)
         return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
+
+    def at_the_slowest(self) -> "Augmentation":
+        """The same with no other speed than the lowest, which makes the longest utterances."""
+        slowest = copy(self)
+        slowest.speed = (min(self.speed),) if self.speed else ()
+        return slowest
 
     def _noisy(self, speech: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         kinds = [*self.noise.kinds, *([FOLDER] if self.recordings else [])]

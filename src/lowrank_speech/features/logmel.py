@@ -1,5 +1,9 @@
 """Whisper's log-mel spectrogram, equal to ``WhisperFeatureExtractor``'s, without its padding to 30 s.
 
+One case apart: where an utterance ends within 12.5 ms of the model's window or beyond it, the published extractor
+reflects the samples at the window's end and drops two frames; here zeros follow. The last frame then differs, and all
+of them where their maximum lies there.
+
 16 kHz, 25 ms Hann window, 10 ms hop, Slaney mel filters, log10, clipped at 8 below the utterance's maximum, then
 (x + 4) / 4. The published extractor appends zeros up to 30 s before the transform; here only as many as the last window
 with speech reaches into. ``SpeechModel.pad_mel`` gives the frames that hold nothing but padding their value.

@@ -113,6 +113,9 @@ def gram(X: Tensor) -> Tensor:
         lower = X[..., i : i + BLOCK, :] @ X[..., : i + BLOCK, :].mT
         products[..., i : i + BLOCK, : i + BLOCK] = lower
         products[..., :i, i : i + BLOCK] = lower[..., :i].mT
+        # Not every library's product of a block with itself is symmetric to the last bit.
+        square = lower[..., i:]
+        products[..., i : i + BLOCK, i : i + BLOCK] = 0.5 * (square + square.mT)
     return products
 
 

@@ -9,7 +9,7 @@ stands for which model and task.
 Dimension letters: B batch, T samples, F frames, C features, D hidden size, V vocabulary, L target length.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,7 +43,9 @@ class SpeechModel(nn.Module):
         correct(hf)
         self.hf = hf
         self.meta = meta
-        self.buckets: tuple[int, ...] = ()  # encoder frames of compiled layers; see wav2vec2.encoded
+        # Training alone: encoder frames of compiled layers (see wav2vec2.encoded), and what hides parts of features.
+        self.buckets: tuple[int, ...] = ()
+        self.mask: Callable[..., Tensor] | None = None
 
     def train(self, mode: bool = True) -> "SpeechModel":
         """As of ``nn.Module``; batch norms keep the statistics of the pretraining (mHuBERT's position embedding)."""
@@ -121,6 +123,12 @@ class SpeechModel(nn.Module):
         return INPUTS[self.family].frames_of(self, cut)
 
     @property
+    def width(self) -> int:
+        """The size D of the encoder states that ``states`` gives."""
+        adapted = getattr(self.config, "add_adapter", False)
+        return self.config.output_hidden_size if adapted else self.config.hidden_size
+
+    @property
     def window_seconds(self) -> float | None:
         """The longest utterance that the model takes, in seconds; None where there is no limit."""
         return INPUTS[self.family].window_seconds(self)
@@ -142,6 +150,13 @@ class SpeechModel(nn.Module):
     def conv_features(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
         """Output of wav2vec 2.0's front end: waveforms (B, T) -> (B, F, C)."""
         return wav2vec2.conv_features(self, waveforms, lengths)
+
+    def masked(self, features: Tensor, lengths: Tensor, stacked: int = 1) -> Tensor:
+        """What the encoder gets to see of its input features (B, F, C), of which ``lengths`` (B,) frames are valid.
+
+        ``stacked``: so many frames of C / stacked bands lie side by side in a row.
+        """
+        return features if self.mask is None or not self.training else self.mask(features, lengths, stacked)
 
     def pad_mel(self, features: Tensor, lengths: Tensor) -> Tensor:
         """Log-mel (B, F, C), padded to Whisper's window: -> (B, C, window)."""

@@ -45,7 +45,7 @@ def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:
 
 def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Stacked filterbanks (B, F, C) and (B,) lengths -> encoder states (B, F', D) and (B,)."""
-    hidden, _ = model.body.feature_projection(features)
+    hidden, _ = model.body.feature_projection(model.masked(features, lengths, STACKED))
     hidden = encoded(model, hidden, lengths)
     if model.body.intermediate_ffn is not None:
         hidden = hidden + 0.5 * model.body.intermediate_ffn(hidden)

@@ -40,7 +40,7 @@ def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tenso
     frames = _front_lengths(model, features, lengths)
     if features.dim() == 2:
         features = conv_features(model, features, lengths)
-    hidden = model.body.feature_projection(features)
+    hidden = model.body.feature_projection(model.masked(features, frames))
     hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # HuBERT gives the projection alone
     return adapted(model, encoded(model, hidden, frames), frames)
 

@@ -41,8 +41,10 @@ def frames_of(model: Any, cut: Any) -> int:
 
 def states(model: Any, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """Log-mel (B, F, C) and (B,) lengths -> encoder states (B, window / 2, D) and their valid lengths (B,)."""
-    hidden = model.body.encoder(pad_mel(model, features, lengths)).last_hidden_state
-    return hidden, output_lengths(model, features, lengths)
+    # Masked after it was padded: the padding's value comes from the utterance's maximum, which a mask may hide.
+    padded = pad_mel(model, features, lengths).transpose(1, 2)
+    seen = model.masked(padded, lengths.clamp(max=window(model))).transpose(1, 2)
+    return model.body.encoder(seen).last_hidden_state, output_lengths(model, features, lengths)
 
 
 def output_lengths(model: Any, features: Tensor, lengths: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def body(arguments: argparse.Namespace) -> None:
             raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
     from lowrank_speech.training.job import job
 
-    with job(arguments.scratch):
+    with job(arguments.scratch) as over:
         from lowrank_speech.training.checkpoint import Checkpoints
         from lowrank_speech.training.prepared import discard
 
@@ -102,6 +102,7 @@ def body(arguments: argparse.Namespace) -> None:
             return
         outputs, numbers = found
         manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
+        over()
         # Only now: a run killed before the manifest goes on from its last state.
         Checkpoints(arguments.scratch).clear()
         discard(arguments.scratch)

@@ -29,7 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256, write_table
+from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256, write_table, write_text
 from lowrank_speech.errors import UserError
 from lowrank_speech.stages import common
 from lowrank_speech.training.config import TrainConfig
@@ -111,7 +111,7 @@ def body(arguments: argparse.Namespace) -> None:
         common.existing(arguments.lang, "--lang")
     from lowrank_speech.training.job import job
 
-    with job(arguments.scratch):
+    with job(arguments.scratch) as over:
         from lowrank_speech.training.checkpoint import Checkpoints
         from lowrank_speech.training.prepared import discard
 
@@ -121,6 +121,7 @@ def body(arguments: argparse.Namespace) -> None:
         outputs, numbers = found
         manifest.device = numbers.pop("device")
         manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
+        over()
         # Only now: a run killed before the manifest goes on from its last state.
         Checkpoints(arguments.scratch).clear()
         discard(arguments.scratch)
@@ -175,9 +176,9 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         numbers["device"] = str(trainer.device)
     else:
         log.info("adapt: none, and the base has the task's head: nothing to train")
-        with atomic(metrics) as temporary:
-            temporary.write_text("", encoding="utf-8")
         numbers = {"parameters_trained": 0, "seconds_train": 0.0, "device": "cpu", "peak_bytes": None}
+        if ranks.first:
+            write_text(metrics, "")
         ranks.stop()
     if not ranks.first:
         return None

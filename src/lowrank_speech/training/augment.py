@@ -6,8 +6,13 @@ from torch import Tensor
 from lowrank_speech.training.config import SpecAugment
 
 
-def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugment, generator: torch.Generator) -> Tensor:
-    """Masks on features (B, F, C); masked values become the utterance's mean. Lengths (B,). Returns a new tensor."""
+def spec_augment(
+    features: Tensor, lengths: Tensor, stacked: int = 1, *, config: SpecAugment, generator: torch.Generator
+) -> Tensor:
+    """Masks on features (B, F, C); masked values become the utterance's mean. Lengths (B,). Returns a new tensor.
+
+    ``stacked``: rows hold so many frames of C / stacked bands; a masked band is so in all of them.
+    """
     batch, frames, channels = features.shape
     lengths = lengths.cpu()  # where the generator draws
     time = torch.arange(frames)[None, :].expand(batch, frames)
@@ -20,11 +25,13 @@ def spec_augment(features: Tensor, lengths: Tensor, config: SpecAugment, generat
         width = (torch.rand(batch, generator=generator) * (widest + 1)).long()
         start = (torch.rand(batch, generator=generator) * (lengths - width + 1)).long()
         masked |= (time >= start[:, None]) & (time < (start + width)[:, None])
-    channel = torch.arange(channels)[None, :].expand(batch, channels)
-    silent = torch.zeros(batch, channels, dtype=torch.bool)
+    bands = channels // stacked
+    band = torch.arange(bands)[None, :].expand(batch, bands)
+    silent = torch.zeros(batch, bands, dtype=torch.bool)
     for _ in range(config.feature_masks):
-        width = (torch.rand(batch, generator=generator) * (min(config.feature_width, channels - 1) + 1)).long()
-        start = (torch.rand(batch, generator=generator) * (channels - width + 1)).long()
-        silent |= (channel >= start[:, None]) & (channel < (start + width)[:, None])
+        width = (torch.rand(batch, generator=generator) * (min(config.feature_width, bands - 1) + 1)).long()
+        start = (torch.rand(batch, generator=generator) * (bands - width + 1)).long()
+        silent |= (band >= start[:, None]) & (band < (start + width)[:, None])
+    silent = silent.repeat(1, stacked)
     hidden = (masked[:, :, None] | silent[:, None, :]) & valid[..., None]
     return torch.where(hidden.to(features.device), mean[:, None, None], features)

@@ -84,6 +84,14 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
 
+def another_run(path: Path, key: str, ours: str) -> UserError:
+    """The error of a run of ``ours`` (its key) that finds ``path`` of one of ``key``."""
+    return UserError(
+        f"{path} belongs to a run with other settings or inputs ({key[:12]}, this is {ours[:12]}): remove "
+        f"{path.parent} to start again"
+    )
+
+
 class _Hashed:
     """A binary file that hashes what is written to it, in the order of writing, and keeps its first error."""
 

@@ -98,11 +98,23 @@ class Ranks:
         return found
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What ``make()`` gives in process 0, which alone calls it; pickled for the others, who wait for it."""
-        found = [make() if self.first else None]
-        if self.world > 1:
-            dist.broadcast_object_list(found, 0, device=self.device)
-        return found[0]
+        """What ``make()`` gives in process 0, which alone calls it; pickled for the others, who wait for it.
+
+        Its UserError ends all of them; the first one says it.
+        """
+        if self.world == 1:
+            return make()
+        made: list[Any] = [None, None]
+        if self.first:
+            try:
+                made[0] = make()
+            except UserError as error:
+                made[1] = error
+        dist.broadcast_object_list(made, 0, device=self.device)
+        found, error = made
+        if error is not None:
+            raise error if self.first else SystemExit(2)
+        return found
 
     def wait(self) -> None:
         """Wait until every process has come here."""

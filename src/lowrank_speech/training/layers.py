@@ -108,8 +108,8 @@ def compiling(enabled: bool) -> Iterator[None]:
 
 
 def as_before(model: SpeechModel) -> None:
-    """Undo both."""
-    model.buckets = ()
+    """Undo both, and masks."""
+    model.buckets, model.mask = (), None
     for module in model.hf.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False

@@ -65,6 +65,7 @@ def _acquire(path: Path, deadline: float) -> TextIO:
             time.sleep(0.2)
             continue
         # The one that held it removes the file: what is locked now may be gone.
-        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
-            return file
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
         file.close()

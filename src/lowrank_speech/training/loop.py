@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections import deque
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -186,9 +187,12 @@ class Trainer:
             self._rehearse([train[i] for i in self.largest])
 
     def _rehearse(self, cuts: list[Any]) -> None:
-        """A batch of ``cuts``, forward and back, without an update."""
+        """A batch of ``cuts``, at the lowest speed, forward and back, without an update."""
+        loader = copy(self.loader)
+        if loader.augmentation is not None:
+            loader.augmentation = loader.augmentation.at_the_slowest()
         with same_draws():
-            batch = self.loader.collate(cuts, (self.seed, 0))
+            batch = loader.collate(cuts, (self.seed, 0))
         self.activations = rehearse(self.stepper, batch)
 
     def _epoch(self, train: Cuts) -> None:
@@ -316,11 +320,9 @@ class Trainer:
     # -- state -------------------------------------------------------------------------------------------------------
 
     def _save(self) -> Path:
-        """Every process must call it; returns when the state is on the disk. Its path (elsewhere: its folder)."""
-        state, path = state_of(self), self.checkpoints.folder
-        if self.ranks.first:
-            path = self.checkpoints.save(self.step, state)
-        self.ranks.wait()
+        """Every process must call it; returns when the state is on the disk. Its path."""
+        state = state_of(self)
+        path = self.ranks.from_first(lambda: self.checkpoints.save(self.step, state))
         self.last_save = time.monotonic()
         return path
 

@@ -58,6 +58,7 @@ def _advice(config: TrainConfig) -> str:
         todo.append("set gradient_checkpointing: true")
     if config.precision == "fp32":
         todo.append("set precision: bf16")
+        todo[-1] += " (with adapt: lora, frozen_dtype: bf16 too)"
     elif config.frozen_dtype == "fp32":
         todo.append(f"set frozen_dtype: {config.precision}")
     return ", or ".join(todo)
@@ -145,13 +146,15 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
 def byte_counts(modules: Iterable[nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of ``weights`` (parameters and buffers, tied ones once), ``gradients`` and ``optimiser`` state.
 
-    Gradients are those of the parameters that were ever updated: what has no state never had a gradient.
+    Gradients are those of the parameters that were ever updated: what has no state never had a gradient, unless its
+    optimiser keeps none (SGD without momentum).
     """
     tensors = {id(t): t for module in modules for t in [*module.parameters(), *module.buffers()]}
     state = [(p, values) for p, values in optimiser.state.items() if values]
+    stateless = [p for group in optimiser.param_groups if group.get("momentum") == 0 for p in group["params"]]
     held = {id(v): v for _, values in state for v in values.values() if isinstance(v, Tensor)}
     return {
         "weights": sum(t.nbytes for t in tensors.values()),
-        "gradients": sum(p.nbytes for p, _ in state),
+        "gradients": sum(p.nbytes for p, _ in state) + sum(p.nbytes for p in stateless),
         "optimiser": sum(v.nbytes for v in held.values()),
     }

@@ -48,7 +48,8 @@ class Losses:
 
         The parts of all batches add up to what one batch of all their utterances would give.
         """
-        parts = [w * mean * (units / max(n, 1)) for (w, mean, units), n in zip(self.terms, whole, strict=True)]
+        # Empty targets have a loss and no units.
+        parts = [w * mean * (max(units, 1) / max(n, 1)) for (w, mean, units), n in zip(self.terms, whole, strict=True)]
         return torch.stack(parts).sum()
 
 
@@ -76,7 +77,7 @@ class Objective(nn.Module):
     ):
         super().__init__()
         self.task, self.config, self.lang, self.tokens, self.labels = model.task, config, lang, tokens, list(labels)
-        width = model.config.hidden_size
+        width = model.width
         self.aux_ctc = nn.Linear(width, tokens.size) if self.task == "seq2seq" and config.ctc_weight else None
         self.aux_language = (
             nn.Linear(width, len(labels)) if config.language_weight and self.task != "classify" else None
@@ -131,7 +132,7 @@ class Objective(nn.Module):
             auxiliary = F.cross_entropy(self.aux_language(pooled).float(), targets)
             total = total + self.config.language_weight * auxiliary
             terms.append((self.config.language_weight, auxiliary, len(cuts)))
-        return Losses(total, loss.item() * units, units, impossible, tuple(terms), wrong)
+        return Losses(total, loss.item() * max(units, 1), units, impossible, tuple(terms), wrong)
 
     def units(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
         """The units of each term of a batch's loss, in the order of ``Losses.terms``, before anything is computed."""

@@ -17,7 +17,9 @@ MOST_COUNTED = 100_000  # utterances times epochs: two to four seconds
 
 def batching(config: TrainConfig, seed: int, epoch: int) -> tuple[float, int, int, float | None]:
     """How ``batch_numbers`` makes the batches of an epoch; as long as the slowest speed makes utterances, they fit."""
-    return config.batch_seconds * min((1.0, *config.speed)), seed, epoch, config.quadratic_seconds
+    slowest, quadratic = min((1.0, *config.speed)), config.quadratic_seconds
+    # d seconds become d / slowest, which count as that + d² / (slowest² quadratic).
+    return config.batch_seconds * slowest, seed, epoch, quadratic and quadratic * slowest
 
 
 def plan(

@@ -14,6 +14,7 @@ from typing import Any
 from lowrank_speech.artefact import write_json
 from lowrank_speech.features.kept import KeptCuts, kept_files
 from lowrank_speech.lang.select import Languages, SetAside
+from lowrank_speech.training.checkpoint import Checkpoints, another_run
 from lowrank_speech.training.splits import SPLITS, Usable
 
 log = logging.getLogger(__name__)
@@ -24,9 +25,14 @@ RECORD = "prepared.json"
 def prepared(folder: Path, key: str, make: Callable[[Path, SetAside], Usable], set_aside: SetAside) -> Usable:
     """What ``make`` wrote to ``folder`` for an equal ``key`` in a run that was stopped; else what it makes now.
 
-    ``key`` stands for all that decides which cuts can be used. ``set_aside`` gets the rows of then.
+    ``key`` stands for all that decides which cuts can be used. ``set_aside`` gets the rows of then. UserError where
+    they are those of another training that was stopped.
     """
-    record = _read(folder, key)
+    record = _read(folder)
+    if record is not None and record["key"] != key:
+        if Checkpoints(folder).files():
+            raise another_run(folder / RECORD, record["key"], key)
+        record = None
     if record is None:
         discard(folder)
         usable = make(folder, set_aside)
@@ -52,11 +58,11 @@ def discard(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _read(folder: Path, key: str) -> dict[str, Any] | None:
+def _read(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         # A machine that lost its power may have kept the record, and less of the files.
-        return record if record["key"] == key and record["bytes"] == _bytes(folder) else None
+        return record if record["key"] and record["bytes"] == _bytes(folder) else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
 

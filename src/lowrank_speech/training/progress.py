@@ -1,8 +1,9 @@
 """What a person sees of a training under way: a bar or lines in the log, and curves for TensorBoard."""
 
+import contextlib
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,21 @@ class Curves:
         """The numbers among ``values`` at ``step``, as curves ``group/name``."""
         if self.writer is None:
             return
-        for name, value in values.items():
-            if value is not None and name not in ("step", "epoch"):
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        with self._without_room():
+            for name, value in values.items():
+                if value is not None and name not in ("step", "epoch"):
+                    self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def close(self) -> None:
         if self.writer is not None:
-            self.writer.close()
+            with self._without_room():
+                self.writer.close()
+
+    @contextlib.contextmanager
+    def _without_room(self) -> Iterator[None]:
+        """Curves that cannot be written end, and the training goes on."""
+        try:
+            yield
+        except OSError as error:
+            log.warning("TensorBoard's curves end here: %s", error)
+            self.writer = None

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 from lowrank_speech.errors import STOPPED, Stopped
@@ -15,9 +15,11 @@ ASKING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[None]:
+def ending() -> Iterator[Callable[[], None]]:
     """SIGTERM and SIGUSR1 end the process with the code of a stop, at once: before and after the loop, which has
     handlers of its own, nothing is lost that a state does not have.
+
+    Gives a function after which they are ignored: with the states, a stop would take a finished run's outputs away.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -27,8 +29,13 @@ def ending() -> Iterator[None]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, end) for number in ASKING}
+
+    def over() -> None:
+        for number in before:
+            signal.signal(number, signal.SIG_IGN)
+
     try:
-        yield
+        yield over
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

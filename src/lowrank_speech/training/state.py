@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.training.checkpoint import another_run
 from lowrank_speech.training.cost import peak_bytes
 from lowrank_speech.training.rng import rng_state, set_rng_state
 from lowrank_speech.training.weights import changing, put
@@ -48,10 +49,7 @@ def go_on(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
             f"{path.parent} to start again"
         )
     if state["key"] != trainer.key:
-        raise UserError(
-            f"{path} belongs to a run with other settings or inputs ({state['key'][:12]}, this is {trainer.key[:12]}): "
-            f"remove {path.parent} to start again"
-        )
+        raise another_run(path, state["key"], trainer.key)
     ctc = trainer.objective.ctc
     if ctc is not None and state["ctc"] != ctc.backend:
         raise UserError(

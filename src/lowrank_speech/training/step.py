@@ -11,10 +11,11 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.speech import SpeechModel
@@ -79,6 +80,8 @@ class Stepper:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         # Each process draws masks and dropout for batches of its own.
         self.generator = torch.Generator().manual_seed(seed + self.ranks.rank)
+        if config.spec_augment is not None:
+            model.mask = partial(spec_augment, config=config.spec_augment, generator=self.generator)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -118,13 +121,19 @@ class Stepper:
         # The optimiser's state comes into being at the first update.
         largest = max(own, key=lambda batch: padded_seconds(batch["cuts"]), default=None)
         with explained(largest, self.config) if own else contextlib.nullcontext():
-            if not self._update():
+            if not self._update(constrained=not frozen_body):
                 return self._skip("gradient's norm", self.norm, own)
         return Done(sums[0], int(sums[1]), int(sums[2]))
 
-    def _update(self) -> bool:
-        """Move the weights by the gradients that are there; False, and nothing moved, where these are not finite."""
+    def _update(self, constrained: bool) -> bool:
+        """Move the weights by the gradients that are there; False, and nothing moved, where these are not finite.
+
+        ``constrained``: the constraint follows; factors that rest are left alone.
+        """
         self.ranks.sum_gradients(self.parameters)
+        if all(p.grad is None for p in self.parameters):  # all that trains rests; the scaler would refuse
+            self.norm, self.bad_steps = 0.0, 0
+            return True
         self.scaler.unscale_(self.optimiser)
         self.norm = nn.utils.clip_grad_norm_(self.parameters, self.config.clip).item()
         if not math.isfinite(self.norm):
@@ -134,7 +143,7 @@ class Stepper:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.constraint is not None:
+        if self.constraint is not None and constrained:
             self.constraint.step()
         return True
 
@@ -142,17 +151,7 @@ class Stepper:
         """The losses of one batch, masked and on the device, in the precision of the training."""
         features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
         with autocast(self.config.precision, self.device, keep=not self.config.gradient_checkpointing):
-            if self.config.spec_augment is not None:
-                if features.dim() == 2:
-                    features, lengths = self._front_end(features, lengths)
-                features = spec_augment(features, lengths, self.config.spec_augment, self.generator)
             return self.objective(self.model, features, lengths, batch["cuts"])
-
-    def _front_end(self, waveforms: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Output (B, F, C) of the convolutional front end and its lengths (B,): what masks are for, not samples."""
-        trains = any(p.requires_grad for p in self.model.front_end())
-        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
-            return self.model.conv_features(waveforms, samples), self.model.conv_lengths(samples)
 
     def _units(self, own: Sequence[dict[str, Any]]) -> list[int]:
         """Units of each term of the loss over all batches of this update, all processes together."""
