@@ -101,7 +101,8 @@ def test_killed_and_run_again_is_uninterrupted(task, point, whole, drive, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("point", "step"), [("SIGUSR1 in a step", FIRST + 2), ("SIGTERM in an evaluation", FIRST + SECOND)]
+    ("point", "step"),
+    [("SIGUSR1 in a step", FIRST + 2), ("SIGINT in a step", FIRST + 2), ("SIGTERM in an evaluation", FIRST + SECOND)],
 )
 def test_a_signal_saves_and_ends_with_the_code_of_a_stop(point, step, whole, drive, tmp_path):
     code, log = drive(tmp_path, "ctc", point)

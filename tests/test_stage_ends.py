@@ -1,5 +1,8 @@
 """What ends the stages of models, in a line."""
 
+import argparse
+import errno
+import gzip
 import shutil
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 from lhotse import CutSet
 
 from lowrank_speech.models.folder import load_model, to_task
-from lowrank_speech.stages import base, decode, features, train
+from lowrank_speech.stages import base, common, decode, features, train
 from stage_world import (
     FAMILIES,
     KIND,
@@ -46,7 +49,7 @@ def test_a_missing_model_folder(world, tmp_path, capsys, family):
 def test_an_empty_split_ends_training(world, tmp_path, capsys, task, split, family):
     CutSet.from_cuts([]).to_file(tmp_path / "empty.jsonl.gz")
     paths = train_paths(world, family, tmp_path / "out", task, **{f"{split}_cuts": tmp_path / "empty.jsonl.gz"})
-    message = f"train: the {'training' if split == 'train' else 'dev'} cuts: no utterance is left"
+    message = f"the {'training' if split == 'train' else 'dev'} cuts, {tmp_path}/empty.jsonl.gz: no utterance is left"
     refused(capsys, message, train, train_cfg(task), tmp_path / "m.json", **paths)
 
 
@@ -205,3 +208,73 @@ def test_pretraining_of_whisper_at_the_edge_of_its_window(world, tmp_path, secon
     cfg = {"seed": 1, "family": "whisper", "source": "scratch", "model": MODEL["whisper"], "pretrain": RECIPE}
     record = done(base, cfg, tmp_path / "base.json", **paths)
     assert record["numbers"]["set_aside"] == ({} if kept else {"longer than the model's window": 1})
+
+
+CUT = '{"id": "u", "start": 0, "duration": %s, "channel": 0, "supervisions": [], "type": "MonoCut"}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "number", "reason"),
+    [
+        (b"not gzipped", 1, "Not a gzipped file"),
+        (gzip.compress(b"no JSON\n"), 1, ""),
+        (gzip.compress((CUT % 1.0).encode() * 2000)[:-40], "", ""),
+        (gzip.compress((CUT % 1.0).encode() + b'{"a": 1}\n'), 2, ""),
+        (gzip.compress((CUT % "NaN").encode()), 1, "the duration of u is nan"),
+        (gzip.compress((CUT % -1.0).encode()), 1, "the duration of u is -1.0"),
+    ],
+    ids=["no gzip", "no JSON", "half", "no cut", "NaN", "negative"],
+)
+@pytest.mark.parametrize("stage", ["train", "decode"])
+def test_a_file_that_holds_no_cuts(world, systems, tmp_path, capsys, stage, content, number, reason):
+    path = tmp_path / "broken.jsonl.gz"
+    path.write_bytes(content)
+    message = f"{path}: its cut number {number}"
+    if stage == "train":
+        paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=path)
+        refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
+    else:
+        paths = {"model": systems["wav2vec2", "asr"].model, "cuts": path, "out": tmp_path / "out"}
+        cfg = {"task": {"type": "asr"}}
+        refused(capsys, message, decode, cfg, tmp_path / "m.json", lang=world.lang["wav2vec2"], **paths)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("lost", ["gone", "broken"])
+def test_stored_features_that_cannot_be_read(world, tmp_path, capsys, lost, workers):
+    cuts = make_features(world, "wav2vec2", world.cuts["train"], tmp_path, "train")
+    stored = tmp_path / "train.h5"
+    if lost == "gone":
+        stored.unlink()
+    else:
+        stored.write_bytes(stored.read_bytes()[:2000])
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=cuts)
+    message = f"its features in {stored} cannot be read"
+    refused(capsys, message, train, train_cfg(training={"workers": workers}), tmp_path / "m.json", **paths)
+
+
+def test_features_of_another_family(world, tmp_path, capsys):
+    cuts = world.features["whisper"] / "train.jsonl.gz"
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=cuts)
+    message = "numbers a frame (logmel), the model takes"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
+
+
+def test_a_scratch_folder_that_cannot_be_one(world, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", scratch=tmp_path / "file")
+    message = "file cannot be used as a scratch folder: File exists"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system", "out/model"), KeyboardInterrupt()])
+def test_what_ends_any_stage_in_a_line(error, capsys):
+    def body(_):
+        raise error
+
+    code = common.run_stage(body, argparse.Namespace(log_level="INFO"))
+    (line,) = capsys.readouterr().err.splitlines()
+    if isinstance(error, OSError):
+        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change its rights" in line
+    else:
+        assert code == 130 and line.endswith("interrupted")

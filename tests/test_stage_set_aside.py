@@ -143,3 +143,21 @@ def test_an_unknown_language_in_the_test_of_lid_is_set_aside(world, systems, tmp
     assert record["numbers"]["set_aside"] == {"unknown language": 2} and record["numbers"]["utterances"] == 8
     rows = {row["id"]: row["detail"] for row in table(tmp_path / "out" / "set_aside.tsv")}
     assert rows == {"n1": "'fr' is none of de, en", "n2": "None is none of de, en"}
+
+
+@pytest.mark.parametrize("stage", ["train", "decode"])
+def test_what_has_not_one_supervision_or_nothing_that_can_be_written(world, systems, tmp_path, stage):
+    silent, twice = (utterance(tmp_path, f"x-{n}", "ab", "de") for n in ("silent", "twice"))
+    other = utterance(tmp_path, "x-other", "xzx", "de")  # letters that no token stands for
+    silent.supervisions, twice.supervisions = [], [*twice.supervisions, *other.supervisions]
+    path = tmp_path / "odd.jsonl.gz"
+    CutSet.from_cuts([*world.cuts["train"], silent, twice, other]).to_file(path)
+    expected, ids = {"not one supervision": 2}, {"x-silent", "x-twice"}
+    if stage == "train":  # in a test, what cannot be written counts as errors
+        expected, ids = expected | {"no character of the token set": 1}, ids | {"x-other"}
+        paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=path)
+        found = done(train, train_cfg(), tmp_path / "m.json", **paths)["numbers"]
+    else:
+        found = decode_with(world, systems, "wav2vec2", "asr", tmp_path / "out", path)["numbers"]
+    assert found["set_aside"] == expected
+    assert {row["id"] for row in table(tmp_path / "out" / "set_aside.tsv")} == ids

@@ -75,7 +75,7 @@ def test_a_fork_does_not_hold_on(tmp_path):
         process.stdin.close()
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT"])
 def test_a_signal_while_cuts_are_prepared_ends_with_the_code_of_a_stop(name, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     before = signal.getsignal(signal.Signals[name])

@@ -133,7 +133,10 @@ def test_advice_leaves_out_what_is_done_already_and_other_errors_pass():
     config = TrainConfig(precision="bf16", gradient_checkpointing=True)
     with pytest.raises(UserError) as found, explained({"cuts": of(1.0)}, config):
         raise MemoryError
-    assert "checkpointing" not in str(found.value) and str(found.value).endswith("or set frozen_dtype: bf16")
+    assert "checkpointing" not in str(found.value) and str(found.value).endswith(
+        "or set frozen_dtype: bf16 (with adapt: lora)"
+    )
+    assert "batch_seconds" not in str(found.value)  # it is one utterance
     with pytest.raises(RuntimeError, match="shapes"), explained({"cuts": of(1.0)}, config):
         raise RuntimeError("shapes do not fit")
 

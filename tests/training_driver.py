@@ -118,6 +118,9 @@ def prepare(point):
     elif point == "SIGUSR1 in a step":
         only_saves_at(FIRST, FIRST + 2)
         before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    elif point == "SIGINT in a step":
+        only_saves_at(FIRST, FIRST + 2)
+        before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGINT))
     elif point == "SIGTERM in an evaluation":
         only_saves_at(FIRST, FIRST + SECOND)
         before(Objective, "errors", in_evaluation(2), lambda: os.kill(os.getpid(), signal.SIGTERM))

@@ -13,6 +13,7 @@ where there are some. A batch does not depend on who makes it.
 
 import contextlib
 import os
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -30,9 +31,13 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features import workers
 from lowrank_speech.features.inputs import RATE, Inputs
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
+from lowrank_speech.features.store import read_features
 
 if TYPE_CHECKING:
     from lowrank_speech.features.augment import Augmentation
+
+# Of a cut that is alone in its batch; the training says how many there are.
+warnings.filterwarnings("ignore", message="We have exceeded the max_duration constraint")
 
 BUFFER = 20_000  # cuts among which Lhotse's sampler draws
 
@@ -59,7 +64,7 @@ class Loader:
         ``draw``: (seed, epoch) that the augmentation draws by; None: the samples as they are.
         """
         if getattr(cut, "has_features", False):
-            return torch.from_numpy(np.asarray(cut.load_features(), dtype=np.float32))
+            return torch.from_numpy(read_features(cut))
         if draw is not None and self.augmentation is not None:
             return self.inputs(cut, lambda samples: self.augmentation(samples, *draw, cut.id))
         name = draw is None, cut.id  # dev may have an id of train's

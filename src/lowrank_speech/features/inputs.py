@@ -32,11 +32,9 @@ class Inputs:
         try:
             audio = torch.from_numpy(np.ascontiguousarray(cut.load_audio()[0], dtype=np.float32))
         except (AudioLoadingError, OSError, RuntimeError) as error:
-            sources = ", ".join(source.source for source in cut.recording.sources)
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
             raise UserError(
-                f"utterance {cut.id}: {sources} cannot be read ({reason}); put the file back, or take the utterance "
-                f"out of the corpus"
+                f"utterance {cut.id}: {_unreadable(cut, error)}; put the file back, or take the utterance out of the "
+                f"corpus"
             ) from error
         try:
             return self.of(audio if change is None else change(audio))
@@ -52,6 +50,22 @@ class Inputs:
         if self.normalise:
             audio = (audio - audio.mean()) / torch.sqrt(audio.var(unbiased=False) + 1e-7)
         return audio
+
+
+def _unreadable(cut: Any, error: Exception) -> str:
+    """Which recording of ``cut`` cannot be read, and why."""
+    parts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
+    recordings = [part.recording for part in parts if getattr(part, "recording", None) is not None]
+    paths = [Path(source.source) for recording in recordings for source in recording.sources if source.type == "file"]
+    for path in paths:
+        if not path.is_file():
+            return f"{path} is not there"
+        if not path.stat().st_size:
+            return f"{path} is empty"
+    # Lhotse says what each of its back ends says, one to a line; the first one, libsndfile, is the one for speech.
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    reason = next((line.rpartition(">: ")[2] for line in said if line.startswith("Exception #")), said[0])
+    return f"{', '.join(map(str, paths))} cannot be read ({reason})"
 
 
 def inputs_of(folder: str | Path, family: str, n_mels: int = 80) -> Inputs:

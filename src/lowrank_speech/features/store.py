@@ -4,8 +4,11 @@ Lossless (lilcom would not be: a lossy cache moves error rates, icefall#1571). T
 alone, so that a folder can be moved; ``load_cuts`` puts the folder in front again.
 """
 
+import math
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lhotse import CutSet, Features, MonoCut, NumpyHdf5Writer
@@ -19,13 +22,57 @@ def load_cuts(path: str | Path, lazy: bool = False) -> CutSet:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no cuts at {path}: run the stage that makes them")
-    cuts = CutSet.from_jsonl_lazy(path)
-
-    def place(cut):
-        return cut.with_features_path_prefix(path.parent) if getattr(cut, "has_features", False) else cut
-
-    cuts = cuts.map(place)
+    cuts = CutSet(_Read(path))
     return cuts if lazy else cuts.to_eager()
+
+
+class _Read:
+    """The cuts of a file, one by one, with the place of their features."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __iter__(self) -> Iterator[Any]:
+        found, number = iter(CutSet.from_jsonl_lazy(self.path)), 0
+        while True:
+            try:
+                cut = next(found, None)
+                if cut is None:
+                    return
+                if not (math.isfinite(cut.duration) and cut.duration > 0):
+                    raise ValueError(f"the duration of {cut.id} is {cut.duration}")
+            # No gzip, no JSON, another manifest, half a file: Lhotse has no error of its own for these.
+            except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise UserError(
+                    f"{self.path}: its cut number {number + 1} cannot be read ({reason}); run the stage that made the "
+                    f"file again"
+                ) from error
+            number += 1
+            yield cut.with_features_path_prefix(self.path.parent) if getattr(cut, "has_features", False) else cut
+
+
+def fitting(cuts: Iterable[Any], size: int, path: str | Path) -> Iterator[Any]:
+    """``cuts`` (of the file ``path``); UserError where one's stored features have not ``size`` numbers a frame."""
+    for cut in cuts:
+        if getattr(cut, "has_features", False) and cut.num_features != size:
+            raise UserError(
+                f"{path}: utterance {cut.id} has features of {cut.num_features} numbers a frame "
+                f"({cut.features.type}), the model takes {size}: give those that the stage features made for this base"
+            )
+        yield cut
+
+
+def read_features(cut: Any) -> np.ndarray:
+    """The stored features (F, C) of ``cut``, float32. UserError with its id where they cannot be read."""
+    try:
+        return np.asarray(cut.load_features(), dtype=np.float32)
+    except (OSError, KeyError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"utterance {cut.id}: its features in {cut.features.storage_path} cannot be read ({reason}); run the stage "
+            f"features again"
+        ) from error
 
 
 def with_features(cut, key: str, storage: str, array: np.ndarray, shift: float, kind: str) -> MonoCut:

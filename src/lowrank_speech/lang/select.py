@@ -31,6 +31,16 @@ class SetAside:
         return ", ".join(f"{n} x {reason}" for reason, n in sorted(self.counts().items())) or "none"
 
 
+def one_supervision(cuts: Iterable[Any], set_aside: SetAside) -> Iterator[Any]:
+    """The cuts that have one supervision: what was said when is not known of others."""
+    for cut in cuts:
+        number = len(cut.supervisions)
+        if number == 1:
+            yield cut
+        else:
+            set_aside.add(cut.id, "not one supervision", f"{number} of them")
+
+
 def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
     """The cuts that have a text which does not normalise to nothing; the others are set aside."""
     for cut in cuts:
@@ -40,6 +50,16 @@ def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator
             yield cut
         else:
             set_aside.add(cut.id, reason, repr(supervision.text))
+
+
+def writable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
+    """The cuts with a character in their text that the token set has: of others a training learns <unk> alone."""
+    for cut in cuts:
+        supervision = cut.supervisions[0]
+        if lang.writes_nothing_of(supervision.text, supervision.language):
+            set_aside.add(cut.id, "no character of the token set", repr(supervision.text))
+        else:
+            yield cut
 
 
 def possible_ctc(cuts: Iterable[Any], lang: Any, frames: Any, set_aside: SetAside) -> Iterator[Any]:

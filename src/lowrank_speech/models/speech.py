@@ -3,8 +3,8 @@
 It is a thin ``nn.Module`` around transformers' own model (``.hf``), whose parameter names stay as they are. What the
 rest of the package needs beyond the forward pass is here: the names of head and front end, and the low-rank plan that
 was applied. Inputs and lengths of the families are in ``wav2vec2``, ``w2v_bert`` and ``whisper``, which all give
-``states``, ``output_lengths``, ``frames_of``, ``front_end`` and ``window_seconds``; ``classes`` says which class
-stands for which model and task.
+``states``, ``output_lengths``, ``frames_of``, ``feature_size``, ``front_end``, ``frame_rate`` and ``window_seconds``;
+``classes`` says which class stands for which model and task.
 
 Dimension letters: B batch, T samples, F frames, C features, D hidden size, V vocabulary, L target length.
 """
@@ -121,6 +121,11 @@ class SpeechModel(nn.Module):
     def frames_of(self, cut: Any) -> int:
         """Number of encoder frames of a Lhotse cut, by the model's own length functions."""
         return INPUTS[self.family].frames_of(self, cut)
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers C in a frame of the features that ``states`` takes."""
+        return INPUTS[self.family].feature_size(self)
 
     @property
     def width(self) -> int:

@@ -19,6 +19,11 @@ def front_end(model: Any) -> list[nn.Parameter]:
     return []
 
 
+def feature_size(model: Any) -> int:
+    """Numbers C in a frame of the features that ``states`` takes."""
+    return model.config.feature_projection_input_dim
+
+
 def window_seconds(model: Any) -> float | None:
     """None: an utterance may have any length."""
     return None

@@ -16,6 +16,11 @@ def front_end(model: Any) -> list[nn.Parameter]:
     return list(model.body.feature_extractor.parameters())
 
 
+def feature_size(model: Any) -> int:
+    """Numbers C in a frame of the features that ``states`` takes."""
+    return model.config.conv_dim[-1]
+
+
 def window_seconds(model: Any) -> float | None:
     """None: an utterance may have any length."""
     return None

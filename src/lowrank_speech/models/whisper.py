@@ -17,6 +17,11 @@ def front_end(model: Any) -> list[nn.Parameter]:
     return []
 
 
+def feature_size(model: Any) -> int:
+    """Numbers C in a frame of the features that ``states`` takes."""
+    return model.config.num_mel_bins
+
+
 def window(model: Any) -> int:
     """The fixed number of input frames of 10 ms (3,000 for the published models)."""
     return model.config.max_source_positions * 2

@@ -176,8 +176,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     ranks = Ranks.start(recipe.processes, pick_device(recipe.device))
     loader = Loader(inputs, memory=MEMORY_SECONDS, workers=recipe.workers, augmentation=augmentation(recipe))
     splits = [
-        Split(f"base: {arguments.train_cuts}", arguments.train_cuts, recipe),
-        Split(f"base: {arguments.dev_cuts}", arguments.dev_cuts, None),
+        Split("the training cuts", arguments.train_cuts, recipe),
+        Split("the dev cuts", arguments.dev_cuts, None),
     ]
     ctc = config.family == "wav2vec2" or recipe.ctc_weight > 0
     read = (arguments.train_cuts, arguments.dev_cuts, *common.token_files(arguments.lang))

@@ -22,6 +22,8 @@ from lowrank_speech.errors import STOPPED, Stopped, UserError
 
 log = logging.getLogger("lowrank_speech")
 
+REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 def from_json(cls: type, value: Any, where: str = "cfg") -> Any:
     """Build the frozen dataclass ``cls`` from parsed JSON; unknown, missing or ill-typed keys raise UserError.
@@ -126,7 +128,8 @@ def token_files(lang: Path) -> list[Path]:
 def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
     """Run ``body(arguments)`` with logging to stderr; returns the exit code.
 
-    0 when all is done, 2 after a UserError, 75 (``STOPPED``) when the stage was asked to stop and can go on.
+    0 when all is done, 2 after a UserError, 75 (``STOPPED``) when the stage was asked to stop and can go on, 130 after
+    Ctrl-C elsewhere.
     """
     # Of several processes (torchrun sets RANK) the first one reports.
     level = arguments.log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
@@ -142,10 +145,17 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
     except Stopped as stop:
         log.info("%s", stop)
         return STOPPED
+    except KeyboardInterrupt:
+        log.error("interrupted")
+        return 130
     except Exception as error:
-        if not _no_room(error):
+        said = " ".join(str(error).split())
+        if _no_room(error):
+            log.error("no room to write: %s; make room there and run again", said)
+        elif isinstance(error, OSError) and error.errno in REFUSED:
+            log.error("no access: %s; change its rights, or name another path", said)
+        else:
             raise
-        log.error("no room to write: %s; make room there and run again", " ".join(str(error).split()))
         log.debug("where it came from", exc_info=True)
         return 2
     return 0

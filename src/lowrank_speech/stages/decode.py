@@ -117,8 +117,8 @@ class _Work:
 
         from lowrank_speech.features.batches import Loader, segment
         from lowrank_speech.features.inputs import inputs_of
-        from lowrank_speech.features.store import load_cuts
-        from lowrank_speech.lang.select import SetAside, fits_window
+        from lowrank_speech.features.store import fitting, load_cuts
+        from lowrank_speech.lang.select import SetAside, fits_window, one_supervision
         from lowrank_speech.models.device import pick_device
         from lowrank_speech.models.folder import load_model
 
@@ -128,7 +128,8 @@ class _Work:
         inputs = inputs_of(arguments.model, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
         self.loader, self.set_aside = Loader(inputs), SetAside()
         seconds = config.task.segment.seconds if config.task.segment else None
-        cuts = segment(load_cuts(arguments.cuts), seconds)
+        cuts = fitting(segment(load_cuts(arguments.cuts), seconds), self.model.feature_size, arguments.cuts)
+        cuts = one_supervision(cuts, self.set_aside)
         self.cuts = list(fits_window(cuts, self.model.window_seconds, self.set_aside))
         self.seconds = self.speech = 0.0
 

@@ -43,8 +43,8 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, key: str, set_aside:
     aside.
     """
     splits = (
-        Split("train: the training cuts", arguments.train_cuts, config.training, config.task.segment, config.seed),
-        Split("train: the dev cuts", arguments.dev_cuts, None, config.task.segment),
+        Split("the training cuts", arguments.train_cuts, config.training, config.task.segment, config.seed),
+        Split("the dev cuts", arguments.dev_cuts, None, config.task.segment),
     )
 
     def usable_of(make: Callable[..., Usable]) -> Usable:

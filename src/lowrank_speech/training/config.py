@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
+MOST_WORKERS, MOST = 256, 1_000_000
+
 
 @dataclass(frozen=True)
 class SpecAugment:
@@ -40,6 +42,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         _check_range("snr", self.snr)
+        _check("noise.probability", self.probability, lambda x: 0 <= x <= 1, "in [0, 1]")
         if not self.kinds and self.folder is None:
             raise ValueError("noise has neither kinds nor a folder: name one of white, pink, brown, hum")
 
@@ -59,6 +62,7 @@ class Reverberation:
     def __post_init__(self) -> None:
         _check_range("rt60", self.rt60)
         _check_range("direct", self.direct)
+        _check("reverberation.probability", self.probability, lambda x: 0 <= x <= 1, "in [0, 1]")
         if self.rt60[0] <= 0:
             raise ValueError(f"rt60 is {self.rt60[0]}: it must be positive")
 
@@ -70,7 +74,7 @@ def _check(name: str, value: float | None, holds: Callable[[float], bool], what:
 
 
 def _check_range(name: str, values: tuple[float, ...]) -> None:
-    if len(values) != 2 or values[0] > values[1]:
+    if len(values) != 2 or not all(map(math.isfinite, values)) or values[0] > values[1]:
         raise ValueError(f"{name} is {list(values)}: give the lowest and the highest value")
 
 
@@ -86,8 +90,7 @@ class CtcConfig:
     output_beam: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.output_beam <= 0:
-            raise ValueError(f"output_beam is {self.output_beam}: it must be positive")
+        _check("output_beam", self.output_beam, lambda x: x > 0, "positive")
 
 
 @dataclass(frozen=True)
@@ -98,8 +101,8 @@ class FactorSgd:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or not 0 <= self.momentum < 1:
-            raise ValueError(f"lr ({self.lr}) must be positive and momentum ({self.momentum}) in [0, 1)")
+        _check("factor_sgd.lr", self.lr, lambda x: x > 0, "positive")
+        _check("factor_sgd.momentum", self.momentum, lambda x: 0 <= x < 1, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,9 @@ class TrainConfig:
             _check(name, getattr(self, name), lambda x: x >= 1, "1 or more")
         for name in ("blank_patience", "compile_buckets"):
             _check(name, getattr(self, name), lambda x: x >= 1, "1 or more")
+        _check("workers", self.workers, lambda x: x <= MOST_WORKERS, f"at most {MOST_WORKERS}")
+        for name in ("accumulate", "average", "processes"):
+            _check(name, getattr(self, name), lambda x: x <= MOST, f"at most {MOST}")
         for name in ("workers", "freeze_encoder_steps", "weight_decay", "ctc_weight", "language_weight"):
             _check(name, getattr(self, name), lambda x: x >= 0, "0 or more")
         for name in ("warmup", "hold", "final"):
@@ -185,7 +191,7 @@ class TrainConfig:
             raise ValueError(
                 f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"
             )
-        if any(not factor > 0 for factor in self.speed):
+        if any(not (factor > 0 and math.isfinite(factor)) for factor in self.speed):
             raise ValueError(f"speed is {list(self.speed)}: factors must be positive, such as [0.9, 1.0, 1.1]")
         if self.compile_buckets is not None and not self.compile:
             raise ValueError("compile_buckets is given, and compile is false: set compile: true, or remove it")

@@ -9,7 +9,7 @@ from lowrank_speech.training.signals import ending
 
 @contextlib.contextmanager
 def job(scratch: Path) -> Iterator[Callable[[], None]]:
-    """Hold ``scratch`` (of several processes the first one does), and end on SIGTERM and SIGUSR1.
+    """Hold ``scratch`` (of several processes the first one does), and end on signals.
 
     Gives a function to call when the outputs are complete: signals are too late then.
     """

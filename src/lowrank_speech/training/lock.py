@@ -28,9 +28,12 @@ def locked(folder: Path, patience: float = PATIENCE) -> Iterator[None]:
     The kernel lets a killed process's lock go. It is a lock of fcntl and not of flock, which the training's forked
     workers would hold on.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
-    file = _acquire(path, time.monotonic() + patience)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _acquire(path, time.monotonic() + patience)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be used as a scratch folder: {error.strerror or error}") from error
     try:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {platform.node()}")

@@ -179,6 +179,11 @@ class Trainer:
             "%d utterances, %.0f s of speech, %d steps in %d epochs",
             *(len(train), float(train.durations.sum()), self.steps, self.config.epochs),
         )
+        most, *_ = batching(self.config, self.seed, 0)
+        if longer := int((train.durations > most).sum()):
+            log.info(
+                "%d utterances are longer than batch_seconds allows (%.1f s): each is a batch of its own", longer, most
+            )
         if self.config.compile_buckets is not None and self.model.frame_rate is not None:
             longest = train.durations / min((1.0, *self.config.speed))
             self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)

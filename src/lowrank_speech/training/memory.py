@@ -35,7 +35,7 @@ def explained(batch: dict[str, Any] | None, config: TrainConfig) -> Iterator[Non
                 "out of memory before the first batch: the model itself does not fit; take a smaller base, or adapt: "
                 "lora with frozen_dtype: bf16 (and precision: bf16)"
             ) from error
-        raise UserError(f"out of memory on {described(batch['cuts'])}: {_advice(config)}") from error
+        raise UserError(f"out of memory on {described(batch['cuts'])}: {_advice(config, batch['cuts'])}") from error
 
 
 def padded_seconds(cuts: list[Any]) -> float:
@@ -52,15 +52,18 @@ def described(cuts: list[Any]) -> str:
     )
 
 
-def _advice(config: TrainConfig) -> str:
-    todo = [f"lower training.batch_seconds ({config.batch_seconds:g}; `accumulate` makes up for it)"]
+def _advice(config: TrainConfig, cuts: list[Any]) -> str:
+    if len(cuts) > 1:
+        todo = [f"lower training.batch_seconds ({config.batch_seconds:g}; `accumulate` makes up for it)"]
+    else:
+        todo = ["cut or leave out utterances as long as that (the corpus's max_seconds, for lid segment)"]
     if not config.gradient_checkpointing:
         todo.append("set gradient_checkpointing: true")
     if config.precision == "fp32":
         todo.append("set precision: bf16")
         todo[-1] += " (with adapt: lora, frozen_dtype: bf16 too)"
     elif config.frozen_dtype == "fp32":
-        todo.append(f"set frozen_dtype: {config.precision}")
+        todo.append(f"set frozen_dtype: {config.precision} (with adapt: lora)")
     return ", or ".join(todo)
 
 

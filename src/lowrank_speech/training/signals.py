@@ -1,4 +1,4 @@
-"""Stopping a training from outside: SIGTERM and SIGUSR1 ask, and the loop answers where its state is whole."""
+"""Stopping a training from outside: SIGTERM, SIGUSR1 and Ctrl-C ask, and the loop answers where its state is whole."""
 
 import contextlib
 import logging
@@ -11,12 +11,12 @@ from lowrank_speech.errors import STOPPED, Stopped
 
 log = logging.getLogger(__name__)
 
-ASKING = (signal.SIGTERM, signal.SIGUSR1)
+ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 @contextlib.contextmanager
 def ending() -> Iterator[Callable[[], None]]:
-    """SIGTERM and SIGUSR1 end the process with the code of a stop, at once: before and after the loop, which has
+    """The signals of ``ASKING`` end the process with the code of a stop, at once: before and after the loop, which has
     handlers of its own, nothing is lost that a state does not have.
 
     Gives a function after which they are ignored: with the states, a stop would take a finished run's outputs away.
@@ -42,7 +42,9 @@ def ending() -> Iterator[Callable[[], None]]:
 
 
 class Signals(contextlib.AbstractContextManager):
-    """Notes SIGTERM and SIGUSR1 while it is open: ``received`` is the name of the last one, or None.
+    """Notes the signals of ``ASKING`` while it is open: ``received`` is the name of the last one, or None.
+
+    A second Ctrl-C interrupts at once, and without a state.
 
     The handler does no more than note: torch and the disk are no place to be interrupted. Forked workers inherit it,
     and so outlive a signal to the whole process group, as SLURM sends it, until the loop lets them go. Outside the main
@@ -63,6 +65,8 @@ class Signals(contextlib.AbstractContextManager):
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == "SIGINT":
+            raise KeyboardInterrupt
         self.received = signal.Signals(number).name
 
     def stop(self) -> Stopped:

@@ -10,16 +10,18 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import segment
 from lowrank_speech.features.kept import KeptCuts, keep
-from lowrank_speech.features.store import load_cuts
+from lowrank_speech.features.store import fitting, load_cuts
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import (
     Languages,
     SetAside,
     fits_window,
     known_language,
+    one_supervision,
     possible_ctc,
     require,
     usable_text,
+    writable_text,
 )
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
@@ -44,6 +46,7 @@ class Split:
         """The cuts that fit the model's window, one by one. UserError: stored features cannot be augmented."""
         cuts = segment(load_cuts(self.path, lazy=True), self.segment.seconds if self.segment else None, self.seed)
         slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
+        cuts = one_supervision(fitting(cuts, model.feature_size, self.path), set_aside)
         for cut in fits_window(cuts, model.window_seconds, set_aside, slowest):
             if self.recipe and self.recipe.changes_samples and getattr(cut, "has_features", False):
                 raise UserError(
@@ -86,7 +89,7 @@ def recognition_cuts(
     (train, dev), languages = splits, Languages()
 
     def chosen(split: Split) -> Iterator[Any]:
-        cuts = usable_text(split.cuts(model, set_aside), lang, set_aside)
+        cuts = writable_text(usable_text(split.cuts(model, set_aside), lang, set_aside), lang, set_aside)
         return split.possible(cuts, model, lang, set_aside) if ctc else cuts
 
     return _kept(splits, (languages.over(chosen(train)), chosen(dev)), languages, folder, set_aside)
@@ -124,7 +127,7 @@ def _kept(
     kept = []
     for name, split, cuts in zip(SPLITS, splits, usable, strict=True):
         kept.append(keep(cuts, folder / name))
-        require(kept[-1], split.what, set_aside)
+        require(kept[-1], f"{split.what}, {split.path}", set_aside)
     return Usable(*kept, languages)
 
 
