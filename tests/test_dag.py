@@ -111,7 +111,7 @@ def read_command(command: str) -> str:
     words = words[words[0] == "exec" :]
     assert words[:2] == ["python", "-m"]
     stage = importlib.import_module(words[2])
-    parser = common.parser(words[2], None)
+    parser = common.parser(words[2], None, stage.Config)
     stage.add(parser)
     arguments = parser.parse_args(words[3:])
     cfg = common.read_cfg(arguments.cfg)

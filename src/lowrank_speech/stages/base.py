@@ -224,7 +224,7 @@ def _preprocessor(model: Any, inputs: Any, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("base", __doc__, add, body, argv)
+    return common.main("base", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("calibrate", __doc__, add, body, argv)
+    return common.main("calibrate", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

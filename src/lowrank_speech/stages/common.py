@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import STOPPED, Stopped, UserError
+from lowrank_speech.stages.keys import help_text
 
 log = logging.getLogger("lowrank_speech")
 
@@ -85,11 +86,13 @@ def _convert_union(hints: list[Any], value: Any, where: str) -> Any:
     return _convert(hints[-1], value, where)
 
 
-def parser(stage: str, doc: str | None) -> argparse.ArgumentParser:
-    """Command line of a stage: its module docstring as description, ``--cfg``, ``--manifest``, ``--log-level``."""
+def parser(stage: str, doc: str | None, config: type) -> argparse.ArgumentParser:
+    """Command line of a stage: its module docstring as description, ``--cfg``, ``--manifest``, ``--log-level``, and at
+    the end the keys of the dataclass ``config``, which reads the slice."""
     result = argparse.ArgumentParser(
         prog=f"python -m lowrank_speech.stages.{stage}",
         description=doc,
+        epilog=help_text(config),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument("--cfg", required=True, metavar="JSON", help="the stage's config slice as JSON, or @FILE")
@@ -170,8 +173,13 @@ def _no_room(error: BaseException) -> bool:
     return type(error).__name__ == "SafetensorError" and any(f"os error {number})" in str(error) for number in full)
 
 
-def main(stage: str, doc: str | None, add: Callable, body: Callable, argv: Sequence[str] | None = None) -> int:
-    """A stage's whole ``main``: ``add(parser)`` declares inputs and outputs, ``body(arguments)`` works."""
-    command = parser(stage, doc)
+def main(
+    stage: str, doc: str | None, config: type, add: Callable, body: Callable, argv: Sequence[str] | None = None
+) -> int:
+    """A stage's whole ``main``: ``add(parser)`` declares inputs and outputs, ``body(arguments)`` works.
+
+    ``config``: the dataclass that reads the stage's slice.
+    """
+    command = parser(stage, doc, config)
     add(command)
     return run_stage(body, command.parse_args(argv))

@@ -171,7 +171,7 @@ def _numbers(taken: dict[str, list["Accepted"]], set_aside: list[tuple[str, "Set
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the stage; the exit code."""
-    return common.main("corpus", __doc__, add, body, argv)
+    return common.main("corpus", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,7 @@ def _map(out: Path, cuts: list, what: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("decode", __doc__, add, body, argv)
+    return common.main("decode", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

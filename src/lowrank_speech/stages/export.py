@@ -82,7 +82,7 @@ def _states(model: Any, folder: Path) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("export", __doc__, add, body, argv)
+    return common.main("export", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

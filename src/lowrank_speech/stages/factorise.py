@@ -80,7 +80,7 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("factorise", __doc__, add, body, argv)
+    return common.main("factorise", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

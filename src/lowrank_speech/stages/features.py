@@ -117,7 +117,7 @@ class _Work:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("features", __doc__, add, body, argv)
+    return common.main("features", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

@@ -285,7 +285,7 @@ def _tokens(out: Path, lang: Char | Pieces, transcripts: Transcripts, seed: int)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return common.main("lang", __doc__, add, body, argv)
+    return common.main("lang", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("report", __doc__, add, body, argv)
+    return common.main("report", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

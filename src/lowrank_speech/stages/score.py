@@ -103,7 +103,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage; returns the exit code."""
-    return common.main("score", __doc__, add, body, argv)
+    return common.main("score", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":

@@ -222,7 +222,7 @@ def _key(arguments: argparse.Namespace, config: Config, cfg: dict) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("train", __doc__, add, body, argv)
+    return common.main("train", __doc__, Config, add, body, argv)
 
 
 if __name__ == "__main__":
