@@ -129,6 +129,15 @@ def test_experiments_write_to_folders_of_their_own():
         ("bases.whisper", None, "bases.whisper: expected a mapping, got None"),
         ("bases.whisper.window", 0, "bases.whisper.window: 0 is less than or equal to the minimum of 0"),
         ("bases.whisper.window", "10 s", "bases.whisper.window: expected a number or null, got '10 s'"),
+        ("training.noise", {"probability": 1.5}, "training.noise.probability: 1.5 is greater than the maximum of 1"),
+        ("training.reverberation", {"probability": -1}, "training.reverberation.probability: -1 is less than the min"),
+        (
+            "training.reverberation",
+            {"rt60": [0, 1]},
+            "training.reverberation.rt60[0]: 0 is less than or equal to the m",
+        ),
+        ("training.dropout", 1, "training.dropout: 1 is greater than or equal to the maximum of 1"),
+        ("training.label_smoothing", 1.0, "training.label_smoothing: 1.0 is greater than or equal to the maximum of 1"),
     ],
 )
 def test_schema_errors_name_key_and_place(path, value, message):
@@ -205,6 +214,207 @@ def test_cross_references(path, value, message):
     assert refused(edited(path, value)).startswith(message)
 
 
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), float("-inf"), 10**400], ids=["nan", "inf", "-inf", "large"]
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "training.lr",
+        "training.epochs",
+        "training.speed[1]",
+        "bases.whisper.pretrain.lr",
+        "bases.whisper.window",
+        "bases.whisper.model.layerdrop",
+        "tasks.lid.segment.seconds",
+        "corpora.ocean.splits.train.part[0]",
+        "methods.lowrank.factorise.reduction",
+        "seed",
+    ],
+)
+def test_numbers_are_finite(path, value):
+    name, item, index = path.removesuffix("]").partition("[")
+    config = edited(name, [0.0] * int(index) + [value] if item else value)
+    assert refused(config) == f"{path}: {value!r} is no finite number; give one"
+
+
+@pytest.mark.parametrize(
+    "path, bound",
+    [
+        ("training.workers", 256),
+        ("training.processes", 1024),
+        ("training.compile_buckets", 1000),
+        *((f"training.{key}", 10**6) for key in ("epochs", "accumulate", "average", "evaluate_every")),
+        *((f"training.{key}", 10**6) for key in ("patience", "blank_patience")),
+        ("bases.whisper.pretrain.patience", 10**6),
+        ("training.max_steps", 10**9),
+        ("training.freeze_encoder_steps", 10**9),
+        ("methods.full.seed", 2**32 - 1),
+        ("methods.lowrank_lora.lora.rank", 10**6),
+        ("corpora.babel.splits.train.utterances", 10**6),
+        ("calibrate.utterances", 10**6),
+        ("decode.max_new_tokens", 10**6),
+        ("score.bootstrap", 10**6),
+    ],
+)
+def test_whole_numbers_have_a_bound(path, bound):
+    for value in (1e30, bound + 1):
+        assert refused(edited(path, value)) == f"{path}: {value!r} is greater than the maximum of {bound}"
+    config = edited(path, bound)
+    if path.endswith("compile_buckets"):
+        config["training"]["compile"] = True
+    checked(config)
+
+
+def test_no_whole_number_of_the_schema_is_without_bounds():
+    def unbounded(node: Any, path: str) -> list[str]:
+        if isinstance(node, list):
+            return [found for i, item in enumerate(node) for found in unbounded(item, f"{path}[{i}]")]
+        if not isinstance(node, dict):
+            return []
+        kind = node.get("type")
+        whole = kind == "integer" or (isinstance(kind, list) and "integer" in kind)
+        found = [path] if whole and not {"minimum", "maximum"} <= set(node) else []
+        return found + [f for key, item in node.items() for f in unbounded(item, f"{path}.{key}")]
+
+    assert unbounded(SCHEMA, "") == []
+
+
+def test_a_whole_number_has_no_point():
+    # The stages' dataclasses refuse it, and so does torchrun.
+    assert refused(edited("training.epochs", 10.0)) == "training.epochs: expected a whole number, got 10.0 (write 10)"
+    assert refused(edited("training.epochs", 1.5)) == "training.epochs: expected a whole number, got 1.5"
+    assert refused(edited("seed", True)).startswith("seed: expected a whole number, got True")
+    checked(edited("training.lr", 1))
+
+
+# What training/config.py refuses as well: recipe, first key of the message, what it says.
+TOGETHER = [
+    ({"warmup": 0.7}, "warmup", "has warmup: 0.7 and hold: 0.4 (its default); they are shares of all steps"),
+    ({"hold": 0.95}, "hold", "has warmup: 0.1 (its default) and hold: 0.95; they are shares of all steps"),
+    ({"warmup": 0.6, "hold": 0.6}, "warmup", "has warmup: 0.6 and hold: 0.6; they are shares of all steps, at most 1"),
+    (
+        {"frozen_dtype": "bf16"},
+        "frozen_dtype",
+        "has frozen_dtype: bf16 and precision: fp32 (its default); frozen weights are held in fp32 or in what is "
+        "computed in: set precision: bf16",
+    ),
+    ({"frozen_dtype": "fp16", "precision": "bf16"}, "frozen_dtype", "has frozen_dtype: fp16 and precision: bf16; fro"),
+    ({"compile_buckets": 8}, "compile_buckets", "has compile_buckets: 8 and compile: false (its default); set compile"),
+    ({"compile_buckets": 8, "compile": False}, "compile_buckets", "has compile_buckets: 8 and compile: false; set"),
+    ({"noise": {"snr": [20, 5]}}, "noise.snr", "has [20, 5]; give the lowest and the highest value"),
+    ({"noise": {"kinds": []}}, "noise.kinds", "has neither kinds nor a folder"),
+    ({"reverberation": {"rt60": [0.5, 0.2]}}, "reverberation.rt60", "has [0.5, 0.2]; give the lowest"),
+    ({"reverberation": {"direct": [3, 0]}}, "reverberation.direct", "has [3, 0]; give the lowest"),
+]
+# What the stage refuses once it knows device and model.
+ON_THE_DEVICE = [
+    (
+        {"precision": "fp16", "device": "cpu"},
+        "precision",
+        "has precision: fp16 and device: cpu; fp16 is for CUDA alone",
+    ),
+]
+
+
+@pytest.mark.parametrize("recipe, key, text", TOGETHER + ON_THE_DEVICE)
+def test_keys_of_a_recipe_go_together(recipe, key, text):
+    message = refused(edited("tasks.lid.training", recipe))
+    assert message.startswith(f"training.{key}: the system wav2vec2/lid/full {text}")
+    message = refused(edited("methods.aware.training", recipe))
+    assert message.startswith(f"training.{key}: the system wav2vec2/asr/aware {text}")
+    config = tiny_config()
+    config["bases"]["whisper"]["pretrain"] |= recipe
+    assert refused(config).startswith(f"bases.whisper.pretrain.{key}: the pretraining of whisper {text}")
+
+
+@pytest.mark.parametrize("recipe", [recipe for recipe, *_ in TOGETHER])
+def test_the_stage_refuses_these_recipes_as_well(recipe):
+    from lowrank_speech.errors import UserError
+    from lowrank_speech.stages.common import from_json
+    from lowrank_speech.training.config import TrainConfig
+
+    with pytest.raises(UserError):
+        from_json(TrainConfig, recipe)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"warmup": 0.6},
+        {"warmup": 0.3, "hold": 0.7},
+        {"warmup": 1, "hold": 0},
+        {"frozen_dtype": "bf16", "precision": "bf16"},
+        {"frozen_dtype": "fp32", "precision": "bf16"},
+        {"precision": "fp16"},
+        {"precision": "fp16", "device": "auto"},
+        {"precision": "fp16", "device": "cuda"},
+        {"precision": "bf16", "device": "cpu"},
+        {"compile_buckets": 8, "compile": True},
+        {"compile_buckets": None, "factor_sgd": None, "noise": None, "reverberation": None, "speed": []},
+    ],
+)
+def test_recipes_that_work(recipe):
+    from lowrank_speech.stages.common import from_json
+    from lowrank_speech.training.config import TrainConfig
+
+    from_json(TrainConfig, recipe)
+    checked(edited("training", recipe))
+    config = tiny_config()
+    config["bases"]["whisper"]["pretrain"] |= recipe
+    checked(config)
+
+
+def test_a_recipe_is_checked_once_its_overrides_are_laid_over_each_other():
+    config = edited("training", {"frozen_dtype": "bf16", "warmup": 0.7})
+    config["tasks"]["asr"]["training"] = config["tasks"]["lid"]["training"] = {"precision": "bf16"}
+    for name, method in config["methods"].items():
+        method["training"] = {"hold": 0.3} if name != "lowrank" else {}
+    assert refused(config).startswith("training.warmup: the system wav2vec2/asr/lowrank has warmup: 0.7 and hold: 0.4")
+    config["methods"]["lowrank"]["training"]["hold"] = 0.1
+    checked(config)
+
+
+def test_defaults_that_the_checks_know_are_those_of_the_recipe():
+    from lowrank_speech.training.config import TrainConfig
+
+    assert {key: getattr(TrainConfig(), key) for key in checks.RECIPE} == checks.RECIPE
+
+
+def test_sgd_for_factors_needs_factors_that_train():
+    config = edited("training.factor_sgd", {"lr": 0.05})
+    assert refused(config) == (
+        "training.factor_sgd: the system wav2vec2/asr/full has no factors for it (methods.full does not factorise); "
+        "set it in the training of methods with factorise and adapt: full, or methods.full.training.factor_sgd: null"
+    )
+    config["methods"]["full"]["training"] = {"factor_sgd": None}
+    assert refused(config).startswith(
+        "training.factor_sgd: the system wav2vec2/asr/lowrank_lora has no factors for it (with adapt: lora no factors"
+    )
+    config["methods"]["lowrank_lora"]["training"] = {"factor_sgd": None}
+    checked(config)
+    config = tiny_config()
+    config["bases"]["whisper"]["pretrain"]["factor_sgd"] = {}
+    assert refused(config).startswith("bases.whisper.pretrain.factor_sgd: a base from scratch has no factors")
+
+
+def test_a_base_from_a_folder_may_have_factors():
+    base = {"family": "wav2vec2", "source": "facebook/wav2vec2-base", "lang": "chars", "features": "waveform"}
+    config = edited("bases.wav2vec2", base)
+    config["systems"] = {"bases": ["wav2vec2"], "tasks": ["asr"], "methods": ["full"]}
+    config["training"]["factor_sgd"] = {}
+    assert "(methods.full does not factorise, and facebook/wav2vec2-base is a name on the hub; if" in refused(config)
+    for folder in ("./models/mine", "/models", "exp/first/train/wav2vec2/asr/lowrank/model"):
+        config["bases"]["wav2vec2"]["source"] = folder
+        checked(config)
+
+
+def test_augmentation_by_defaults_alone_changes_samples_too():
+    for key in ("noise", "reverberation"):
+        message = refused(edited(f"training.{key}", {}))
+        assert message.startswith(f"training.{key}: it changes samples, and the system whisper/asr/full reads")
+
+
 def test_w2v_bert_comes_from_a_folder_and_has_no_front_end():
     base = {"family": "w2v-bert", "source": "facebook/w2v-bert-2.0", "features": "waveform", "lang": "chars"}
     checked(edited("bases.wav2vec2", base | {"features": "fbank", "features_dtype": "float16"}))
@@ -234,7 +444,7 @@ def test_a_window_goes_to_the_stage_base_alone():
     assert slices.slice_base(config, names) == slices.slice_base(without, names) | {"window": 2.02}
     for stage in (slices.slice_features, slices.slice_train, slices.slice_decode, slices.slice_report):
         assert stage(config, names) == stage(without, names)
-    for seconds in (2.01, float("nan"), float("inf")):
+    for seconds in (2.01, 1e7, 1e308):
         config["bases"]["whisper"]["window"] = seconds
         assert "is no multiple of 0.02 s" in refused(config)
 

@@ -3,6 +3,7 @@
 Everything that can be known from the config alone is refused here, before the first job runs.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,11 @@ from lowrank_speech.workflow.schema import nearest
 
 FEATURES = {"wav2vec2": ("conv", "waveform"), "w2v-bert": ("fbank", "waveform"), "whisper": ("logmel", "waveform")}
 """Family -> kinds of features that it eats."""
+
+RECIPE = {"warmup": 0.1, "hold": 0.4, "precision": "fp32", "frozen_dtype": "fp32", "compile": False}
+"""training/config.py's defaults of keys that go together with others; a test holds them against it."""
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def check(config: Config) -> None:
@@ -98,6 +104,11 @@ def _check_base(config: Config, name: str) -> None:
     for key in ("train", "dev"):
         _known_split(config, f"{where}.pretrain", pretrain, key)
     _check_apart(f"{where}.pretrain", pretrain, ("train", "dev"))
+    _check_recipe(pretrain, f"{where}.pretrain", f"the pretraining of {name}")
+    if pretrain.get("factor_sgd") is not None:
+        raise ConfigError(
+            f"{where}.pretrain.factor_sgd: a base from scratch has no factors; set it for methods that factorise"
+        )
     for task_name, task in config["tasks"].items():
         if task["corpus"] == pretrain["corpus"] and pretrain["train"] == task["test"]:
             raise ConfigError(
@@ -175,7 +186,9 @@ def _check_system(config: Config, system: System) -> None:
             f"{', '.join(config.get('langs', {})) or 'langs (none is defined)'}"
         )
     recipe = training(config, system)
-    changed = [key for key in ("speed", "noise", "reverberation") if recipe.get(key)]
+    _check_recipe(recipe, "training", f"the system {'/'.join(system)}")
+    _check_factor_sgd(config, system, recipe)
+    changed = [key for key in ("speed", "noise", "reverberation") if recipe.get(key) not in (None, [])]
     if changed and base["features"] != "waveform":
         raise ConfigError(
             f"training.{changed[0]}: it changes samples, and the system {'/'.join(system)} reads stored features "
@@ -186,3 +199,60 @@ def _check_system(config: Config, system: System) -> None:
             f"training.train_front_end: the system {'/'.join(system)} reads what a frozen front end gave, or has none; "
             f"set bases.{system.base}.features: waveform (the family wav2vec2 alone has such a front end)"
         )
+
+
+def _check_recipe(recipe: Mapping[str, Any], where: str, whose: str) -> None:
+    """What training/config.py would refuse of keys together, once everything before the training has run."""
+    full = RECIPE | recipe
+
+    def told(*keys: str) -> str:
+        return " and ".join(f"{k}: {str(full[k]).lower()}{'' if k in recipe else ' (its default)'}" for k in keys)
+
+    if full["warmup"] + full["hold"] > 1:
+        raise ConfigError(
+            f"{where}.{'warmup' if 'warmup' in recipe else 'hold'}: {whose} has {told('warmup', 'hold')}; they are "
+            f"shares of all steps, at most 1 together"
+        )
+    if full["frozen_dtype"] not in ("fp32", full["precision"]):
+        raise ConfigError(
+            f"{where}.frozen_dtype: {whose} has {told('frozen_dtype', 'precision')}; frozen weights are held in fp32 "
+            f"or in what is computed in: set precision: {full['frozen_dtype']}"
+        )
+    if full["precision"] == "fp16" and full.get("device") == "cpu":
+        raise ConfigError(
+            f"{where}.precision: {whose} has {told('precision', 'device')}; fp16 is for CUDA alone: take bf16 or fp32, "
+            f"or device: cuda"
+        )
+    if full.get("compile_buckets") is not None and not full["compile"]:
+        raise ConfigError(
+            f"{where}.compile_buckets: {whose} has {told('compile_buckets', 'compile')}; set compile: true, or leave "
+            f"compile_buckets out"
+        )
+    for section, key in (("noise", "snr"), ("reverberation", "rt60"), ("reverberation", "direct")):
+        span = (recipe.get(section) or {}).get(key)
+        if span is not None and span[0] > span[1]:
+            raise ConfigError(f"{where}.{section}.{key}: {whose} has {span}; give the lowest and the highest value")
+    noise = recipe.get("noise") or {}
+    if noise.get("kinds") == [] and noise.get("folder") is None:
+        raise ConfigError(
+            f"{where}.noise.kinds: {whose} has neither kinds nor a folder; name one of white, pink, brown, hum"
+        )
+
+
+def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any]) -> None:
+    """``factor_sgd`` needs factors that train. A base from a folder may have some already, which the stage sees."""
+    if recipe.get("factor_sgd") is None:
+        return
+    method, source = config["methods"][system.method], config["bases"][system.base]["source"]
+    if method["adapt"] != "full":
+        why = f"with adapt: {method['adapt']} no factors train"
+    elif method.get("factorise") is None and (source == "scratch" or _HUB_NAME.fullmatch(source)):
+        why = f"methods.{system.method} does not factorise"
+        if source != "scratch":
+            why += f", and {source} is a name on the hub; if it is a folder, write ./{source}"
+    else:
+        return
+    raise ConfigError(
+        f"training.factor_sgd: the system {'/'.join(system)} has no factors for it ({why}); set it in the training of "
+        f"methods with factorise and adapt: full, or methods.{system.method}.training.factor_sgd: null"
+    )

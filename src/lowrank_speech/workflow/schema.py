@@ -4,6 +4,7 @@ jsonschema comes with Snakemake; it is loaded when the check runs. Its own messa
 """
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -24,14 +25,21 @@ def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
     """ConfigError with one line on the first thing that ``schema`` (draft 2020-12) does not allow."""
     import jsonschema
 
-    _check_keys(config, ())
-    errors = jsonschema.Draft202012Validator(schema).iter_errors(config)
-    # A typo shows as an unknown key, and often as a missing one as well: the unknown one says more.
-    first = min(
-        errors, key=lambda e: (e.validator != "additionalProperties", list(map(str, e.absolute_path))), default=None
-    )
+    _check_values(config, ())
+    draft = jsonschema.Draft202012Validator
+    # JSON Schema takes 2.0 for a whole number; the stages do not.
+    types = draft.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int)
+    errors = jsonschema.validators.extend(draft, type_checker=types)(schema).iter_errors(config)
+    first = min(errors, key=_order, default=None)
     if first is not None:
         raise ConfigError(message(first))
+
+
+def _order(error: Any) -> tuple[bool, list[str], bool]:
+    """What is told first."""
+    # A typo shows as an unknown key, and often as a missing one as well: the unknown one says more. So does the bound
+    # that 1e30 is beyond, than that it is no whole number.
+    return error.validator != "additionalProperties", list(map(str, error.absolute_path)), error.validator == "type"
 
 
 def message(error: Any) -> str:
@@ -74,22 +82,28 @@ def dotted(path: Iterable[str | int]) -> str:
 def _hint(value: Any, types: list[str]) -> str:
     if isinstance(value, bool) and "string" in types:
         return " (YAML reads no, off and yes so; put it in quotes)"
+    if isinstance(value, float) and value.is_integer() and "integer" in types:
+        return f" (write {int(value)})"
     if isinstance(value, str) and {"number", "integer"} & set(types):
         try:
             number = float(value)
         except ValueError:
             return ""
+        if not abs(number) <= sys.float_info.max:
+            return ""
         return f" (YAML reads it as text: write {number!r} without quotes, and a point before an e, as in 1.0e-4)"
     return ""
 
 
-def _check_keys(value: Any, path: tuple[str | int, ...]) -> None:
-    """YAML turns keys such as no and 1 into other types, which neither JSON nor a path can hold."""
+def _check_values(value: Any, path: tuple[str | int, ...]) -> None:
+    """YAML has keys such as no and 1, which it reads as other types, and numbers such as .nan: JSON holds neither."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
                 raise ConfigError(f"{dotted(path)}: YAML reads the key {key!r} as no text; put it in quotes")
-            _check_keys(inner, (*path, key))
+            _check_values(inner, (*path, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _check_keys(inner, (*path, index))
+            _check_values(inner, (*path, index))
+    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:  # of NaN nothing holds
+        raise ConfigError(f"{dotted(path)}: {value!r} is no finite number; give one")
