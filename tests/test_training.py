@@ -24,7 +24,7 @@ from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.objective import Errors, Losses, Objective
 from lowrank_speech.training.progress import events_folder
-from lowrank_speech.training.step import MOST_BAD_STEPS, schedule
+from lowrank_speech.training.step import schedule
 from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
 from tiny_training import TEXTS, lang_of, low_rank, make_cuts, setup_of, trainer_of
 
@@ -416,7 +416,7 @@ def test_too_many_in_a_row_end_the_training_with_advice(cuts, tmp_path, monkeypa
     seen = not_finite(monkeypatch, trainer, lambda number: True)
     with pytest.raises(UserError, match=r"not finite in 11 steps in a row, the last one with u\d.*: lower lr"):
         trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert len(seen) == MOST_BAD_STEPS + 1 == 11
+    assert len(seen) == TrainConfig().bad_patience + 1 == 11
     assert all(torch.equal(seen[0], weight) for weight in seen)
 
 

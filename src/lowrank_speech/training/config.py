@@ -115,7 +115,8 @@ class TrainConfig:
 
     The learning rate warms up linearly over ``warmup`` of all steps, holds for ``hold`` of them and falls linearly to
     ``final`` times the peak (wav2vec 2.0's three stages). ``average``: the mean of the weights at the last so many
-    evaluations. ``blank_patience``: so many evaluations in a row at which CTC's output is blank alone end the run.
+    evaluations. ``blank_patience``: so many evaluations in a row at which CTC's output is blank alone end the run;
+    ``bad_patience``: more steps in a row than that whose loss or gradient is not finite do.
     ``save_minutes``: time between saves within an epoch.
 
     ``accumulate``: batches of one update. ``processes``: how many of them share the work, each with ``accumulate``
@@ -152,6 +153,7 @@ class TrainConfig:
     patience: int | None = None
     average: int | None = None
     blank_patience: int | None = None
+    bad_patience: int = 10
     save_minutes: float = 10.0
     tensorboard: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -176,7 +178,14 @@ class TrainConfig:
         _check("workers", self.workers, lambda x: x <= MOST_WORKERS, f"at most {MOST_WORKERS}")
         for name in ("accumulate", "average", "processes"):
             _check(name, getattr(self, name), lambda x: x <= MOST, f"at most {MOST}")
-        for name in ("workers", "freeze_encoder_steps", "weight_decay", "ctc_weight", "language_weight"):
+        for name in (
+            "workers",
+            "bad_patience",
+            "freeze_encoder_steps",
+            "weight_decay",
+            "ctc_weight",
+            "language_weight",
+        ):
             _check(name, getattr(self, name), lambda x: x >= 0, "0 or more")
         for name in ("warmup", "hold", "final"):
             _check(name, getattr(self, name), lambda x: 0 <= x <= 1, "in [0, 1]")

@@ -30,7 +30,6 @@ from lowrank_speech.training.precision import autocast
 
 log = logging.getLogger(__name__)
 
-MOST_BAD_STEPS = 10
 SHOWN = 5  # utterances of a batch that a message names
 
 
@@ -168,7 +167,7 @@ class Stepper:
         names = [cut.id for batch in own for cut in batch["cuts"]]
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
         log.warning("step %d: the %s is %s; skipped, with %s", self.steps, what, value, shown)
-        if self.bad_steps > MOST_BAD_STEPS:
+        if self.bad_steps > self.config.bad_patience:
             raise UserError(
                 f"the {what} was not finite in {self.bad_steps} steps in a row, the last one with {shown}: lower lr or "
                 f"head_lr; if it is the same utterances again and again, look at their recordings"
