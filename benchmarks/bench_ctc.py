@@ -9,18 +9,20 @@ in double precision. --scale is the standard deviation of the random logits: 0 g
 """
 
 import argparse
-import importlib.util
 import pathlib
 import statistics
+import sys
 import time
 
 import torch
 
-# By its path: the environment with k2 may be one without this package.
-PATH = pathlib.Path(__file__).resolve().parents[1] / "src" / "lowrank_speech" / "training" / "ctc_losses.py"
-SPEC = importlib.util.spec_from_file_location("ctc_losses", PATH)
-ctc = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(ctc)
+# By its path: the environment with k2 may be one without this package. What is imported of it works in Python 3.9.
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "src"))
+
+import timing
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.device import pick_device
+from lowrank_speech.training import ctc_losses as ctc
 
 
 def measure(batch, repeats, **keys):
@@ -51,11 +53,13 @@ def exact(logits, frames, labels, sizes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("utterances", 16), ("frames", 500), ("vocabulary", 500), ("labels", 40), ("repeats", 10)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"default: {default}")
-    parser.add_argument("--scale", type=float, default=1.0, help="default: 1")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and of k2's OpenMP; default: 1")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+        kind = timing.at_least(2, int) if name == "vocabulary" else timing.positive(int)  # a label beside blank
+        parser.add_argument(f"--{name}", type=kind, default=default, help=f"default: {default}")
+    parser.add_argument("--scale", type=timing.at_least(0, float), default=1.0, help="default: 1")
+    parser.add_argument("--threads", type=timing.positive(int), default=1, help="of torch and k2; default: 1")
+    parser.add_argument("--device", choices=["cpu", "cuda", "auto"], default="cpu", help="default: cpu")
     arguments = parser.parse_args()
+    arguments.device = pick_device(arguments.device).type
     torch.set_num_threads(arguments.threads)
     generator = torch.Generator().manual_seed(1)
     size = (arguments.utterances, arguments.frames, arguments.vocabulary)
@@ -65,6 +69,10 @@ def main():
         torch.randint(1, arguments.vocabulary, (arguments.utterances * arguments.labels,), generator=generator),
         torch.full((arguments.utterances,), arguments.labels),
     )
+    labels = batch[2].view(arguments.utterances, -1)
+    needed = arguments.labels + int((labels[:, 1:] == labels[:, :-1]).sum(1).max())  # a blank between equal ones
+    if arguments.frames < needed:
+        raise UserError(f"--frames {arguments.frames}: the {arguments.labels} labels need {needed}; give more frames")
     shape = f"{size[0]} x {size[1]} frames x {size[2]} tokens, {arguments.labels} labels, scale {arguments.scale:g}"
     print(f"{shape}, {arguments.device}, {arguments.threads} thread(s), torch {torch.__version__}")
     cases = {"torch": {}}
@@ -82,4 +90,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

@@ -30,29 +30,34 @@ import torch
 
 import speech
 import timing
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.device import pick_device
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MODELS, BATCHES = ("dense", "low rank"), ("one by one", "by duration")
 
 
+def shape(a):
+    """Preset and config; UserError for what they cannot be."""
+    preset, config = speech.shape(a.preset, a.layers, "wav2vec2", "whisper")
+    if preset.family == "whisper":
+        speech.check_tokens(a.tokens, config)
+    if (a.rank or 1) > config.hidden_size:
+        raise UserError(f"--rank {a.rank}: the full rank is {config.hidden_size}; give less")
+    return preset, config
+
+
 def build(a, low_rank):
     """A model with random weights on the device: never dense where it is factorised, so that no memory is left over."""
-    from transformers import AutoConfig
-
     from lowrank_speech.lowrank.apply import apply_plan
     from lowrank_speech.lowrank.select import select
     from lowrank_speech.models.families import layer_patterns
-    from lowrank_speech.models.folder import quiet_config
-    from lowrank_speech.models.presets import on_meta, preset_named
+    from lowrank_speech.models.presets import on_meta
     from lowrank_speech.models.speech import Meta, SpeechModel
 
-    preset = preset_named(a.preset)
-    config = dict(preset.config)
-    for name in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
-        if a.layers and name in config:
-            config[name] = a.layers
+    preset, config = shape(a)
     task = "seq2seq" if preset.family == "whisper" else "ctc"
-    hf = on_meta(task, quiet_config(AutoConfig.for_model(preset.model_type, **config)))
+    hf = on_meta(task, config)
     if low_rank:
         with torch.device("meta"):
             plan = dict.fromkeys(select(hf, layer_patterns(preset.family, "ffn")), a.rank or hf.config.hidden_size // 2)
@@ -147,22 +152,24 @@ def rows_of(a):
 def main():
     parser = timing.options(__doc__, rounds=3)
     parser.add_argument("--preset", default="xls-r-300m", help="of models/presets.py; default: xls-r-300m")
-    parser.add_argument("--layers", type=int, help="fewer layers than the preset has, in encoder and decoder")
-    parser.add_argument("--rank", type=int, help="default: half of the width")
-    parser.add_argument("--utterances", type=int, default=12, help="default: 12")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of a batch by duration; default: 20")
-    parser.add_argument("--tokens", type=int, default=24, help="that Whisper writes; default: 24")
+    parser.add_argument("--layers", type=timing.positive(int), help="fewer than the preset has, in encoder and decoder")
+    parser.add_argument("--rank", type=timing.positive(int), help="default: half of the width")
+    parser.add_argument("--utterances", type=timing.positive(int), default=12, help="default: 12")
+    parser.add_argument("--seconds", type=timing.positive(float), default=20.0, help="of a batch; default: 20")
+    parser.add_argument("--tokens", type=timing.positive(int), default=24, help="that Whisper writes; default: 24")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of weights and inputs; default: fp32")
     parser.add_argument("--stored", action="store_true", help="the front end's output is the input")
-    parser.add_argument("--device", default=timing.devices()[-1], help="default: cuda where there is one")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.child:
         print(json.dumps(memory(SimpleNamespace(**a.child))))
         return
+    a.device = pick_device(a.device).type
+    shape(a)
     what = f"{a.preset}{f' with {a.layers} layers' if a.layers else ''}, {a.dtype} on {a.device}"
     timing.show(f"inference, {what}, {a.utterances} utterances", rows_of(a), a.json)
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

@@ -33,8 +33,12 @@ from pathlib import Path
 
 import numpy as np
 
+import timing
+from lowrank_speech.errors import UserError
+
 MEAN = 3.5  # seconds of a cut
 BATCH, SEED = 60.0, 1
+MODES = ("eager", "kept", "kept+2")
 HEAD = ("hours", "cuts", "mode", "prepare", "count", "again", "start", "at prepare", "training")
 
 
@@ -152,15 +156,18 @@ def run(mode, path, scratch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--hours", type=float, nargs="+", default=[1, 10, 100, 1000], help="default: 1 10 100 1000")
-    parser.add_argument("--modes", nargs="+", default=["eager", "kept", "kept+2"], help="default: all")
-    parser.add_argument("--templates", type=int, default=1000, help="different cuts; default: 1000")
+    hours = {"type": timing.positive(float), "default": [1, 10, 100, 1000], "help": "default: 1 10 100 1000"}
+    parser.add_argument("--hours", nargs="+", **hours)
+    parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="default: all")
+    parser.add_argument("--templates", type=timing.positive(int), default=1000, help="different cuts; default: 1000")
     parser.add_argument("--child", nargs=3, metavar=("MODE", "CUTS", "SCRATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         mode, path, scratch = arguments.child
         print(json.dumps(child(mode, path, Path(scratch))))
         return
+    if (fewest := min(arguments.hours)) * 3600 < MEAN:
+        raise UserError(f"--hours {fewest:g}: less than one cut of {MEAN:g} s; give at least 0.001")
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     for hours in arguments.hours:
         with tempfile.TemporaryDirectory() as folder:
@@ -177,4 +184,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

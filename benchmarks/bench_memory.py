@@ -2,9 +2,10 @@
 
 python benchmarks/bench_memory.py --threads 1                     # all variants, one after the other, as a table
 python benchmarks/bench_memory.py --variant dense-full            # one of them, as JSON
+python benchmarks/bench_memory.py --preset hubert-large --layers 4 --seconds 2
 
 Random weights, CTC on a batch of --utterances x --seconds of noise. Each variant runs in a process of its own and needs
-up to 6 GB. Bytes are exact, from the tensors, in MiB:
+up to 6 GB; 8-bit AdamW is left out where there is no bitsandbytes. Bytes are exact, from the tensors, in MiB:
 
     weights      parameters and buffers
     gradients    of what trains
@@ -19,11 +20,10 @@ and a step's median time over --repeats, after one that does not count.
 """
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
 import weakref
 from types import SimpleNamespace
@@ -32,8 +32,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import speech
+import timing
+from lowrank_speech.errors import UserError
+
 MIB = 2**20
-# low rank (512 on the feed-forward layers: -24 %), LoRA, what else of the training's config
+# low rank (half of the width on the feed-forward layers: 512, -24 %), LoRA, what else of the training's config
 VARIANTS = {
     "dense-full": (False, False, {}),
     "lowrank-full": (True, False, {}),
@@ -45,12 +49,13 @@ VARIANTS = {
         True,
         {"gradient_checkpointing": True, "precision": "bf16", "frozen_dtype": "bf16"},
     ),
-    "the same, 8-bit AdamW": (  # needs bitsandbytes
+    "the same, 8-bit AdamW": (
         True,
         True,
         {"gradient_checkpointing": True, "precision": "bf16", "frozen_dtype": "bf16", "optimiser": "adamw8bit"},
     ),
 }
+WITHOUT = "bitsandbytes is not installed: pip install -e '.[8bit]'"
 PARTS = ("weights", "gradients", "optimiser", "activations", "sum", "at once", "rss")
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -93,16 +98,20 @@ class Alive(TorchDispatchMode):
         return most
 
 
-def build(low_rank, with_lora, settings, dropout):
-    """The stepper of a variant."""
-    from transformers import AutoConfig
+def possible(variant):
+    """False where the package is missing that a variant needs."""
+    eight = VARIANTS[variant][2].get("optimiser") == "adamw8bit"
+    return not eight or importlib.util.find_spec("bitsandbytes") is not None
 
+
+def build(arguments):
+    """The stepper of a variant."""
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
     from lowrank_speech.lang.tokens import CharTokens
     from lowrank_speech.lowrank.apply import apply_plan
     from lowrank_speech.lowrank.select import select
-    from lowrank_speech.models import folder, presets
+    from lowrank_speech.models import folder
     from lowrank_speech.models.families import layer_patterns
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.models.speech import Meta, SpeechModel
@@ -115,11 +124,11 @@ def build(low_rank, with_lora, settings, dropout):
     from lowrank_speech.training.step import Stepper
 
     torch.manual_seed(1)
-    preset = presets.preset_named("xls-r-300m")
-    config = folder.quiet_config(AutoConfig.for_model(preset.model_type, **preset.config))
+    low_rank, with_lora, settings = VARIANTS[arguments.variant]
+    preset, config = speech.shape(arguments.preset, arguments.layers, "wav2vec2")
     hf = folder.build("ctc", config)
     if low_rank:
-        plan = dict.fromkeys(select(hf, layer_patterns(preset.family, "ffn")), 512)
+        plan = dict.fromkeys(select(hf, layer_patterns(preset.family, "ffn")), config.hidden_size // 2)
         apply_plan(hf, plan)
         for name in plan:
             for part in (hf.get_submodule(name).first, hf.get_submodule(name).second):
@@ -136,7 +145,7 @@ def build(low_rank, with_lora, settings, dropout):
         FrozenWeights(model.hf, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
-    set_dropout(model, dropout)
+    set_dropout(model, arguments.dropout)
     model.train()
     return Stepper(model, objective, recipe, torch.device("cpu"), 1)
 
@@ -146,7 +155,8 @@ def measure(arguments):
     utterances, seconds = arguments.utterances, arguments.seconds
     from lowrank_speech.training.memory import byte_counts
 
-    stepper = build(*VARIANTS[arguments.variant], arguments.dropout)
+    torch.set_num_threads(arguments.threads)
+    stepper = build(arguments)
     supervision = SimpleNamespace(text=LETTERS[: int(5 * seconds)], language="en")
     cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, supervisions=[supervision]) for i in range(utterances)]
     lengths = torch.full((utterances,), int(16_000 * seconds))
@@ -181,32 +191,42 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=VARIANTS, help="this one alone, as JSON")
-    parser.add_argument("--utterances", type=int, default=1, help="default: 1")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each utterance; default: 5")
-    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
-    parser.add_argument("--dropout", type=float, default=0.0, help="everywhere; default: 0")
-    parser.add_argument("--threads", type=int, default=1, help="default: 1")
+    parser.add_argument("--preset", default="xls-r-300m", help="wav2vec 2.0 or a relative; default: xls-r-300m")
+    parser.add_argument("--layers", type=timing.positive(int), help="fewer layers than the preset has")
+    parser.add_argument("--utterances", type=timing.positive(int), default=1, help="default: 1")
+    parser.add_argument("--seconds", type=timing.at_least(0.1, float), default=5.0, help="of an utterance; default: 5")
+    parser.add_argument("--repeats", type=timing.positive(int), default=3, help="default: 3")
+    parser.add_argument("--dropout", type=timing.at_least(0, float), default=0.0, help="everywhere; default: 0")
+    parser.add_argument("--threads", type=timing.positive(int), default=1, help="default: 1")
+    parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.child:
+        print(json.dumps(measure(SimpleNamespace(**arguments.child))))
+        return
+    if arguments.dropout >= 1:
+        parser.error(f"argument --dropout: {arguments.dropout:g} leaves nothing: give a share below 1")
+    speech.shape(arguments.preset, arguments.layers, "wav2vec2")
     if arguments.variant:
-        torch.set_num_threads(arguments.threads)
+        if not possible(arguments.variant):
+            raise UserError(f"--variant {arguments.variant}: {WITHOUT}")
         print(json.dumps(measure(arguments)))
         return
-    shape = f"{arguments.utterances} x {arguments.seconds:g} s, dropout {arguments.dropout:g}"
+    model = arguments.preset + (f" with {arguments.layers} layers" if arguments.layers else "")
+    shape = f"{model}, {arguments.utterances} x {arguments.seconds:g} s, dropout {arguments.dropout:g}"
     print(f"{shape}, {arguments.threads} thread(s), torch {torch.__version__}\n")
     print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | of the first's sum | at once |")
     print("|---" * (len(PARTS) + 5) + "|")
     first = None
-    for name in VARIANTS:
-        command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"{name}: {done.stderr}")
-        found = json.loads(done.stdout.splitlines()[-1])
+    for name in filter(possible, VARIANTS):
+        found = speech.own_process(__file__, {"variant": name}, arguments)
         first = first or found
         cells = [f"{found['trained'] / 1e6:.1f}", *(f"{found[part] / MIB:.0f}" for part in PARTS)]
         cells += [f"{found['seconds']:.2f}", *(f"{found[part] / first[part]:.1%}" for part in ("sum", "at once"))]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    for name in VARIANTS:
+        if not possible(name):
+            print(f"\nleft out: {name} ({WITHOUT})")
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

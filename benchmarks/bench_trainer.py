@@ -58,7 +58,8 @@ import torch
 
 import speech
 import timing
-from engines import BETAS, DECAY, LR, WARM, batches_of, hf_trainer, inputs, is_whisper, our_stepper, prepare
+from engines import BETAS, DECAY, LR, WARM, batches_of, hf_trainer, inputs, is_whisper, our_stepper, prepare, shape_of
+from lowrank_speech.models.device import pick_device
 
 BF16 = {"precision": "bf16", "frozen_dtype": "bf16"}
 CHECKPOINTS = {"gradient_checkpointing": True}
@@ -209,17 +210,19 @@ def main():
         "--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"], help="default: both"
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all")
-    parser.add_argument("--utterances", type=int, default=48, help="default: 48")
-    parser.add_argument("--batch", type=int, default=8, help="the trainer's utterances in a batch; default: 8")
+    parser.add_argument("--utterances", type=timing.positive(int), default=48, help="default: 48")
+    parser.add_argument("--batch", type=timing.positive(int), default=8, help="the trainer's; default: 8")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read ahead, in both; default: 0")
-    parser.add_argument("--device", default=timing.devices()[-1], help="default: cuda where there is one")
+    parser.add_argument("--workers", type=timing.at_least(0, int), default=0, help="that read ahead; default: 0")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
         child = SimpleNamespace(**arguments.child)
         print(json.dumps(measure(child) if child.row else agreement(child)))
         return
+    arguments.device = pick_device(arguments.device).type
+    shape_of(arguments.preset)
     if arguments.utterances < WARM * arguments.batch:
         parser.error(f"--utterances: at least {WARM * arguments.batch}, for {WARM} updates before the pass")
     known = rows_for(arguments.preset)
@@ -241,4 +244,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

@@ -86,7 +86,7 @@ def share(device: str, rounds: int, utterances: int) -> list[dict]:
 
 def main() -> None:
     parser = timing.options(__doc__, rounds=9)
-    parser.add_argument("--utterances", type=int, nargs="+", default=[1, 4], help="of 5 s in a batch; default: 1 and 4")
+    parser.add_argument("--utterances", nargs="+", type=timing.positive(int), default=[1, 4], help="default: 1 4")
     arguments = parser.parse_args()
     cases = [(device, n) for device in timing.devices() for n in arguments.utterances]
     rows = [row for device, n in cases for row in share(device, arguments.rounds, n)]
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

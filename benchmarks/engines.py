@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 import speech
+from lowrank_speech.errors import UserError
 
 SHAPES = {
     "small": {"hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8, "intermediate_size": 2048},
@@ -50,17 +51,26 @@ def is_whisper(preset):
     return "whisper" in preset
 
 
+def shape_of(preset):
+    """The keys of a config; UserError where no such preset can be trained by both engines."""
+    from lowrank_speech.models.presets import PRESETS
+
+    known = SHAPES | {name: p.config for name, p in PRESETS.items() if p.model_type in ("wav2vec2", "whisper")}
+    if preset not in known:
+        raise UserError(f"--preset {preset}: give one of {', '.join(known)}")
+    return dict(known[preset])
+
+
 def speech_model(preset):
     """The same weights at each call."""
     from transformers import Wav2Vec2Config, WhisperConfig
 
     from lowrank_speech.models.folder import build, quiet_config
-    from lowrank_speech.models.presets import preset_named
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.models.speech import Meta, SpeechModel
 
     torch.manual_seed(1)
-    shape = dict(SHAPES[preset] if preset in SHAPES else preset_named(preset).config)
+    shape = shape_of(preset)
     if is_whisper(preset):
         model = SpeechModel(build("seq2seq", quiet_config(WhisperConfig(**shape))), Meta("whisper", "seq2seq"))
         set_dropout(model, 0.0)

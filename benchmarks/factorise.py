@@ -97,11 +97,11 @@ def command(preset: str, scratch: Path) -> dict:
 def main() -> None:
     parser = timing.options(__doc__, rounds=7)
     parser.add_argument("--preset", default="xls-r-300m", choices=PRESETS)
-    parser.add_argument("--scratch", type=Path, help="folder for the models (default: the system's)")
+    parser.add_argument("--scratch", type=timing.folder, help="folder for the models (default: the system's)")
     arguments = parser.parse_args()
     timing.show("one layer: factors and report", decompositions(arguments.rounds), arguments.json)
     timing.show("lowrank-speech factorise", [command(arguments.preset, arguments.scratch)], arguments.json)
 
 
 if __name__ == "__main__":
-    main()
+    timing.run(main)

@@ -1,4 +1,4 @@
-"""What the benchmarks on whole models share: utterances, a clock that notes peak memory, processes of their own."""
+"""What the benchmarks on whole models share: shapes, utterances, a clock that notes peak memory, own processes."""
 
 import json
 import os
@@ -9,6 +9,32 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
+from lowrank_speech.errors import UserError
+
+
+def shape(name, layers, *families):
+    """A preset and transformers' config of it, with fewer ``layers`` if not None; UserError if of no such family."""
+    from transformers import AutoConfig
+
+    from lowrank_speech.models.folder import quiet_config
+    from lowrank_speech.models.presets import PRESETS
+
+    known = {key: preset for key, preset in PRESETS.items() if preset.family in families}
+    if name not in known:
+        raise UserError(f"--preset {name}: give one of {', '.join(known)}")
+    preset = known[name]
+    config = dict(preset.config)
+    for key in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
+        if layers and key in config:
+            config[key] = layers
+    return preset, quiet_config(AutoConfig.for_model(preset.model_type, **config))
+
+
+def check_tokens(tokens, config):
+    """UserError where Whisper cannot write so many ``tokens``."""
+    if tokens >= config.max_target_positions:
+        raise UserError(f"--tokens {tokens}: this Whisper writes at most {config.max_target_positions - 1}; give less")
 
 
 def utterances(number, folder):
@@ -61,9 +87,12 @@ class Clock:
 
 
 def own_process(script, what, arguments):
-    """The JSON that ``script --child`` prints last, which gets ``what`` beside ``arguments`` (a namespace)."""
+    """The JSON that ``script --child`` prints last, which gets ``what`` beside ``arguments``; its UserError."""
     command = [sys.executable, script, "--child", json.dumps({**vars(arguments), **what}, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
+    last = done.stderr.strip().rpartition("\n")[2]
+    if done.returncode == 2 and last.startswith("error: "):  # of timing.run
+        raise UserError(last.removeprefix("error: "))
     if done.returncode:
         raise SystemExit(f"{what}: exit code {done.returncode}\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])

@@ -20,30 +20,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import speech
 from bench_memory import MIB, Alive
 from lowrank_speech.features.logmel import log_mel
-from lowrank_speech.models import presets
-from lowrank_speech.models.folder import build, quiet_config
+from lowrank_speech.models.folder import build
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.models.speech import Meta, SpeechModel
 from lowrank_speech.models.window import shorten
-from timing import interleaved, options, ratio, show
+from timing import at_least, interleaved, options, positive, ratio, run, show
 
 
 class Bench:
     """One model under several windows, and one utterance."""
 
     def __init__(self, preset: str, windows: list[float], seconds: float, tokens: int):
-        from transformers import AutoConfig
         from transformers import logging as hf_logging
 
         hf_logging.set_verbosity_error()
         torch.manual_seed(1)
-        found = presets.preset_named(preset)
-        self.model = SpeechModel(
-            build(found.task, quiet_config(AutoConfig.for_model(found.model_type, **found.config))),
-            Meta(found.family, found.task),
-        )
+        found, config = speech.shape(preset, None, "whisper")
+        speech.check_tokens(tokens, config)
+        self.model = SpeechModel(build(found.task, config), Meta(found.family, found.task))
         set_dropout(self.model, 0.0)
         self.tables: dict[float, nn.Embedding] = {}
         for window in sorted(windows, reverse=True):
@@ -93,9 +90,9 @@ class Bench:
 def main() -> None:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--preset", default="whisper-small", help="default: whisper-small")
-    parser.add_argument("--windows", type=float, nargs="+", default=[30.0, 10.0], help="seconds; default: 30 10")
-    parser.add_argument("--seconds", type=float, default=5.0, help="of the utterance; default: 5")
-    parser.add_argument("--tokens", type=int, default=24, help="of the transcript; default: 24")
+    parser.add_argument("--windows", type=positive(float), nargs="+", default=[30.0, 10.0], help="s; default: 30 10")
+    parser.add_argument("--seconds", type=at_least(0.1, float), default=5.0, help="of the utterance; default: 5")
+    parser.add_argument("--tokens", type=positive(int), default=24, help="of the transcript; default: 24")
     arguments = parser.parse_args()
     windows = arguments.windows
     bench = Bench(arguments.preset, windows, arguments.seconds, arguments.tokens)
@@ -111,4 +108,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

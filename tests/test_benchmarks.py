@@ -1,13 +1,16 @@
-"""The benchmarks of the trainer and of inference run, on the smallest models, and their tables have sane rows.
+"""The longer benchmarks run, on the smallest models, and their tables have sane rows; bad options end in one line.
 
-Their rows run in this process, but for one: as processes of their own each would import everything again.
+Rows run in this process where they can: as processes of their own each would import everything again.
 """
 
 import json
+import re
+import runpy
 import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from conftest import REPOSITORY
 
@@ -15,13 +18,14 @@ FOLDER = REPOSITORY / "benchmarks"
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Runs a benchmark of some name with some options; the rows that it wrote."""
+def main(monkeypatch):
+    """Runs a benchmark of some name with some options; ``child`` does what its own processes would."""
     monkeypatch.syspath_prepend(FOLDER)
     monkeypatch.delenv("SPEECH_DATA", raising=False)
+    threads = torch.get_num_threads()
 
-    def run(name, child, *options):
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", "--json", str(tmp_path / "rows"), "--device", "cpu", *options])
+    def main(name, child, *options):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *options])
         if child is not None:
             import speech
 
@@ -30,9 +34,28 @@ def run(monkeypatch, tmp_path):
 
             monkeypatch.setattr(speech, "own_process", here)
         __import__(name).main()
+
+    yield main
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def run(main, tmp_path):
+    """Runs a benchmark as ``main`` does; the rows that it wrote."""
+
+    def run(name, child, *options):
+        main(name, child, "--json", str(tmp_path / "rows"), "--device", "cpu", *options)
         return [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()]
 
     return run
+
+
+def printed(text):
+    """The rows of the Markdown table in ``text``, as dicts."""
+    head, rule, *rows = (line.strip("|").split("|") for line in text.splitlines() if line.startswith("|"))
+    head = [name.strip() for name in head]
+    assert len(rule) == len(head)
+    return [dict(zip(head, map(str.strip, row), strict=True)) for row in rows]
 
 
 TINY = ("--preset", "tiny", "--utterances", "8", "--batch", "4", "--rounds", "2")
@@ -79,3 +102,132 @@ def test_inference(run, preset, options):
         assert dense["x speed"] == dense["x weights"] == 1 and low["x weights"] < 1
         assert low["weights MB"] == pytest.approx(4 * low["parameters M"], rel=0.01)
         assert min(dense["s/s"], low["s/s"]) > 0
+
+
+@pytest.mark.slow
+def test_every_variant_of_the_memory_benchmark(main, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
+
+    def child(a):
+        import bench_memory
+
+        measured[a.variant] = bench_memory.measure(a)
+        return measured[a.variant]
+
+    measured = {}
+    main("bench_memory", child, "--layers", "1", "--seconds", "0.5", "--repeats", "1")
+    out = capsys.readouterr().out
+    rows = {row["variant"]: row for row in printed(out.replace("of the first's sum | at once", "x sum | x at once"))}
+    parts = ("weights", "gradients", "optimiser", "activations")
+    assert list(rows) == list(measured) and len(rows) == 6 and "the same, 8-bit AdamW" not in rows
+    assert out.splitlines()[-1].startswith("left out: the same, 8-bit AdamW (bitsandbytes is not installed")
+    for name, found in measured.items():
+        assert found["sum"] == sum(found[part] for part in parts)
+        assert 0 <= 4 * found["trained"] - found["gradients"] <= 4 * 1024  # the embedding of masks has none
+        assert max(found[part] for part in parts) < found["at once"] <= found["sum"]
+        assert list(rows[name])[1:] == [
+            "trained M",
+            *parts,
+            "sum",
+            "at once",
+            "rss",
+            "s per step",
+            "x sum",
+            "x at once",
+        ]
+    dense, low, lora, both, checkpoints, half = measured.values()
+    assert rows["dense-full"]["x sum"] == rows["dense-full"]["x at once"] == "100.0%"
+    assert low["weights"] < dense["weights"] and both["weights"] < lora["weights"]
+    assert low["trained"] < dense["trained"] and 50 * both["trained"] < low["trained"]
+    assert checkpoints["weights"] == both["weights"] and half["weights"] < 0.6 * both["weights"]
+
+
+@pytest.mark.slow
+def test_the_loader_benchmark(main, capsys):
+    main("bench_loader", None, "--hours", "0.01", "--templates", "5", "--modes", "eager", "kept")
+    rows = printed(capsys.readouterr().out)
+    import bench_loader
+
+    assert [tuple(row) for row in rows] == [bench_loader.HEAD] * 2
+    assert [(row["cuts"], row["mode"]) for row in rows] == [("10", "eager"), ("10", "kept")]
+    for row in rows:
+        assert (row["again"] == "-") == (row["mode"] == "eager")
+        assert all(float(row[key]) >= 0 for key in ("prepare", "count", "start", "at prepare", "training"))
+
+
+def test_the_ctc_benchmark(main, capsys):
+    sizes = ("--utterances", "2", "--frames", "20", "--vocabulary", "5", "--labels", "3", "--repeats", "2")
+    main("bench_ctc", None, *sizes)
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("2 x 20 frames x 5 tokens, 3 labels, scale 1, cpu, 1 thread(s), torch ")
+    line = r"(torch|k2 .*) +\d+ ms \(quickest \d+\), loss off by (\S+) of (\d+), gradient by (\S+)"
+    _, loss, largest, gradient = re.fullmatch(line, last).groups()
+    assert float(loss) < 1e-4 * float(largest) and float(gradient) < 1e-4
+
+
+BAD = [
+    ("bench_trainer", "--preset nix", "--preset nix: give one of small, "),
+    ("bench_trainer", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: give one of small, "),
+    ("bench_trainer", "--device cuda", "torch sees no CUDA device"),
+    ("bench_trainer", "--batch 0", "argument --batch: '0' does not do: give an integer above 0"),
+    ("bench_trainer", "--rounds 0", "argument --rounds: '0' "),
+    ("bench_trainer", "--workers -1", "argument --workers: '-1' does not do: give an integer of at least 0"),
+    ("bench_inference", "--preset nix", "--preset nix: give one of xls-r-300m, "),
+    ("bench_inference", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: give one of xls-r-300m, "),
+    ("bench_inference", "--device cuda", "torch sees no CUDA device"),
+    ("bench_inference", "--rank 0", "argument --rank: '0' "),
+    ("bench_inference", "--rank 1025", "--rank 1025: the full rank is 1024; give less"),
+    ("bench_inference", "--layers 0", "argument --layers: '0' "),
+    ("bench_inference", "--preset whisper-tiny --tokens 448", "--tokens 448: this Whisper writes at most 447"),
+    ("bench_loader", "--hours 0", "argument --hours: '0' does not do: give a number above 0"),
+    ("bench_loader", "--hours 1 -1", "argument --hours: '-1' "),
+    ("bench_loader", "--hours nan", "argument --hours: 'nan' "),
+    ("bench_loader", "--hours 0.0005", "--hours 0.0005: less than one cut of 3.5 s; give at least 0.001"),
+    ("bench_loader", "--templates 0", "argument --templates: '0' "),
+    ("bench_loader", "--modes nix", "argument --modes: invalid choice: 'nix'"),
+    ("bench_memory", "--seconds 0", "argument --seconds: '0' does not do: give a number of at least 0.1"),
+    ("bench_memory", "--preset whisper-tiny", "--preset whisper-tiny: give one of xls-r-300m, "),
+    ("bench_memory", "--dropout 1", "argument --dropout: 1 leaves nothing"),
+    ("bench_memory", "--variant=the_same,_8-bit_AdamW", "--variant the same, 8-bit AdamW: bitsandbytes is not "),
+    ("bench_ctc", "--device cuda", "torch sees no CUDA device"),
+    ("bench_ctc", "--vocabulary 1", "argument --vocabulary: '1' does not do: give an integer of at least 2"),
+    ("bench_ctc", "--frames 8 --vocabulary 2 --labels 5", "--frames 8: the 5 labels need 9; give more frames"),
+    ("window", "--windows 0", "argument --windows: '0' "),
+    ("window", "--preset xls-r-300m", "--preset xls-r-300m: give one of whisper-tiny, "),
+    ("window", "--tokens 448", "--tokens 448: this Whisper writes at most 447; give less"),
+    ("constraint", "--utterances 0", "argument --utterances: '0' "),
+    ("factorise", "--scratch /nix", "argument --scratch: there is no folder /nix: make it, or name another"),
+    ("front_end", "--json /nix/rows", "argument --json: there is no folder /nix: make it, or name another"),
+    ("layer", "--rounds 1.5", "argument --rounds: '1.5' does not do: give an integer above 0"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), BAD)
+def test_bad_options_end_in_one_line(name, options, message, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *(word.replace("_", " ") for word in options.split())])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
+    said = capsys.readouterr()
+    *before, last = said.err.splitlines()
+    assert end.value.code == 2 and not said.out and message in last
+    assert before[0].startswith("usage: ") if before else last.startswith("error: ")
+
+
+def test_every_benchmark_is_among_them():
+    scripts = {path.stem for path in FOLDER.glob("*.py") if '__name__ == "__main__"' in path.read_text()}
+    assert scripts == {name for name, _, _ in BAD}
+
+
+def test_an_error_of_a_process_of_its_own_stays_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.syspath_prepend(FOLDER)
+    import speech
+    import timing
+
+    script = tmp_path / "bench.py"
+    script.write_text("import sys\nprint('a warning\\nerror: too long', file=sys.stderr)\nsys.exit(2)\n")
+    with pytest.raises(SystemExit) as end:
+        timing.run(lambda: speech.own_process(str(script), {}, SimpleNamespace()))
+    assert end.value.code == 2 and capsys.readouterr().err == "error: too long\n"
