@@ -68,11 +68,12 @@ def usable(path):
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
-    from lowrank_speech.lang.select import SetAside, possible_ctc, usable_text
+    from lowrank_speech.lang.select import SetAside, one_supervision, possible_ctc, usable_text, writable_text
     from lowrank_speech.lang.tokens import CharTokens
 
     lang, aside = Lang("char", CharTokens.build("abcdefgh "), ("de",), Normaliser(NormaliseConfig()), "0"), SetAside()
-    cuts = usable_text(load_cuts(path, lazy=True), lang, aside)
+    cuts = usable_text(one_supervision(load_cuts(path, lazy=True), aside), lang, aside)
+    cuts = writable_text(cuts, lang, aside)
     return possible_ctc(cuts, lang, lambda cut: cut.num_samples // 320, aside)
 
 
