@@ -94,18 +94,12 @@ def body(arguments: argparse.Namespace) -> None:
     from lowrank_speech.training.job import job
 
     with job(arguments.scratch) as over:
-        from lowrank_speech.training.checkpoint import Checkpoints
-        from lowrank_speech.training.prepared import discard
-
         found = _scratch(arguments, config, cfg)
         if found is None:
             return
         outputs, numbers = found
         manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
         over()
-        # Only now: a run killed before the manifest goes on from its last state.
-        Checkpoints(arguments.scratch).clear()
-        discard(arguments.scratch)
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:

@@ -112,9 +112,6 @@ def body(arguments: argparse.Namespace) -> None:
     from lowrank_speech.training.job import job
 
     with job(arguments.scratch) as over:
-        from lowrank_speech.training.checkpoint import Checkpoints
-        from lowrank_speech.training.prepared import discard
-
         found = _run(arguments, config, cfg)
         if found is None:
             return
@@ -122,9 +119,6 @@ def body(arguments: argparse.Namespace) -> None:
         manifest.device = numbers.pop("device")
         manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
         over()
-        # Only now: a run killed before the manifest goes on from its last state.
-        Checkpoints(arguments.scratch).clear()
-        discard(arguments.scratch)
 
 
 def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:

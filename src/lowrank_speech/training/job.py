@@ -11,12 +11,20 @@ from lowrank_speech.training.signals import ending
 def job(scratch: Path) -> Iterator[Callable[[], None]]:
     """Hold ``scratch`` (of several processes the first one does), and end on signals.
 
-    Gives a function to call when the outputs are complete: signals are too late then.
+    Gives a function to call when outputs and manifest are complete, and not before: a run that is killed goes on from
+    its last state. It empties ``scratch``; signals are too late then.
     """
-    with ending() as over:
+    with ending() as deaf:
         # Torch takes seconds to import.
+        from lowrank_speech.training.checkpoint import Checkpoints
         from lowrank_speech.training.distributed import rank
         from lowrank_speech.training.lock import locked
+        from lowrank_speech.training.prepared import discard
+
+        def over() -> None:
+            deaf()
+            Checkpoints(scratch).clear()
+            discard(scratch)
 
         with locked(scratch) if rank() == 0 else contextlib.nullcontext():
             yield over

@@ -62,7 +62,7 @@ def _read(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         # A machine that lost its power may have kept the record, and less of the files.
-        return record if record["key"] and record["bytes"] == _bytes(folder) else None
+        return record if "key" in record and record["bytes"] == _bytes(folder) else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
