@@ -182,22 +182,32 @@ class SpeechModel(nn.Module):
         """The valid lengths (B,) int64 that ``states`` gives for the same inputs, without computing states."""
         return INPUTS[self.family].output_lengths(self, features, lengths)
 
-    def ctc_logits(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, F, V) and frame lengths (B,) for CTC; symbol 0 is blank."""
-        hidden, frames = self.states(features, lengths)
-        return self.hf.lm_head(self.hf.dropout(hidden)), frames
+    def head_logits(self, states: Tensor, frames: Tensor) -> Tensor:
+        """What the task's head makes of encoder states (B, F, D) with (B,) valid frames.
 
-    def class_logits(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Logits (B, N) of the classes: projected states averaged over the valid frames, then a linear layer.
-
-        Equal to Wav2Vec2ForSequenceClassification; unlike WhisperForAudioClassification, Whisper's padding is left out
-        of the mean (it would be most of the 30 s window).
+        CTC: logits (B, F, V), symbol 0 is blank. Classes: logits (B, N), projected states averaged over the valid
+        frames, then a linear layer; equal to Wav2Vec2ForSequenceClassification. Unlike WhisperForAudioClassification,
+        Whisper's padding is left out of the mean (it would be most of the 30 s window).
         """
-        hidden, frames = self.states(features, lengths)
-        hidden = self.hf.projector(hidden)
+        if self.task == "ctc":
+            return self.hf.lm_head(self.hf.dropout(states))
+        hidden = self.hf.projector(states)
         mask = torch.arange(hidden.shape[1], device=hidden.device)[None, :] < frames[:, None]
         pooled = (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
         return self.hf.classifier(pooled)
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of ``.hf`` (by its name there) belongs to the head that adaptation adds to a base."""
+        return name.split(".")[0] in self.head_names
+
+    def ctc_logits(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, F, V) and frame lengths (B,) for CTC; symbol 0 is blank."""
+        states, frames = self.states(features, lengths)
+        return self.head_logits(states, frames), frames
+
+    def class_logits(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, N) of the classes."""
+        return self.head_logits(*self.states(features, lengths))
 
     def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decoder logits (B, L, V) for ``decoder_input`` (B, L); encoder states (B, F', D) and their lengths (B,)."""
