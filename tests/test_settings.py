@@ -46,7 +46,7 @@ def test_values_and_defaults():
         ({"epochs": 1, "lrr": 2}, "train: unknown key 'lrr' (did you mean 'lr'?); known keys: epochs, for, hold, "),
         (
             {"epochs": 1, "noise": {"snrr": 2}},
-            "train.noise: unknown key 'snrr' (did you mean 'snr'?); known keys: prob",
+            "train.noise: unknown key 'snrr' (did you mean 'snr'?); known keys: ",
         ),
         ({}, "train: the key 'epochs' is missing"),
         ({"epochs": 0}, "train.epochs is 0; it must be at least 1"),

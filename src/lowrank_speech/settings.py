@@ -11,7 +11,7 @@ else: the config schema (``workflow/schemas``), ``--help`` and ``docs/configurat
 Traceback (most recent call last):
 lowrank_speech.errors.UserError: training.noise.probability is 2; it must be at most 1
 
-Imports pydantic and nothing heavy. ``lowrank`` and ``scoring``, which know nothing of this package, use pydantic itself.
+Imports pydantic and nothing heavy. ``lowrank`` and ``scoring`` know nothing of this package and use pydantic itself.
 """
 
 import functools
@@ -54,13 +54,13 @@ def settings(cls: type[T]) -> type[T]:
     checked = made.__init__
 
     @functools.wraps(checked)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             checked(self, *args, **kwargs)
         except pydantic.ValidationError as error:
             raise ValueError(first_line(error, "")) from error
 
-    made.__init__ = __init__
+    made.__init__ = init
     return made
 
 
