@@ -49,8 +49,8 @@ def shape(a):
 
 def build(a, low_rank):
     """A model with random weights on the device: never dense where it is factorised, so that no memory is left over."""
-    from lowrank_speech.lowrank.apply import apply_plan
     from lowrank_speech.lowrank.select import select
+    from lowrank_speech.lowrank.structure import apply_plan
     from lowrank_speech.models.families import layer_patterns
     from lowrank_speech.models.presets import on_meta
     from lowrank_speech.models.speech import Meta, SpeechModel

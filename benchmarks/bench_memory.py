@@ -109,8 +109,8 @@ def build(arguments):
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
     from lowrank_speech.lang.tokens import CharTokens
-    from lowrank_speech.lowrank.apply import apply_plan
     from lowrank_speech.lowrank.select import select
+    from lowrank_speech.lowrank.structure import apply_plan
     from lowrank_speech.models import folder
     from lowrank_speech.models.families import layer_patterns
     from lowrank_speech.models.sources import set_dropout

@@ -14,8 +14,8 @@ import torch
 
 import timing
 from lowrank_speech.lowrank import constraint as module
-from lowrank_speech.lowrank.apply import apply_plan
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
+from lowrank_speech.lowrank.structure import apply_plan
 from lowrank_speech.models.counting import count
 from lowrank_speech.models.folder import build
 from lowrank_speech.models.presets import PRESETS

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import timing
-from lowrank_speech.lowrank.apply import factorise
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.tensors import TensorWriter
 from lowrank_speech.models.folder import model_folder
 from lowrank_speech.models.presets import PRESETS, build_meta

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.folder import load_model, save_model
 from lowrank_speech.stages import export, factorise
 from test_factorise_stage import MODELS, outputs

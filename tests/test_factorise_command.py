@@ -14,8 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lowrank_speech import cli
-from lowrank_speech.lowrank.apply import factorise, low_rank_layers
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.moments import MomentsFile
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.folder import load_model, save_model
 from lowrank_speech.models.sources import Source, import_model
 from lowrank_speech.stages import calibrate

@@ -17,9 +17,10 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from lowrank_speech.lowrank.apply import densify, factorise, low_rank_layers
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.linear import LowRankLinear
 from lowrank_speech.lowrank.moments import MomentsFile
+from lowrank_speech.lowrank.structure import densify, low_rank_layers
 from lowrank_speech.models.counting import count
 from lowrank_speech.models.folder import load_model, quiet_config, save_model, to_task
 from lowrank_speech.models.speech import Meta, SpeechModel

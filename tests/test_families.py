@@ -10,10 +10,11 @@ import torch
 import transformers
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import factorise, low_rank_layers
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora, merge
 from lowrank_speech.lowrank.moments import Moments
 from lowrank_speech.lowrank.select import linears, select
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.classes import HF_CLASS
 from lowrank_speech.models.families import FAMILIES, kept_out, layer_patterns, lora_targets
 from lowrank_speech.models.folder import body_state, load_model, save_model, to_task

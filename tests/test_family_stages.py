@@ -13,7 +13,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.fbank import stacked_fbank
 from lowrank_speech.features.inputs import inputs_of
 from lowrank_speech.features.store import load_cuts
-from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
 from stage_world import TEXTS, done, moved_in_body, refused, table, utterance

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import low_rank_layers
 from lowrank_speech.lowrank.lora import frozen_digest, merge
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
 from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers

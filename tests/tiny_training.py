@@ -12,8 +12,8 @@ from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.lang.tokens import CharTokens
-from lowrank_speech.lowrank.apply import factorise
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set_dropout
 from lowrank_speech.stages.train import Lora
