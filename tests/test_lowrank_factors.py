@@ -277,7 +277,9 @@ def test_written_factors_are_those_made_in_memory_bit_for_bit(tmp_path, init, dt
     moments, means, _ = calibrated(model())
     options = {"init": init, "moments": moments, "means": means, "seed": 5}
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    rows = write_factorised(tmp_path / "low.safetensors", net, plan, **options, prefix="a.", others={"b": torch.ones(2)})
+    rows = write_factorised(
+        tmp_path / "low.safetensors", net, plan, **options, prefix="a.", others={"b": torch.ones(2)}
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert rows == factorise(same, plan, **options)
     expected = {f"a.{name}": tensor for name, tensor in same.state_dict().items()} | {"b": torch.ones(2)}

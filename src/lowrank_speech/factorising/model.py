@@ -25,8 +25,8 @@ def save_factorised(
 ) -> list[dict[str, Any]]:
     """Write the low-rank model that ``plan`` makes of the dense ``model``, layer by layer; ``model`` stays as it is.
 
-    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the rows returned: see ``lowrank.factorise``. The folder
-    is what factorising in memory and ``save_model`` would write.
+    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the rows returned: see ``lowrank.factorise``. The
+    folder is what factorising in memory and ``save_model`` would write.
     """
     meta = dataclasses.replace(model.meta, plan=dict(plan))
     state, prefix, body = model.state_dict(), model.body_prefix, set(model.body.state_dict())

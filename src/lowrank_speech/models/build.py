@@ -1,8 +1,8 @@
-"""Models from transformers' configs: with random weights, without any (on the meta device), or around a model of theirs.
+"""Models from configs of transformers: with random weights, without weights (on the meta device), or around its model.
 
-    build("ctc", config)       weights from torch's current seed, as transformers' own class would draw them
-    skeleton("ctc", config)    structure only, to load weights into or to count
-    wrap(hf, meta)             a model of transformers' class for the task, weights shared
+build("ctc", config)       weights from torch's current seed, as transformers' own class would draw them
+skeleton("ctc", config)    structure only, to load weights into or to count
+wrap(hf, meta)             around a model of transformers' class for the task, weights shared; ``unwrap`` goes back
 """
 
 from collections.abc import Mapping
@@ -36,6 +36,23 @@ def quiet_config(config: Any) -> Any:
 def wrap(hf: nn.Module, meta: Meta) -> SpeechModel:
     """The SpeechModel of ``hf``, a model of transformers' own class for ``meta.task``; weights are shared."""
     return family_class(meta.family).from_transformers(hf, meta).train(hf.training)
+
+
+def unwrap(model: SpeechModel) -> nn.Module:
+    """The inverse of ``wrap``: a model of transformers' own class for the task; weights are shared."""
+    import transformers
+
+    with torch.device("meta"):
+        hf = getattr(transformers, model.architecture)(model.config)
+    state, names = model.state_dict(), {name: model.disk_name(name) for name in stored(model)}
+    hf.load_state_dict({theirs: state[own] for own, theirs in names.items()}, strict=not model.tied(), assign=True)
+    hf.tie_weights()
+    trains = {names[name]: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in hf.named_parameters():
+        parameter.requires_grad_(trains[name])
+    if hasattr(model.hf, "generation_config"):
+        hf.generation_config = model.hf.generation_config
+    return hf.train(model.training)
 
 
 def build(task: str, config: Any) -> SpeechModel:
@@ -95,7 +112,9 @@ def stored(model: SpeechModel) -> list[str]:
     return [name for name in model.state_dict() if name not in aliases]
 
 
-def assign(model: SpeechModel, state: Mapping[str, Tensor], source: str, shown: Mapping[str, str] | None = None) -> None:
+def assign(
+    model: SpeechModel, state: Mapping[str, Tensor], source: str, shown: Mapping[str, str] | None = None
+) -> None:
     """Put ``state`` (name -> tensor, shared) into a model on the meta device, and tie its tied weights again.
 
     UserError, with ``source`` and the names of ``shown``, where a weight is missing, left over or of another shape.
@@ -125,7 +144,7 @@ def assign(model: SpeechModel, state: Mapping[str, Tensor], source: str, shown: 
 
 
 def config_with(cls: type, overrides: Mapping[str, Any], **fixed: Any) -> Any:
-    """Transformers' config ``cls`` with the keys of ``bases.*.model``. UserError on a key that it lacks or is ``fixed``."""
+    """Transformers' config ``cls`` with the keys of ``bases.*.model``; UserError on a key that it lacks or is fixed."""
     known = set(cls().to_dict()) | set(fixed)
     unknown = sorted(set(overrides) - known)
     if unknown:

@@ -13,7 +13,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -33,7 +33,7 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Speech
     """Load a model folder that this package wrote, dense or factorised, bit for bit.
 
     The weights are memory-mapped where they are stored in ``dtype``: they are read when they are used.
-    UserError when the folder is not a model folder, when weights are missing or left over, or when a shape does not fit.
+    UserError when the folder is not a model folder, weights are missing or left over, or a shape does not fit.
     """
     folder = Path(folder)
     config_file, weights = folder / "config.json", folder / WEIGHTS

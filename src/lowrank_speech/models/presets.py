@@ -1,8 +1,8 @@
 """Published dimensions, for counting and benchmarks without weights.
 
-``build_meta("xls-r-300m")`` is a SpeechModel on the meta device: shapes, no memory. The numbers are those of the published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023; MMS: Pratap et
-al. 2023; HuBERT: Hsu et al. 2021; WavLM: Chen et al. 2022; data2vec: Baevski et al. 2022; w2v-BERT 2.0: Barrault et al.
-2023).
+``build_meta("xls-r-300m")`` is a SpeechModel on the meta device: shapes, no memory. The numbers are those of the
+published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023; MMS: Pratap et al. 2023; HuBERT:
+Hsu et al. 2021; WavLM: Chen et al. 2022; data2vec: Baevski et al. 2022; w2v-BERT 2.0: Barrault et al. 2023).
 
 XLS-R is published as a pretraining checkpoint; adaptation takes the Wav2Vec2Model in it (task ``body``, the default:
 315,438,720 parameters for 300M). A CTC head on 32 symbols adds 32,800.

@@ -49,14 +49,18 @@ def family_class(family: str) -> "type[SpeechModel]":
     """The subclass of ``SpeechModel`` of a family; UserError that lists the known ones."""
     match family:
         case "wav2vec2":
-            from lowrank_speech.models.families.wav2vec2 import Wav2vec2 as found
+            from lowrank_speech.models.families.wav2vec2 import Wav2vec2
+
+            return Wav2vec2
         case "w2v-bert":
-            from lowrank_speech.models.families.w2v_bert import W2vBert as found
+            from lowrank_speech.models.families.w2v_bert import W2vBert
+
+            return W2vBert
         case "whisper":
-            from lowrank_speech.models.families.whisper import Whisper as found
-        case _:
-            raise UserError(f"{family!r} is not a known family of models; expected one of: {', '.join(FAMILIES)}")
-    return found
+            from lowrank_speech.models.families.whisper import Whisper
+
+            return Whisper
+    raise UserError(f"{family!r} is not a known family of models; expected one of: {', '.join(FAMILIES)}")
 
 
 def family_of(model_type: str | None, where: str) -> str:
@@ -66,7 +70,7 @@ def family_of(model_type: str | None, where: str) -> str:
             return name
     known = sorted(kind for family in FAMILIES.values() for kind in family.model_types)
     raise UserError(
-        f"{where}: model_type is {model_type!r}; expected one of: {', '.join(known)}. Give a model of one of these types"
+        f"{where}: model_type is {model_type!r}; expected one of: {', '.join(known)}; give a model of these"
     )
 
 

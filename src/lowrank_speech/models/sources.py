@@ -65,7 +65,7 @@ def is_wanted(path: Path) -> bool:
 
 
 def import_model(found: Source, family: str) -> SpeechModel:
-    """Load a published checkpoint for the task of the class that its config names: the bare encoder of pretraining classes.
+    """Load a published checkpoint for the task of the class that its config names; of pretraining classes the encoder.
 
     A folder that this package wrote is taken as it is, with its plan and what its outputs stand for: a system that was
     trained can be the base of the next. Weights are float32 in memory. UserError if the folder's model type belongs to

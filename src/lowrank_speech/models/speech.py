@@ -141,7 +141,7 @@ class SpeechModel(nn.Module):
 
     @classmethod
     def layer_patterns(cls, layers: str | Sequence[str]) -> tuple[str, ...]:
-        """Patterns of ``layers``: a group (``ffn``, ``attention``, ``all``, ``ffn:encoder`` ...), a pattern, or several.
+        """Patterns of ``layers``: a group (``ffn``, ``attention``, ``all``, ``ffn:encoder`` ...), a pattern, or a list.
 
         UserError when a word is neither a group of the family nor looks like a pattern or a qualified name.
         """

@@ -33,9 +33,9 @@ def to_task(
     """The same pretrained body under another task's head, and whether a new head was drawn (from ``seed``).
 
     ``outputs``: size of a CTC vocabulary or number of classes (None for seq2seq). ``head``: settings of the head
-    (``models.heads``), by default those of the task's usual head. A CTC model keeps its own head where its outputs stand
-    for the same token table (``lang_sha256``) and the settings are the same. A Whisper classifier takes only the
-    encoder. Weights are shared with ``model``. UserError where the body cannot have the task.
+    (``models.heads``), by default those of the task's usual head. A CTC model keeps its own head where its outputs
+    stand for the same token table (``lang_sha256``) and the settings are the same. A Whisper classifier takes only
+    the encoder. Weights are shared with ``model``. UserError where the body cannot have the task.
     """
     if model.task == task and task == "seq2seq":
         return model, False

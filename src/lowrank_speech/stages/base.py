@@ -158,10 +158,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
             f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs char or pieces"
         )
     model = from_scratch(config.family, config.model, lang.tokens, config.seed, config.front_end)
-    if config.family == "wav2vec2":
-        inputs = Inputs("waveform")
-    else:
-        inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
+    inputs = Inputs(**model.inputs(model.config.to_dict(), {}, ""))
     model.meta.lang_sha256 = lang.sha256
 
     set_aside, recipe = SetAside(), config.pretrain

@@ -85,7 +85,8 @@ class _Work:
         family = FAMILIES[self.model.family]
         if config.kind != family.features[0]:
             raise UserError(
-                f"features: {config.kind} does not fit the {self.model.family} model in {base}; use {family.features[0]}"
+                f"features: {config.kind} does not fit the {self.model.family} model in {base}; use "
+                f"{family.features[0]}"
             )
         self.inputs, self.shift, self.front_end = inputs_of(base), self.model.feature_shift, family.front_end
         self.seconds = self.speech = 0.0

@@ -132,8 +132,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.lowrank.structure import low_rank_layers
     from lowrank_speech.models.device import pick_device
-    from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.dropout import set_dropout
+    from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
     from lowrank_speech.training.distributed import Ranks
     from lowrank_speech.training.loop import Trainer

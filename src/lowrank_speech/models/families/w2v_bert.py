@@ -34,8 +34,8 @@ class W2vBert(Encoder):
         positions = getattr(config, "position_embeddings_type", "relative_key")
         if positions not in ("relative_key", None):
             raise UserError(
-                f"{folder}/config.json: position_embeddings_type {positions!r} is not supported; take a checkpoint with "
-                f"relative_key, as w2v-BERT 2.0 has"
+                f"{folder}/config.json: position_embeddings_type {positions!r} is not supported; take a checkpoint "
+                f"with relative_key, as w2v-BERT 2.0 has"
             )
 
     # -- lengths and inputs ------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ class W2vBert(Encoder):
         if stride != STACKED or bands * stride != wanted:
             raise UserError(
                 f"{where}: num_mel_bins {bands} and stride {stride} don't fit the model, which takes {STACKED} stacked "
-                f"frames of {wanted / STACKED:g} bins (feature_projection_input_dim {wanted}); take the model's own file"
+                f"frames of {wanted / STACKED:g} bins (feature_projection_input_dim {wanted}); take the model's file"
             )
         return {"kind": "fbank", "n_mels": bands}
 

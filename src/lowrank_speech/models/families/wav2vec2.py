@@ -47,8 +47,8 @@ class Wav2vec2(Encoder):
     def check_import(cls, config: Any, folder: Any) -> None:
         if getattr(config, "adapter_attn_dim", None) is not None:
             log.warning(
-                "%s has MMS's language adapters in its layers: those of its main weights are kept as part of the model, "
-                "its adapter.* files are not read",
+                "%s has MMS's language adapters in its layers: those of its main weights stay part of the model, its "
+                "adapter.* files are not read",
                 folder,
             )
 

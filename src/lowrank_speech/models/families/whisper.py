@@ -176,8 +176,8 @@ class Whisper(SpeechModel):
 
     @classmethod
     def scratch(cls, overrides: Mapping[str, Any], tokens: Any, seed: int) -> SpeechModel:
-        """Its special tokens are those of ``tokens`` (``size``, ``sot``, ``eot``, ``transcribe``, ``no_timestamps``, and
-        ``language_ids``: language -> id). ``generation_config`` is complete, as a published Whisper's."""
+        """Its special tokens are those of ``tokens`` (``size``, ``sot``, ``eot``, ``transcribe``, ``no_timestamps``,
+        language -> id as ``language_ids``). ``generation_config`` is complete, as a published Whisper's."""
         from transformers import GenerationConfig, WhisperConfig
 
         special = {

@@ -1,4 +1,4 @@
-"""What a task head is: a small module from encoder states to logits, which knows nothing of transformers or of a family.
+"""What a task head is: a small module from encoder states to logits. It knows no family and nothing of transformers.
 
 A head is one file here and one line in ``heads.registry``:
 
@@ -37,7 +37,7 @@ class Head(nn.Module):
     TASK: ClassVar[str]
     """``ctc``: a symbol's logits for each frame; ``classify``: the classes' logits for each utterance."""
     NAMES: ClassVar[Mapping[str, str]] = {}
-    """Child module -> its name in the class that transformers has for the task. Empty: transformers has no such head."""
+    """Child module -> its name in transformers' class for the task. Empty: transformers has no such head."""
 
     def __init__(self, settings: Any):
         super().__init__()

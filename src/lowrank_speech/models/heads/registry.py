@@ -19,9 +19,11 @@ def head_class(kind: str) -> "type[Head]":
     """The class of a kind of head; UserError that lists the known kinds."""
     match kind:
         case "ctc":
-            from lowrank_speech.models.heads.ctc import CtcHead as found
+            from lowrank_speech.models.heads.ctc import CtcHead
+
+            return CtcHead
         case "pooled":
-            from lowrank_speech.models.heads.pooled import PooledHead as found
-        case _:
-            raise UserError(f"head: {kind!r} is not a known kind; expected one of: {', '.join(KINDS)}")
-    return found
+            from lowrank_speech.models.heads.pooled import PooledHead
+
+            return PooledHead
+    raise UserError(f"head: {kind!r} is not a known kind; expected one of: {', '.join(KINDS)}")
