@@ -339,7 +339,7 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
     net = model()
     for plan, message in [
         ({"0": 2, "7": 2}, "'7', which the model does not have"),
-        ({"0": 2, "1": 2}, "ReLU and no linear layer"),
+        ({"0": 2, "1": 2}, "ReLU and not a linear layer"),
         ({"0": 2, "2": 9}, "rank 9 is above the full rank 8 of the layer '2'"),
         ({"0": 2.5}, "rank 2.5"),
         ({"0": 0}, "rank 0"),
