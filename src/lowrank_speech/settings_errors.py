@@ -1,0 +1,87 @@
+"""Words for what a settings class refuses: pydantic's first error as one line that names the key and the value.
+
+Apart from ``settings``, so that a change of words makes no stage run again (``workflow.fingerprints``).
+"""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import pydantic
+
+TYPES = {
+    "bool_type": "true or false",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "dict_type": "a mapping",
+    "dataclass_type": "a mapping",
+}
+BOUNDS = {
+    "greater_than": "above {gt:g}",
+    "greater_than_equal": "at least {ge:g}",
+    "less_than": "below {lt:g}",
+    "less_than_equal": "at most {le:g}",
+    "finite_number": "finite",
+}
+
+
+def first_line(error: pydantic.ValidationError, where: str, cls: type | None = None) -> str:
+    """One line for the first thing that ``error`` reports; ``where``: the path of the section in the config."""
+    errors = error.errors()
+    # A typo shows as an unknown key, and often as a missing one as well: the unknown one says more.
+    found = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
+    path = [part for part in found["loc"] if not (isinstance(part, str) and ("[" in part or part in ("str", "int")))]
+    value, kind, context = found["input"], found["type"], found.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        known = known_keys(cls, path[:-1]) if cls is not None else []
+        section = dotted(where, path[:-1]) or "settings"
+        listed = f"; known keys: {', '.join(sorted(known))}" if known else ""
+        return f"{section}: unknown key {path[-1]!r}{nearest(path[-1], known)}{listed}"
+    if kind in ("missing", "missing_argument"):
+        return f"{dotted(where, path[:-1]) or 'settings'}: the key {path[-1]!r} is missing"
+    name = dotted(where, path)
+    if kind == "value_error":
+        said = str(context["error"])
+        # A validator of one key says only what is wrong with it; a whole section's check names its keys itself.
+        return f"{name} {said}" if said.startswith("is ") else f"{name}: {said}" if name else said
+    if kind == "literal_error":
+        legal = context["expected"].replace("'", "").replace(" or ", ", ")
+        return f"{name}: {value!r} is not valid; expected one of: {legal}{nearest(value, legal.split(', '))}"
+    if kind in BOUNDS:
+        return f"{name} is {value!r}; it must be {BOUNDS[kind].format(**context)}"
+    if kind in TYPES:
+        return f"{name}: expected {TYPES[kind]}, got {value!r}"
+    return f"{name}: {found['msg'][:1].lower()}{found['msg'][1:]}, got {value!r}"
+
+
+def dotted(where: str, path: Iterable[str | int]) -> str:
+    """``training.noise.snr`` or ``langs.chars.splits[0]`` from the section's path and the rest."""
+    text = where + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.removeprefix(".")
+
+
+def nearest(value: Any, legal: Iterable[Any]) -> str:
+    """`` (did you mean 'epochs'?)`` where ``value`` looks like one of ``legal``, else nothing."""
+    found = difflib.get_close_matches(str(value), list(map(str, legal)), n=1)
+    return f" (did you mean {found[0]!r}?)" if found else ""
+
+
+def known_keys(cls: type, path: Iterable[str | int]) -> list[str]:
+    """Keys of the section at ``path`` below the settings class ``cls``; empty where the path leads elsewhere."""
+    schema = pydantic.TypeAdapter(cls).json_schema()
+    node: Any = schema
+    for part in [None, *path]:
+        if part is not None:
+            node = node.get("properties", {}).get(part) if isinstance(part, str) else node.get("items")
+        # A section may be optional, or stand under a name of its own.
+        while isinstance(node, dict) and ("$ref" in node or "anyOf" in node):
+            reference = node.get("$ref") or next((n["$ref"] for n in node["anyOf"] if "$ref" in n), None)
+            if reference is None:
+                return []
+            node = schema["$defs"][reference.rpartition("/")[2]]
+        if not isinstance(node, dict):
+            return []
+    return list(node.get("properties", {}))
