@@ -1,9 +1,13 @@
-"""Artefacts: atomic writes, hashes and the manifest that every stage leaves.
+"""Artefacts: atomic writes, hashes and the two JSON files that every stage leaves.
 
-A stage writes each output beside its target and renames it, so that a killed stage leaves no half file
-that looks whole, and ends by writing one small JSON file, its manifest, with the sha256 of its outputs,
-its numbers, the resolved config, versions, seed, device, peak memory and wall time. Rules downstream take
-the manifest as input (small, compared by content) and large weights as ``ancient()``.
+A stage writes each output beside its target and renames it, so that a killed stage leaves no half file that looks
+whole. It ends by writing
+
+    <stage>.cost.json   what the run cost: time, memory, host, versions. Nothing compares it
+    <stage>.json        the manifest, what was made: outputs with size and sha256, metrics, resolved config, seed, device,
+                        hash of the code, hashes of the files from outside that were read. Equal runs write equal bytes
+
+Rules downstream take the manifest as input (small, compared by content) and large weights as ``ancient()``.
 
 Standard library only; imported by everyone, imports no part of the package.
 """
@@ -24,7 +28,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-VERSIONED = ("torch", "transformers", "peft", "lhotse", "sentencepiece", "kaldialign", "k2", "numpy")
+VERSIONED = ("torch", "transformers", "peft", "lhotse", "sentencepiece", "kaldialign", "k2", "numpy", "lowrank-speech")
 
 
 @contextlib.contextmanager
@@ -121,47 +125,94 @@ def peak_memory() -> int:
 
 
 class Manifest:
-    """Collects what a stage has to say of its run, and writes it last.
+    """Collects what a stage has to say about its run, and writes it last.
 
     >>> manifest = Manifest("score", cfg={"bootstrap": 1000}, seed=1)  # at the start: the clock runs
-    >>> manifest.write("score.json", outputs=["hyp.txt"], numbers={"wer": 0.1})
+    >>> manifest.write("score.json", outputs=["hyp.txt"], metrics={"wer": 0.1}, cost={"rtf": 0.01})
     """
 
-    def __init__(self, stage: str, cfg: Mapping[str, Any], seed: int | None = None, device: str = "cpu"):
-        self.stage, self.cfg, self.seed, self.device = stage, dict(cfg), seed, device
+    def __init__(
+        self,
+        stage: str,
+        cfg: Mapping[str, Any],
+        seed: int | None = None,
+        device: str = "cpu",
+        code: str | None = None,
+    ):
+        self.stage, self.cfg, self.seed, self.device, self.code = stage, dict(cfg), seed, device, code
         self._start = time.monotonic()
 
     def write(
         self,
         path: str | Path,
         outputs: Iterable[str | Path],
-        numbers: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+        cost: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str | Path] | None = None,
         peak_bytes: int | None = None,
     ) -> dict[str, Any]:
-        """Write the manifest to ``path`` and return it.
+        """Write the manifest to ``path``, the cost beside it, and return the manifest.
 
-        ``outputs`` are files or folders; they stand in the manifest relative to its own folder. ``numbers`` is whatever
-        the stage measured (JSON values). ``peak_bytes`` overrides the process's peak memory (CUDA's own figure, say).
+        ``outputs`` are files or folders; each file stands in the manifest relative to its own folder. ``metrics`` is
+        whatever the stage measured that equal runs measure alike, ``cost`` what they do not (both JSON values).
+        ``sources``: name -> file from outside the experiment that was read; a later run compares these. ``peak_bytes``
+        replaces the process's peak memory (by CUDA's own figure, say).
         """
         base = Path(path).resolve().parent
+        files = [file for output in outputs for file in _files(Path(output))]
         record = {
             "stage": self.stage,
-            "outputs": {os.path.relpath(Path(p).resolve(), base): sha256(p) for p in outputs},
-            "numbers": dict(numbers or {}),
+            "outputs": {os.path.relpath(file.resolve(), base): _described(file) for file in files},
+            "metrics": dict(metrics or {}),
             "cfg": self.cfg,
             "seed": self.seed,
             "device": self.device,
-            "versions": versions(),
-            "peak_bytes": peak_memory() if peak_bytes is None else peak_bytes,
-            "seconds": round(time.monotonic() - self._start, 3),
+            "code": self.code,
+            "sources": {name: sha256(file) for name, file in sorted((sources or {}).items())},
         }
+        spent = {
+            "stage": self.stage,
+            "seconds": round(time.monotonic() - self._start, 3),
+            "peak_bytes": peak_memory() if peak_bytes is None else peak_bytes,
+            **(cost or {}),
+            "host": platform.node(),
+            "versions": versions(),
+            "sources": {name: file_state(file) for name, file in sorted((sources or {}).items())},
+        }
+        write_json(cost_path(path), spent)
         write_json(path, record)
         return record
+
+
+def cost_path(manifest: str | Path) -> Path:
+    """The file of what a run cost, beside its manifest: ``train.json`` -> ``train.cost.json``."""
+    path = Path(manifest)
+    return path.with_name(f"{path.name.removesuffix('.json')}.cost.json")
+
+
+def file_state(path: str | Path) -> list[int]:
+    """Size in bytes and modification time in nanoseconds: equal, and the content is taken to be equal."""
+    found = Path(path).stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+
+
+def _described(file: Path) -> dict[str, Any]:
+    return {"sha256": sha256(file), "bytes": file.stat().st_size}
 
 
 def read_manifest(path: str | Path, stage: str | None = None) -> dict[str, Any]:
     """Read a manifest; ``stage`` (if given) must be the one that wrote it, else ValueError."""
     record = json.loads(Path(path).read_text(encoding="utf-8"))
     if stage is not None and record.get("stage") != stage:
-        raise ValueError(f"{path} is a manifest of the stage {record.get('stage')!r}, not of {stage!r}")
+        raise ValueError(f"{path} is a manifest of the stage {record.get('stage')!r}; expected one of {stage!r}")
     return record
+
+
+def read_cost(manifest: str | Path) -> dict[str, Any]:
+    """What the run cost that wrote ``manifest``; empty where the file is gone."""
+    path = cost_path(manifest)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,118 +1,139 @@
-"""What all stage programs share: the config slice, the command line, logging, and errors for people.
+"""What all stage programs share: command line, config, logging, manifest, and errors for people.
 
-A stage is ``python -m lowrank_speech.stages.<stage> --cfg JSON --some-input PATH ... --manifest PATH``.
-``--cfg`` is the canonical JSON of exactly the keys that the stage uses (or ``@file``); the stage's frozen dataclass
-reads it, and unknown keys end the run.
+A stage is ``python -m lowrank_speech.stages.<stage> --cfg JSON --some-input PATH ... --manifest PATH``. Its module has a
+settings class ``Config``, ``add(parser)``, which declares inputs and outputs, and ``body(run)``, which works:
+
+    def body(run: common.Run) -> None:
+        cuts = common.existing(run.arguments.cuts, "--cuts")
+        ...
+        run.finish([run.arguments.out], metrics={"utterances": 7})
+
+``--cfg`` holds exactly the keys that the stage uses, ``--runtime`` those that decide how it runs and never what comes
+out; both are JSON, or @FILE. Exit codes: 0 done, 2 an error that a person can mend (one line in the log), 75 stopped and
+able to go on, 130 interrupted.
 """
 
 import argparse
-import dataclasses
 import errno
 import json
 import logging
 import os
 import sys
-import types
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech.artefact import Manifest, write_table
 from lowrank_speech.errors import STOPPED, Stopped, UserError
-from lowrank_speech.stages.keys import help_text
+from lowrank_speech.settings import read, resolved, settings
 
 log = logging.getLogger("lowrank_speech")
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+SET_ASIDE = ("id", "reason", "detail")
+NOISY = ("matplotlib", "urllib3", "filelock", "transformers", "peft")
 
 
-def from_json(cls: type, value: Any, where: str = "cfg") -> Any:
-    """Build the frozen dataclass ``cls`` from parsed JSON; unknown, missing or ill-typed keys raise UserError.
-
-    Fields may be bool, int, float, str, ``X | None``, ``tuple[X, ...]``, ``dict[str, X]``, Literal, or another
-    dataclass. ``where`` is the path of the value in the config, for the message.
-    """
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a mapping with keys, got {value!r}")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    unknown = sorted(set(value) - set(fields))
-    if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}; known keys: {', '.join(sorted(fields))}")
-    no_default = dataclasses.MISSING
-    missing = [
-        n for n, f in fields.items() if n not in value and f.default is no_default and f.default_factory is no_default
-    ]
-    if missing:
-        raise UserError(f"{where}: the key {missing[0]!r} is missing")
-    try:
-        return cls(**{name: _convert(hints[name], v, f"{where}.{name}") for name, v in value.items()})
-    except ValueError as error:  # __post_init__ of the dataclass checks ranges
-        raise UserError(f"{where}: {error}") from error
+@settings
+class NoRuntime:
+    """A stage that takes no runtime keys."""
 
 
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return from_json(hint, value, where)
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _convert_union([a for a in args if a is not type(None)], value, where)
-    if origin is typing.Literal:
-        if value not in args:
-            raise UserError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {key: _convert(args[1], item, f"{where}.{key}") for key, item in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    expected = {tuple: "a list", dict: "a mapping"}.get(origin, getattr(hint, "__name__", str(hint)))
-    raise UserError(f"{where}: expected {expected}, got {value!r}")
+@dataclass
+class Run:
+    """One run of a stage: its command line, settings, and the manifest that it ends with."""
+
+    stage: str
+    arguments: argparse.Namespace
+    config: Any
+    """The slice, an instance of the stage's ``Config``."""
+    runtime: Any
+    """How to run, an instance of the stage's ``Runtime`` (``NoRuntime`` where it has none)."""
+    cfg: dict[str, Any] = field(init=False)
+    """The slice as JSON, with every default written out."""
+    device: str = "cpu"
+    """Where the stage computed; it stands in the manifest."""
+
+    def __post_init__(self) -> None:
+        self.cfg = resolved(self.config)
+        code = self.arguments.code or own_code(self.stage)
+        self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=code)
+
+    def write_set_aside(self, path: Path, rows: Iterable[Sequence[Any]], header: Sequence[str] = SET_ASIDE) -> Path:
+        """Write the list of what could not be used, and say in the log that there is something on it."""
+        listed = list(rows)
+        write_table(path, header, listed)
+        if listed:
+            log.warning("%s: %d utterances set aside, see %s", self.stage, len(listed), path)
+        return path
+
+    def finish(
+        self,
+        outputs: Iterable[str | Path],
+        metrics: Mapping[str, Any] | None = None,
+        cost: Mapping[str, Any] | None = None,
+        sources: Mapping[str, str | Path] | None = None,
+        peak_bytes: int | None = None,
+    ) -> None:
+        """Write the manifest; see ``artefact.Manifest.write``. The last thing that a stage does."""
+        self._manifest.device = self.device
+        self._manifest.write(self.arguments.manifest, outputs, metrics, cost, sources, peak_bytes)
 
 
-def _convert_union(hints: list[Any], value: Any, where: str) -> Any:
-    for hint in hints[:-1]:
-        try:
-            return _convert(hint, value, where)
-        except UserError:
-            continue
-    return _convert(hints[-1], value, where)
+def own_code(stage: str) -> str:
+    """The hash of the stage's code, for runs by hand; a rule gives the narrower one of its job."""
+    from lowrank_speech.workflow.fingerprints import code_hash
+
+    return code_hash(f"lowrank_speech.stages.{stage}")
 
 
-def parser(stage: str, doc: str | None, config: type) -> argparse.ArgumentParser:
-    """Command line of a stage: its module docstring as description, ``--cfg``, ``--manifest``, ``--log-level``, and at
-    the end the keys of the dataclass ``config``, which reads the slice."""
+def parser(stage: str, doc: str | None, config: type, runtime: type = NoRuntime) -> argparse.ArgumentParser:
+    """Command line of a stage: its module docstring as description, the options that all stages have, and at the end
+    the keys of ``config`` and ``runtime``."""
+    from lowrank_speech.stages.keys import help_text
+
     result = argparse.ArgumentParser(
         prog=f"python -m lowrank_speech.stages.{stage}",
         description=doc,
-        epilog=help_text(config),
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=_Lazily(lambda: help_text(config, runtime)),
     )
-    result.add_argument("--cfg", required=True, metavar="JSON", help="the stage's config slice as JSON, or @FILE")
-    result.add_argument("--manifest", required=True, type=Path, help="output: what was made, its hashes and its cost")
+    result.add_argument("--cfg", required=True, metavar="JSON", help="the stage's settings as JSON, or @FILE")
+    result.add_argument("--runtime", default="{}", metavar="JSON", help="settings that change no result, or @FILE")
+    result.add_argument("--code", metavar="HASH", help="hash of the code, for the manifest; default: computed")
+    result.add_argument("--manifest", required=True, type=Path, help="output: what was made; its cost goes beside it")
     result.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"], help="default: INFO")
     return result
 
 
-def read_cfg(text: str) -> dict[str, Any]:
-    """Parse ``--cfg``: JSON text, or ``@path`` of a JSON file."""
-    source = "--cfg"
+class _Lazily(str):
+    """Text that is made when argparse asks for it: only ``--help`` needs the schema of the settings."""
+
+    def __new__(cls, make: Callable[[], str]) -> "_Lazily":
+        result = super().__new__(cls, " ")
+        result.make = make
+        return result
+
+    def __mod__(self, values: Any) -> str:
+        return self.make().replace("%%", "%")
+
+    def __contains__(self, part: str) -> bool:
+        return part in self.make()
+
+
+def read_cfg(text: str, option: str = "--cfg") -> dict[str, Any]:
+    """Parse ``--cfg`` or its like: JSON text, or ``@path`` of a JSON file."""
+    source = option
     if text.startswith("@"):
         source = text[1:]
         if not Path(source).is_file():
-            raise UserError(f"--cfg: no file {source}")
+            raise UserError(f"{option}: the file {source} does not exist")
         text = Path(source).read_text(encoding="utf-8")
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
-        raise UserError(f"{source}: no valid JSON: {error}") from error
+        raise UserError(f"{source} is not valid JSON: {error}") from error
 
 
 def existing(path: str | Path, what: str) -> Path:
@@ -123,24 +144,15 @@ def existing(path: str | Path, what: str) -> Path:
     return path
 
 
-def token_files(lang: Path) -> list[Path]:
-    """What a folder of the stage lang holds, without its manifest, which notes the time that it took."""
-    return sorted(path for path in lang.iterdir() if path.name != "lang.json")
-
-
-def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Namespace) -> int:
-    """Run ``body(arguments)`` with logging to stderr; returns the exit code.
-
-    0 when all is done, 2 after a UserError, 75 (``STOPPED``) when the stage was asked to stop and can go on, 130 after
-    Ctrl-C elsewhere.
-    """
+def run_stage(body: Callable[[], None], log_level: str) -> int:
+    """Run ``body()`` with logging to stderr; returns the exit code."""
     # Of several processes (torchrun sets RANK) the first one reports.
-    level = arguments.log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
+    level = log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
-    for noisy in ("matplotlib", "urllib3", "filelock", "transformers", "peft"):
+    for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
-        body(arguments)
+        body()
     except UserError as error:
         log.error("%s", error)
         log.debug("where it came from", exc_info=True)
@@ -154,9 +166,9 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
     except Exception as error:
         said = " ".join(str(error).split())
         if _no_room(error):
-            log.error("no room to write: %s; make room there and run again", said)
+            log.error("the disk is full: %s; make room there and run again", said)
         elif isinstance(error, OSError) and error.errno in REFUSED:
-            log.error("no access: %s; change its rights, or name another path", said)
+            log.error("no access: %s; change its permissions, or name another path", said)
         else:
             raise
         log.debug("where it came from", exc_info=True)
@@ -165,7 +177,7 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
 
 
 def _no_room(error: BaseException) -> bool:
-    """Whether a disk, a quota or a limit on files is what ``error`` is about."""
+    """Whether ``error`` comes from a full disk, a quota or a limit on the size of files."""
     full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if isinstance(error, OSError):
         return error.errno in full
@@ -174,12 +186,30 @@ def _no_room(error: BaseException) -> bool:
 
 
 def main(
-    stage: str, doc: str | None, config: type, add: Callable, body: Callable, argv: Sequence[str] | None = None
+    stage: str,
+    doc: str | None,
+    config: type,
+    add: Callable[[argparse.ArgumentParser], None],
+    body: Callable[[Run], None],
+    argv: Sequence[str] | None = None,
+    runtime: type = NoRuntime,
 ) -> int:
-    """A stage's whole ``main``: ``add(parser)`` declares inputs and outputs, ``body(arguments)`` works.
+    """A stage's whole ``main``; returns the exit code.
 
-    ``config``: the dataclass that reads the stage's slice.
+    ``config`` and ``runtime``: the settings classes that read ``--cfg`` and ``--runtime``.
     """
-    command = parser(stage, doc, config)
+    command = parser(stage, doc, config, runtime)
     add(command)
-    return run_stage(body, command.parse_args(argv))
+    arguments = command.parse_args(argv)
+
+    def work() -> None:
+        body(
+            Run(
+                stage,
+                arguments,
+                read(config, read_cfg(arguments.cfg)),
+                read(runtime, read_cfg(arguments.runtime, "--runtime"), "runtime"),
+            )
+        )
+
+    return run_stage(work, arguments.log_level)

@@ -1,14 +1,21 @@
-"""Checks a config against the JSON schema and says in one line what is wrong and where.
+"""Checks a config against the JSON schema, and fills in the schema's defaults.
+
+The schema (``workflow/schemas/config.schema.json``) is generated from the settings classes by ``experiment.py``. Three
+words in it are ours: ``partial`` (a section that overrides another one: no defaults are filled in), ``runtime`` (a key
+that no hash sees) and, in a section with several kinds, the branch that the key ``kind`` chooses.
 
 jsonschema comes with Snakemake; it is loaded when the check runs. Its own messages print the whole schema.
 """
 
+import copy
 import difflib
 import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lowrank_speech.workflow.config import ConfigError
+
+Schema = Mapping[str, Any]
 
 TYPES = {
     "object": "a mapping",
@@ -21,7 +28,79 @@ TYPES = {
 }
 
 
-def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
+# -- defaults ----------------------------------------------------------------------------------------------------------
+
+
+def resolve(value: Any, node: Schema, root: Schema) -> Any:
+    """``value`` with every default of ``node`` (a part of the schema ``root``) written out; a new value.
+
+    Numbers become floats where the schema asks for a number, so that 1 and 1.0 are one setting.
+    """
+    node = _followed(node, root)
+    if isinstance(value, Mapping):
+        if node.get("partial"):
+            return copy.deepcopy(dict(value))
+        node = branch(value, node, root)
+        properties, rest = node.get("properties", {}), node.get("additionalProperties")
+        made = {}
+        for key, part in properties.items():
+            if key in value:
+                made[key] = resolve(value[key], part, root)
+            elif "default" in (part if isinstance(part, Mapping) else {}):
+                made[key] = resolve(copy.deepcopy(part["default"]), part, root)
+        for key in value:
+            if key not in properties:
+                made[key] = resolve(value[key], rest if isinstance(rest, Mapping) else {}, root)
+        return made
+    if isinstance(value, list):
+        items = node.get("items")
+        return [resolve(item, items if isinstance(items, Mapping) else {}, root) for item in value]
+    if type(value) is int and "number" in _types(node) and "integer" not in _types(node):
+        return float(value)
+    return value
+
+
+def branch(value: Mapping[str, Any], node: Schema, root: Schema) -> Schema:
+    """The schema that the ``kind`` of ``value`` chooses in ``node``; ``node`` itself where there is only one."""
+    for case in node.get("allOf", ()):
+        wanted = case["if"]["properties"]
+        if all(value.get(key, _default(node, key)) == part["const"] for key, part in wanted.items()):
+            return _followed(case["then"], root)
+    return node
+
+
+def section(root: Schema, name: str) -> Schema:
+    """The schema of a section that is defined under ``name``."""
+    return root["$defs"][name]
+
+
+def runtime_keys(node: Schema, root: Schema) -> list[str]:
+    """Keys of ``node`` that decide how a stage runs and never what comes out."""
+    properties = _followed(node, root).get("properties", {})
+    return [key for key, part in properties.items() if isinstance(part, Mapping) and part.get("runtime")]
+
+
+def _default(node: Schema, key: str) -> Any:
+    return node.get("properties", {}).get(key, {}).get("default")
+
+
+def _followed(node: Schema, root: Schema) -> Schema:
+    """``node`` with the definition that it refers to; its own words win."""
+    while "$ref" in node:
+        target = root["$defs"][node["$ref"].rpartition("/")[2]]
+        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
+    return node
+
+
+def _types(node: Schema) -> list[str]:
+    types = node.get("type", [])
+    return [types] if isinstance(types, str) else types
+
+
+# -- the check ---------------------------------------------------------------------------------------------------------
+
+
+def validate(config: Mapping[str, Any], schema: Schema) -> None:
     """ConfigError with one line on the first thing that ``schema`` (draft 2020-12) does not allow."""
     import jsonschema
 
@@ -38,32 +117,42 @@ def validate(config: Mapping[str, Any], schema: Mapping[str, Any]) -> None:
 def _order(error: Any) -> tuple[bool, list[str], bool]:
     """What is told first."""
     # A typo shows as an unknown key, and often as a missing one as well: the unknown one says more. So does the bound
-    # that 1e30 is beyond, than that it is no whole number.
+    # that 1e30 exceeds, compared with 'expected a whole number'.
     return error.validator != "additionalProperties", list(map(str, error.absolute_path)), error.validator == "type"
+
+
+BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "above {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "below {}",
+}
 
 
 def message(error: Any) -> str:
     """One line for a jsonschema.ValidationError."""
     where = dotted(error.absolute_path)
-    value = error.instance
+    value, limit = error.instance, error.validator_value
     match error.validator:
         case "additionalProperties":
             known = error.schema.get("properties", {})
             key = next(key for key in value if key not in known)
             return f"{where}: unknown key {key!r}{nearest(key, known)}; known keys: {', '.join(sorted(known))}"
         case "required":
-            missing = next(key for key in error.validator_value if key not in value)
+            missing = next(key for key in limit if key not in value)
             return f"{where}: the key {missing!r} is missing"
         case "type":
-            types = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+            types = [limit] if isinstance(limit, str) else limit
             return f"{where}: expected {' or '.join(TYPES[t] for t in types)}, got {value!r}{_hint(value, types)}"
         case "enum" | "const":
-            legal = [error.validator_value] if error.validator == "const" else error.validator_value
-            return f"{where}: {value!r} is none of {', '.join(map(str, legal))}{nearest(value, legal)}"
+            legal = [limit] if error.validator == "const" else limit
+            return f"{where}: {value!r} is not valid; expected one of: {', '.join(map(str, legal))}{nearest(value, legal)}"
         case "pattern":
-            return f"{where}: {value!r} will not do; use {error.schema.get('description', error.validator_value)}"
+            return f"{where}: {value!r} is not valid; use {error.schema.get('expected', limit)}"
         case "minItems" | "minProperties":
-            return f"{where}: at least {error.validator_value} is needed, got {value!r}"
+            return f"{where}: expected at least {limit} {'entry' if limit == 1 else 'entries'}, got {value!r}"
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            return f"{where} is {value!r}; it must be {BOUNDS[error.validator].format(limit)}"
     return f"{where}: {error.message}"
 
 
@@ -100,10 +189,10 @@ def _check_values(value: Any, path: tuple[str | int, ...]) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):
-                raise ConfigError(f"{dotted(path)}: YAML reads the key {key!r} as no text; put it in quotes")
+                raise ConfigError(f"{dotted(path)}: YAML does not read the key {key!r} as text; put it in quotes")
             _check_values(inner, (*path, key))
     elif isinstance(value, list):
         for index, inner in enumerate(value):
             _check_values(inner, (*path, index))
-    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:  # of NaN nothing holds
-        raise ConfigError(f"{dotted(path)}: {value!r} is no finite number; give one")
+    elif isinstance(value, int | float) and not abs(value) <= sys.float_info.max:  # NaN compares false
+        raise ConfigError(f"{dotted(path)} is {value!r}; it must be finite")
