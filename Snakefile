@@ -7,9 +7,11 @@
 #
 # A config file that has `corpora` stands alone; one without it is laid over config.yaml.
 
+import os
+
 if "corpora" not in config:
 
-    configfile: "config.yaml"
+    configfile: os.path.join(workflow.basedir, "config.yaml")
 
 
 include: "workflow/rules/common.smk"

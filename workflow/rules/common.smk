@@ -1,45 +1,69 @@
 # What all rules share. They all have the same shape.
 #
-#   input    small manifests, compared by content, and beside them large files as ancient(), whose hash the manifest has
+#   input    small manifests, compared by content, and beside them large files as ancient(), whose hash the manifest has;
+#            `made`, which names no file: it looks whether the artefact on the disk is what the config asks for
+#   output   the same files whatever the config says; what else a stage makes stands in its manifest
 #   params   cfg (the stage's slice of the config) and code (hash of the code it runs): these two decide a rerun.
 #            They are functions, because a plain string would be formatted, and JSON has braces. The other params are
 #            functions of input or output, which Snakemake does not compare; their paths are compared as inputs already.
 #   threads  Snakemake sets OMP_NUM_THREADS and its like to it
 
+import json
 import os
 import re
 import shlex
+import shutil
 import sys
 
-import yaml
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 SRC = os.path.join(workflow.basedir, "src")
 sys.path.insert(0, SRC)
-# What runs is the code beside this Snakefile: the code that `code` is the hash of.
+# What runs is the code beside this Snakefile: the code that `code` is the hash of. And the Python that has Snakemake,
+# whatever PATH says, unless conda or $LOWRANK_SPEECH_BIN (a folder with a `python`) provides another one.
 shell.prefix("export PYTHONPATH=" + shlex.quote(SRC) + "${{PYTHONPATH:+:$PYTHONPATH}}; ")
+if not workflow.deployment_settings.deployment_method:
+    os.environ["PATH"] = os.pathsep.join(
+        [os.environ.get("LOWRANK_SPEECH_BIN", os.path.dirname(sys.executable)), os.environ["PATH"]]
+    )
 
-from lowrank_speech.workflow import checks, fingerprints, schema, slices
+from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
+    DEV,
     calibrate_key,
     calibrated,
     canonical_json,
-    corpora_used,
     factorise_key,
+    lang_splits,
+    overlaps,
+    results,
+    splits_used,
     systems,
+    task_splits,
+    tests,
 )
 from lowrank_speech.workflow.paths import Layout
+from lowrank_speech.workflow.slices import Slices
 
-with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.yaml"), encoding="utf-8") as file:
-    SCHEMA = yaml.safe_load(file)
+with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
+    SCHEMA = json.load(file)
 try:
-    schema.validate(config, SCHEMA)
-    checks.check(config)
+    # A job on a cluster node reads the config again; the process that submitted it has checked it.
+    if workflow.is_main_process:
+        schema.validate(config, SCHEMA)
+        checks.check(config, SCHEMA)
+    CONFIG = schema.resolve(config, SCHEMA, SCHEMA)
+    if workflow.is_main_process:
+        from lowrank_speech import experiment
+
+        experiment.check(CONFIG)
 except ValueError as error:
     raise WorkflowError(f"in the config: {error}") from None
 
-layout = Layout(config["output"].rstrip("/"))
-GRID = systems(config)
+layout = Layout(CONFIG["output"].rstrip("/"))
+slices = Slices(CONFIG, SCHEMA)
+GRID, RESULTS = systems(CONFIG), results(CONFIG)
 
 
 # ---- for params
@@ -47,12 +71,17 @@ GRID = systems(config)
 
 def cfg(stage):
     """The stage's slice as canonical JSON."""
-    return lambda wildcards: canonical_json(getattr(slices, f"slice_{stage}")(config, wildcards))
+    return lambda wildcards: canonical_json(getattr(slices, stage)(wildcards).cfg)
 
 
-def code(stage, without=()):
-    """Hash of the code that the stage runs; `without` as in fingerprints.code_hash."""
-    return lambda wildcards: fingerprints.code_hash(f"lowrank_speech.stages.{stage}", without=tuple(without))
+def runtime(stage):
+    """What changes no result, as canonical JSON. A function of `output`, so that Snakemake does not compare it."""
+    return lambda wildcards, output: canonical_json(getattr(slices, stage)(wildcards).runtime)
+
+
+def code(stage):
+    """Hash of the code that the job runs."""
+    return lambda wildcards: closures.code_hash(stage, slices, wildcards)
 
 
 def out_folder(wildcards, output):
@@ -61,12 +90,12 @@ def out_folder(wildcards, output):
 
 
 def scratch_folder(wildcards, output):
-    """Where the stage keeps the state of a run under way."""
+    """Where the stage keeps the state of an unfinished run."""
     return layout.scratch(os.path.dirname(output.manifest))
 
 
 def tensorboard_folder(wildcards, output):
-    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are no outputs."""
+    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are not outputs."""
     return layout.tensorboard(os.path.dirname(output.manifest))
 
 
@@ -76,7 +105,7 @@ def folder_of(name):
 
 
 def option(flag, name, folder=False):
-    """`--flag path ...`, quoted for the shell, where there is an input `name` this time, else nothing.
+    """`--flag path ...`, quoted for the shell, where the job has an input `name`, else nothing.
 
     `folder`: the folder of the file in place of the file.
     """
@@ -96,21 +125,27 @@ def gpu(stage):
     """GPUs: one for each process where the config says `device: cuda`, else none; `auto` takes what it finds."""
 
     def number(wildcards):
-        return processes(stage)(wildcards) if slices.device(config, stage, wildcards) == "cuda" else 0
+        found = getattr(slices, stage)(wildcards)
+        return processes(stage)(wildcards) if found.runtime.get("device") == "cuda" else 0
 
     return number
 
 
 def processes(stage):
     """How many processes work at the job; each has a thread."""
-    return lambda wildcards: slices.processes(config, stage, wildcards)
+    return lambda wildcards: (recipe(stage, wildcards) or {}).get("processes", 1)
+
+
+def recipe(stage, wildcards):
+    """The recipe of a training; None where a base is imported."""
+    return getattr(slices, stage)(wildcards).cfg.get("training" if stage == "train" else "pretrain")
 
 
 def launcher(stage):
     """What stands between `python -m` and the stage where several processes share the work."""
 
     def text(wildcards):
-        number = slices.processes(config, stage, wildcards)
+        number = processes(stage)(wildcards)
         return f"torch.distributed.run --standalone --nproc-per-node {number} -m " if number > 1 else ""
 
     return text
@@ -123,8 +158,8 @@ def training_env(stage):
     """The environment of a stage that trains: the one with k2 where the config says `ctc: {backend: k2}`."""
 
     def path(wildcards):
-        name = "k2" if slices.ctc_backend(config, stage, wildcards) == "k2" else "torch"
-        return f"../../envs/{name}.yaml"
+        backend = ((recipe(stage, wildcards) or {}).get("ctc") or {}).get("backend")
+        return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
 
     return path
 
@@ -132,57 +167,110 @@ def training_env(stage):
 # ---- for input: functions of the wildcards
 
 
-def corpus_file(section, key=None):
-    """The manifest of `section["corpus"]`, or the cuts of its split `section[key]`."""
-    return f"{layout.corpus(section['corpus'])}/" + (f"{section[key]}.jsonl.gz" if key else "corpus.json")
+def made(stage):
+    """No file. Where the artefact on the disk is not what the job would make, the job runs; the log says why."""
+
+    def inspect(wildcards):
+        if not workflow.is_main_process:
+            return []
+        rule = workflow.get_rule(stage)
+        outputs = [str(file).format(**wildcards) for file in rule.output]
+        manifest = str(rule.output.manifest).format(**wildcards)
+        recorded = all(workflow.persistence.metadata(path) is not None for path in outputs)
+        found = records.problem(
+            manifest, getattr(slices, stage)(wildcards).cfg, code(stage)(wildcards), recorded, sources(stage, wildcards)
+        )
+        if found:
+            logger.info(f"{os.path.dirname(manifest)} ({os.path.basename(manifest)}) is made again: {found}")
+            # What `snakemake -R FILE` does, for a file that is found out while the graph is built.
+            workflow.dag.forcefiles.add(manifest)
+        return []
+
+    return inspect
 
 
-def pretraining(key=None):
-    """corpus_file of the base's section `pretrain`."""
-    return lambda wildcards: corpus_file(config["bases"][wildcards.base]["pretrain"], key)
+def sources(stage, wildcards):
+    """Name -> path of the files from outside that the job would read; None where that cannot be told here."""
+    if stage == "corpus":
+        return experiment.corpus_sources(CONFIG["corpora"][wildcards.corpus], wildcards.split)
+    if stage == "base":
+        return experiment.base_sources(CONFIG["bases"][wildcards.base]["source"])
+    return None
 
 
-def lang_sources(file):
-    """`file` (with {split}) in the folder of every corpus, for every split, that a token set is made from."""
+def split_file(split, suffix):
+    """A file of a split in the folder of its corpus."""
+    return f"{layout.corpus(split[0])}/{split[1]}.{suffix}"
 
-    def paths(wildcards):
-        section = config["langs"][wildcards.lang]
-        pairs = [(c, s) for c in section.get("corpora", ()) for s in section["splits"]]
-        return list(dict.fromkeys(f"{layout.corpus(corpus)}/{file.format(split=split)}" for corpus, split in pairs))
 
-    return paths
+def pretraining(key, suffix):
+    """split_file of the splits that a base is pretrained on; nothing for an imported one."""
+
+    def path(wildcards):
+        pretrain = CONFIG["bases"][wildcards.base].get("pretrain")
+        return split_file((pretrain["corpus"], pretrain[key]), suffix) if pretrain else []
+
+    return path
+
+
+def pretraining_lang(wildcards):
+    """The manifest of the token set that a base is pretrained with; nothing for an imported one."""
+    return base_lang(wildcards) if CONFIG["bases"][wildcards.base].get("pretrain") else []
+
+
+def lang_sources(suffix):
+    """split_file of every split that a token set is made from."""
+    return lambda wildcards: list(
+        dict.fromkeys(split_file(split, suffix) for split in lang_splits(CONFIG, wildcards.lang))
+    )
+
+
+def overlap_sources(suffix):
+    """split_file of every split that the results of a task rest on."""
+    return lambda wildcards: list(
+        dict.fromkeys(split_file(s, suffix) for of in overlaps(CONFIG, wildcards.task).values() for s in of)
+    )
+
+
+def overlap_options(wildcards):
+    """`--split ROLE=index ...` of the overlap check."""
+    pairs = [(role, split) for role, of in overlaps(CONFIG, wildcards.task).items() for split in of]
+    return " ".join(f"--split {shlex.quote(f'{role}={split_file(split, 'index.tsv')}')}" for role, split in pairs)
 
 
 def base_lang(wildcards):
     """The manifest of the base's token set."""
-    return f"{layout.lang(config['bases'][wildcards.base]['lang'])}/lang.json"
+    return f"{layout.lang(CONFIG['bases'][wildcards.base]['lang'])}/lang.json"
 
 
 def task_lang(wildcards):
     """The same, for recognition; else nothing."""
-    return base_lang(wildcards) if config["tasks"][wildcards.task]["type"] == "asr" else []
+    return base_lang(wildcards) if CONFIG["tasks"][wildcards.task]["type"] == "asr" else []
 
 
-def features_of(base, section, key, part):
-    """Manifest, cuts or stored arrays (`part`) of the features of the split `section[key]`; no arrays of waveforms."""
-    if part == "stored" and config["bases"][base]["features"] == "waveform":
-        return []
-    suffix = {"manifest": "json", "cuts": "jsonl.gz", "stored": "h5"}[part]
-    return f"{layout.features(base, section['corpus'])}/{section[key]}.{suffix}"
+def features_file(base, split, suffix):
+    """A file of the features of a split."""
+    return f"{layout.features(base, split[0])}/{split[1]}.{suffix}"
 
 
-def task_features(key, part):
-    """features_of the split that the task names as `key` (train, dev, test)."""
-    return lambda wildcards: features_of(wildcards.base, config["tasks"][wildcards.task], key, part)
+def task_features(key, suffix):
+    """features_file of the split that a task names as `key` (train, dev)."""
+    return lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix)
 
 
-def calibration_features(part):
-    """features_of the split that `calibrate` names."""
-    return lambda wildcards: features_of(wildcards.base, config["calibrate"], "split", part)
+def test_features(suffix):
+    """features_file of the split that a decoding reads."""
+    return lambda wildcards: features_file(wildcards.base, slices.split(wildcards), suffix)
+
+
+def calibration_features(suffix):
+    """features_file of the split that `calibrate` names."""
+    section = CONFIG.get("calibrate")
+    return lambda wildcards: features_file(wildcards.base, (section["corpus"], section["split"]), suffix)
 
 
 FACTORISATIONS = {
-    factorise_key(section["factorise"]): section for section in config["methods"].values() if "factorise" in section
+    factorise_key(method["factorise"]): method for method in CONFIG["methods"].values() if method.get("factorise")
 }
 
 
@@ -200,7 +288,7 @@ def moments(file):
 
 def start_of(system, file=None):
     """The model that a system's training starts from: its manifest, or a file of its model folder."""
-    section = config["methods"][system.method].get("factorise")
+    section = CONFIG["methods"][system.method].get("factorise")
     if section is None:
         folder, manifest = layout.base(system.base), "base.json"
     else:
@@ -208,16 +296,15 @@ def start_of(system, file=None):
     return f"{folder}/model/{file}" if file else f"{folder}/{manifest}"
 
 
-DECODED = {
-    "asr": ["hyp.txt", "ref.txt", "languages.tsv", "speakers.tsv"],
-    "lid": ["scores.tsv", "labels.tsv", "speakers.tsv"],
-}
+def emissions(file):
+    """A file of the stored network outputs, for decoders that read them; else nothing."""
 
+    def path(wildcards):
+        if not slices.reads_emissions(wildcards):
+            return []
+        return f"{layout.emissions(wildcards.base, wildcards.task, wildcards.method, wildcards.test)}/{file}"
 
-def decoded(wildcards):
-    """What decoding leaves for scoring."""
-    files = DECODED[config["tasks"][wildcards.task]["type"]]
-    return [f"{layout.decode(wildcards.base, wildcards.task, wildcards.method)}/{file}" for file in files]
+    return path
 
 
 # ---- wildcards
@@ -229,12 +316,14 @@ def names(section):
 
 
 wildcard_constraints:
-    corpus=names(config["corpora"]),
-    split=names(sorted({split for corpus in config["corpora"].values() for split in corpus["splits"]})),
-    lang=names(config.get("langs", {})),
-    base=names(config["bases"]),
-    task=names(config["tasks"]),
-    method=names(config["methods"]),
+    corpus=names(CONFIG["corpora"]),
+    split=names(sorted({split for corpus in CONFIG["corpora"].values() for split in corpus["splits"]})),
+    lang=names(CONFIG["langs"]),
+    base=names(CONFIG["bases"]),
+    task=names(CONFIG["tasks"]),
+    method=names(CONFIG["methods"]),
+    decoder=names(CONFIG["decoders"]),
+    test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),
-    form="[a-z]+",
+    form="[a-z0-9]+",

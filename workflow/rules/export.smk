@@ -4,6 +4,7 @@
 
 rule export:
     input:
+        made("export"),
         train=f"{layout.train()}/train.json",
         weights=ancient(f"{layout.train()}/model/model.safetensors"),
     output:
@@ -21,5 +22,5 @@ rule export:
         model=folder_of("weights"),
         out=out_folder,
     shell:
-        "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --model {params.model:q}"
+        "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --code {params.code} --model {params.model:q}"
         " --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"

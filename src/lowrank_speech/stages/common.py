@@ -89,16 +89,14 @@ def own_code(stage: str) -> str:
 
 
 def parser(stage: str, doc: str | None, config: type, runtime: type = NoRuntime) -> argparse.ArgumentParser:
-    """Command line of a stage: its module docstring as description, the options that all stages have, and at the end
+    """Command line of a stage: its module docstring as description, the options that all stages have, and in the help
     the keys of ``config`` and ``runtime``."""
-    from lowrank_speech.stages.keys import help_text
-
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog=f"python -m lowrank_speech.stages.{stage}",
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=_Lazily(lambda: help_text(config, runtime)),
     )
+    result.sections = (config, runtime)
     result.add_argument("--cfg", required=True, metavar="JSON", help="the stage's settings as JSON, or @FILE")
     result.add_argument("--runtime", default="{}", metavar="JSON", help="settings that change no result, or @FILE")
     result.add_argument("--code", metavar="HASH", help="hash of the code, for the manifest; default: computed")
@@ -107,19 +105,16 @@ def parser(stage: str, doc: str | None, config: type, runtime: type = NoRuntime)
     return result
 
 
-class _Lazily(str):
-    """Text that is made when argparse asks for it: only ``--help`` needs the schema of the settings."""
+class _Parser(argparse.ArgumentParser):
+    """Describes the keys of the stage's settings when help is asked for, and not at every start."""
 
-    def __new__(cls, make: Callable[[], str]) -> "_Lazily":
-        result = super().__new__(cls, " ")
-        result.make = make
-        return result
+    sections: tuple[type, ...] = ()
 
-    def __mod__(self, values: Any) -> str:
-        return self.make().replace("%%", "%")
+    def format_help(self) -> str:
+        from lowrank_speech.stages.keys import help_text
 
-    def __contains__(self, part: str) -> bool:
-        return part in self.make()
+        self.epilog = help_text(*self.sections)
+        return super().format_help()
 
 
 def read_cfg(text: str, option: str = "--cfg") -> dict[str, Any]:
