@@ -37,9 +37,7 @@ $(STAMP): requirements.lock pyproject.toml
 	touch $@
 
 run: $(STAMP)
-	@test -f "$(CONFIG)" || { echo "make run: there is no file $(CONFIG); CONFIG= names the experiment's config" >&2; exit 2; }
-	snakemake $(ARGS) --cores $(CORES) --workflow-profile workflow/profiles/workstation --configfile $(CONFIG)
-	@python -m lowrank_speech.workflow.results $(CONFIG)
+	@python -m lowrank_speech.workflow.launch "$(CONFIG)" $(ARGS) --cores $(CORES) --workflow-profile workflow/profiles/workstation
 
 test: $(STAMP)
 	python -m pytest $(ARGS)

@@ -1,13 +1,14 @@
-"""Shows the table of an experiment and says where its report is; what ``make run`` ends with.
+"""What a person reads at the end of a run: the table of an experiment, or the errors that stopped it.
 
-In: the experiment's config and, below its ``output``, report/results.txt (stage report). Out: text on stdout; nothing
-where the report does not exist yet (after a dry run, say).
+In: the experiment's config and, below its ``output``, report/results.txt (stage report) and logs/. Out: text on stdout.
 
     python -m lowrank_speech.workflow.results config.yaml
 """
 
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +17,57 @@ import yaml
 from lowrank_speech.workflow.config import deep_merge
 from lowrank_speech.workflow.paths import Layout
 
+PROJECT = Path(__file__).resolve().parents[3]
+_ERROR = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ERROR (.*)")
+TAIL = 1 << 20  # bytes at the end of a log in which its last error is looked for
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print table and path; returns the exit code."""
-    config = _load((sys.argv[1:] if argv is None else argv)[0])
-    if "corpora" not in config:  # as in the Snakefile: it is laid over the default
-        config = deep_merge(_load("config.yaml"), config)
-    folder = Path(Layout(config["output"].rstrip("/")).report())
-    table = folder / "results.txt"
-    if table.is_file():
-        sys.stdout.write(f"\n{table.read_text(encoding='utf-8').rstrip()}\n\n{folder / 'report.html'}\n")
+    sys.stdout.write(table(layout_of((sys.argv[1:] if argv is None else argv)[0])))
     return 0
 
 
-def _load(path: str) -> dict[str, Any]:
+def layout_of(config: str | Path) -> Layout:
+    """The folders of the experiment that a config file describes, laid over the default as in the Snakefile."""
+    found = _load(config)
+    if "corpora" not in found:
+        found = deep_merge(_load(PROJECT / "config.yaml"), found)
+    return Layout(found["output"].rstrip("/"))
+
+
+def table(layout: Layout) -> str:
+    """The results table and where the page is; empty where there is no report yet."""
+    folder = Path(layout.report())
+    text = folder / "results.txt"
+    if not text.is_file():
+        return ""
+    return f"\n{text.read_text(encoding='utf-8').rstrip()}\n\n{folder / 'report.html'}\n"
+
+
+def errors(layout: Layout, since: float) -> list[str]:
+    """One line per log that was written after ``since`` (seconds of the epoch) and ends a job with an error."""
+    found: dict[str, str] = {}
+    for path in sorted(Path(layout.root, "logs").rglob("*.log")):
+        if path.stat().st_mtime >= since and (said := _last_error(path)):
+            found.setdefault(said, str(path))
+    return [f"error: {said} (log: {path})" for said, path in found.items()]
+
+
+def _last_error(path: Path) -> str | None:
+    """The stage's own last error in a log; None where the run ended well, or with a traceback."""
+    with path.open("rb") as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
+        lines = file.read().decode(errors="replace").splitlines()
+    for line in reversed(lines):
+        if match := _ERROR.fullmatch(line):
+            return match[1]
+        if "==== " in line:  # the header of the attempt
+            return None
+    return None
+
+
+def _load(path: str | Path) -> Mapping[str, Any]:
     return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 

@@ -1,0 +1,122 @@
+"""What ``make run`` does: Snakemake on one experiment, then its table, or the errors in one line each.
+
+    python -m lowrank_speech.workflow.launch config.yaml [arguments of snakemake ...]
+
+Two runs in one folder would make the same files at the same time: this program holds ``.snakemake/run.lock`` while it
+works, and a killed one lets it go. Snakemake's own lock outlives ``kill -9``; where nobody else works in the folder it is
+removed here. A dry run shows what would be done, and no table.
+"""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from lowrank_speech.workflow import results
+
+STATE = Path(".snakemake")
+DRY = {"-n", "--dry-run", "--dryrun", "--lint", "--unlock", "--summary", "--dag", "--rulegraph", "--list", "-h", "--help"}
+USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run Snakemake and show what came of it; the exit code is Snakemake's, or 2."""
+    config, *arguments = sys.argv[1:] if argv is None else argv
+    if not Path(config).is_file():
+        return _refuse(f"the config file {config} does not exist; name one with CONFIG=")
+    dry = bool(DRY & set(arguments))
+    try:
+        with _alone(dry):
+            started = time.time()
+            code = _run([sys.executable, "-m", "snakemake", *arguments, "--configfile", config])
+    except RuntimeError as error:
+        return _refuse(str(error))
+    if dry:
+        return code
+    try:
+        layout = results.layout_of(config)
+        shown = results.table(layout) if code == 0 else "".join(f"{line}\n" for line in results.errors(layout, started))
+    except (OSError, ValueError, KeyError, TypeError):
+        return code  # a config that cannot be read: Snakemake has said so
+    sys.stdout.flush()
+    (sys.stdout if code == 0 else sys.stderr).write(shown)
+    return code
+
+
+def _refuse(why: str) -> int:
+    sys.stderr.write(f"make run: {why}\n")
+    return USAGE
+
+
+@contextmanager
+def _alone(dry: bool) -> Iterator[None]:
+    """Hold the folder against other runs of this program. RuntimeError where another process works in it."""
+    if dry:
+        yield
+        return
+    STATE.mkdir(exist_ok=True)
+    with (STATE / "run.lock").open("a+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise RuntimeError(f"{holder} is working in {Path.cwd()}; wait until it ends, or stop it") from None
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()}")
+        lock.flush()
+        if any((STATE / "locks").glob("*")):
+            _unlock()
+        yield
+
+
+def _unlock() -> None:
+    """Remove the lock that a killed Snakemake left. RuntimeError where one still runs in this folder."""
+    running = list(_snakemakes(Path.cwd()))
+    if running:
+        raise RuntimeError(f"Snakemake (process {running[0]}) is working in {Path.cwd()}; wait until it ends, or stop it")
+    sys.stderr.write("make run: the last run was killed; removing the lock that it left\n")
+    for lock in (STATE / "locks").glob("*"):
+        lock.unlink()
+
+
+def _snakemakes(folder: Path) -> Iterator[int]:
+    """Numbers of other processes that run Snakemake with ``folder`` as their working directory (Linux)."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            if int(process.name) != os.getpid() and _is_snakemake(command) and (process / "cwd").resolve() == folder:
+                yield int(process.name)
+        except OSError:  # it ended, or is not ours
+            continue
+
+
+def _is_snakemake(command: list[str]) -> bool:
+    return any(Path(word).name == "snakemake" for word in command[:3])
+
+
+def _run(command: list[str]) -> int:
+    """Run ``command``; signals to this program go on to it, and it decides how it ends."""
+    process = subprocess.Popen(command)
+
+    def forward(number: int, _: object) -> None:
+        process.send_signal(number)
+
+    # Ctrl-C reaches both through the terminal.
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward), signal.SIGHUP: signal.signal(signal.SIGHUP, forward)}
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        code = process.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
