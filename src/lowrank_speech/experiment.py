@@ -34,6 +34,7 @@ from lowrank_speech.workflow.slices import Slices
 
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.json"
+REFERENCE = PROJECT / "docs" / "configuration.md"
 NAME = "^[A-Za-z][A-Za-z0-9_-]*$"
 FOLDER = "^[A-Za-z0-9._/-]+$"
 
@@ -334,3 +335,27 @@ def _check_device(recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: 
             f"training.precision: {whose} has precision: fp16 and device: cpu; fp16 needs CUDA: take bf16 or fp32, or "
             f"device: cuda"
         )
+
+
+# -- the files -----------------------------------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the schema and the reference, or with --check compare them; the exit code."""
+    from lowrank_speech.reference import text
+
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    found = schema()
+    made = {SCHEMA: json.dumps(found, indent=1, ensure_ascii=False) + "\n", REFERENCE: text(found)}
+    stale = [p for p, content in made.items() if not p.is_file() or p.read_text(encoding="utf-8") != content]
+    if "--check" in arguments:
+        for path in stale:
+            sys.stderr.write(f"{path} is out of date: run python -m lowrank_speech.experiment\n")
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(made[path], encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
