@@ -2,10 +2,11 @@
 
 A corpus is one module with a settings class ``Config`` and these functions::
 
-    locate(config, data_root)                        -> Path | None: its folder; None where nothing is read from disk
+    locate(config, data_root)                        -> Path | None: its folder; None: the reader synthesises
     sources(config, root)                            -> the files that a person edits and the reader reads, as paths;
                                                         also those that do not exist and would be read if they did
     read(config, split, root, audio_dir, seed, jobs) -> iterator of the items of one split, in a deterministic order
+    listed(config, root)                             -> only if needed: folders whose files all belong to the corpus
 
 An item is a Lhotse cut that the reader has made; or an ``Utterance``, a row of a corpus whose audio nobody has opened
 yet (validate.py does, in parallel, and makes the cut); or a ``SetAside``, what the reader itself could not take.
