@@ -10,8 +10,8 @@ import soundfile
 from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from lowrank_speech.corpora.audio import AudioError, check_file
-from lowrank_speech.corpora.common import SetAside, Utterance
-from lowrank_speech.corpora.validate import Accepted, Checks, commonest, relocated, validate
+from lowrank_speech.corpora.common import Checks, SetAside, Utterance
+from lowrank_speech.corpora.validate import Accepted, commonest, mark_duplicates, relocated, validate
 
 RATE = 16_000
 
@@ -30,8 +30,7 @@ def utterance(path: Path, name: str | None = None, **kwargs) -> Utterance:
 
 
 def one(item, checks: Checks | None = None):
-    [(split, result)] = validate([("train", item)], checks or Checks())
-    assert split == "train"
+    [result] = validate([item], checks or Checks())
     return result
 
 
@@ -173,14 +172,13 @@ def test_a_ready_cut_without_its_supervision_is_a_bug_of_its_reader(tmp_path):
 
 def test_duplicates_name_both_places(tmp_path):
     a, b = write(tmp_path / "a.wav", tone()), write(tmp_path / "b.wav", tone())
-    items = [("train", utterance(a, "x")), ("train", utterance(b, "x")), ("test", utterance(a, "x"))]
-    results = list(validate(items, Checks(), jobs=2))
-    assert [split for split, _ in results] == ["train", "train", "test"]
-    assert isinstance(results[0][1], Accepted)
-    for _, result in results[1:]:
+    items = [utterance(a, "x"), utterance(b, "x"), utterance(a, "x")]
+    results = list(validate(mark_duplicates(items), Checks(), jobs=2))
+    assert isinstance(results[0], Accepted)
+    for result in results[1:]:
         assert result.reason == "duplicate id"
         assert str(a) in result.detail
-    assert str(b) in results[1][1].detail
+    assert str(b) in results[1].detail
 
 
 def test_too_short_and_too_long(tmp_path):
@@ -225,12 +223,12 @@ def test_jobs_change_nothing(tmp_path):
     rng = np.random.default_rng(1)
     paths = [write(tmp_path / f"{i}.flac", rng.normal(0, 0.1, 9000 + i), 11_025) for i in range(12)]
     cut_off(paths[3], 2000)
-    items = [("train", utterance(path)) for path in paths]
+    items = [utterance(path) for path in paths]
     runs = [list(validate(items, Checks(), jobs)) for jobs in (1, 4)]
-    assert [r.sha256 for _, r in runs[0] if isinstance(r, Accepted)] == [
-        r.sha256 for _, r in runs[1] if isinstance(r, Accepted)
+    assert [r.sha256 for r in runs[0] if isinstance(r, Accepted)] == [
+        r.sha256 for r in runs[1] if isinstance(r, Accepted)
     ]
-    assert [r.id for _, r in runs[1] if isinstance(r, SetAside)] == ["3"]
+    assert [r.id for r in runs[1] if isinstance(r, SetAside)] == ["3"]
 
 
 def test_digest_sees_one_sample(tmp_path):

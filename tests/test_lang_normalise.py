@@ -8,7 +8,7 @@ import pytest
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.normalise import APOSTROPHES, HYPHENS, RESERVED, NormaliseConfig, Normaliser, Rules
-from lowrank_speech.stages.common import from_json
+from lowrank_speech.settings import read
 
 CONFIGS = {
     "default": NormaliseConfig(),
@@ -131,9 +131,9 @@ def test_settings_that_cannot_work(config, message):
 
 def test_config_from_json():
     given = {"case": "upper", "languages": {"tr": {"punctuation": "keep", "replace": {"&": "VE"}}}}
-    config = from_json(NormaliseConfig, given)
-    assert config.rules("tr") == Rules("upper", "keep", "space", "", {"&": "VE"})
+    config = read(NormaliseConfig, given)
+    assert config.rules("tr") == Rules("upper", "keep", "space", "", {}, {"&": "VE"})
     assert NormaliseConfig.from_dict(config.to_dict()) == config
     for wrong in ({"case": "title"}, {"languages": {"tr": {"cases": "upper"}}}, {"languages": {"tr": {"case": "x"}}}):
         with pytest.raises(UserError):
-            from_json(NormaliseConfig, wrong)
+            read(NormaliseConfig, wrong)

@@ -33,13 +33,19 @@ def first_line(error: pydantic.ValidationError, where: str, cls: type | None = N
     errors = error.errors()
     # A typo shows as an unknown key, and often as a missing one as well: the unknown one says more.
     found = next((e for e in errors if e["type"] == "unexpected_keyword_argument"), errors[0])
-    path = [part for part in found["loc"] if not (isinstance(part, str) and ("[" in part or part in ("str", "int")))]
+    if found is errors[0]:
+        # Of the alternatives for one key, that which got furthest is what was meant.
+        top = _path(found)
+        found = max((e for e in errors if _path(e)[: len(top)] == top), key=lambda e: len(_path(e)))
+    path = _path(found)
     value, kind, context = found["input"], found["type"], found.get("ctx", {})
     if kind == "unexpected_keyword_argument":
         known = known_keys(cls, path[:-1]) if cls is not None else []
         section = dotted(where, path[:-1]) or "settings"
         listed = f"; known keys: {', '.join(sorted(known))}" if known else ""
         return f"{section}: unknown key {path[-1]!r}{nearest(path[-1], known)}{listed}"
+    if kind in ("missing", "missing_argument") and isinstance(path[-1], int):
+        return f"{dotted(where, path[:-1])}: expected at least {path[-1] + 1} values, got {value!r}"
     if kind in ("missing", "missing_argument"):
         return f"{dotted(where, path[:-1]) or 'settings'}: the key {path[-1]!r} is missing"
     name = dotted(where, path)
@@ -55,6 +61,11 @@ def first_line(error: pydantic.ValidationError, where: str, cls: type | None = N
     if kind in TYPES:
         return f"{name}: expected {TYPES[kind]}, got {value!r}"
     return f"{name}: {found['msg'][:1].lower()}{found['msg'][1:]}, got {value!r}"
+
+
+def _path(error: Any) -> list[str | int]:
+    """Where an error is, without the names that pydantic gives to alternatives."""
+    return [part for part in error["loc"] if not (isinstance(part, str) and ("[" in part or part in ("str", "int")))]
 
 
 def dotted(where: str, path: Iterable[str | int]) -> str:

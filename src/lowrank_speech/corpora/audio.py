@@ -1,33 +1,39 @@
-"""Is this audio file whole? Header, container and a full decode, with soundfile (libsndfile).
+"""Is this audio file whole, and how long is it? Container, header and a full decode, with soundfile (libsndfile).
 
-libsndfile takes a WAV file whose data end early, and an Ogg stream cut anywhere, for shorter files without a word; what
-their containers promise is therefore compared here with what the file holds.
+libsndfile takes a WAV file whose data end early, and an Ogg stream cut anywhere, for shorter files without a word; it
+guesses the length of an MP3 without a tag, and of two files that were joined it reads one. So no header is believed:
+what it declares is compared with what decoding to the end gives (``containers/``). A file that passes loads with exactly
+the number of samples in its ``Header``.
 
     >>> header = check_file("x.flac")  # or AudioError: reason and detail
-Source: RIFF WAVE (Microsoft, IBM 1991); Ogg pages, RFC 3533.
 """
 
-import struct
+import functools
+import io
+import mmap
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 
+from lowrank_speech.corpora.containers import chunks, flac, flat, mpeg, ogg
+from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError, Extent, id3_length
+
+__all__ = ["AudioError", "Header", "check_file", "check_samples", "open_once"]
+
 BLOCK = 1 << 20
 """Frames decoded at a time: bounds the memory for long recordings."""
-STREAMED = 0x7FFFF000
-"""A data size from here on in a WAV header was written by a program that could not seek: the length is not known."""
 LENGTHLESS = 1 << 60
 """More frames than this is how libsndfile says that a FLAC header leaves them open: it cannot seek in such a file."""
-
-
-class AudioError(Exception):
-    """A file or its samples are no good: ``reason`` is one of few fixed phrases, ``detail`` names file and value."""
-
-    def __init__(self, reason: str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason, self.detail = reason, detail
+TOLERANCE = 0.1
+"""Seconds of audio that may stand behind the samples without being metadata."""
+BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64, "ULAW": 8, "ALAW": 8}
+"""Bits of a sample."""
+ABOUT = {"IMA_ADPCM": 4.0, "MS_ADPCM": 4.0, "G721_32": 4.0, "G723_24": 3.0, "G723_40": 5.0, "GSM610": 1.65}
+"""The same where samples are coded in blocks."""
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,28 @@ class Header:
         return self.frames / self.rate
 
 
+def open_once(path: str) -> Header | AudioError:
+    """``check_file``, with its error returned; a file that has not changed is decoded once in the life of a process."""
+    try:
+        found = os.stat(path)
+        return _open(path, found.st_size, found.st_mtime_ns)
+    except OSError:
+        return _open.__wrapped__(path, 0, 0)
+
+
+@functools.cache
+def _open(path: str, size: int, time: int) -> Header | AudioError:
+    try:
+        return check_file(path)
+    except AudioError as fault:
+        return fault
+
+
 def check_file(path: str | Path) -> Header:
-    """Decode a whole file and return what it holds; AudioError if it is missing, unreadable, truncated or empty."""
+    """Decode a whole file and return what it holds.
+
+    AudioError if it is missing, unreadable, truncated or empty, or holds audio that loading it would not give.
+    """
     path = Path(path)
     if not path.is_file():
         raise AudioError("missing file", f"{path} does not exist")
@@ -55,65 +81,110 @@ def check_file(path: str | Path) -> Header:
         if size == 0:
             raise AudioError("unreadable audio", f"{path} has 0 bytes")
         with path.open("rb") as file:
-            _check_container(file, size, path)
-        return _decode(path)
+            return _check(file, size, path)
     except OSError as error:
         raise AudioError("unreadable audio", f"{path}: {error.strerror or error}") from error
 
 
-def _decode(path: Path) -> Header:
+def _check(file: BinaryIO, size: int, path: Path) -> Header:
+    head = file.read(64)
+    base = id3_length(head)
+    if base:
+        file.seek(base)
+        head = file.read(64)
+    if head[:4] == b"OggS":
+        return _ogg(path)
+    extent = chunks.extent(file, base, size, path)
+    form, subtype, declared, header = _decode(path, path)
+    if extent is None:
+        extent = flat.extent(file, form, base, size, path)
+    if subtype.startswith("MPEG_LAYER"):
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _check_frames(data, header, path, *((extent.start, extent.end) if extent else (base, None)))
+    elif header.frames < declared:
+        raise AudioError(TRUNCATED, f"{path}: the header says {declared} samples, the file holds {header.frames}")
+    elif form == "FLAC":
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            flac.check(data, path, base)
+    elif extent is not None and extent.end is not None:
+        _compare(header, subtype, form, extent, path)
+    if header.frames == 0:
+        raise AudioError("zero length", f"{path} holds no samples")
+    return header
+
+
+def _decode(source: Path | io.BytesIO, path: Path) -> tuple[str, str, int, Header]:
+    """Container, coding, the number of frames that libsndfile reads from the header, and what decoding gives."""
     decoded, peak = 0, 0.0
     try:
-        with soundfile.SoundFile(path) as sound:
+        with soundfile.SoundFile(source) as sound:
             rate, frames, channels = sound.samplerate, sound.frames, sound.channels
             if frames > LENGTHLESS:
                 raise AudioError("unreadable audio", f"{path}: the header does not say how long it is; encode it again")
             while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
                 decoded += len(block)
                 peak = float(np.maximum(peak, np.abs(block).max()))  # keeps NaN
+            return sound.format, sound.subtype, frames, Header(rate, decoded, channels, peak)
     except soundfile.SoundFileError as error:
         raise AudioError("unreadable audio", f"{path}: {_line(error)} (after {decoded} samples)") from error
-    if decoded < frames:
-        raise AudioError("truncated audio", f"{path}: the header says {frames} samples, the file holds {decoded}")
-    if decoded == 0:
+    except TypeError as error:  # of soundfile itself, for a name that ends in .raw
+        detail = f"{path}: a file with this ending has no header that says its rate; convert it to FLAC or WAV"
+        raise AudioError("unreadable audio", detail) from error
+
+
+def _compare(header: Header, subtype: str, form: str, extent: Extent, path: Path) -> None:
+    """What the header declares against what was decoded, and against the rest of the file."""
+    held = extent.end - extent.start
+    bits = None if form == "SDS" else BITS.get(subtype, ABOUT.get(subtype))  # SDS has packets
+    decoded = held if bits is None else header.frames * header.channels * bits / 8
+    slack = max(TOLERANCE * decoded / header.seconds if header.frames else 0, 1024)
+    if extent.rest > slack:
+        raise AudioError(
+            MORE,
+            f"{path}: the header says {held} bytes of samples, {extent.rest} bytes follow that are not metadata (a second "
+            f"recording, or a header that was never completed?); convert or split the file",
+        )
+    if subtype in ABOUT:
+        slack += 0.1 * held
+    if decoded > held + slack:
+        raise AudioError(
+            MORE, f"{path}: the header says {held} bytes of samples, {decoded:.0f} would be read; convert the file"
+        )
+    if decoded < held - slack:
+        raise AudioError(TRUNCATED, f"{path}: the header says {held} bytes of samples, {decoded:.0f} can be read")
+
+
+def _ogg(path: Path) -> Header:
+    """The length of the last page against a decode that goes on to the real end."""
+    data = path.read_bytes()
+    found = ogg.pages(data, path)
+    serials = {page.serial for page in found}
+    if len(serials) > 1:  # a video, say: its parts end in their own ways
+        _, _, declared, header = _decode(path, path)
+        allowed = 0
+    else:
+        # Of what a decoder gives, the last page's number cuts off what the encoder added: at most a block.
+        _, _, _, header = _decode(io.BytesIO(ogg.opened(data, found)), path)
+        declared = soundfile.info(path).frames
+        allowed = ogg.trimmed(data, found, header.rate)
+    if header.frames < declared:
+        raise AudioError(TRUNCATED, f"{path}: the header says {declared} samples, the file holds {header.frames}")
+    if header.frames > declared + allowed:
+        raise AudioError(
+            MORE, f"{path}: the last page says {declared} samples, the file holds {header.frames}; encode it again"
+        )
+    if declared == 0:
         raise AudioError("zero length", f"{path} holds no samples")
-    return Header(rate, decoded, channels, peak)
+    return Header(header.rate, declared, header.channels, header.peak)
 
 
-def _check_container(file, size: int, path: Path) -> None:
-    magic = file.read(12)
-    if magic[:4] == b"OggS":
-        _check_ogg(file, size, path)
-    elif magic[:4] == b"RIFF" and magic[8:12] == b"WAVE":
-        _check_wav(file, size, path)
-
-
-def _check_wav(file, size: int, path: Path) -> None:
-    """The data chunk's size in the header against the bytes that the file has."""
-    while len(head := file.read(8)) == 8:
-        name, length = struct.unpack("<4sI", head)
-        if name == b"data":
-            held = size - file.tell()
-            if length < STREAMED and held < length:
-                raise AudioError(
-                    "truncated audio", f"{path}: the header says {length} bytes of samples, there are {held}"
-                )
-            return
-        file.seek(length + length % 2, 1)  # chunks are padded to even length
-
-
-def _check_ogg(file, size: int, path: Path) -> None:
-    """The last page must be whole and marked as the end of its stream."""
-    file.seek(max(0, size - (1 << 16)))  # a page has at most 65,307 bytes
-    tail = file.read()
-    page = tail[tail.rfind(b"OggS") :] if b"OggS" in tail else b""
-    if len(page) < 27 or len(page) < 27 + page[26]:
-        raise AudioError("truncated audio", f"{path}: the Ogg stream breaks off within a page header")
-    length = 27 + page[26] + sum(page[27 : 27 + page[26]])
-    if len(page) < length:
-        raise AudioError("truncated audio", f"{path}: the last Ogg page has {len(page)} of {length} bytes")
-    if not page[5] & 4:
-        raise AudioError("truncated audio", f"{path}: the Ogg stream has no end, it was cut between two pages")
+def _check_frames(data: mmap.mmap, header: Header, path: Path, start: int, end: int | None) -> None:
+    """The number of frames against what was decoded: an MPEG stream has no header to be believed."""
+    stream = mpeg.count(data, path, start, end)
+    if stream is None:
+        detail = f"{path}: the frames of this MPEG stream cannot be counted; convert it to FLAC or WAV"
+        raise AudioError("unreadable audio", detail)
+    mpeg.check(stream, header.frames, header.rate, path)
 
 
 def check_samples(samples: np.ndarray, what: str) -> None:

@@ -18,75 +18,87 @@ import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from lowrank_speech.corpora.audio import AudioError, Header, check_file
-from lowrank_speech.corpora.common import SAMPLING_RATE, SetAside, find_folder
-from lowrank_speech.corpora.validate import Checks
+from pydantic import AfterValidator
+
+from lowrank_speech.corpora.common import SAMPLING_RATE, TRACK, Checks, SetAside, Track, find_folder
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, Count, CountOrZero, Range, key, settings
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from lowrank_speech.corpora.audio import AudioError, Header
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_\s]+)_(?P<index>\d+)")
 LANGUAGE = "en"
 
 
-@dataclass(frozen=True)
+def _indices(pair: tuple[int, int] | None) -> tuple[int, int] | None:
+    if pair is not None and pair[0] >= pair[1]:
+        raise ValueError(f"is {list(pair)}; expected [from, to] with 0 <= from < to")
+    return pair
+
+
+@settings
 class SplitConfig:
     """One split: how many strings, of whom."""
 
-    speakers: tuple[str, ...]
-    strings: int
-    indices: tuple[int, ...] | None = None
-    """Only recordings with an index in [from, to): lets two splits share a speaker without sharing a recording."""
+    speakers: tuple[str, ...] = key(REQUIRED, "whose recordings are joined")
+    strings: Count = key(REQUIRED, "how many strings of digits")
+    indices: Annotated[tuple[CountOrZero, CountOrZero] | None, AfterValidator(_indices)] = key(
+        None,
+        "only recordings with an index in [from, to): two splits can then share a speaker without sharing a recording; "
+        "null: all",
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.speakers or len(set(self.speakers)) < len(self.speakers):
-            raise ValueError(f"speakers: name each speaker once, at least one; got {list(self.speakers)}")
-        if self.strings < 1:
-            raise ValueError(f"strings: must be at least 1, got {self.strings}")
-        if self.indices is not None and (len(self.indices) != 2 or not 0 <= self.indices[0] < self.indices[1]):
-            raise ValueError(f"indices: expected [from, to] with 0 <= from < to, got {list(self.indices)}")
+            raise ValueError(f"speakers are {list(self.speakers)}; name at least one, each once")
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """A corpus of digit strings."""
 
-    kind: Literal["digits"]
-    splits: dict[str, SplitConfig]
-    path: str | None = None
-    """The folder that holds ``audio/``; null: ``folder`` below $SPEECH_DATA."""
-    folder: str = "digits"
-    min_digits: int = 3
-    max_digits: int = 6
-    pause_seconds: tuple[float, ...] = (0.0, 0.2)
-    """Pauses between the digits are drawn evenly from [from, to]."""
-    checks: Checks = field(default_factory=Checks)
+    kind: Literal["digits"] = key(REQUIRED, "strings of digits, joined from recordings of single ones")
+    splits: dict[str, SplitConfig] = key(REQUIRED, "name -> speakers and number of strings")
+    path: str | None = key(None, "the folder that holds audio/; null: `folder` below $SPEECH_DATA")
+    folder: str = key("digits", "the folder below $SPEECH_DATA, where `path` is null")
+    min_digits: Count = key(3, "shortest string")
+    max_digits: Count = key(6, "longest string")
+    pause_seconds: Range = key((0.0, 0.2), "pauses between the digits are drawn evenly from [from, to]")
+    checks: Checks = key(None, "which audio is taken", default_factory=Checks)
+    track: Track = key("auto", TRACK, runtime=True)
 
-    def __post_init__(self):
-        if not self.splits:
-            raise ValueError("splits: name at least one split")
-        if not 1 <= self.min_digits <= self.max_digits:
-            raise ValueError(f"min_digits: expected 1 <= {self.min_digits} <= max_digits {self.max_digits}")
-        if len(self.pause_seconds) != 2 or not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
-            raise ValueError(f"pause_seconds: expected [from, to] with 0 <= from <= to, got {list(self.pause_seconds)}")
-        for (a, one), (b, other) in itertools.combinations(self.splits.items(), 2):
-            shared = sorted(set(one.speakers) & set(other.speakers))
-            if shared and not _apart(one.indices, other.indices):
-                raise ValueError(
-                    f"splits: the speaker {shared[0]!r} stands in {a} and in {b}: they would share recordings; "
-                    "take the speaker from one of them, or give both `indices` that do not overlap"
-                )
+    def __post_init__(self) -> None:
+        if self.min_digits > self.max_digits:
+            raise ValueError(f"min_digits is {self.min_digits}, max_digits {self.max_digits}; give the lower one first")
+        if self.pause_seconds[0] < 0:
+            raise ValueError(f"pause_seconds is {list(self.pause_seconds)}; pauses must be at least 0")
+        check_splits(self.splits)
 
 
-def _apart(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
+def check_splits(splits: Mapping[str, SplitConfig]) -> None:
+    """ValueError if there is no split, or if two splits share recordings. Looks at no data."""
+    if not splits:
+        raise ValueError("splits: name at least one split")
+    for (a, one), (b, other) in itertools.combinations(splits.items(), 2):
+        shared = sorted(set(one.speakers) & set(other.speakers))
+        if shared and not _apart(one.indices, other.indices):
+            raise ValueError(
+                f"splits: the speaker {shared[0]!r} stands in {a} and in {b}: they would share recordings; "
+                "take the speaker from one of them, or give both `indices` that do not overlap"
+            )
+
+
+def _apart(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:
     return one is not None and other is not None and (one[1] <= other[0] or other[1] <= one[0])
 
 
@@ -98,7 +110,7 @@ class Take:
     digit: int
     speaker: str
     index: int
-    header: Header
+    header: "Header"
 
 
 def locate(config: Config, data_root: Path | None) -> Path:
@@ -110,55 +122,74 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+def sources(config: Config, root: Path) -> list[Path]:
+    """None: the names of the recordings say everything, and the recordings are watched as audio (``listed``)."""
+    return []
+
+
+def listed(config: Config, root: Path) -> list[Path]:
+    """Folders whose files all belong to the corpus: a new file in one of them changes it."""
+    return [root / "audio"]
+
+
 def read(
-    config: Config, root: Path, audio_dir: Path, seed: int, jobs: int = 1
-) -> Iterator[tuple[str, "Cut | SetAside"]]:
-    """Yield (split, cut), split by split; first the recordings that are of no use, under all splits together.
+    config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
+) -> Iterator["Cut | SetAside"]:
+    """Yield the cuts of one split, and before them the recordings of its speakers that are of no use.
 
-    ``jobs`` threads decode the recordings; ``audio_dir`` is not used: nothing is written.
-    UserError if a speaker has no recording of a digit within its split.
+    ``jobs`` threads decode the recordings; ``audio_dir`` is not used: nothing is written. UserError if a speaker has no
+    recording of a digit, or two files with one name.
     """
-    takes, refused = _takes(root, config, jobs)
-    yield from (("+".join(config.splits), item) for item in refused)
-    for name, split in config.splits.items():
-        shelf = _shelf(takes, name, split, root)
-        for number in range(split.strings):
-            # A string seed is hashed with sha512, not with Python's salted hash: the same on every machine.
-            draw = random.Random(f"{seed} {name} {number}")
-            speaker = split.speakers[number % len(split.speakers)]  # in turn: all speak equally often
-            digits = draw.choices(range(10), k=draw.randint(config.min_digits, config.max_digits))
-            chosen = [draw.choice(shelf[speaker, digit]) for digit in digits]
-            pauses = [draw.uniform(*config.pause_seconds) for _ in digits[1:]]
-            yield name, join(f"{name}-{speaker}-{number:05d}", chosen, pauses)
+    part = config.splits[split]
+    takes, refused = _takes(root, part, jobs)
+    yield from refused
+    shelf = _shelf(takes, split, part, root)
+    for number in range(part.strings):
+        # A string seed is hashed with sha512, not with Python's salted hash: the same on every machine.
+        draw = random.Random(f"{seed} {split} {number}")
+        speaker = part.speakers[number % len(part.speakers)]  # in turn: all speak equally often
+        digits = draw.choices(range(10), k=draw.randint(config.min_digits, config.max_digits))
+        chosen = [draw.choice(shelf[speaker, digit]) for digit in digits]
+        pauses = [draw.uniform(*config.pause_seconds) for _ in digits[1:]]
+        yield join(f"{split}-{speaker}-{number:05d}", chosen, pauses)
 
 
-def _takes(root: Path, config: Config, jobs: int) -> tuple[list[Take], list[SetAside]]:
-    """All usable recordings of the speakers in the config, sorted by name, and those that are not usable."""
-    wanted = {speaker for split in config.splits.values() for speaker in split.speakers}
-    found, refused = [], []
+def _takes(root: Path, split: SplitConfig, jobs: int) -> tuple[list[Take], list[SetAside]]:
+    """The usable recordings of the split's speakers and indices, sorted by name, and those that are not usable."""
+    from lowrank_speech.corpora.audio import AudioError
+
+    low, high = split.indices or (0, math.inf)
+    found: dict[tuple[int, str, int], Path] = {}
+    refused = []
     for path in sorted(p for p in (root / "audio").iterdir() if not p.name.startswith(".")):
         match = NAME.fullmatch(path.stem)
         if match is None:
             detail = f"{path}: the name is not {{digit}}_{{speaker}}_{{index}}"
             refused.append(SetAside(path.name, "unknown name", detail))
-        elif match["speaker"] in wanted:
-            found.append((path, int(match["digit"]), match["speaker"], int(match["index"])))
+        elif match["speaker"] in split.speakers and low <= int(match["index"]) < high:
+            name = (int(match["digit"]), match["speaker"], int(match["index"]))
+            if found.setdefault(name, path) is not path:
+                raise UserError(
+                    f"{found[name]} and {path.name} have the same digit, speaker and index; remove one of them, or "
+                    f"give it another index"
+                )
     takes = []
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        for row, result in zip(found, pool.map(lambda row: _usable(row[0]), found), strict=True):
+        for (name, path), result in zip(found.items(), pool.map(_usable, found.values()), strict=True):
             if isinstance(result, AudioError):
-                refused.append(SetAside(row[0].name, result.reason, result.detail))
+                refused.append(SetAside(path.name, result.reason, result.detail))
             else:
-                takes.append(Take(*row, result))
+                takes.append(Take(path, *name, result))
     return takes, refused
 
 
-def _usable(path: Path) -> Header | AudioError:
+def _usable(path: Path) -> "Header | AudioError":
     """The header of a take that may enter a string: within a string a bad one would no longer be seen."""
-    try:
-        header = check_file(path)
-    except AudioError as fault:
-        return fault
+    from lowrank_speech.corpora.audio import AudioError, open_once
+
+    header = open_once(str(path))
+    if isinstance(header, AudioError):
+        return header
     if header.channels > 1:
         return AudioError("several channels", f"{path} has {header.channels} channels")
     if not math.isfinite(header.peak):
@@ -170,11 +201,9 @@ def _usable(path: Path) -> Header | AudioError:
 
 def _shelf(takes: list[Take], name: str, split: SplitConfig, root: Path) -> dict[tuple[str, int], list[Take]]:
     """(speaker, digit) -> the split's takes in the order of their indices."""
-    low, high = split.indices or (0, math.inf)
     shelf = defaultdict(list)
     for take in takes:
-        if take.speaker in split.speakers and low <= take.index < high:
-            shelf[take.speaker, take.digit].append(take)
+        shelf[take.speaker, take.digit].append(take)
     for speaker, digit in itertools.product(split.speakers, range(10)):
         if not shelf[speaker, digit]:
             raise UserError(

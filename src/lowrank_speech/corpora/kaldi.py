@@ -14,36 +14,44 @@ and runs commands. A piped wav.scp entry is a command line inside data: it is re
 Source: https://kaldi-asr.org/doc/data_prep.html
 """
 
-import logging
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lowrank_speech.corpora.common import SetAside, Utterance, clean_text, find_folder, read_lines
-from lowrank_speech.corpora.parts import SplitConfig, check_splits, select
-from lowrank_speech.corpora.validate import Checks
+from lowrank_speech.corpora.common import (
+    TRACK,
+    Checks,
+    SetAside,
+    Track,
+    Utterance,
+    clean_text,
+    find_folder,
+    read_lines,
+    refuse_twice,
+)
+from lowrank_speech.corpora.parts import SplitConfig, check_splits, items_of_split
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, settings
 
-log = logging.getLogger("lowrank_speech")
+TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2lang", "spk2gender", "reco2dur")
+"""What is read of a data directory; all but the first may be absent."""
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """A corpus of Kaldi data directories."""
 
-    kind: Literal["kaldi"]
-    splits: dict[str, SplitConfig]
-    path: str | None = None
-    """The folder above the data directories; null: ``folder`` below $SPEECH_DATA."""
-    folder: str = "speechocean762"
-    language: str | None = None
-    """ISO code of what utt2lang does not name; without utt2lang, of everything."""
-    checks: Checks = field(default_factory=Checks)
+    kind: Literal["kaldi"] = key(REQUIRED, "Kaldi data directories")
+    splits: dict[str, SplitConfig] = key(REQUIRED, "name -> which data directory, and which part of it")
+    path: str | None = key(None, "the folder above the data directories; null: `folder` below $SPEECH_DATA")
+    folder: str = key("speechocean762", "the folder below $SPEECH_DATA, where `path` is null")
+    language: str | None = key(None, "language code of what utt2lang does not name; without utt2lang, of everything")
+    checks: Checks = key(None, "which audio is taken", default_factory=Checks)
+    track: Track = key("auto", TRACK, runtime=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_splits(self.splits)
 
 
@@ -55,39 +63,39 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return find_folder(config.kind, config.path, data_root, config.folder, holds, files)
 
 
-def read(
-    config: Config, root: Path, audio_dir: Path, seed: int, jobs: int = 1
-) -> Iterator[tuple[str, Utterance | SetAside]]:
-    """Yield (split, utterance or what could not be one), split by split, in the order of the data directories.
+def sources(config: Config, root: Path) -> list[Path]:
+    """The tables of all data directories, those that are absent too: they would be read if they were there."""
+    folders = sorted({split.source for split in config.splits.values()})
+    return [root / folder / table for folder in folders for table in TABLES]
 
-    ``audio_dir`` and ``jobs`` are not used: nothing is written, and validate.py opens the audio.
+
+def read(
+    config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
+) -> Iterator[Utterance | SetAside]:
+    """Yield the utterances of one split in the order of its data directory, and before them what could not be one.
+
+    UserError if a key stands in a table with two values. ``audio_dir`` and ``jobs`` are not used: nothing is written,
+    and validate.py opens the audio.
     """
-    for source in dict.fromkeys(split.source for split in config.splits.values()):
-        splits = {name: split for name, split in config.splits.items() if split.source == source}
-        items = list(read_directory(root, source, config.language))
-        utterances = [item for item in items if isinstance(item, Utterance)]
-        # What is no utterance has no part: it is listed once, under all splits of its source.
-        yield from (("+".join(splits), item) for item in items if isinstance(item, SetAside))
-        for name, split in splits.items():
-            yield from ((name, utterance) for utterance in select(utterances, split, seed))
+    part = config.splits[split]
+    yield from items_of_split(read_directory(root, part.source, config.language), part, seed)
 
 
 def read_directory(root: Path, source: str, language: str | None) -> Iterator[Utterance | SetAside]:
     """The utterances of one data directory ``root/source``, in the order of segments or wav.scp."""
     folder = root / source
-    recordings = _pairs(folder / "wav.scp")
-    for _, recording, value in recordings:
-        _refuse_commands(folder / "wav.scp", recording, value)
-    audio = {recording: os.path.normpath(root / value) for _, recording, value in recordings}
+    listed, audio = _recordings(folder / "wav.scp", root)
     text, speakers = _table(folder / "text"), _table(folder / "utt2spk")
-    languages, genders = _table(folder / "utt2lang"), _table(folder / "spk2gender")
-    seconds = {key: _number(folder / "reco2dur", key, value) for key, value in _table(folder / "reco2dur").items()}
+    languages, genders = _table(folder / "utt2lang", str.lower), _table(folder / "spk2gender")
+    seconds = _table(folder / "reco2dur", _number)
     if not languages and language is None:
         raise UserError(f"{folder} has no utt2lang: set the corpus's key `language`, for example `language: en`")
-    segmented = (folder / "segments").is_file()
-    listed = _segments(folder / "segments") if segmented else [(n, r, r, 0.0, None) for n, r, _ in recordings]
+    segments = folder / "segments"
+    segmented = segments.is_file()
+    if segmented:
+        listed = _segments(segments)
     for line, utterance, recording, start, end in listed:
-        where = f"{folder / ('segments' if segmented else 'wav.scp')} line {line}"
+        where = f"{segments if segmented else folder / 'wav.scp'} line {line}"
         # Kaldi's convention where speakers are not known: each utterance is a speaker.
         speaker = speakers.get(utterance) if speakers else utterance
         code = languages.get(utterance, language)
@@ -119,51 +127,77 @@ def read_directory(root: Path, source: str, language: str | None) -> Iterator[Ut
             yield SetAside(utterance, "no recording", f"{folder / 'text'}: a transcript without audio")
 
 
-def _refuse_commands(path: Path, recording: str, value: str) -> None:
-    if value.startswith("|") or value.endswith("|"):
-        raise UserError(
-            f"{path}: {recording} is a piped command ({value}), which is not run: commands inside data are refused. "
-            "Write the audio to files (wav-copy in Kaldi, or the command itself) and name those"
-        )
+Listed = list[tuple[int, str, str, float, float | None]]
+"""Line number, utterance, recording, start and end in seconds (None: where the recording ends)."""
 
 
-def _pairs(path: Path) -> list[tuple[int, str, str]]:
-    """Line number, key and rest of each line. A key alone has an empty rest (an empty transcript is legal)."""
-    rows = []
+def _recordings(path: Path, root: Path) -> tuple[Listed, dict[str, str]]:
+    """Every recording of wav.scp as an utterance, and recording -> path of its audio."""
+    listed: Listed = []
+    audio: dict[str, tuple[int, str]] = {}
+    for line, recording, value in _pairs(path):
+        if value.startswith("|") or value.endswith("|"):
+            raise UserError(
+                f"{path} line {line}: {recording} is a piped command ({value}), which is not run: commands inside data "
+                f"are refused. Write the audio to files (wav-copy in Kaldi, or the command itself) and name those"
+            )
+        place = os.path.normpath(root / value)
+        _once(audio, recording, line, place, path, "the recording")
+        listed.append((line, recording, recording, 0.0, None))
+    return listed, {recording: place for recording, (_, place) in audio.items()}
+
+
+def _once(seen: dict[str, tuple[int, Any]], name: str, line: int, value: Any, path: Path, what: str) -> None:
+    """Remember the value of a key and its line; UserError where it had another value, as Kaldi refuses such tables."""
+    first, known = seen.setdefault(name, (line, value))
+    if known != value:
+        refuse_twice(path, f"{what} {name}", (first, line), (known, value))
+
+
+def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line number, key and rest of each line. A key with nothing behind it: an empty transcript, which is legal."""
     for line, content in read_lines(path):
-        key, _, value = content.strip().replace("\t", " ").partition(" ")
+        name, _, value = content.strip().replace("\t", " ").partition(" ")
         if not value and path.name != "text":
-            raise UserError(f"{path} line {line}: expected `{key} value`, got only {key!r}")
-        rows.append((line, key, value.strip()))
-    return rows
+            raise UserError(f"{path} line {line}: expected `key value`, got only {name!r}")
+        yield line, name, value.strip()
 
 
-def _table(path: Path) -> dict[str, str]:
-    """Key -> rest; empty where the file is absent. Of several lines for a key the first stands."""
-    table: dict[str, str] = {}
-    for line, key, value in _pairs(path) if path.is_file() else []:
-        if table.setdefault(key, value) != value:
-            log.warning("%s line %d: %s stands here again with another value; the first is used", path, line, key)
-    return table
+def _table(path: Path, convert: Callable[[str], Any] = str) -> dict[str, Any]:
+    """Key -> rest; empty where the file is absent. UserError where a key has two values."""
+    seen: dict[str, tuple[int, Any]] = {}
+    for line, name, value in _pairs(path) if path.is_file() else ():
+        try:
+            made = convert(value)
+        except ValueError as error:
+            raise UserError(f"{path} line {line}: {name}: {error}") from error
+        _once(seen, name, line, made, path, "the key")
+    return {name: value for name, (_, value) in seen.items()}
 
 
-def _segments(path: Path) -> list[tuple[int, str, str, float, float | None]]:
-    """Line number, utterance, recording, start and end in seconds; an end of -1 (to the end) becomes None."""
-    rows = []
+def _segments(path: Path) -> Listed:
+    """An end of -1 (where the recording ends) becomes None."""
+    rows: Listed = []
+    seen: dict[str, tuple[int, Any]] = {}
     for line, content in read_lines(path):
         fields = content.split()
         if len(fields) != 4:
             raise UserError(f"{path} line {line}: expected `utterance recording start end`, got {content!r}")
-        start, end = (_number(path, f"line {line}", value) for value in fields[2:])
+        try:
+            start, end = (_number(value) for value in fields[2:])
+        except ValueError as error:
+            raise UserError(f"{path} line {line}: {error}") from error
+        _once(seen, fields[0], line, (fields[1], start, end), path, "the utterance")
         rows.append((line, fields[0], fields[1], start, None if end == -1 else end))
     return rows
 
 
-def _number(path: Path, key: str, value: str) -> float:
+def _number(value: str) -> float:
+    """Seconds; ValueError for what is not a finite number."""
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{path} {key}: {value!r} is no number of seconds")
+        raise ValueError(f"{value!r} is not a number of seconds")
     return number

@@ -22,11 +22,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from lowrank_speech.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 FOLDER = Path(__file__).with_name("sentences")
 # A held-out split owns a few per cent of the sentences, so most draws miss it; so many misses in a row mean that
@@ -80,7 +81,7 @@ def parse(text: str, language: str, where: str) -> Grammar:
     """Build a Grammar from the text of a sentence file; UserError names ``where`` and what is wrong there."""
     if not unicodedata.is_normalized("NFC", text):
         raise UserError(f"{where}: the text is not in Unicode normal form NFC; normalise the file")
-    data = yaml.safe_load(text)
+    data = _mapping(text, where)
     expected = {"name", "voices", "slots", "templates", "free"}
     if not isinstance(data, dict) or set(data) != expected:
         raise UserError(f"{where}: expected the keys {', '.join(sorted(expected))}")
@@ -96,8 +97,28 @@ def parse(text: str, language: str, where: str) -> Grammar:
     for template, line in zip(templates, data["templates"], strict=True):
         unknown = [slot for slot in template if slot not in slots]
         if unknown or line != " ".join(f"{{{slot}}}" for slot in template) or not template:
-            raise UserError(f"{where}: the template {line!r} must be slots alone, out of {', '.join(slots)}")
+            raise UserError(f"{where}: the template {line!r} must be made of slots only: it may hold {', '.join(slots)}")
     return Grammar(language, data["name"], tuple(data["voices"]), slots, templates, tuple(data["free"]))
+
+
+def _mapping(text: str, where: str) -> Any:
+    """The YAML in ``text``. UserError where a mapping has a key twice: PyYAML keeps the last one and says nothing."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses what is written twice."""
+
+    def construct(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for name, _ in node.value:
+            found, line = loader.construct_object(name, deep=True), name.start_mark.line + 1
+            if found in seen:
+                raise UserError(f"{where} lines {seen[found]} and {line}: {found} stands twice; remove one of them")
+            seen[found] = line
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct)
+    return yaml.load(text, Loader)
 
 
 def written(phrases: tuple[str, ...] | list[str]) -> str:
@@ -129,7 +150,7 @@ def owner(text: str, shares: Mapping[str, float]) -> str | None:
 def draw(
     grammar: Grammar,
     count: int,
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
     split: str,
     shares: Mapping[str, float],
     free: float = 0.0,

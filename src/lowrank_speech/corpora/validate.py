@@ -1,13 +1,15 @@
 """Every utterance is looked at before it may enter a split: its file is decoded, its cut loaded, its samples checked.
 
-In: (split, item) of a corpus reader (common.py). Out: ``Accepted`` cuts, or ``SetAside`` with one of these reasons:
+In: the items of a split, as a corpus reader yields them (common.py). Out: ``Accepted`` cuts, or ``SetAside`` with one of
+these reasons:
 
-    missing file, unreadable audio, truncated audio, zero length, samples not finite, silent, several channels,
-    no such channel, wrong rate, wrong duration, too short, too long, segment outside recording, duplicate id, bad id
+    missing file, unreadable audio, truncated audio, more audio than declared, zero length, samples not finite, silent,
+    several channels, no such channel, wrong rate, wrong duration, too short, too long, segment outside recording,
+    duplicate id, bad id
 
 An utterance without a transcript is fine here: language recognition can use it.
 
-    >>> for split, result in validate(items, Checks(), jobs=2):
+    >>> for result in validate(items, Checks(), jobs=2):
     ...     ...
 """
 
@@ -19,8 +21,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lowrank_speech.corpora.audio import AudioError, Header, check_file, check_samples
-from lowrank_speech.corpora.common import SAMPLING_RATE, SetAside, Utterance
+from lowrank_speech.corpora.audio import AudioError, Header, check_samples, open_once
+from lowrank_speech.corpora.common import SAMPLING_RATE, Checks, SetAside, Utterance
 
 if TYPE_CHECKING:
     from lhotse import MonoCut
@@ -28,24 +30,8 @@ if TYPE_CHECKING:
 
 TOLERANCE = 0.1
 """Seconds by which a declared duration (a segment's end) may miss the audio."""
-
-
-@dataclass(frozen=True)
-class Checks:
-    """What is taken. Times in seconds."""
-
-    min_seconds: float = 0.1
-    max_seconds: float = 60.0
-    channel: int | None = None
-    """The channel to take of recordings with several; null: those are set aside."""
-    sampling_rate: int | None = None
-    """The rate in Hz that all files of the corpus should have; null: any (resampled lazily)."""
-
-    def __post_init__(self):
-        if not 0 <= self.min_seconds < self.max_seconds:
-            raise ValueError(f"min_seconds: expected 0 <= {self.min_seconds} < max_seconds {self.max_seconds}")
-        if self.channel is not None and self.channel < 0:
-            raise ValueError(f"channel: must be at least 0, got {self.channel}")
+BATCH = 10_000
+"""Items in hand at a time: bounds the memory for large corpora."""
 
 
 @dataclass(frozen=True)
@@ -57,68 +43,63 @@ class Accepted:
 
 
 def validate(
-    items: Iterable[tuple[str, "Cut | Utterance | SetAside"]], checks: Checks, jobs: int = 1
-) -> Iterator[tuple[str, Accepted | SetAside]]:
+    items: "Sequence[Cut | Utterance | SetAside]", checks: Checks, jobs: int = 1
+) -> Iterator[Accepted | SetAside]:
     """Check all items, in ``jobs`` threads; the results come in the order of the items.
 
-    ``items`` is consumed before a thread starts, since a reader may fork. Each file is decoded once however many cuts
-    are made of it; decoding leaves Python's lock, so that threads do.
+    ``items`` is complete before a thread starts, since a reader may fork. Each file is decoded once however many cuts are
+    made of it; decoding leaves Python's lock, so that threads do.
     """
     import torch  # lhotse resamples with it
     from tqdm import tqdm
 
-    items = _mark_duplicates(items)
     # One thread each: no contention, and the same sums (the same bits) whatever the number of cores.
     torch.set_num_threads(1)
-    with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        files = sorted({path for _, item in items for path in _paths(item)})
-        opened = tqdm(pool.map(_open, files), "files", len(files), disable=None)
-        headers = dict(zip(files, opened, strict=True))
-        results = pool.map(lambda item: _check(item[1], headers, checks), items)
-        for (split, _), result in zip(items, tqdm(results, "utterances", len(items), disable=None), strict=True):
-            yield split, result
+    with (
+        ThreadPoolExecutor(max_workers=max(1, jobs)) as pool,
+        tqdm(total=len(items), desc="utterances", disable=None) as progress,
+    ):
+        for start in range(0, len(items), BATCH):
+            batch = items[start : start + BATCH]
+            files = sorted({path for item in batch for path in paths(item)})
+            headers = dict(zip(files, pool.map(open_once, files), strict=True))
+            for result in pool.map(lambda item, headers=headers: _check(item, headers, checks), batch):
+                progress.update()
+                yield result
 
 
-def _mark_duplicates(items: Iterable) -> list:
-    """An id may stand once in a corpus: the second and later items with it become SetAside that name both places."""
+def mark_duplicates(items: "Iterable[Cut | Utterance | SetAside]") -> "list[Cut | Utterance | SetAside]":
+    """An id may stand once in a split: the second and later items with it become SetAside that name both places."""
     seen: dict[str, str] = {}
     result = []
-    for split, item in items:
+    for item in items:
         if not isinstance(item, SetAside):
-            where = f"{split}: {_where(item)}"
+            where = _where(item)
             if item.id in seen:
                 item = SetAside(item.id, "duplicate id", f"{where}; first in {seen[item.id]}")
             else:
                 seen[item.id] = where
-        result.append((split, item))
+        result.append(item)
     return result
 
 
 def _where(item: "Cut | Utterance") -> str:
-    if isinstance(item, Utterance):
-        return f"{item.where} ({item.audio})" if item.where else item.audio
-    return ", ".join(_paths(item))
+    return item.place if isinstance(item, Utterance) else ", ".join(paths(item))
 
 
 def tracks(cut: "Cut") -> list:
-    """The cuts with recordings that a cut is made of: itself, or the tracks of a mixed cut less the padding."""
+    """The cuts with recordings that a cut is made of: itself, or the tracks of a mixed cut without the padding."""
     parts = [track.cut for track in cut.tracks] if hasattr(cut, "tracks") else [cut]
     return [part for part in parts if hasattr(part, "recording")]
 
 
-def _paths(item: "Cut | Utterance | SetAside") -> list[str]:
+def paths(item: "Cut | Utterance | SetAside") -> list[str]:
+    """The audio files of an item."""
     if isinstance(item, Utterance):
         return [item.audio]
     if isinstance(item, SetAside):
         return []
     return [str(s.source) for part in tracks(item) for s in part.recording.sources if s.type == "file"]
-
-
-def _open(path: str) -> Header | AudioError:
-    try:
-        return check_file(path)
-    except AudioError as fault:
-        return fault
 
 
 def _check(item: "Cut | Utterance | SetAside", headers: dict, checks: Checks) -> Accepted | SetAside:
@@ -127,7 +108,7 @@ def _check(item: "Cut | Utterance | SetAside", headers: dict, checks: Checks) ->
     try:
         if not item.id or any(c.isspace() for c in item.id):
             raise AudioError("bad id", f"{_where(item)}: an id must have a character and no white space: {item.id!r}")
-        for path in _paths(item):
+        for path in paths(item):
             if isinstance(headers[path], AudioError):
                 raise headers[path]
         if isinstance(item, Utterance):
@@ -144,13 +125,13 @@ def make_cut(utterance: Utterance, header: Header, checks: Checks) -> "MonoCut":
     """The cut of an utterance whose file holds ``header``: one supervision, 16 kHz; AudioError if they do not fit."""
     from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
-    what = _where(utterance)
+    what = utterance.place
     if header.channels > 1 and checks.channel is None:
         detail = f"{what} has {header.channels} channels; `checks: {{channel: 0}}` takes the first"
         raise AudioError("several channels", detail)
     channel = checks.channel if header.channels > 1 else 0
     if channel >= header.channels:
-        raise AudioError("no such channel", f"{what} has {header.channels} channels, wanted is number {channel}")
+        raise AudioError("no such channel", f"{what} has {header.channels} channels; `checks.channel` is {channel}, counted from 0")
     if checks.sampling_rate not in (None, header.rate):
         raise AudioError(
             "wrong rate", f"{what} has {header.rate} Hz, `checks.sampling_rate` says {checks.sampling_rate}"

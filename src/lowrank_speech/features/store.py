@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from lhotse import CutSet, Features, MonoCut, NumpyHdf5Writer
+from lhotse.utils import fastcopy
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import UserError
@@ -93,18 +94,8 @@ def with_features(cut, key: str, storage: str, array: np.ndarray, shift: float, 
         recording_id=cut.id,
     )
     (supervision,) = cut.supervisions
-    supervision = supervision.__class__(
-        id=supervision.id,
-        recording_id=cut.id,
-        start=0.0,
-        duration=duration,
-        channel=0,
-        text=supervision.text,
-        language=supervision.language,
-        speaker=supervision.speaker,
-        gender=supervision.gender,
-        custom=supervision.custom,
-    )
+    # Not field by field: alignments and custom fields come along.
+    supervision = fastcopy(supervision, recording_id=cut.id, start=0.0, duration=duration, channel=0)
     # The speech's own duration: the last hop of the front end may cover a little more or less.
     custom = {**(getattr(cut, "custom", None) or {}), "seconds": cut.duration}
     return MonoCut(

@@ -19,7 +19,7 @@ MANIFEST = "lang.json"
 TOKEN_FILES = {"char": "tokens.txt", "sentencepiece": "pieces.model", "whisper": None}
 """Kind -> the file that holds its tokens."""
 
-NO_TEXT, NOTHING_LEFT = "no text", "normalises to nothing"
+NO_TEXT, ONLY_TAGS, NOTHING_LEFT = "no text", "only tags", "normalises to nothing"
 """Why an utterance cannot be used for recognition."""
 
 
@@ -41,7 +41,7 @@ class Lang:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Lang":
-        """Read the folder. UserError: it is none of the stage lang, or its token file is not the one that was made."""
+        """Read the folder. UserError: the stage lang did not make it, or its token file has changed since."""
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
@@ -81,10 +81,12 @@ class Lang:
 
 
 def unusable(normaliser: Normaliser, text: str | None, language: str | None) -> str | None:
-    """NO_TEXT, NOTHING_LEFT, or None for a transcript that can be used."""
+    """NO_TEXT, ONLY_TAGS, NOTHING_LEFT, or None for a transcript that can be used."""
     if text is None or not text.strip():
         return NO_TEXT
-    return None if normaliser(text, language) else NOTHING_LEFT
+    if normaliser(text, language):
+        return None
+    return ONLY_TAGS if normaliser.holds_tags(text, language) else NOTHING_LEFT
 
 
 def _verified(path: Path, record: dict[str, Any]) -> str:

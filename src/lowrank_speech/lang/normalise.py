@@ -1,7 +1,8 @@
 """Raw transcripts -> the form that recognition learns and is scored in; the same function on both sides.
 
 In that order: control and format characters go, any white space becomes a blank, Unicode's canonical composition (NFC),
-case (with the rules of the language), replacements, punctuation, single blanks. Normalising twice changes nothing more.
+case (with the rules of the language), tags, replacements, punctuation, single blanks. Normalising twice changes nothing
+more.
 
 Kept are letters, marks and numbers of every script (Unicode categories L, Mn, Mc, N), so the vowel signs of Devanagari
 or Arabic stay on their letters. Digits are never touched: whether "5" is read "five" is not known here. Only canonical
@@ -15,8 +16,11 @@ Source: Unicode Standard Annexes 15 (normalisation) and 44 (categories); Special
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from typing import Any, Literal
+
+from lowrank_speech.lang import tags
+from lowrank_speech.settings import key, settings
 
 UNKNOWN = "\ufffd"
 """Stands for what a token set cannot write. Never stripped: it has to count as an error."""
@@ -34,40 +38,46 @@ DOTLESS = ("tr", "az", "crh", "gag")
 """Languages that write i and ı, İ and I."""
 
 
-@dataclass(frozen=True)
-class Rules:
-    """How one language is normalised; the keys are those of ``NormaliseConfig``. None: as for all languages."""
+Case = Literal["lower", "upper", "keep"]
+CASE = "lower, upper or keep; Turkish and Azerbaijani have their own i, German ß is ẞ in upper case"
+PUNCTUATION = (
+    "strip: punctuation and symbols become blanks, apostrophes stay inside words as '; keep: all of it stays as it is"
+)
+HYPHENATION = "with punctuation: strip, what becomes of hyphens inside words: space or keep"
+KEEP = "characters that count as letters, such as %"
+TAGS = "pattern -> text, null: nothing; <*> and [*] are all tags in such brackets, <hes> is one (docs/your-data.md)"
+REPLACE = "character -> text, looked up after casing"
 
-    case: Literal["lower", "upper", "keep"] | None = None
-    punctuation: Literal["strip", "keep"] | None = None
-    hyphens: Literal["space", "keep"] | None = None
-    keep: str | None = None
-    replace: dict[str, str] | None = None
+
+@settings
+class Rules:
+    """How one language is normalised; null: as for all languages."""
+
+    case: Case | None = key(None, CASE)
+    punctuation: Literal["strip", "keep"] | None = key(None, PUNCTUATION)
+    hyphens: Literal["space", "keep"] | None = key(None, HYPHENATION)
+    keep: str | None = key(None, KEEP)
+    tags: dict[str, str | None] | None = key(None, TAGS)
+    replace: dict[str, str] | None = key(None, REPLACE)
 
 
 # Written inside words: Catalan's col·lecció. A config's own rules of the language win.
 BUILT_IN = {"ca": Rules(keep="·")}
 
 
-@dataclass(frozen=True)
+@settings
 class NormaliseConfig:
-    """How transcripts are normalised.
+    """How transcripts are normalised, in training and in scoring."""
 
-    case         lower, upper or keep. Turkish and Azerbaijani have their own i; German ß is ẞ in upper case
-    punctuation  strip: punctuation and symbols (Unicode P, S, Me) become blanks, apostrophes stay inside words as ';
-                 keep: all of it stays as it is
-    hyphens      with ``punctuation: strip``, those inside words: space or keep
-    keep         characters that are taken for letters, such as "%"
-    replace      character -> text, looked up after casing: {"ß": "ss", "&": " and "}
-    languages    code -> what differs there; en-GB looks for itself, then for en
-    """
-
-    case: Literal["lower", "upper", "keep"] = "lower"
-    punctuation: Literal["strip", "keep"] = "strip"
-    hyphens: Literal["space", "keep"] = "space"
-    keep: str = ""
-    replace: dict[str, str] = field(default_factory=dict)
-    languages: dict[str, Rules] = field(default_factory=dict)
+    case: Case = key("lower", CASE)
+    punctuation: Literal["strip", "keep"] = key("strip", PUNCTUATION)
+    hyphens: Literal["space", "keep"] = key("space", HYPHENATION)
+    keep: str = key("", KEEP)
+    tags: dict[str, str | None] = key(None, TAGS, default_factory=dict)
+    replace: dict[str, str] = key(None, REPLACE, default_factory=dict)
+    languages: dict[str, Rules] = key(
+        None, "code -> what differs there; en-GB looks for itself, then for en", default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         for code in (None, *self.languages):
@@ -75,11 +85,12 @@ class NormaliseConfig:
 
     def rules(self, language: str | None) -> Rules:
         """The rules of one language (None: of an unknown one), with a value for every key."""
-        values = {key.name: getattr(self, key.name) for key in fields(Rules)}
+        names = [field.name for field in fields(Rules)]
+        values = {name: getattr(self, name) for name in names}
         for code in reversed(_codes(language)):
             for table in (BUILT_IN, self.languages):
                 if code in table:
-                    values |= {key: value for key, value in vars(table[code]).items() if value is not None}
+                    values |= {name: v for name in names if (v := getattr(table[code], name)) is not None}
         return Rules(**values)
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,7 +99,7 @@ class NormaliseConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NormaliseConfig":
-        """From what ``to_dict`` gave. TypeError or ValueError where it is none."""
+        """From what ``to_dict`` gave. TypeError or ValueError for anything else."""
         languages = {code: Rules(**given) for code, given in values.get("languages", {}).items()}
         return cls(**{**values, "languages": languages})
 
@@ -104,9 +115,20 @@ class Normaliser:
         self._steps: dict[str | None, _Steps] = {}
 
     def __call__(self, text: str, language: str | None = None) -> str:
+        return self._of(language)(text)
+
+    def holds_tags(self, text: str, language: str | None = None) -> bool:
+        """Whether ``text`` holds a tag for which there is a pattern."""
+        return self._of(language).holds_tags(text)
+
+    def unknown_tags(self, text: str, language: str | None = None) -> list[str]:
+        """What looks like tags in ``text`` and has no pattern, so that it becomes words or vanishes by chance."""
+        return [tag for tag in tags.found_tags(text) if not self._of(language).holds_tags(tag)]
+
+    def _of(self, language: str | None) -> "_Steps":
         if language not in self._steps:
             self._steps[language] = _Steps(self.config.rules(language), language)
-        return self._steps[language](text)
+        return self._steps[language]
 
 
 class _Steps:
@@ -115,22 +137,32 @@ class _Steps:
     def __init__(self, rules: Rules, language: str | None):
         self._rules, self._language = rules, language
         self._clean, self._strip = _Cleaning(), _Stripping(rules.hyphens, rules.keep)
-        # Replacements are looked up in cased text; what they give takes the same case.
-        replacements = {key: _cased(value, rules.case, language) for key, value in rules.replace.items()}
+        # Tags and characters are looked up in cased text; what they become takes the same case.
+        replacements = {character: self._cased(value) for character, value in rules.replace.items()}
         self._replace = str.maketrans(replacements)
+        patterns = {self._cased(pattern): text and self._cased(text) for pattern, text in rules.tags.items()}
+        self._tags = tags.Tags(patterns)
 
     def __call__(self, text: str) -> str:
         before = None
-        # What a replacement gives may compose with a mark behind it to another character that is to be replaced.
+        # What a replacement gives may compose with a mark behind it to another character that is to be replaced, and
+        # what is left around a tag may be one.
         while text != before:
             before, text = text, self._once(text)
-            if not self._replace:
+            if not self._replace and not self._tags:
                 break
         return text
 
+    def holds_tags(self, text: str) -> bool:
+        """Whether a pattern finds something."""
+        cased = self._cased(text)
+        return bool(self._tags) and self._tags(cased) != cased
+
+    def _cased(self, text: str) -> str:
+        return _cased(unicodedata.normalize("NFC", text.translate(self._clean)), self._rules.case, self._language)
+
     def _once(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text.translate(self._clean))
-        text = _cased(text, self._rules.case, self._language).translate(self._replace)
+        text = self._tags(self._cased(text)).translate(self._replace)
         if self._rules.punctuation == "strip":
             text = _inside_words(text.translate(self._strip))
         return unicodedata.normalize("NFC", " ".join(text.split()))
@@ -149,19 +181,27 @@ def _check(rules: Rules, language: str | None) -> None:
                 f"{where}keep: {character!r} cannot be kept: blanks, | and sentencepiece's signs mean something "
                 f"else; for ' and - see `hyphens` and `punctuation: keep`"
             )
+    try:
+        tags.check(rules.tags)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+    texts: dict[str, str | None] = {}
+    for pattern, text in rules.tags.items():
+        if texts.setdefault(_cased(pattern, rules.case, language), text) != text:
+            raise ValueError(f"{where}tags: {pattern!r} stands twice in different case, with different texts; keep one")
     strip = _Stripping(rules.hyphens, rules.keep)
-    for key, value in rules.replace.items():
-        if len(key) != 1 or key.isspace() or key in RESERVED or unicodedata.category(key)[0] in "MC":
-            raise ValueError(f"{where}replace: {key!r} is not one character to look for (a letter, a sign, a digit)")
-        cased = _cased(key, rules.case, language)
-        if cased != key:
-            raise ValueError(f"{where}replace: {key!r} is never found: case comes first, and makes it {cased!r}")
+    for name, value in rules.replace.items():
+        if len(name) != 1 or name.isspace() or name in RESERVED or unicodedata.category(name)[0] in "MC":
+            raise ValueError(f"{where}replace: {name!r} is not one character to look for (a letter, a sign, a digit)")
+        cased = _cased(name, rules.case, language)
+        if cased != name:
+            raise ValueError(f"{where}replace: {name!r} is never found: case comes first, and makes it {cased!r}")
         # Otherwise what comes out would be replaced again, without end.
         value = _cased(value, rules.case, language)
         made = value + unicodedata.normalize("NFC", value.translate(strip))
         again = next((other for other in rules.replace if other in made), None)
         if again is not None:
-            raise ValueError(f"{where}replace: {key!r} becomes {value!r}, which holds {again!r}, itself to be replaced")
+            raise ValueError(f"{where}replace: {name!r} becomes {value!r}, which holds {again!r}, itself to be replaced")
 
 
 def _cased(text: str, case: str, language: str | None) -> str:

@@ -1,17 +1,17 @@
 """Stage lang: training transcripts -> the normaliser and the token set of recognition.
 
-inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus): nothing else is looked at, so
-                     that no transcript of dev or test leaves a trace. Kind whisper needs none
+inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). Nothing else is read,
+                     so that no transcript of dev or test leaves a trace. Kind whisper needs none
 outputs  --out       folder with
            tokens.txt      kind char: `symbol id` lines, <blk> is 0
            pieces.model    kind sentencepiece; pieces.vocab beside it is for people
            words.txt       `word count` lines, sorted: the words of the normalised transcripts
-           set_aside.tsv   utterances without text, or whose text normalises to nothing, with the reason
+           set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing: id, reason, text
          --manifest  lang.json in that folder; `Lang.load` reads it
 
 kind     char            characters. For CTC, unless `for: seq2seq`
-         sentencepiece   pieces. For the decoder of a Whisper from scratch, and for CTC too (more symbols that it never
-                         uses), unless `for: ctc`
+         sentencepiece   pieces. For the decoder of a Whisper from scratch and, with more symbols than it uses, for CTC,
+                         unless `for: ctc`
          whisper         the tokenizer that comes with a published Whisper: only the normaliser is set
 
 Equal transcripts and settings give equal files, byte for byte.
@@ -27,81 +27,32 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from lowrank_speech import settings
 from lowrank_speech.artefact import Manifest, atomic, write_table, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.lang import config as kinds
 from lowrank_speech.lang.load import MANIFEST, TOKEN_FILES, unusable
-from lowrank_speech.lang.normalise import UNKNOWN, NormaliseConfig, Normaliser
+from lowrank_speech.lang.normalise import UNKNOWN, Normaliser
+from lowrank_speech.lang.tags import shown
 from lowrank_speech.lang.tokens import CharTokens, PieceTokens, special_symbols
+from lowrank_speech.settings import REQUIRED, Seed, key
 from lowrank_speech.stages import common
 
 log = logging.getLogger("lowrank_speech")
 
-
-@dataclass(frozen=True)
-class Char:
-    """Kind char. ``min_count``: characters that are seen less often become <unk>. ``for_``: the key ``for``."""
-
-    kind: str
-    for_: Literal["ctc", "seq2seq"] = "ctc"
-    min_count: int = 1
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-
-    def __post_init__(self) -> None:
-        _at_least(1, min_count=self.min_count)
+SHOWN = 50
+"""Tags that the manifest lists, the commonest ones."""
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Kind sentencepiece. ``vocab_size`` counts the pieces with <blk> and <unk>; see ``lang.pieces``."""
-
-    kind: str
-    for_: Literal["ctc", "seq2seq"] = "seq2seq"
-    vocab_size: int = 500
-    model_type: Literal["unigram", "bpe"] = "unigram"
-    byte_fallback: bool = False
-    min_count: int = 1
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-
-    def __post_init__(self) -> None:
-        _at_least(1, min_count=self.min_count, vocab_size=self.vocab_size)
-
-
-@dataclass(frozen=True)
-class Own:
-    """Kind whisper: the tokenizer is the model's own."""
-
-    kind: str
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-
-
-KINDS: dict[str, type] = {"char": Char, "sentencepiece": Pieces, "whisper": Own}
-
-
-@dataclass(frozen=True)
+@settings.settings
 class Config:
-    """The stage's slice. ``lang`` is read by the dataclass of its kind; ``corpora`` and ``splits`` come as --cuts."""
+    """The stage's slice."""
 
-    seed: int
-    lang: dict[str, Any]
-
-    def read(self) -> Char | Pieces | Own:
-        """``lang``, checked."""
-        kind = self.lang.get("kind")
-        if kind not in KINDS:
-            raise UserError(f"cfg.lang.kind: {kind!r} is none of {', '.join(KINDS)}")
-        # `for` is a word of Python's own.
-        given = {"for_" if key == "for" else key: value for key, value in self.lang.items()}
-        return common.from_json(KINDS[kind], given, "cfg.lang")
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name}: expected {least} or more, got {value}")
+    seed: Seed = key(REQUIRED, "of the training of pieces")
+    lang: dict[str, Any] = key(REQUIRED, "a section of `langs` without its corpora and splits, which come as --cuts")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -113,11 +64,11 @@ def add(parser: argparse.ArgumentParser) -> None:
 def body(arguments: argparse.Namespace) -> None:
     """Read, normalise, count, write."""
     raw = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, raw)
-    lang = config.read()
+    config = settings.read(Config, raw)
+    lang = kinds.read(config.lang, "cfg.lang")
     manifest = Manifest("lang", cfg=raw, seed=config.seed)
     if arguments.manifest.resolve() != (arguments.out / MANIFEST).resolve():
-        raise UserError(f"--manifest: has to be {arguments.out / MANIFEST}, found {arguments.manifest}")
+        raise UserError(f"--manifest: it must be {arguments.out / MANIFEST}, got {arguments.manifest}")
     if not arguments.cuts and lang.kind != "whisper":
         raise UserError(f"lang: kind {lang.kind} needs --cuts, the transcripts to make tokens from")
     transcripts = Transcripts(Normaliser(lang.normalise))
@@ -142,6 +93,7 @@ class Transcripts:
         self._normaliser = normaliser
         self.sentences: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
+        self.unknown_tags: Counter[str] = Counter()
         self.set_aside: list[tuple[str, str, str]] = []
 
     def read(self, path: Path) -> None:
@@ -156,6 +108,7 @@ class Transcripts:
             text, language = supervisions[0].get("text"), supervisions[0].get("language")
             if language is not None:
                 self._language(language, f"{where}: the cut {cut.get('id')}")
+            self.unknown_tags.update(self._normaliser.unknown_tags(text or "", language))
             reason = unusable(self._normaliser, text, language)
             if reason is None:
                 self.sentences[self._normaliser(text, language)] += 1
@@ -196,6 +149,7 @@ class Transcripts:
             "sentences": len(self.sentences),
             "words": words.total(),
             "different_words": len(words),
+            "unknown_tags": dict(sorted(self.unknown_tags.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]),
             "set_aside": self._reasons(),
         }
 
@@ -214,7 +168,7 @@ def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
 
 
 def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for messages, cut as a dictionary) of a Lhotse file of cuts, line by line: several times as fast."""
+    """Place for messages and cut as a dictionary, of a Lhotse file of cuts; several times as fast as Lhotse."""
     common.existing(path, "--cuts")
     opener, number = (gzip.open if path.suffix == ".gz" else open), 0
     with opener(path, "rt", encoding="utf-8") as file:
@@ -223,7 +177,7 @@ def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     cut = json.loads(line)
                     if not isinstance(cut, dict):
-                        raise ValueError(f"no cut, but {cut!r:.40}")
+                        raise ValueError(f"expected a cut, got {cut!r:.40}")
                     yield f"{path}, line {number}", cut
         except (ValueError, EOFError, OSError, zlib.error) as error:
             raise UserError(f"{path}, line {number}: cannot be read: {error}; make the cuts again") from error
@@ -234,12 +188,18 @@ def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
     words, listed = out / "words.txt", out / "set_aside.tsv"
     write_text(words, "".join(f"{word} {n}\n" for word, n in sorted(transcripts.words().items())))
     write_table(listed, ("id", "reason", "detail"), sorted(transcripts.set_aside))
+    if transcripts.unknown_tags:
+        log.warning(
+            "lang: the transcripts hold tags: %s. They are taken for words; say in `normalise.tags` what they become, for "
+            "example tags: {'<*>': null, '[*]': null}",
+            shown(transcripts.unknown_tags),
+        )
     if transcripts.set_aside:
         log.warning("lang: %d utterances have no text to learn from, see %s", len(transcripts.set_aside), listed)
     return [words, listed]
 
 
-def _tokens(out: Path, lang: Char | Pieces, transcripts: Transcripts, seed: int) -> tuple[list[Path], dict[str, Any]]:
+def _tokens(out: Path, lang: kinds.Char | kinds.Pieces, transcripts: Transcripts, seed: int) -> tuple[list[Path], dict[str, Any]]:
     """Write the token set; the files, and what the manifest says of it."""
     characters = transcripts.characters()
     rare = {c: n for c, n in sorted(characters.items()) if n < lang.min_count}

@@ -1,0 +1,77 @@
+"""Ogg: are all pages there, is it one stream, and does its last page tell the truth about the length?
+
+The length of an Ogg stream is a number in the header of its last page, at which libsndfile stops. ``opened`` gives the
+stream with that number out of the way, so that decoding goes on to the real end.
+
+Source: RFC 3533 (pages), RFC 7845 (Opus), Vorbis I specification, section 4.2.2 (block sizes).
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError
+
+FIRST, LAST = 2, 4
+"""Flags of a page: the first, the last of its stream."""
+FAR = 1 << 40
+"""A length that no recording has."""
+REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+@dataclass(frozen=True)
+class Page:
+    """Where a page lies, in bytes, and what its header says."""
+
+    start: int
+    length: int
+    flags: int
+    position: int
+    serial: int
+
+
+def pages(data: bytes, path: Path) -> list[Page]:
+    """The pages of a file. AudioError: it breaks off, has no end, or holds two streams one behind the other."""
+    result: list[Page] = []
+    at = data.find(b"OggS")
+    while at >= 0:
+        if at + 27 > len(data) or at + 27 + data[at + 26] > len(data):
+            raise AudioError(TRUNCATED, f"{path}: the Ogg stream breaks off within a page header")
+        segments = data[at + 26]
+        length = 27 + segments + sum(data[at + 27 : at + 27 + segments])
+        if at + length > len(data):
+            raise AudioError(TRUNCATED, f"{path}: the last Ogg page has {len(data) - at} of {length} bytes")
+        position, serial = struct.unpack_from("<qI", data, at + 6)
+        page = Page(at, length, data[at + 5], position, serial)
+        if page.flags & FIRST and result and not result[-1].flags & FIRST:
+            raise AudioError(MORE, f"{path}: a second Ogg stream begins at byte {at}; only the first would be read")
+        result.append(page)
+        at = data.find(b"OggS", at + length)
+    if result and not result[-1].flags & LAST:
+        raise AudioError(TRUNCATED, f"{path}: the Ogg stream has no end, it was cut between two pages")
+    return result
+
+
+def opened(data: bytes, found: list[Page]) -> bytes:
+    """The stream with a last page that promises more than there is."""
+    last = found[-1]
+    page = bytearray(data[last.start : last.start + last.length])
+    page[6:14] = struct.pack("<q", FAR)
+    page[22:26] = bytes(4)
+    page[22:26] = struct.pack("<I", checksum(bytes(page)))
+    return data[: last.start] + bytes(page) + data[last.start + last.length :]
+
+
+def trimmed(data: bytes, found: list[Page], rate: int) -> int:
+    """How many samples at ``rate`` Hz an encoder may cut off the end of what it coded: one block."""
+    head = data[found[0].start + 28 : found[0].start + 28 + 40]
+    if head[1:7] == b"vorbis":
+        return 1 << (head[28] >> 4)
+    return round(0.12 * rate)  # the longest packet of Opus
+
+
+def checksum(page: bytes) -> int:
+    """Ogg's CRC-32: zlib's polynomial, with the bits in the other order and nothing inverted."""
+    found = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{found:032b}"[::-1], 2)

@@ -1,0 +1,112 @@
+"""The audio of the synthetic corpus: what eSpeak NG says, the noise around it, and the FLAC files.
+
+In: prompts, which espeak.py draws. Out: 16-bit FLAC files. A prompt and the seed decide every sample: neither the number
+of processes nor the other prompts do.
+
+    python -c "from lowrank_speech.corpora import rendering; print(rendering.spoken('de+m3', 'Hallo.', 170, 50, 16000))"
+
+Source: written for this project.
+"""
+
+import functools
+import multiprocessing
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import soundfile
+from scipy.signal import firwin, resample_poly
+from tqdm import tqdm
+
+from lowrank_speech.corpora import noise, sentences, synthesis
+from lowrank_speech.errors import UserError
+
+if TYPE_CHECKING:
+    from lowrank_speech.corpora.espeak import Config, Prompt
+
+BABBLERS = 4  # talkers for babble, of every language's voices
+
+
+def render_all(prompts: "Sequence[Prompt]", config: "Config", audio_dir: Path, seed: int, jobs: int) -> list[int]:
+    """Write the FLAC file of every prompt of a split into ``audio_dir`` with ``jobs`` processes; numbers of samples.
+
+    UserError for a voice that is missing or silent.
+    """
+    audio_dir.mkdir(parents=True, exist_ok=True)
+    babble = any(prompt.noise == "babble" for prompt in prompts)
+    work = (talkers(config, seed) if babble else [], audio_dir, seed, config.sample_rate)
+    progress = {"total": len(prompts), "desc": "synthesis", "unit": "utt", "disable": None}
+    if jobs > 1:
+        with multiprocessing.get_context("spawn").Pool(jobs, _start, work) as pool:
+            return list(tqdm(pool.imap(_render, prompts, chunksize=8), **progress))
+    return [render(prompt, *work) for prompt in tqdm(prompts, **progress)]
+
+
+def talkers(config: "Config", seed: int) -> list[np.ndarray]:
+    """What babble is made of: free sentences of all languages, by the plain voices, which no split uses.
+
+    Returns float64 (T,) arrays at the config's sample rate. All languages together, so that the noise does not give the
+    language away.
+    """
+    result = []
+    for language in config.languages:
+        for accent in config.accents(language):
+            rng = noise.generator(seed, "babble", accent)
+            for text in rng.choice(sentences.load(language).free, size=BABBLERS, replace=False):
+                rate, pitch = int(rng.integers(140, 200)), int(rng.integers(10, 90))
+                result.append(spoken(accent, str(text), rate, pitch, config.sample_rate))
+    return result
+
+
+def spoken(voice: str, text: str, rate: int, pitch: int, sample_rate: int) -> np.ndarray:
+    """The clean speech, float64 (T,) in -1..1 at ``sample_rate``, without the silence that eSpeak puts around it."""
+    samples = synthesis.say(voice, text, rate, pitch) / 32768
+    up, down = Fraction(sample_rate, synthesis.RATE).as_integer_ratio()
+    samples = resample_poly(samples, up, down, window=_low_pass(up, down))
+    heard = np.flatnonzero(noise.active(samples, sample_rate))
+    if len(heard) == 0:
+        raise UserError(
+            f"eSpeak NG was silent: voice {voice}, text {text!r}; choose another voice in the corpus's config"
+        )
+    return samples[heard[0] : heard[-1] + 1]
+
+
+@functools.cache
+def _low_pass(up: int, down: int) -> np.ndarray:
+    """The filter that resample_poly would design anew for every utterance."""
+    most = max(up, down)
+    return firwin(20 * most + 1, 1 / most, window=("kaiser", 5.0))
+
+
+def mixture(
+    prompt: "Prompt", babblers: Sequence[np.ndarray], seed: int, sample_rate: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """One utterance's padded clean speech and its mixture with noise, both float64 (T,); the mixture peaks as drawn."""
+    speech = spoken(prompt.voice, prompt.text, prompt.rate, prompt.pitch, sample_rate)
+    speech = np.pad(speech, [round(seconds * sample_rate) for seconds in prompt.silence])
+    mixed = speech
+    if prompt.noise is not None and prompt.snr is not None:
+        rng = noise.generator(seed, prompt.id, "noise")
+        background = noise.make(prompt.noise, len(speech), rng, sample_rate, babblers)
+        mixed = noise.mix(speech, background, prompt.snr, sample_rate)
+    return speech, mixed * (prompt.peak / np.abs(mixed).max())
+
+
+def render(prompt: "Prompt", babblers: Sequence[np.ndarray], audio_dir: Path, seed: int, sample_rate: int) -> int:
+    """Write one utterance's FLAC file; returns its number of samples."""
+    _, mixed = mixture(prompt, babblers, seed, sample_rate)
+    soundfile.write(audio_dir / f"{prompt.id}.flac", np.round(mixed * 32768).astype(np.int16), sample_rate)
+    return len(mixed)
+
+
+_WORK: list = []  # a worker's babblers, folder, seed and sample rate: sent once, not with every utterance
+
+
+def _start(*work: object) -> None:
+    _WORK[:] = work
+
+
+def _render(prompt: "Prompt") -> int:
+    return render(prompt, *_WORK)

@@ -1,0 +1,167 @@
+"""Stage overlap: do the splits of a task share utterances, audio or speakers?
+
+inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train, dev, test
+outputs  --manifest  overlap.json: what the splits share, with counts and examples
+         shared.tsv beside it: every utterance that may not be shared
+
+An utterance of a training role (pretrain, train) may not stand in dev or test, nor one of dev in test: neither under its
+id, within one corpus, nor as equal samples. That ends the stage with exit code 2. Speakers that splits share are
+reported, not refused. A split may be used twice, and training roles may share what they like.
+
+python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
+    --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
+"""
+
+import argparse
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lowrank_speech import settings
+from lowrank_speech.artefact import Manifest, write_table
+from lowrank_speech.errors import UserError
+from lowrank_speech.settings import key
+from lowrank_speech.stages import common
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("lowrank_speech")
+
+ROLES = ("pretrain", "train", "dev", "test")
+APART = [("train", "dev"), ("train", "test"), ("pretrain", "dev"), ("pretrain", "test"), ("dev", "test")]
+"""Roles that may share no utterance."""
+COLUMNS = ("id", "speaker", "sha256")
+SUFFIX = ".index.tsv"
+EXAMPLES = 5
+HEADER = ("what", "role", "split", "id", "other_role", "other_split", "other_id")
+
+
+@settings.settings
+class Config:
+    """The stage's slice."""
+
+    roles: dict[str, tuple[str, ...]] = key(
+        None, "role -> its splits as corpus/split, for the record; the indices come as --split", default_factory=dict
+    )
+
+
+class Split(NamedTuple):
+    """A split in its role. ``name`` is corpus/split."""
+
+    role: str
+    path: Path
+    name: str
+    rows: "pd.DataFrame"
+
+    @property
+    def corpus(self) -> Path:
+        """The folder of its corpus: ids mean something within it."""
+        return self.path.parent
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare inputs."""
+    parser.add_argument(
+        "--split",
+        action="append",
+        required=True,
+        metavar="ROLE=FILE",
+        help=f"input: the index of a split ({{split}}{SUFFIX}) and its role, one of {', '.join(ROLES)}",
+    )
+
+
+def body(arguments: argparse.Namespace) -> None:
+    """Read, compare, write."""
+    raw = common.read_cfg(arguments.cfg)
+    settings.read(Config, raw)
+    manifest = Manifest("overlap", cfg=raw)
+    splits = [read_split(text) for text in dict.fromkeys(arguments.split)]
+    pairs = [(one, other) for one, other in itertools.combinations(splits, 2) if one.role != other.role]
+    rows = [row for one, other in pairs if (one.role, other.role) in APART for row in shared(one, other)]
+    listed = arguments.manifest.with_name("shared.tsv")
+    write_table(listed, HEADER, rows)
+    if rows:
+        raise UserError(refusal(rows, splits, listed))
+    speakers = [found for one, other in pairs if (found := shared_speakers(one, other)) is not None]
+    for found in speakers:
+        log.warning(
+            "overlap: %(speakers)d speakers of %(role)s (%(split)s) stand in %(other_role)s (%(other_split)s) too, %(first)s "
+            "among them: results there are not those for unknown speakers",
+            {**found, "first": found["examples"][0]},
+        )
+    used = [{"role": split.role, "split": split.name, "utterances": len(split.rows)} for split in splits]
+    manifest.write(arguments.manifest, [listed], {"splits": used, "shared_speakers": speakers})
+
+
+def read_split(text: str) -> Split:
+    """A split as the command line names it; UserError for what is not ROLE=FILE, or not an index."""
+    import pandas as pd
+
+    role, _, name = text.partition("=")
+    if role not in ROLES or not name:
+        raise UserError(f"--split: expected ROLE=FILE with a role of {', '.join(ROLES)}, got {text!r}")
+    path = common.existing(name, "--split")
+    try:
+        rows = pd.read_csv(path, sep="\t", usecols=list(COLUMNS), dtype=str, keep_default_na=False, quoting=3)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not an index of the stage corpus ({' '.join(str(error).split())}); make it again") from error
+    return Split(role, path, f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}", rows)
+
+
+def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
+    """What two splits share and may not, as rows of shared.tsv: equal samples, and within one corpus equal ids."""
+    columns = ["sha256"] + (["id"] if one.corpus.resolve() == other.corpus.resolve() else [])
+    result = []
+    for column in columns:
+        mine = one.rows[one.rows[column].isin(other.rows[column])]
+        # One partner is enough: a sound that each has a thousand times would make a million rows.
+        met = mine.merge(other.rows.drop_duplicates(column), on=column, suffixes=("", "_other"))
+        others = met["id"] if column == "id" else met["id_other"]
+        what = "samples" if column == "sha256" else "id"
+        result += [
+            (what, one.role, one.name, a, other.role, other.name, b) for a, b in zip(met["id"], others, strict=True)
+        ]
+    return result
+
+
+def shared_speakers(one: Split, other: Split) -> dict[str, Any] | None:
+    """The speakers that two splits of different roles share; None where there are none."""
+    if {one.role, other.role} == {"pretrain", "train"}:
+        return None
+    found = sorted(set(one.rows["speaker"]) & set(other.rows["speaker"]))
+    if not found:
+        return None
+    return {
+        "role": one.role,
+        "split": one.name,
+        "other_role": other.role,
+        "other_split": other.name,
+        "speakers": len(found),
+        "examples": found[:EXAMPLES],
+    }
+
+
+def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Path) -> str:
+    """One line: the first utterance that is shared, where it stands, how many there are, what to do."""
+    what, role, split, name, other_role, other_split, other_name = rows[0]
+    paths = {(s.role, s.name): s.path for s in splits}
+    first, second = paths[role, split], paths[other_role, other_split]
+    same = "have the same samples" if what == "samples" else "have the same id"
+    more = len({row[1:4] for row in rows}) - 1
+    return (
+        f"utterance {name} of {role} ({first}) and {other_name} of {other_role} ({second}) {same}"
+        + (f", and {more} more are shared, see {listed}" if more else "")
+        + f": results on {other_role} would mean nothing; take them out of the data of one split, or choose other splits"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return common.main("overlap", __doc__, Config, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
