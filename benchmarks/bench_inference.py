@@ -100,12 +100,12 @@ def recognise(a, model, given):
     """One pass."""
     from transformers import logging
 
-    from lowrank_speech.decoding.ctc import greedy
+    from lowrank_speech.decoding.ctc.greedy import best_paths
 
     logging.set_verbosity_error()  # generate's remarks on its own defaults
     for features, lengths in given:
         if model.task == "ctc":
-            greedy(model, features, lengths)
+            best_paths(model, features, lengths)
             continue
         options = {"max_new_tokens": a.tokens, "min_new_tokens": a.tokens, "num_beams": 1, "do_sample": False}
         out = model.hf.generate(input_features=model.pad_mel(features, lengths), return_timestamps=False, **options)

@@ -100,12 +100,17 @@ def table(path):
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def hypotheses(folder):
+    """The lines of hypotheses.jsonl."""
+    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def decode_with(world, systems, family, task, folder, cuts=None, **keys):
     paths = {"model": systems[family, task].model, "out": folder}
     paths["cuts"] = cuts or world.features[family] / "test.jsonl.gz"
     if task == "asr":
         paths["lang"] = world.lang[family]
-    cfg = {"task": {"type": task}, "decode": {"batch_seconds": 2.0, **keys}}
+    cfg = {"task": {"type": task}, "decoder": {"batch_seconds": 2.0, **keys}}
     return done(decode, cfg, folder / "decode.json", **paths)
 
 

@@ -91,8 +91,11 @@ def test_asr_missing(call):
     [
         (("score", "asr", "none", "hyp"), "none: no such file"),
         (("score", "asr", "ref", "extra"), "utterance 'z' has no reference"),
-        (("score", "asr", "ref", "twice"), "twice:2: id 'a' stands already in line 1"),
-        (("score", "asr", "ref", "hyp", "--bootstrap", "1"), "bootstrap: expected"),
+        (("score", "asr", "ref", "twice"), "twice:2: id 'a' has 'y' here and 'x' in line 1; keep one of the two lines"),
+        (
+            ("score", "asr", "ref", "hyp", "--bootstrap", "1"),
+            "bootstrap is 1; it must be 0 (no intervals) or at least 2",
+        ),
         (("score", "asr", "ref", "hyp", "--resample", "speakers"), "utt2spk"),
         (("score", "lid", "ref", "hyp"), "error: "),
         (("params",), "either a model folder or --preset"),

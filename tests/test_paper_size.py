@@ -129,10 +129,8 @@ def test_xls_r_300m_through_the_stages(tmp_path, stage):
     # The last of the four: LoRA on the low-rank model, merged into the factors.
     assert len(load_model(out / "model").plan) == 48
     decoded = tmp_path / "decoded"
-    cfg = {"task": task, "decode": {"device": "cpu"}}
-    numbers = stage(
-        "decode", cfg, tmp_path / "decode.json", model=out / "model", cuts=waveforms, lang=lang, out=decoded
-    )
+    paths = {"model": out / "model", "cuts": waveforms, "lang": lang, "out": decoded}
+    numbers = stage("decode", {"task": task}, tmp_path / "decode.json", runtime='{"device": "cpu"}', **paths)
     assert numbers["utterances"] == len(TEXTS)
     assert [line.split()[0] for line in (decoded / "hyp.txt").read_text().splitlines()] == sorted(TEXTS)
     assert (decoded / "ref.txt").read_text() == "".join(f"{k} {v}\n" for k, v in TEXTS.items())

@@ -79,12 +79,20 @@ def test_the_same_run_gives_the_same_numbers(tmp_path):
 @pytest.mark.parametrize(
     "cfg, match",
     [
-        ({"type": "mt"}, "'mt' is none of"),
+        ({"type": "mt"}, "cfg.type: 'mt' is not valid; expected one of: asr, lid"),
         ({"type": "asr", "beam": 4}, "unknown key 'beam'"),
-        ({"type": "asr", "seed": -1}, "seed: expected 0 or more"),
+        ({"type": "asr", "seed": -1}, "cfg.seed is -1; it must be at least 0"),
         ({"type": "asr", "score": {"bootstraps": 4}}, "cfg.score: unknown key 'bootstraps'"),
-        ({"type": "asr", "score": {"confidence": 95}}, "cfg.score: confidence: expected a value between 0 and 1"),
-        ({"type": "asr", "score": {"minimum": "least"}}, "cfg.score.minimum: 'least' is none of"),
+        (
+            {"type": "asr", "score": {"bootstrap": 1}},
+            "cfg.score.bootstrap is 1; it must be 0 (no intervals) or at least 2",
+        ),
+        ({"type": "lid", "score": {"p_target": [0.5, 1.0]}}, "cfg.score.p_target[1] is 1.0; it must be below 1"),
+        ({"type": "asr", "score": {"confidence": 95}}, "cfg.score.confidence is 95; it must be below 1"),
+        (
+            {"type": "asr", "score": {"minimum": "least"}},
+            "cfg.score.minimum: 'least' is not valid; expected one of: common, per-language",
+        ),
         ({"type": "asr"}, "hyp.txt: no hypothesis for utterance 'b'"),
         ({"type": "lid"}, "scores.tsv: no such file"),
     ],

@@ -139,12 +139,6 @@ def test_another_task_keeps_every_weight_of_the_body(world):
     assert all(torch.equal(weight, before[name]) for name, weight in other.body.state_dict().items())
 
 
-def test_a_language_that_whisper_does_not_know_in_decoding(world, systems, tmp_path, capsys):
-    cuts = make_features(world, "whisper", [utterance(tmp_path, "n1", "ab", "fr")], tmp_path, "test")
-    paths = {"model": systems["whisper", "asr"].model, "lang": world.lang["whisper"], "out": tmp_path / "out"}
-    refused(capsys, "'fr'", decode, {"task": {"type": "asr"}}, tmp_path / "m.json", cuts=cuts, **paths)
-
-
 def test_ctc_decoding_with_other_tokens_is_refused(world, systems, tmp_path, capsys):
     paths = {"model": systems["wav2vec2", "asr"].model, "cuts": world.features["wav2vec2"] / "test.jsonl.gz"}
     cfg = {"task": {"type": "asr"}}

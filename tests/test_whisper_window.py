@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lowrank_speech import cli
-from lowrank_speech.decoding.whisper import generate
+from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.logmel import log_mel
 from lowrank_speech.models.folder import load_model
@@ -151,12 +151,13 @@ def test_a_batch_gives_what_single_utterances_give(short):
     tokens = WhisperTokens(short, model.hf.generation_config)
     waves, given = speech(0.3, SHORT, 1.1), torch.tensor([[tokens.sot, 64, 65]])
     both = model.seq2seq_logits(*mels(model, waves), given.expand(3, -1))
-    ids = generate(model, *mels(model, waves), tokens, ["de", "en", "de"])
+    ids = [row.ids for row in generate(model, *mels(model, waves), tokens, ["de", "en", "de"])]
     for i, wave in enumerate(waves):
         alone = model.seq2seq_logits(*mels(model, [wave]), given)
         for a, b in zip(alone, both, strict=True):
             torch.testing.assert_close(a[0], b[i], atol=1e-5, rtol=1e-5)
-        assert generate(model, *mels(model, [wave]), tokens, [["de", "en", "de"][i]]) == [ids[i]]
+        (row,) = generate(model, *mels(model, [wave]), tokens, [["de", "en", "de"][i]])
+        assert row.ids == ids[i]
 
 
 @torch.no_grad()
@@ -205,7 +206,7 @@ def test_plain_transformers_generates_from_the_folder(short):
     plain, processor = WhisperForConditionalGeneration.from_pretrained(short), WhisperProcessor.from_pretrained(short)
     model, waves = load_model(short), speech(0.7, 1.6)
     tokens = WhisperTokens(short, model.hf.generation_config)
-    ours = [tokens.decode(ids) for ids in generate(model, *mels(model, waves), tokens, ["de", "en"], 12)]
+    ours = [tokens.decode(row.ids) for row in generate(model, *mels(model, waves), tokens, ["de", "en"], 12)]
     inputs = processor([wave.numpy() for wave in waves], sampling_rate=16_000, return_tensors="pt")
     options = {"language": list(LANGUAGES), "task": "transcribe", "num_beams": 1, "max_new_tokens": 12}
     ids = plain.generate(inputs.input_features, **options)

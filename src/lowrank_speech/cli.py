@@ -22,6 +22,7 @@ import typer
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import Characters, Eer, EerOver, Minimum, Resample, ScoreOptions
+from lowrank_speech.settings import read
 
 DEFAULT = ScoreOptions()
 
@@ -108,7 +109,7 @@ def score_asr(
 
     Words are compared as they stand; normalise both files before. Ids must match.
     """
-    options = ScoreOptions(
+    options = _options(
         bootstrap=bootstrap,
         confidence=confidence,
         resample=resample,
@@ -155,7 +156,7 @@ def score_lid(
     seed: Seed = 1,
 ) -> None:
     """Accuracy, actual and minimum C_primary (NIST LRE17/22) and EER, with intervals and confusions."""
-    options = ScoreOptions(
+    options = _options(
         bootstrap=bootstrap, confidence=confidence, resample=resample, minimum=minimum, eer=eer, eer_over=eer_over
     )
     from lowrank_speech.scoring import files, lid, text
@@ -273,6 +274,11 @@ def _check_files(out: Path, init: str, cuts: Path | None, moments: Path | None) 
     for path in (cuts, moments):
         if path is not None and not path.is_file():
             raise UserError(f"{path}: no such file")
+
+
+def _options(**keys: Any) -> ScoreOptions:
+    """The settings of a scorer; UserError in one line for a value that is out of range."""
+    return read(ScoreOptions, keys, "")
 
 
 def _map(path: Path | None) -> dict[str, str] | None:

@@ -69,7 +69,7 @@ def count(ref: Sequence[str], hyp: Sequence[str]) -> tuple[int, int, int, int]:
 
 
 def per_utterance(
-    pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]], characters: str = ScoreOptions.characters
+    pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]], characters: str = "with-spaces"
 ) -> pd.DataFrame:
     """One row per utterance, indexed by id: word and character counts, ``wrong`` (1 where any word is), ref, hyp."""
     space = " " if characters == "with-spaces" else ""

@@ -1,15 +1,17 @@
 """The files that are scored: Kaldi text, language scores, and maps from utterance to label. One reader for each.
 
-    text    id word word ...             Kaldi's ``text``; an id alone is an empty transcript
+    text    id word word ...             Kaldi's ``text``; an id without words is an empty transcript
     scores  id<TAB>en<TAB>de...          a header, then one line per segment: log-likelihoods, a column per language
     map     id<TAB>language              also ``utt2spk``, ``utt2lang``; the header is optional
 
 UTF-8, with or without byte order mark; lines end with LF or CRLF. White space is ASCII's, as in Kaldi: a no-break space
-is part of a word. Blank lines mean nothing. Ids are unique. Every error is a ValueError naming file and line.
+is part of a word. Blank lines mean nothing. An id that occurs twice is refused, with both lines and what they say.
+Every error is a ValueError that names file and line.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +24,9 @@ def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file") from error
+        raise ValueError(f"{path}: no such file; give one that exists") from error
     except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+        raise ValueError(f"{path}: cannot be read: {error.strerror}; give a file that you may read") from error
     # Not str.splitlines: it would also cut at characters that may stand inside a transcript (U+0085, U+2028).
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
@@ -40,42 +42,49 @@ def _words(line: str) -> list[str]:
     return [word.decode("utf-8") for word in line.encode("utf-8").split()]
 
 
-class _Ids:
-    """Remembers where each id stood."""
+class _Table:
+    """What the lines of a file say of each id, and where; an id may occur once."""
 
     def __init__(self, path: str | Path):
-        self.path, self.line = path, {}
+        self.path, self.line, self.value = path, {}, {}
 
-    def add(self, name: str, number: int) -> None:
+    def add(self, name: str, number: int, value: Any) -> None:
+        """Note what line ``number`` says of the id ``name``. ValueError where another line says something of it."""
         if name in self.line:
+            first, before = self.line[name], self.value[name]
+            if value == before:
+                raise ValueError(
+                    f"{self.path}:{number}: id {name!r} is in line {first} too, with the same value; remove one line"
+                )
             raise ValueError(
-                f"{self.path}:{number}: id {name!r} stands already in line {self.line[name]}; ids are unique"
+                f"{self.path}:{number}: id {name!r} has {_shown(value)!r} here and {_shown(before)!r} in line {first}; "
+                "keep one of the two lines"
             )
-        self.line[name] = number
+        self.line[name], self.value[name] = number, value
 
 
 def read_text(path: str | Path) -> dict[str, list[str]]:
     """Read Kaldi text: id -> words, in the order of the file.
 
-    ValueError: no such file, not UTF-8, an id twice, no line at all.
+    ValueError: the file does not exist, is not UTF-8, has an id twice, or no line.
     """
-    ids, result = _Ids(path), {}
+    table = _Table(path)
     for number, line in _lines(path):
         name, *words = _words(line)
-        ids.add(name, number)
-        result[name] = words
-    if not result:
-        raise ValueError(f"{path}: no utterance in it; expected lines 'id word word ...'")
-    return result
+        table.add(name, number, words)
+    if not table.value:
+        raise ValueError(f"{path}: there is no utterance in it; expected lines 'id word word ...'")
+    return table.value
 
 
 def read_map(path: str | Path) -> dict[str, str]:
     """Read ``id value`` (labels, ``utt2spk``, ``utt2lang``), with or without a header line: id -> value.
 
     The first line is a header when its second field is one of language, lang, label, speaker, spk and its first is id,
-    utt or segment. ValueError: a line with other than two fields, an id twice, no line at all.
+    utt or segment. ValueError: a line has other than two fields, an id occurs twice, or there
+    is no line.
     """
-    ids, result, first = _Ids(path), {}, True
+    table, first = _Table(path), True
     for number, line in _lines(path):
         fields = [f.strip() for f in line.split("\t")] if "\t" in line else _words(line)
         header = first and len(fields) == 2 and fields[0].lower() in {"id", "utt", "segment"}
@@ -84,20 +93,20 @@ def read_map(path: str | Path) -> dict[str, str]:
             continue
         if len(fields) != 2 or not all(fields):
             raise ValueError(f"{path}:{number}: expected two fields, 'id label', got {line.strip()!r}")
-        ids.add(fields[0], number)
-        result[fields[0]] = fields[1]
-    if not result:
-        raise ValueError(f"{path}: no line in it; expected lines 'id label'")
-    return result
+        table.add(fields[0], number, fields[1])
+    if not table.value:
+        raise ValueError(f"{path}: there is no line in it; expected lines 'id label'")
+    return table.value
 
 
 def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
     """Read language scores: ids (S), languages (N) and float64 scores (S, N), natural-log likelihoods.
 
-    Fields are separated by tabs, or by white space where the header has no tab. ValueError: no header, a language
-    twice, a line of another length, a value that is no number. Whether the numbers make sense is the scorer's business.
+    Fields are separated by tabs, or by white space where the header has no tab. ValueError: there is no header, a
+    language or an id occurs twice, a line has another length, or a value is not a number. Whether the numbers make
+    sense is for the scorer to say.
     """
-    ids, rows, languages, tabs = _Ids(path), [], None, False
+    table, languages, tabs = _Table(path), None, False
     for number, line in _lines(path):
         if languages is None:
             tabs = "\t" in line
@@ -110,19 +119,20 @@ def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
                 f"{path}:{number}: expected {len(languages) + 1} fields (id and {len(languages)} languages), "
                 f"got {len(fields)}"
             )
-        ids.add(fields[0], number)
         try:
-            rows.append([float(f) for f in fields[1:]])
+            scores = [float(f) for f in fields[1:]]
         except ValueError:
             column, value = next((c, v) for c, v in zip(languages, fields[1:], strict=True) if not _is_number(v))
             raise ValueError(
-                f"{path}:{number}: segment {fields[0]!r}, language {column!r}: {value!r} is no number"
+                f"{path}:{number}: segment {fields[0]!r}, language {column!r}: {value!r} is not a number; "
+                "expected a log-likelihood"
             ) from None
-    if languages is None or not rows:
+        table.add(fields[0], number, scores)
+    if languages is None or not table.value:
         raise ValueError(
-            f"{path}: no segment in it; expected a header 'id language language ...' and a line per segment"
+            f"{path}: there is no segment in it; expected a header 'id language language ...' and a line per segment"
         )
-    return list(ids.line), languages, np.array(rows, dtype=np.float64)
+    return list(table.value), languages, np.array(list(table.value.values()), dtype=np.float64)
 
 
 def _header(path: str | Path, number: int, fields: list[str]) -> list[str]:
@@ -133,8 +143,14 @@ def _header(path: str | Path, number: int, fields: list[str]) -> list[str]:
         raise ValueError(f"{path}:{number}: the header is missing: put 'id' and the languages' names in the first line")
     for name in languages:
         if languages.count(name) > 1:
-            raise ValueError(f"{path}:{number}: the language {name!r} has two columns")
+            raise ValueError(f"{path}:{number}: the language {name!r} has two columns; remove one")
     return languages
+
+
+def _shown(value: Any) -> str:
+    """What a line says of an id, shortened."""
+    text = value if isinstance(value, str) else " ".join(map(str, value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _is_number(text: str) -> bool:

@@ -45,8 +45,8 @@ def check(
     """Whether everything fits together; returns the column (S,) of each segment's true language.
 
     ids (S), languages (N), scores (S, N), labels id -> language; ``names`` of scores and labels for messages.
-    ValueError: fewer than two languages, ids that stand on one side only, a label that is no column, a language without
-    a segment, a score that is NaN or +inf, a segment with all scores -inf.
+    ValueError: fewer than two languages, ids on one side only, a label without a column, a language without a segment,
+    a score that is NaN or +inf, a segment with all scores -inf.
     """
     if len(languages) < 2:
         raise ValueError(f"{names[0]}: only one language ({', '.join(languages)}); recognition needs two or more")
@@ -55,16 +55,16 @@ def check(
         (ids, labels, names[0], f"has scores but no label in {names[1]}"),
         (labels, scored, names[1], f"has a label but no scores in {names[0]}"),
     ):
-        alone = [name for name in left if name not in right]
-        if alone:
-            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise ValueError(f"{where}: segment {alone[0]!r}{more} {lacking}")
+        unpaired = [name for name in left if name not in right]
+        if unpaired:
+            more = f" (and {len(unpaired) - 1} more)" if len(unpaired) > 1 else ""
+            raise ValueError(f"{where}: segment {unpaired[0]!r}{more} {lacking}; add it, or leave the segment out")
     column = {language: i for i, language in enumerate(languages)}
     for name in ids:
         if labels[name] not in column:
             raise ValueError(
-                f"{names[1]}: segment {name!r} is labelled {labels[name]!r}, which is none of the languages scored: "
-                + ", ".join(languages)
+                f"{names[1]}: segment {name!r} has the label {labels[name]!r}; expected one of the scored languages: "
+                f"{', '.join(languages)}; correct the label, or leave the segment out"
             )
     bad = np.isnan(scores) | (scores == np.inf)
     if bad.any():
