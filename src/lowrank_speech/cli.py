@@ -55,10 +55,19 @@ def friendly(command: Callable) -> Callable:
         try:
             return command(*args, **kwargs)
         except (UserError, ValueError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+            typer.echo(f"error: {' '.join(_said(error).split())}", err=True)
             raise typer.Exit(2) from error
 
     return wrapped
+
+
+def _said(error: Exception) -> str:
+    """The text of an error; of settings that were refused, the first thing that is wrong."""
+    import pydantic
+
+    from lowrank_speech.settings_errors import first_line
+
+    return first_line(error, "") if isinstance(error, pydantic.ValidationError) else str(error)
 
 
 def show(result: dict[str, Any], lines: Callable[[], list[str]], as_json: bool) -> None:
@@ -234,7 +243,17 @@ def factorise(
     from lowrank_speech.artefact import write_json
     from lowrank_speech.lowrank.recipe import Factorise
 
-    recipe = Factorise(tuple(layers or ("ffn",)), rank, fraction, keep, energy, reduction, allocate, multiple_of, init)
+    recipe = Factorise(
+        layers=tuple(layers or ("ffn",)),
+        rank=rank,
+        fraction=fraction,
+        keep=keep,
+        energy=energy,
+        reduction=reduction,
+        allocate=allocate,
+        multiple_of=multiple_of,
+        init=init,
+    )
     _check_files(out, init, calibrate, moments)
     from lowrank_speech.factorising.model import factorise_model
     from lowrank_speech.models.sources import open_dense

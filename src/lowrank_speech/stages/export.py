@@ -19,12 +19,12 @@ python -m lowrank_speech.stages.export --cfg '{"format":"dense"}' --model system
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, read, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -32,11 +32,11 @@ log = logging.getLogger(__name__)
 NOISE_SEED = 0
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    format: Literal["dense", "lowrank"]
+    format: Literal["dense", "lowrank"] = key(REQUIRED, "dense: factors multiplied out; lowrank: with its factors")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +46,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("export", cfg)
     common.existing(arguments.model, "--model")
     if arguments.out.resolve() == arguments.model.resolve():

@@ -16,24 +16,24 @@ python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers"
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
-    """The stage's slice. ``seed`` decides `init: random` and nothing else."""
+    """The stage's slice."""
 
-    seed: int
-    factorise: Factorise
+    seed: Seed = key(REQUIRED, "decides init: random, and nothing else")
+    factorise: Factorise = key(REQUIRED, "which layers, which ranks, which start")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("factorise", cfg, seed=config.seed)
     common.existing(arguments.model, "--model")
     if arguments.moments is not None:

@@ -18,23 +18,23 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lowrank_speech.artefact import Manifest, atomic
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, read, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    kind: Literal["waveform", "conv", "fbank", "logmel"]
-    dtype: Literal["float32", "float16"] = "float32"
+    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what is stored; waveform: nothing")
+    dtype: Literal["float32", "float16"] = key("float32", "float16 halves what is stored, and rounds it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("features", cfg)
     common.existing(arguments.cuts, "--cuts")
 

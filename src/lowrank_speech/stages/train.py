@@ -31,6 +31,8 @@ from typing import Any, Literal
 
 from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256, write_table, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.stages import common
 from lowrank_speech.training.config import TrainConfig
 
@@ -54,38 +56,14 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Constraint:
-    """The semi-orthogonal constraint on the first factors; see ``lowrank.constraint``."""
-
-    mode: Literal["floating", "fixed", "exact", "none"] = "floating"
-    scale: float = 1.0
-    probability: float = 0.25
-    every: int | None = None
-
-
-@dataclass(frozen=True)
-class Lora:
-    """LoRA's settings; see ``lowrank.lora``. ``targets``: name patterns, or a layer group of the family."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
-    where: Literal["factors", "first", "second", "product"] = "factors"
-    rslora: bool = False
-    dora: bool = False
-    init: str = "default"
-
-
-@dataclass(frozen=True)
 class Config:
     """The stage's slice."""
 
     seed: int
     task: Task
     adapt: Literal["none", "head", "full", "lora"]
-    lora: Lora | None = None
-    constraint: Constraint = field(default_factory=Constraint)
+    lora: LoraSettings | None = None
+    constraint: ConstraintSettings = field(default_factory=ConstraintSettings)
     training: TrainConfig = field(default_factory=TrainConfig)
 
 

@@ -10,7 +10,8 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.kept import KeptCuts
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import SetAside
-from lowrank_speech.lowrank.lora import LoraSettings, add_lora
+from lowrank_speech.lowrank.lora import add_lora
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.tasks import to_task
 from lowrank_speech.models.text import decoder_tokens
@@ -78,25 +79,13 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
         parameter.requires_grad_(trains)
 
 
-def lora_on(model: SpeechModel, settings: Any) -> Any:
+def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:
     """LoRA adapters on the body of ``model`` (in place); the head trains along. Returns the peft model."""
     if settings is None:
         raise UserError("adapt: lora needs the section `lora`")
     patterns = model.layer_patterns(settings.targets) if settings.targets else model.LORA
     try:
-        peft_model, report = add_lora(
-            model.body,
-            LoraSettings(
-                rank=settings.rank,
-                alpha=settings.alpha,
-                dropout=settings.dropout,
-                targets=tuple(patterns),
-                where=settings.where,
-                rslora=settings.rslora,
-                dora=settings.dora,
-                init=settings.init,
-            ),
-        )
+        peft_model, report = add_lora(model.body, settings, patterns)
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
     log.info("LoRA: %s", report)
