@@ -20,9 +20,11 @@ from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.config import KINDS as LANGS
-from lowrank_speech.lowrank.recipe import Constraint, Factorise, LoraSettings
+from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
+from lowrank_speech.lowrank.lora_settings import LoraSettings
+from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.models.registry import FAMILIES
-from lowrank_speech.models.settings import Base
+from lowrank_speech.models.settings import BaseSettings
 from lowrank_speech.schemas import Node, Schemas, by_kind, named, nullable, partial, ref
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
@@ -118,14 +120,14 @@ def schema() -> Node:
     tool.definitions["name"] = {"type": "string", "pattern": NAME, "expected": "a letter, then letters, digits, - and _"}
     training = _with_runtime(tool.of(TrainConfig), tool)
     tool.definitions["training"] = training
-    for name, cls in (("factorise", Factorise), ("constraint", Constraint), ("lora", LoraSettings), ("report", report.ReportConfig)):
+    for name, cls in (("factorise", Factorise), ("constraint", ConstraintSettings), ("lora", LoraSettings), ("report", report.ReportConfig)):
         tool.define(name, cls)
     tool.define("score", ScoreOptions)
     tool.define("runtime", Runtime)
     tool.definitions["calibrate"] = _closed(
         _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers")), tool.of(CalibrateSection)
     )
-    tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Settings), tool, ("device",))
+    tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Emissions), tool, ("device",))
     decoders = _decoders(tool)
     sections: dict[str, Node] = {
         "experiment": {"type": "string", "minLength": 1, "description": "title of the report"},
@@ -193,7 +195,7 @@ def _langs(tool: Schemas) -> Node:
 
 def _base(tool: Schemas) -> Node:
     tool.definitions["pretrain"] = _closed(partial(tool.definitions["training"]), tool.of(PretrainSection))
-    node = _closed(tool.of(Base), tool.of(BaseSection))
+    node = _closed(tool.of(BaseSettings), tool.of(BaseSection))
     node["properties"]["family"]["enum"] = list(FAMILIES)
     node["properties"] |= {"pretrain": ref("pretrain"), "training": partial(ref("training"))}
     tool.definitions["base"] = node
@@ -297,7 +299,7 @@ def check(config: Mapping[str, Any]) -> None:
             own = {k: v for k, v in section.items() if k not in ("corpora", "splits")}
             read(LANGS[section["kind"]], own, f"langs.{name}")
         for name, section in config["methods"].items():
-            for part, cls in (("factorise", Factorise), ("constraint", Constraint), ("lora", LoraSettings)):
+            for part, cls in (("factorise", Factorise), ("constraint", ConstraintSettings), ("lora", LoraSettings)):
                 if section.get(part) is not None:
                     read(cls, section[part], f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")

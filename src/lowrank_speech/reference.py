@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lowrank_speech.stages.keys import keys_of
+from lowrank_speech.stages.keys import NAMES, keys_of
 
 HEAD = """# Configuration
 
@@ -61,7 +61,7 @@ def _top(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             title = SECTIONS[name][0]
             yield name, f"{'section' if name in required else 'section, may be left out'}: see [{title}](#{title.lower().replace(' ', '-')})"
         elif part.get("description"):
-            yield name, f"{part.get('type', 'text')}; {'required' if name in required else ''}: {part['description']}"
+            yield name, f"{NAMES[part['type']]}; required: {part['description']}"
 
 
 def _branches(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

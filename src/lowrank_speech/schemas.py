@@ -49,11 +49,10 @@ def partial(node: Node) -> Node:
 
 def nullable(node: Node) -> Node:
     """``node``, or null."""
-    types = node.get("type", [])
-    merged = {**node, "type": [*([types] if isinstance(types, str) else types), "null"]}
     if "enum" in node:
-        merged["enum"] = [*node["enum"], None]
-    return merged
+        return {**node, "enum": [*node["enum"], None]}
+    types = node["type"]
+    return {**node, "type": [*([types] if isinstance(types, str) else types), "null"]}
 
 
 def named(node: Node, least: int = 0) -> Node:

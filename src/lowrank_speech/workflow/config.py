@@ -92,6 +92,12 @@ def decoders(config: Config, task: str) -> list[str]:
     return section.get("decoders") or [DEFAULT_DECODERS[section["type"]]]
 
 
+def complete(config: Config) -> Config:
+    """The config with the decoders that exist whatever it says."""
+    always = {name: {"kind": name} for name in DEFAULT_DECODERS.values()}
+    return {**config, "decoders": {**always, **(config.get("decoders") or {})}}
+
+
 DEFAULT_DECODERS = {"asr": "greedy", "lid": "scores"}
 
 
