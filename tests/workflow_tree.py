@@ -37,6 +37,7 @@ for name in ("--cuts", "--train-cuts", "--dev-cuts", "--moments"):
     assert all(os.path.isfile(path) for path in flags.get(name, [])), (name, flags[name])
 model = ["model.safetensors", "config.json"]
 split = flags.get("--split", [""])[0]
+assert flags["--code"], flags
 files = {
     "corpus": lambda: [f"{split}.{end}" for end in ("jsonl.gz", "index.tsv", "set_aside.tsv")],
     "overlap": lambda: [],
@@ -84,6 +85,9 @@ if stage == "corpus" and cfg["corpus"]["kind"] == "kaldi":
     sources = {name: path for name, path in sources.items() if os.path.isfile(path)}
 elif stage == "base" and os.path.isdir(cfg["source"]):
     sources = {name: os.path.join(cfg["source"], name) for name in sorted(os.listdir(cfg["source"]))}
+if stage == "corpus":
+    with open(os.path.join(out, f"{split}.audio.json"), "w") as file:
+        json.dump({"track": "none", "root": ".", "count": 0, "folders": {}, "files": {}}, file)
 folder = os.path.dirname(manifest)
 made = {os.path.relpath(path, folder): {"sha256": sha256(path), "bytes": os.stat(path).st_size} for path in paths}
 record = {"stage": stage, "cfg": cfg, "code": flags["--code"][0], "outputs": made, "metrics": {}}

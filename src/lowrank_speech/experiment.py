@@ -11,18 +11,21 @@ are enforced before the first job.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from lowrank_speech.corpora import registry as corpora
+from lowrank_speech.corpora import tracking
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.config import KINDS as LANGS
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.models.files import COPIED, is_one_of
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.models.settings import BaseSettings
 from lowrank_speech.schemas import Node, Schemas, by_kind, named, nullable, partial, ref
@@ -37,6 +40,7 @@ from lowrank_speech.workflow.slices import Slices
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.json"
 REFERENCE = PROJECT / "docs" / "configuration.md"
+IMPORTED = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED)
 NAME = "^[A-Za-z][A-Za-z0-9_-]*$"
 FOLDER = "^[A-Za-z0-9._/-]+$"
 
@@ -337,6 +341,29 @@ def _check_device(recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: 
             f"training.precision: {whose} has precision: fp16 and device: cpu; fp16 needs CUDA: take bf16 or fp32, or "
             f"device: cuda"
         )
+
+
+# -- files from outside --------------------------------------------------------------------------------------------------
+
+
+def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name -> path of the tables that a corpus (resolved) is made from; None: it is not to be found here."""
+    corpus = corpora.module(section["kind"])
+    data_root = os.environ.get("SPEECH_DATA")
+    config = read(corpus.Config, section, "corpora")
+    try:
+        root = corpus.locate(config, Path(data_root) if data_root else None)
+    except UserError:
+        return None
+    return {name: str(path) for name, path in tracking.tables(corpus.sources(config, root), root).items()}
+
+
+def base_sources(source: str) -> dict[str, str] | None:
+    """Name -> path of the files of a local model folder; None: it is not one."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return None
+    return {path.name: str(path) for path in sorted(folder.iterdir()) if is_one_of(path.name, IMPORTED)}
 
 
 # -- the files -----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from lowrank_speech.workflow.config import (
     calibrate_key,
     calibrated,
     canonical_json,
+    complete,
     factorise_key,
     lang_splits,
     overlaps,
@@ -53,9 +54,10 @@ try:
     if workflow.is_main_process:
         schema.validate(config, SCHEMA)
         checks.check(config, SCHEMA)
-    CONFIG = schema.resolve(config, SCHEMA, SCHEMA)
+    CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)
     if workflow.is_main_process:
         from lowrank_speech import experiment
+        from lowrank_speech.corpora import tracking
 
         experiment.check(CONFIG)
 except ValueError as error:
@@ -173,13 +175,12 @@ def made(stage):
     def inspect(wildcards):
         if not workflow.is_main_process:
             return []
-        rule = workflow.get_rule(stage)
-        outputs = [str(file).format(**wildcards) for file in rule.output]
-        manifest = str(rule.output.manifest).format(**wildcards)
-        recorded = all(workflow.persistence.metadata(path) is not None for path in outputs)
+        declared = workflow.get_rule(stage).output
+        manifest = str(declared.manifest.apply_wildcards(wildcards))
+        recorded = all(workflow.persistence.metadata(file.apply_wildcards(wildcards)) for file in declared)
         found = records.problem(
             manifest, getattr(slices, stage)(wildcards).cfg, code(stage)(wildcards), recorded, sources(stage, wildcards)
-        )
+        ) or (stage == "corpus" and os.path.isfile(manifest) and tracking.changed(manifest.removesuffix("json") + "audio.json"))
         if found:
             logger.info(f"{os.path.dirname(manifest)} ({os.path.basename(manifest)}) is made again: {found}")
             # What `snakemake -R FILE` does, for a file that is found out while the graph is built.
@@ -192,7 +193,7 @@ def made(stage):
 def sources(stage, wildcards):
     """Name -> path of the files from outside that the job would read; None where that cannot be told here."""
     if stage == "corpus":
-        return experiment.corpus_sources(CONFIG["corpora"][wildcards.corpus], wildcards.split)
+        return experiment.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
     if stage == "base":
         return experiment.base_sources(CONFIG["bases"][wildcards.base]["source"])
     return None
@@ -235,7 +236,7 @@ def overlap_sources(suffix):
 def overlap_options(wildcards):
     """`--split ROLE=index ...` of the overlap check."""
     pairs = [(role, split) for role, of in overlaps(CONFIG, wildcards.task).items() for split in of]
-    return " ".join(f"--split {shlex.quote(f'{role}={split_file(split, 'index.tsv')}')}" for role, split in pairs)
+    return " ".join("--split " + shlex.quote(f"{role}={split_file(split, 'index.tsv')}") for role, split in pairs)
 
 
 def base_lang(wildcards):

@@ -53,6 +53,8 @@ def changed(path: str | Path) -> str | None:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         root, track = found["root"], found["track"]
+        if not os.path.isdir(root):  # not mounted here: nothing can be said
+            return None
         for name, time in found["folders"].items():
             if _time(os.path.join(root, name)) != time:
                 return f"files were added to or removed from {name}"
