@@ -38,9 +38,9 @@ def resolve(value: Any, node: Schema, root: Schema) -> Any:
     """
     node = _followed(node, root)
     if isinstance(value, Mapping):
+        node = branch(value, node, root)
         if node.get("partial"):
             return copy.deepcopy(dict(value))
-        node = branch(value, node, root)
         properties, rest = node.get("properties", {}), node.get("additionalProperties")
         made = {}
         for key, part in properties.items():
