@@ -1,4 +1,4 @@
-"""The length of a file is what decoding it to the end gives, in every container that libsndfile reads, or it is refused.
+"""The length of a file is what decoding to the end gives, in every container that libsndfile reads; or it is refused.
 
 Files that lie are made here: headers with other sizes, streams without their first frame, files joined by `cat`.
 """
@@ -14,9 +14,9 @@ import soundfile
 from lhotse import CutSet
 
 from lowrank_speech.corpora.audio import AudioError, check_file
+from lowrank_speech.corpora.common import Utterance
 from lowrank_speech.corpora.containers import mpeg, ogg
 from lowrank_speech.corpora.parts import SplitConfig, select
-from lowrank_speech.corpora.common import Utterance
 from lowrank_speech.stages import corpus
 
 RATE = 16_000
@@ -280,7 +280,7 @@ def test_joined_mp3(tmp_path):
 
 
 def test_joined_mp3_of_two_rates(tmp_path):
-    tagged, bare = mp3(tmp_path / "a.mp3", LOUD, "CONSTANT")
+    _, bare = mp3(tmp_path / "a.mp3", LOUD, "CONSTANT")
     other = encoded(tmp_path / "b.mp3", LOUD, 24_000)
     assert refused(put(tmp_path / "c.mp3", bare + other)) in (MORE, "unreadable audio")
 
@@ -340,7 +340,12 @@ def test_later_stages_load_what_the_manifest_says(tmp_path):
     files = [path for path in sorted(tmp_path.iterdir()) if path.stem != "x"]
     rows = "".join(f"{path.stem}\t{path.name}\ten\tme\n" for path in files)
     (tmp_path / "train.tsv").write_text("id\taudio\tlanguage\tspeaker\n" + rows)
-    section = {"kind": "tsv", "path": str(tmp_path), "columns": {"text": None}, "splits": {"t": {"source": "train.tsv"}}}
+    section = {
+        "kind": "tsv",
+        "path": str(tmp_path),
+        "columns": {"text": None},
+        "splits": {"t": {"source": "train.tsv"}},
+    }
     out = tmp_path / "out"
     where = ["--split", "t", "--out", str(out), "--manifest", str(out / "t.json")]
     assert corpus.main(["--cfg", json.dumps({"seed": 1, "corpus": section}), *where]) == 0
@@ -349,7 +354,10 @@ def test_later_stages_load_what_the_manifest_says(tmp_path):
     for cut in found.values():
         assert cut.load_audio().shape == (1, cut.recording.num_samples)
     listed = (out / "t.set_aside.tsv").read_text()
-    assert {line.split("\t")[0]: line.split("\t")[1] for line in listed.splitlines()[1:]} == {"bare": MORE, "twice": MORE}
+    assert {line.split("\t")[0]: line.split("\t")[1] for line in listed.splitlines()[1:]} == {
+        "bare": MORE,
+        "twice": MORE,
+    }
     assert gzip.decompress((out / "t.jsonl.gz").read_bytes()).count(b"\n") == len(wanted)
 
 

@@ -1,7 +1,7 @@
 """The audio of the synthetic corpus: what eSpeak NG says, the noise around it, and the FLAC files.
 
-In: prompts, which espeak.py draws. Out: 16-bit FLAC files. A prompt and the seed decide every sample: neither the number
-of processes nor the other prompts do.
+In: prompts, which espeak.py draws. Out: 16-bit FLAC files. A prompt and the seed decide every sample: neither the
+number of processes nor the other prompts do.
 
     python -c "from lowrank_speech.corpora import rendering; print(rendering.spoken('de+m3', 'Hallo.', 170, 50, 16000))"
 

@@ -37,8 +37,6 @@ from lowrank_speech.settings import REQUIRED, Seed, key
 from lowrank_speech.stages import common
 
 if TYPE_CHECKING:
-    from lhotse.cut import Cut
-
     from lowrank_speech.corpora.common import SetAside
     from lowrank_speech.corpora.validate import Accepted
 
@@ -95,8 +93,8 @@ def body(args: argparse.Namespace) -> None:
         log.warning("corpus: %s: set aside: %s; see %s", args.split, numbers["set_aside"], outputs[-1])
     if numbers["tags"]:
         log.warning(
-            "corpus: %s: the transcripts hold tags: %s; they are words unless `normalise.tags` of the token set says what "
-            "becomes of them",
+            "corpus: %s: the transcripts hold tags: %s; they are words unless `normalise.tags` of the token set says "
+            "what becomes of them",
             args.split,
             shown(numbers["tags"]),
         )

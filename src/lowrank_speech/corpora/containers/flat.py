@@ -1,4 +1,4 @@
-"""Containers that are a header and then the samples: AU, NIST SPHERE, Creative Voice, and others that nobody has any more.
+"""Containers that are a header and then the samples: AU, NIST SPHERE, Creative Voice, and rarer ones.
 
 In: an open file. Out: the ``Extent`` of its samples; None for a container that is not one of these.
 

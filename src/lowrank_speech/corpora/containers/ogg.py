@@ -49,7 +49,9 @@ def pages(data: bytes, path: Path) -> list[Page]:
         if page.flags & FIRST and result and not result[-1].flags & FIRST:
             raise AudioError(MORE, f"{path}: a second Ogg stream begins at byte {at}; only the first would be read")
         if numbers.get(serial, number - 1) != number - 1:
-            raise AudioError(TRUNCATED, f"{path}: the Ogg page {number} follows page {numbers[serial]}: some are missing")
+            raise AudioError(
+                TRUNCATED, f"{path}: the Ogg page {number} follows page {numbers[serial]}: some are missing"
+            )
         numbers[serial] = number
         result.append(page)
         at = data.find(b"OggS", at + length)
