@@ -2,8 +2,8 @@
 
 A pattern is a tag as it is written, with `*` for any characters and `?` for one; its first and last characters are its
 brackets. `<*>` is every tag in angle brackets, `[noise*]` those in square ones that begin with noise, `***` those
-between stars. Blanks inside match any number of blanks. Of several patterns that match, the most specific one counts: the one
-with the most characters that are neither `*` nor `?`, whatever their order.
+between stars. A blank stands for any number of blanks. Where several patterns match, the most specific one counts,
+whatever their order: the one with the most characters that are neither `*` nor `?`.
 
     >>> Tags({"<*>": None, "<hes>": "uh"})("so <hes> I [laughter] <noise> went")
     'so  uh  I [laughter]   went'

@@ -154,7 +154,7 @@ def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Pa
     return (
         f"utterance {name} of {role} ({first}) and {other_name} of {other_role} ({second}) {same}"
         + (f", and {more} more are shared, see {listed}" if more else "")
-        + f": results on {other_role} would mean nothing; take them out of the data of one split, or choose other splits"
+        + f": results on {other_role} would mean nothing; take them out of one split's data, or choose other splits"
     )
 
 
