@@ -170,6 +170,19 @@ def test_a_chunk_behind_the_samples_that_libsndfile_takes_for_samples(tmp_path):
     assert refused(put(path, content + name + struct.pack("<Q", 24 + 9000) + b"x" * 9000)) == MORE
 
 
+@pytest.mark.parametrize("name", [b"fmt ", b"data"])
+@pytest.mark.parametrize("length", [0, 1 << 63, (1 << 64) - 1])
+def test_a_chunk_whose_size_leads_nowhere(tmp_path, name, length):
+    """Of Wave64, whose sizes have 64 bits and count the head of the chunk: some lead back, and made a loop."""
+    path = tmp_path / "a.w64"
+    content = encoded(path, format="W64", subtype="PCM_16")
+    put(path, patched(content, content.index(name) + 16, "<Q", length))
+    try:
+        assert check_file(path).frames == len(LOUD)
+    except AudioError as error:
+        assert error.reason in (MORE, "truncated audio", "unreadable audio")
+
+
 def test_two_chunks_of_samples(tmp_path):
     path = tmp_path / "a.wav"
     content = encoded(path, subtype="PCM_16")
@@ -292,6 +305,22 @@ def test_truncated_mp3(tmp_path):
     assert refused(put(path, tagged[:-100])) == "truncated audio"
     assert refused(put(path, tagged[:-frame])) == "truncated audio"  # between two frames
     assert refused(put(path, bare[:-100])) == "truncated audio"
+
+
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_mp3_in_a_wav_file(tmp_path, mode):
+    _, bare = mp3(tmp_path / "a.mp3", LOUD, mode)
+    form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, RATE, 4000, 1, 0, 12, 1, 2, 144, 1, 1393)
+    fact = b"fact" + struct.pack("<II", 4, len(LOUD))
+    body = b"WAVEfmt " + struct.pack("<I", len(form)) + form + fact + b"data" + struct.pack("<I", len(bare)) + bare
+    path = put(tmp_path / "a.wav", b"RIFF" + struct.pack("<I", len(body)) + body)
+    expected, _ = soundfile.read(path, dtype="float32")
+    held = mpeg.count(bare, path).samples
+    if len(expected) < held - 2000:
+        assert refused(path) == MORE
+    else:
+        assert check_file(path).frames == len(expected)
+    assert refused(put(path, path.read_bytes()[:-500])) == "truncated audio"
 
 
 @pytest.mark.parametrize("lie", [1.0, 0.5, 2.0])

@@ -174,7 +174,7 @@ def _ogg(path: Path) -> Header:
     else:
         # Of what a decoder gives, the last page's number cuts off what the encoder added: at most a block.
         _, _, _, header = _decode(io.BytesIO(ogg.opened(data, found)), path)
-        declared = soundfile.info(path).frames
+        declared = _declared(path)
         allowed = ogg.trimmed(data, found, header.rate)
     if header.frames < declared:
         raise AudioError(TRUNCATED, f"{path}: the header says {declared} samples, the file holds {header.frames}")
@@ -185,6 +185,13 @@ def _ogg(path: Path) -> Header:
     if declared == 0:
         raise AudioError("zero length", f"{path} holds no samples")
     return Header(header.rate, declared, header.channels, header.peak)
+
+
+def _declared(path: Path) -> int:
+    try:
+        return soundfile.info(path).frames
+    except soundfile.SoundFileError as error:
+        raise AudioError("unreadable audio", f"{path}: {_line(error)}") from error
 
 
 def _check_frames(data: mmap.mmap, header: Header, path: Path, start: int, end: int | None) -> None:
