@@ -124,6 +124,8 @@ def test_overlapping_parts_are_refused():
     check_splits({"a": SplitConfig("x", (0.0, 0.5)), "b": SplitConfig("x", (0.5, 1.0)), "c": SplitConfig("y")})
     with pytest.raises(ValueError, match="a and b overlap"):
         check_splits({"a": SplitConfig("x"), "b": SplitConfig("x", (0.9, 1.0))})
+    with pytest.raises(ValueError, match="a and b overlap"):  # the same folder, written in two ways
+        check_splits({"a": SplitConfig("x/"), "b": SplitConfig("./x", (0.9, 1.0))})
     with pytest.raises(ValueError, match="use one `by`"):
         check_splits({"a": SplitConfig("x", (0.0, 0.5)), "b": SplitConfig("x", (0.5, 1.0), "utterance")})
     with pytest.raises(UserError, match=r"corpus.splits.a.part is \[0.5, 0.5\]; expected \[from, to\]"):
@@ -242,6 +244,15 @@ def test_bad_digit_recordings_enter_no_string(tmp_path):
     assert not used & {"0_ann_0", "1_ann_1", "2_ann_2"}
 
 
+def test_two_recordings_of_one_name(tmp_path):
+    audio = make_digits(tmp_path) / "audio"
+    soundfile.write(audio / "3_ann_1.wav", np.full(3000, 0.1), 8000)
+    with pytest.raises(UserError, match=r"3_ann_1.flac and 3_ann_1.wav have the same digit, speaker and index; remove"):
+        read(config(kind="digits", splits=SPLITS), tmp_path)
+    apart = {"test": SPLITS["test"]}  # a split reads what is of its own speakers
+    assert len(read(config(kind="digits", splits=apart), tmp_path)) == 10
+
+
 def test_digits_that_are_not_there(tmp_path):
     make_digits(tmp_path)
     with pytest.raises(UserError, match="digit 0 by 'dan'"):
@@ -317,6 +328,44 @@ def test_kaldi_duplicates_and_declared_durations(tmp_path):
     assert [getattr(r, "reason", None) for r in results] == [None, "wrong duration", None, "duplicate id"]
     assert "wav.scp line 1" in results[3].detail
     assert "wav.scp line 4" in results[3].detail
+
+
+TWICE = {
+    "wav.scp": ("r1 wav/r1.wav\n", "r1 wav/r2.wav\n", r"lines 1 and 4: the recording r1 .*r1.wav' and with .*r2.wav'"),
+    "segments": (
+        "u1 r1 0 1\n",
+        "u1 r1 0.0 0.5\n",
+        "lines 1 and 4: the utterance u1 .*'r1 0.0 1.0' and with 'r1 0.0 0.5'",
+    ),
+    "text": ("u1 HELLO\n", "u1 WORLD\n", "lines 1 and 4: the key u1 stands twice, with 'HELLO' and with 'WORLD'; rem"),
+    "utt2spk": ("u1 s1\n", "u1 s2\n", "lines 1 and 4: the key u1 stands twice, with 's1' and with 's2'"),
+    "utt2lang": ("u1 de\n", "u1 fr\n", "lines 1 and 4: the key u1 stands twice, with 'de' and with 'fr'"),
+    "spk2gender": ("s1 f\n", "s1 m\n", "lines 1 and 4: the key s1 stands twice, with 'f' and with 'm'"),
+    "reco2dur": ("r1 2.0\n", "r1 2.5\n", "lines 1 and 4: the key r1 stands twice, with '2.0' and with '2.5'"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_key_with_two_values_in_any_kaldi_table(tmp_path, name):
+    """Of two recordings with one id, all segments were cut from the last one."""
+    first, second, message = TWICE[name]
+    others = {
+        "wav.scp": "r2 wav/r2.wav\nr3 wav/r3.wav\n",
+        "segments": "u2 r1 1 2\nu3 r2 0 1\n",
+        "text": "u2 B\nu3 C\n",
+        "utt2spk": "u2 s1\nu3 s2\n",
+        "utt2lang": "u2 de\nu3 de\n",
+        "spk2gender": "s2 f\ns3 f\n",
+        "reco2dur": "r2 2.0\nr3 2.0\n",
+    }
+    files = {table: line + others[table] for table, (line, _, _) in TWICE.items()}
+    cfg = config(kind="kaldi", splits=TRAIN)
+    same = make_kaldi(tmp_path / "same", {**files, name: files[name] + first})
+    found = [item.id for _, item in read(cfg, same) if isinstance(item, Utterance)]
+    assert found == ["u1", "u2", "u3"]  # said twice alike, it is one; twice in segments, the second is set aside
+    differs = make_kaldi(tmp_path / "differs", {**files, name: files[name] + second})
+    with pytest.raises(UserError, match=f"{differs}/train/{name} {message}"):
+        read(cfg, differs)
 
 
 @pytest.mark.parametrize(
@@ -398,6 +447,37 @@ def test_other_column_names(tmp_path):
     [(_, item)] = read(config(kind="tsv", splits=TABLE, columns=columns), root)
     assert (item.id, item.language, item.speaker, item.seconds, item.text) == ("u1", "en", "me", None, None)
     with pytest.raises(UserError, match=r"no column 'id' \(`columns.id`\).*path, utt"):
+        read(config(kind="tsv", splits=TABLE), root)
+
+
+def test_a_table_without_seconds_is_measured(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 8000), 16_000)
+    root = make_table(tmp_path, ["u1\ta.wav\ten\tme\thello"], "id\taudio\tlanguage\tspeaker\ttext\n")
+    items = read(config(kind="tsv", splits=TABLE), root)
+    assert items[0][1].seconds is None
+    [result] = checked(items)
+    assert result.cut.duration == 0.5
+    with pytest.raises(UserError, match=r"no column 'dur' \(`columns.seconds`\)"):  # asked for by name
+        read(config(kind="tsv", splits=TABLE, columns={"seconds": "dur"}), root)
+    with pytest.raises(UserError, match=r"no column 'text' \(`columns.text`\)"):  # transcripts are not lost by chance
+        read(config(kind="tsv", splits=TABLE), make_table(tmp_path, [], "id\taudio\tlanguage\tspeaker\tseconds\n"))
+
+
+def test_an_id_with_two_rows_that_differ(tmp_path):
+    rows = ["u1\ta.wav\ten\tme\t1\thello", "u2\tb.wav\ten\tme\t1\tyou", "u1\ta.wav\ten\tme\t1\thallo"]
+    cfg = config(kind="tsv", splits=TABLE)
+    with pytest.raises(
+        UserError, match=r"train.tsv lines 2 and 4: the id u1 stands twice, with 'hello' and with 'hallo'"
+    ):
+        read(cfg, make_table(tmp_path, rows))
+    items = read(cfg, make_table(tmp_path, [*rows[:2], rows[0]]))
+    assert ids(items, "train") == ["u1", "u2"]
+    assert aside(items) == {"u1": "duplicate id"}
+
+
+def test_a_column_that_stands_twice(tmp_path):
+    root = make_table(tmp_path, ["u1\ta\ten\tme\t1\thello\tyou"], HEADER.replace("text", "text\ttext"))
+    with pytest.raises(UserError, match="the header has the column 'text' twice; rename or remove one"):
         read(config(kind="tsv", splits=TABLE), root)
 
 

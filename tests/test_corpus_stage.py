@@ -5,6 +5,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import soundfile
 from lhotse import AudioSource, CutSet, MonoCut, Recording, SupervisionSegment
 
 from lowrank_speech import settings
-from lowrank_speech.corpora import registry
+from lowrank_speech.corpora import registry, tracking
 from lowrank_speech.corpora.common import SetAside
 from lowrank_speech.errors import UserError
 from lowrank_speech.stages import corpus
@@ -61,7 +62,7 @@ def numbers(out: Path, split: str = "train") -> dict:
 def body(out: Path, config: dict, split: str = "train") -> None:
     """The stage without its handling of errors, which are the subject here."""
     cfg = json.dumps({"seed": 1, "corpus": config})
-    corpus.body(SimpleNamespace(cfg=cfg, split=split, out=out, manifest=out / f"{split}.json", jobs=1))
+    corpus.body(SimpleNamespace(cfg=cfg, split=split, out=out, manifest=out / f"{split}.json", jobs=1, track=None))
 
 
 def test_what_it_writes(tmp_path):
@@ -170,7 +171,8 @@ def test_an_id_twice_in_a_source_counts_once_whatever_the_split(tmp_path):
     table = root / "train.tsv"
     table.write_text(table.read_text() + "\n" + table.read_text().splitlines()[-1])  # u0, as it is in line 7
     parts = {
-        name: {"source": "train.tsv", "part": part, "by": "utterance"} for name, part in (("a", [0, 0.5]), ("b", [0.5, 1]))
+        name: {"source": "train.tsv", "part": part, "by": "utterance"}
+        for name, part in (("a", [0, 0.5]), ("b", [0.5, 1]))
     }
     assert run_all(out, {"kind": "tsv", "path": str(root), "splits": parts}) == [0, 0]
     cuts = [cut.id for split in parts for cut in CutSet.from_file(out / f"{split}.jsonl.gz")]
@@ -192,7 +194,11 @@ def test_an_id_in_two_sources_is_a_matter_of_the_overlap(tmp_path):
 def test_tags_in_transcripts_are_counted_and_told(tmp_path, capfd):
     root, out = make_corpus(tmp_path / "in"), tmp_path / "out"
     table = root / "train.tsv"
-    text = table.read_text().replace("word 0", "<hes> so [door  slams] <hes>").replace("word 1", "((what)) *cough* (aside)")
+    text = (
+        table.read_text()
+        .replace("word 0", "<hes> so [door  slams] <hes>")
+        .replace("word 1", "((what)) *cough* (aside)")
+    )
     table.write_text(text)
     assert run(out, {**TABLE, "path": str(root)}) == 0
     assert numbers(out)["tags"] == {"<hes>": 2, "((what))": 1, "*cough*": 1, "[door slams]": 1}
@@ -217,7 +223,7 @@ def test_bad_settings(tmp_path, config, message):
 
 
 def test_a_split_whose_name_leads_elsewhere(tmp_path):
-    with pytest.raises(UserError, match="'../x' names a file"):
+    with pytest.raises(UserError, match=r"'\.\./x' names a file"):
         body(tmp_path / "out", {"kind": "tsv", "splits": {"../x": {"source": "train.tsv"}}}, "../x")
 
 
@@ -227,6 +233,37 @@ def test_data_root_comes_from_the_environment(tmp_path, monkeypatch):
     assert run(tmp_path / "out", TABLE) == 0
     monkeypatch.delenv("SPEECH_DATA")
     assert run(tmp_path / "out", TABLE) == 2
+
+
+def test_what_was_read_is_on_record(tmp_path):
+    root, out = make_corpus(tmp_path / "in"), tmp_path / "out"
+    (root / "1.flac").unlink()
+    assert run(out, {**TABLE, "path": str(root)}) == 0
+    path = out / "train.audio.json"
+    record = json.loads(path.read_text())
+    assert (record["track"], record["count"], record["root"]) == ("stat", 6, str(root))
+    assert record["files"]["1.flac"] is None  # it may come
+    assert tracking.changed(path) is None
+    (root / "0.flac").touch()
+    assert tracking.changed(path) == "0.flac has changed"
+    config = {"kind": "tsv", "path": str(root), "splits": TABLE["splits"], "track": "hash"}
+    assert run(out, config) == 0
+    assert len(json.loads(path.read_text())["files"]["0.flac"]) == 64
+    # The record is no output: times differ from machine to machine, results do not.
+    assert not {name for name in json.loads((out / "train.json").read_text())["outputs"] if "audio.json" in name}
+
+
+def test_a_new_recording_of_digits_is_a_change(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for digit in range(10):
+        soundfile.write(tmp_path / "audio" / f"{digit}_ann_0.flac", np.full(2000, 0.1), 8000)
+    config = {"kind": "digits", "path": str(tmp_path), "splits": {"train": {"speakers": ["ann"], "strings": 3}}}
+    assert run(tmp_path / "out", config) == 0
+    path = tmp_path / "out" / "train.audio.json"
+    assert tracking.changed(path) is None
+    time.sleep(0.02)
+    soundfile.write(tmp_path / "audio" / "0_ann_1.flac", np.full(2000, 0.1), 8000)
+    assert tracking.changed(path) == "files were added to or removed from audio"
 
 
 # --- a corpus that makes its audio, as espeak does, without eSpeak

@@ -187,7 +187,9 @@ def test_telephone_rate_is_resampled_on_loading(tmp_path):
 
 def test_babble_has_no_voice_of_a_split_and_all_languages():
     assert len(rendering.talkers(config(), 1)) == 4 * rendering.BABBLERS  # es, es-419, pt, pt-br
-    assert rendering.talkers(config(splits={"train": {"utterances": 1, "voices": ["m1"], "noises": ["white"]}}), 1) == []
+    assert (
+        rendering.talkers(config(splits={"train": {"utterances": 1, "voices": ["m1"], "noises": ["white"]}}), 1) == []
+    )
 
 
 def test_synthesis_is_the_same_at_every_call():

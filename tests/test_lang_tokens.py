@@ -133,11 +133,11 @@ def test_tokens_txt(tmp_path):
     [
         ("<blk> 0\n<unk> 1\n| 2\na\n", "line 4: expected `symbol id`, found 'a'"),
         ("<blk> 0\n<unk> 1\n| 2\nab 3\n", "line 4: 'ab' is neither one character nor"),
-        ("<blk> 0\n<unk> 1\n| 2\na 3\na 4\n", "line 5: the symbol 'a' or the id 4 stands there twice"),
+        ("<blk> 0\n<unk> 1\n| 2\na 3\na 4\n", "line 5: the symbol 'a' or the id 4 stands twice in it"),
         ("<blk> 0\n<unk> 1\n| 2\na 3\nb 3\n", "line 5"),
         ("<blk> 0\n<unk> 1\n| 2\na 4\n", "no symbol has the id 3"),
-        ("<pad> 0\n<unk> 1\n| 2\n", "the id 0 has to be <blk>"),
-        ("<blk> 0\n<unk> 1\n", "the id 2 has to be |"),
+        ("<pad> 0\n<unk> 1\n| 2\n", "the id 0 must be <blk>"),
+        ("<blk> 0\n<unk> 1\n", "the id 2 must be |"),
         ("", "line 1"),
     ],
 )
@@ -170,7 +170,7 @@ def test_foreign_sentencepiece_models(tmp_path):
 
 @pytest.mark.parametrize("code", ["", "de en", "<|x|>", "transcribe", "d|e", "endoftext"])
 def test_language_codes(code):
-    with pytest.raises(ValueError, match="no language code"):
+    with pytest.raises(ValueError, match="not a language code"):
         CharTokens.build("abc", ["de", code])
 
 

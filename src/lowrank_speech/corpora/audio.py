@@ -2,8 +2,8 @@
 
 libsndfile takes a WAV file whose data end early, and an Ogg stream cut anywhere, for shorter files without a word; it
 guesses the length of an MP3 without a tag, and of two files that were joined it reads one. So no header is believed:
-what it declares is compared with what decoding to the end gives (``containers/``). A file that passes loads with exactly
-the number of samples in its ``Header``.
+what it declares is compared with what decoding to the end gives (``containers/``). A file that passes loads with
+exactly the number of samples in its ``Header``.
 
     >>> header = check_file("x.flac")  # or AudioError: reason and detail
 """
@@ -11,7 +11,6 @@ the number of samples in its ``Header``.
 import functools
 import io
 import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +29,17 @@ LENGTHLESS = 1 << 60
 """More frames than this is how libsndfile says that a FLAC header leaves them open: it cannot seek in such a file."""
 TOLERANCE = 0.1
 """Seconds of audio that may stand behind the samples without being metadata."""
-BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24, "PCM_32": 32, "FLOAT": 32, "DOUBLE": 64, "ULAW": 8, "ALAW": 8}
+BITS = {
+    "PCM_S8": 8,
+    "PCM_U8": 8,
+    "PCM_16": 16,
+    "PCM_24": 24,
+    "PCM_32": 32,
+    "FLOAT": 32,
+    "DOUBLE": 64,
+    "ULAW": 8,
+    "ALAW": 8,
+}
 """Bits of a sample."""
 ABOUT = {"IMA_ADPCM": 4.0, "MS_ADPCM": 4.0, "G721_32": 4.0, "G723_24": 3.0, "G723_40": 5.0, "GSM610": 1.65}
 """The same where samples are coded in blocks."""
@@ -54,7 +63,7 @@ class Header:
 def open_once(path: str) -> Header | AudioError:
     """``check_file``, with its error returned; a file that has not changed is decoded once in the life of a process."""
     try:
-        found = os.stat(path)
+        found = Path(path).stat()
         return _open(path, found.st_size, found.st_mtime_ns)
     except OSError:
         return _open.__wrapped__(path, 0, 0)
@@ -141,8 +150,8 @@ def _compare(header: Header, subtype: str, form: str, extent: Extent, path: Path
     if extent.rest > slack:
         raise AudioError(
             MORE,
-            f"{path}: the header says {held} bytes of samples, {extent.rest} bytes follow that are not metadata (a second "
-            f"recording, or a header that was never completed?); convert or split the file",
+            f"{path}: the header says {held} bytes of samples, {extent.rest} bytes follow that are not metadata (a "
+            f"second recording, or a header that was never completed?); convert or split the file",
         )
     if subtype in ABOUT:
         slack += 0.1 * held
@@ -165,7 +174,7 @@ def _ogg(path: Path) -> Header:
     else:
         # Of what a decoder gives, the last page's number cuts off what the encoder added: at most a block.
         _, _, _, header = _decode(io.BytesIO(ogg.opened(data, found)), path)
-        declared = soundfile.info(path).frames
+        declared = _declared(path)
         allowed = ogg.trimmed(data, found, header.rate)
     if header.frames < declared:
         raise AudioError(TRUNCATED, f"{path}: the header says {declared} samples, the file holds {header.frames}")
@@ -176,6 +185,13 @@ def _ogg(path: Path) -> Header:
     if declared == 0:
         raise AudioError("zero length", f"{path} holds no samples")
     return Header(header.rate, declared, header.channels, header.peak)
+
+
+def _declared(path: Path) -> int:
+    try:
+        return soundfile.info(path).frames
+    except soundfile.SoundFileError as error:
+        raise AudioError("unreadable audio", f"{path}: {_line(error)}") from error
 
 
 def _check_frames(data: mmap.mmap, header: Header, path: Path, start: int, end: int | None) -> None:

@@ -152,5 +152,5 @@ def refuse_twice(path: Path, what: str, lines: tuple[int, int], values: tuple[ob
 
 
 def _short(value: object) -> str:
-    text = str(value).strip()
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+    text = (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)).strip()
+    return repr(text if len(text) <= 200 else f"{text[:197]}...")

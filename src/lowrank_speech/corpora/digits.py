@@ -10,7 +10,7 @@ resampled to 16 kHz as they are loaded. The default folder below $SPEECH_DATA is
         train: {speakers: [george, jackson, lucas, nicolas], strings: 1500},
         dev: {speakers: [theo], strings: 200}, test: {speakers: [yweweler], strings: 200}}}
 
-Each string is drawn from (seed, split, number) alone: more strings leave the earlier ones as they were.
+Seed, split and number decide a string: more strings leave the earlier ones as they were.
 """
 
 import itertools

@@ -113,8 +113,8 @@ class Config:
     splits: dict[str, SplitConfig] = key(None, "name -> what is synthesised", default_factory=_splits)
     held_out: Several | dict[str, Some] | None = key(
         None,
-        "splits whose sentences and voices stand in no other split: a list, or name -> share of the sentences; null: dev "
-        "and test, where they exist",
+        "splits whose sentences and voices stand in no other split: a list, or name -> share of the sentences; null: "
+        "dev and test, where they exist",
     )
     sample_rate: Annotated[int, Field(ge=8000, le=22_050)] = key(
         SAMPLING_RATE, "rate of the files in Hz; 8000 gives telephone bandwidth. Cuts load at 16000 whatever it is"

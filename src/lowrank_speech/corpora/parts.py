@@ -62,10 +62,13 @@ def check_splits(splits: Mapping[str, SplitConfig]) -> None:
             )
 
 
-def items_of_split(items: Iterable[Utterance | SetAside], split: SplitConfig, seed: int) -> Iterator[Utterance | SetAside]:
+def items_of_split(
+    items: Iterable[Utterance | SetAside], split: SplitConfig, seed: int
+) -> Iterator[Utterance | SetAside]:
     """Of all items of a source: what could not be read, which belongs to no part, then the utterances of one split.
 
-    Of several utterances with one id the first of the source counts, whatever split it is in; the others become SetAside.
+    Of several utterances with one id the first of the source counts, whatever split it is in; the others become
+    SetAside.
     """
     first: dict[str, Utterance] = {}
     utterances: list[Utterance] = []

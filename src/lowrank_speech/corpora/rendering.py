@@ -1,7 +1,7 @@
 """The audio of the synthetic corpus: what eSpeak NG says, the noise around it, and the FLAC files.
 
-In: prompts, which espeak.py draws. Out: 16-bit FLAC files. A prompt and the seed decide every sample: neither the number
-of processes nor the other prompts do.
+In: prompts, which espeak.py draws. Out: 16-bit FLAC files. A prompt and the seed decide every sample: neither the
+number of processes nor the other prompts do.
 
     python -c "from lowrank_speech.corpora import rendering; print(rendering.spoken('de+m3', 'Hallo.', 170, 50, 16000))"
 
@@ -35,8 +35,7 @@ def render_all(prompts: "Sequence[Prompt]", config: "Config", audio_dir: Path, s
     UserError for a voice that is missing or silent.
     """
     audio_dir.mkdir(parents=True, exist_ok=True)
-    babble = any(prompt.noise == "babble" for prompt in prompts)
-    work = (talkers(config, seed) if babble else [], audio_dir, seed, config.sample_rate)
+    work = (talkers(config, seed), audio_dir, seed, config.sample_rate)
     progress = {"total": len(prompts), "desc": "synthesis", "unit": "utt", "disable": None}
     if jobs > 1:
         with multiprocessing.get_context("spawn").Pool(jobs, _start, work) as pool:
@@ -47,9 +46,11 @@ def render_all(prompts: "Sequence[Prompt]", config: "Config", audio_dir: Path, s
 def talkers(config: "Config", seed: int) -> list[np.ndarray]:
     """What babble is made of: free sentences of all languages, by the plain voices, which no split uses.
 
-    Returns float64 (T,) arrays at the config's sample rate. All languages together, so that the noise does not give the
-    language away.
+    Returns float64 (T,) arrays at the config's sample rate; empty when no split has babble. All languages together, so
+    that the noise does not give the language away.
     """
+    if not any(split.snr is not None and "babble" in split.noises for split in config.splits.values()):
+        return []
     result = []
     for language in config.languages:
         for accent in config.accents(language):

@@ -97,7 +97,9 @@ def parse(text: str, language: str, where: str) -> Grammar:
     for template, line in zip(templates, data["templates"], strict=True):
         unknown = [slot for slot in template if slot not in slots]
         if unknown or line != " ".join(f"{{{slot}}}" for slot in template) or not template:
-            raise UserError(f"{where}: the template {line!r} must be made of slots only: it may hold {', '.join(slots)}")
+            raise UserError(
+                f"{where}: the template {line!r} must be made of slots only: it may hold {', '.join(slots)}"
+            )
     return Grammar(language, data["name"], tuple(data["voices"]), slots, templates, tuple(data["free"]))
 
 

@@ -1,10 +1,10 @@
 """Has the audio of a split changed since the stage read it? A record of what was read, and a cheap look at the disk.
 
 The tables of a corpus are small, and hashed. Its audio may be a million files, at which planning must not look one by
-one. The record, ``{split}.audio.json`` beside the split's manifest, says how the audio is watched (the key ``track``):
+one. The record, ``{split}.audio.json`` beside the split's manifest, says how the audio is watched (key ``track``):
 
     auto  size and modification time of every file, up to 10,000 files; above that the modification times of their
-          folders, which change when a file is added, removed, renamed or replaced, but not when one is written over
+          folders, which see a file that is added, removed, renamed or replaced, but not one that is written over
     stat  size and modification time of every file, however many
     hash  the content of every file, which is read each time
     none  nothing
@@ -12,9 +12,12 @@ one. The record, ``{split}.audio.json`` beside the split's manifest, says how th
     >>> changed("exp/mine/corpus/mine/train.audio.json")
     'audio/a7.flac has changed'
 
-Times are no part of a manifest: a copy of the data has others, and the same samples. Standard library only: the workflow
+    auto  size and modification time of every file, up to 10,000 files; above that the modification times of the
 calls ``changed`` when it plans.
 """
+
+# Strings: to make a Path of each of many names takes longer than to look at the file.
+# ruff: noqa: PTH113, PTH116, PTH118, PTH120, PTH123
 
 import hashlib
 import json

@@ -43,7 +43,9 @@ class Columns:
     audio: str = key("audio", "column of the path of the audio, absolute or below the table's folder")
     language: str = key("language", "column of the language code")
     speaker: str = key("speaker", "column of the speaker")
-    seconds: str | None = key(SECONDS, "column of the duration, to be compared with the audio; null or absent: not compared")
+    seconds: str | None = key(
+        SECONDS, "column of the duration, to be compared with the audio; null or absent: not compared"
+    )
     text: str | None = key("text", "column of the transcript; null: the table has none")
 
 
@@ -81,8 +83,8 @@ def read(
 ) -> Iterator[Utterance | SetAside]:
     """Yield the utterances of one split in the order of its table, and before them what could not be one.
 
-    UserError if a language of ``languages`` has no row in the split, or if an id has rows that differ. ``audio_dir`` and
-    ``jobs`` are not used: nothing is written, and validate.py opens the audio.
+    UserError if a language of ``languages`` has no row in the split, or if an id has rows that differ. ``audio_dir``
+    and ``jobs`` are not used: nothing is written, and validate.py opens the audio.
     """
     wanted = {code.lower() for code in config.languages}
     part = config.splits[split]

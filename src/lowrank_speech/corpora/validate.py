@@ -1,7 +1,7 @@
 """Every utterance is looked at before it may enter a split: its file is decoded, its cut loaded, its samples checked.
 
-In: the items of a split, as a corpus reader yields them (common.py). Out: ``Accepted`` cuts, or ``SetAside`` with one of
-these reasons:
+In: the items of a split, as a corpus reader yields them (common.py). Out: ``Accepted`` cuts, or ``SetAside`` with one
+of these reasons:
 
     missing file, unreadable audio, truncated audio, more audio than declared, zero length, samples not finite, silent,
     several channels, no such channel, wrong rate, wrong duration, too short, too long, segment outside recording,
@@ -47,8 +47,8 @@ def validate(
 ) -> Iterator[Accepted | SetAside]:
     """Check all items, in ``jobs`` threads; the results come in the order of the items.
 
-    ``items`` is complete before a thread starts, since a reader may fork. Each file is decoded once however many cuts are
-    made of it; decoding leaves Python's lock, so that threads do.
+    ``items`` is complete before a thread starts, since a reader may fork. Each file is decoded once however many cuts
+    are made of it; decoding leaves Python's lock, so that threads do.
     """
     import torch  # lhotse resamples with it
     from tqdm import tqdm
@@ -131,7 +131,9 @@ def make_cut(utterance: Utterance, header: Header, checks: Checks) -> "MonoCut":
         raise AudioError("several channels", detail)
     channel = checks.channel if header.channels > 1 else 0
     if channel >= header.channels:
-        raise AudioError("no such channel", f"{what} has {header.channels} channels; `checks.channel` is {channel}, counted from 0")
+        raise AudioError(
+            "no such channel", f"{what} has {header.channels} channels; `checks.channel` is {channel}, counted from 0"
+        )
     if checks.sampling_rate not in (None, header.rate):
         raise AudioError(
             "wrong rate", f"{what} has {header.rate} Hz, `checks.sampling_rate` says {checks.sampling_rate}"

@@ -1,7 +1,7 @@
 """Settings of the token sets: one class a kind, and the kind -> class table.
 
-    >>> read({"kind": "char", "min_count": 2}, "langs.chars")
-    Char(kind='char', for_='ctc', min_count=2, normalise=NormaliseConfig(case='lower', ...))
+>>> read({"kind": "char", "min_count": 2}, "langs.chars")
+Char(kind='char', for_='ctc', min_count=2, normalise=NormaliseConfig(case='lower', ...))
 """
 
 from collections.abc import Mapping

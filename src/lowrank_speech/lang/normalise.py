@@ -201,7 +201,9 @@ def _check(rules: Rules, language: str | None) -> None:
         made = value + unicodedata.normalize("NFC", value.translate(strip))
         again = next((other for other in rules.replace if other in made), None)
         if again is not None:
-            raise ValueError(f"{where}replace: {name!r} becomes {value!r}, which holds {again!r}, itself to be replaced")
+            raise ValueError(
+                f"{where}replace: {name!r} becomes {value!r}, which holds {again!r}, itself to be replaced"
+            )
 
 
 def _cased(text: str, case: str, language: str | None) -> str:

@@ -1,9 +1,9 @@
-"""Tags in transcripts: `<hes>`, `[laughter]`, `((unclear))`, `*cough*` are not words, and a config says what they become.
+"""Tags in transcripts: `<hes>`, `[laughter]`, `((unclear))`, `*cough*` are not words; a config says what they become.
 
 A pattern is a tag as it is written, with `*` for any characters and `?` for one; its first and last characters are its
-brackets. `<*>` is every tag in angle brackets, `[noise*]` those in square ones that begin with noise, `***` those between
-stars. Blanks inside match any number of blanks. Of several patterns that match, the most specific one counts: the one
-with the most characters that are neither `*` nor `?`.
+brackets. `<*>` is every tag in angle brackets, `[noise*]` those in square ones that begin with noise, `***` those
+between stars. A blank stands for any number of blanks. Where several patterns match, the most specific one counts,
+whatever their order: the one with the most characters that are neither `*` nor `?`.
 
     >>> Tags({"<*>": None, "<hes>": "uh"})("so <hes> I [laughter] <noise> went")
     'so  uh  I [laughter]   went'
@@ -17,8 +17,8 @@ _LONGEST = 60
 """Characters between brackets from which on they are taken for something else than a tag."""
 _OPENING = re.compile(r"[<\[{(*]")
 _FOUND = re.compile(
-    rf"<[^<>]{{1,{_LONGEST}}}>|\[[^\[\]]{{1,{_LONGEST}}}\]|{{[^{{}}]{{1,{_LONGEST}}}}}|\(\([^()]{{0,{_LONGEST}}}\)\)"
-    rf"|(?<!\S)\*[^\s*]{{1,{_LONGEST}}}\*(?!\S)"
+    rf"<(?! )[^<>]{{1,{_LONGEST}}}(?<! )>|\[(?! )[^\[\]]{{1,{_LONGEST}}}(?<! )\]|{{(?! )[^{{}}]{{1,{_LONGEST}}}(?<! )}}"
+    rf"|\(\([^()]{{0,{_LONGEST}}}\)\)|(?<!\S)\*[^\s*]{{1,{_LONGEST}}}\*(?!\S)"
 )
 
 
@@ -32,7 +32,7 @@ class Tags:
     """Replaces the tags of ``patterns`` (pattern -> text, None: nothing) in a text; blanks are put around them."""
 
     def __init__(self, patterns: Mapping[str, str | None]):
-        ordered = sorted(patterns, key=lambda pattern: (-len(re.sub(r"[*?]", "", pattern[1:-1])), pattern))
+        ordered = sorted(patterns, key=_vagueness)
         self._texts = [patterns[pattern] or "" for pattern in ordered]
         self._pattern = re.compile("|".join(f"({_regular(pattern)})" for pattern in ordered)) if ordered else None
 
@@ -65,6 +65,12 @@ def check(patterns: Mapping[str, str | None]) -> None:
         wrong = next((c for c in text or "" if c in "<>[]{}()*"), None)
         if wrong is not None:
             raise ValueError(f"tags: {pattern!r} becomes {text!r}, which holds the bracket {wrong!r}; use words")
+
+
+def _vagueness(pattern: str) -> tuple[int, int, str]:
+    """Sorts the most specific pattern first; its name decides last, so that no order in the config matters."""
+    inside = pattern[1:-1]
+    return -len(re.sub(r"[*?]", "", inside)), inside.count("*"), pattern
 
 
 def _regular(pattern: str) -> str:

@@ -43,11 +43,11 @@ class Tokens(Protocol):
 
 
 def special_symbols(languages: Iterable[str]) -> list[str]:
-    """The symbols that a set for seq2seq has behind its characters or pieces. ValueError: no language code."""
+    """The symbols that a set for seq2seq has behind its characters or pieces. ValueError: not a language code."""
     languages = sorted(set(languages))
     for language in languages:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", language) or f"<|{language}|>" in (EOT, TRANSCRIBE):
-            raise ValueError(f"{language!r} is no language code; use one such as en or pt-BR")
+            raise ValueError(f"{language!r} is not a language code; use one such as en or pt-BR")
     return [EOT, SOT, *(f"<|{language}|>" for language in languages), TRANSCRIBE, NO_TIMESTAMPS]
 
 
@@ -170,7 +170,7 @@ class PieceTokens(_Table):
         try:
             self._model = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise UserError(f"{where}: no sentencepiece model: {error}") from error
+            raise UserError(f"{where}: not a sentencepiece model: {error}") from error
         pieces = [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
         if pieces[:2] != [BLANK, UNK] or self._model.unk_id() != 1 or not self._model.is_control(0):
             raise UserError(
@@ -195,7 +195,7 @@ class PieceTokens(_Table):
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special symbols; <unk> becomes U+FFFD, as do bytes that are no UTF-8."""
+        """Text of ``ids`` without special symbols; <unk> becomes U+FFFD, as do bytes that are not UTF-8."""
         return " ".join(self._model.decode(self._written(ids)).split())  # the model's unk_surface is U+FFFD
 
     def unseen(self, text: str) -> set[str]:
@@ -220,13 +220,13 @@ def _read_symbols(path: Path) -> list[str]:
         if len(symbol) > 1 and not re.fullmatch("<.+>", symbol):
             raise UserError(f"{path}, line {number}: {symbol!r} is neither one character nor a special symbol <...>")
         if int(index) in found or symbol in seen:
-            raise UserError(f"{path}, line {number}: the symbol {symbol!r} or the id {index} stands there twice")
+            raise UserError(f"{path}, line {number}: the symbol {symbol!r} or the id {index} stands twice in it")
         found[int(index)] = symbol
         seen.add(symbol)
     symbols = [found.get(i, "") for i in range(len(found))]
     for i, symbol in ((0, BLANK), (1, UNK), (2, BOUNDARY)):
         if symbols[i : i + 1] != [symbol]:
-            raise UserError(f"{path}: the id {i} has to be {symbol}")
+            raise UserError(f"{path}: the id {i} must be {symbol}")
     if "" in symbols:
         raise UserError(f"{path}: no symbol has the id {symbols.index('')}; ids run from 0 without a gap")
     return symbols

@@ -26,19 +26,18 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from lowrank_speech import settings
 from lowrank_speech.artefact import Manifest, atomic, write_json, write_table
 from lowrank_speech.corpora import registry, tracking
+from lowrank_speech.corpora.common import Track
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.tags import found_tags, shown
 from lowrank_speech.settings import REQUIRED, Seed, key
 from lowrank_speech.stages import common
 
 if TYPE_CHECKING:
-    from lhotse.cut import Cut
-
     from lowrank_speech.corpora.common import SetAside
     from lowrank_speech.corpora.validate import Accepted
 
@@ -62,6 +61,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", required=True, metavar="NAME", help="which split of the corpus to make")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output: the folder")
     parser.add_argument("--jobs", type=int, default=1, help="threads that decode (processes that synthesise)")
+    parser.add_argument(
+        "--track", choices=get_args(Track), help="how changed audio is noticed; default: the key `track` of the corpus"
+    )
 
 
 def body(args: argparse.Namespace) -> None:
@@ -81,7 +83,7 @@ def body(args: argparse.Namespace) -> None:
     items = _read(corpus, chosen, args.split, root, made, config.seed, args.jobs)
     log.info("corpus: %s: %d candidates from %s", args.split, len(items), root or "synthesis")
     # Before the audio is opened: what changes while the stage reads counts as changed.
-    files = record(corpus, chosen, root, items)
+    files = record(corpus, chosen, root, items, args.track)
 
     from lowrank_speech.corpora.common import Checks
     from lowrank_speech.corpora.validate import validate
@@ -95,8 +97,8 @@ def body(args: argparse.Namespace) -> None:
         log.warning("corpus: %s: set aside: %s; see %s", args.split, numbers["set_aside"], outputs[-1])
     if numbers["tags"]:
         log.warning(
-            "corpus: %s: the transcripts hold tags: %s; they are words unless `normalise.tags` of the token set says what "
-            "becomes of them",
+            "corpus: %s: the transcripts hold tags: %s; they are words unless `normalise.tags` of the token set says "
+            "what becomes of them",
             args.split,
             shown(numbers["tags"]),
         )
@@ -104,14 +106,14 @@ def body(args: argparse.Namespace) -> None:
     manifest.write(args.manifest, outputs, numbers)
 
 
-def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]") -> dict[str, Any]:
+def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", track: str | None) -> dict[str, Any]:
     """Which audio of the corpus's folder is read; nothing of what the stage makes itself."""
     from lowrank_speech.corpora.validate import paths
 
     if root is None:
         return tracking.record(".", (), "none")
     listed = corpus.listed(config, root) if hasattr(corpus, "listed") else ()
-    return tracking.record(root, (path for item in items for path in paths(item)), config.track, listed)
+    return tracking.record(root, (path for item in items for path in paths(item)), track or config.track, listed)
 
 
 def _read(corpus: Any, config: Any, split: str, root: Path | None, audio: Path, seed: int, jobs: int) -> list:

@@ -6,7 +6,7 @@ outputs  --out       folder with
            tokens.txt      kind char: `symbol id` lines, <blk> is 0
            pieces.model    kind sentencepiece; pieces.vocab beside it is for people
            words.txt       `word count` lines, sorted: the words of the normalised transcripts
-           set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing: id, reason, text
+           set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing
          --manifest  lang.json in that folder; `Lang.load` reads it
 
 kind     char            characters. For CTC, unless `for: seq2seq`
@@ -162,8 +162,8 @@ def _supervisions(cut: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
     result: Counter[str] = Counter()
-    for key, n in pairs:
-        result[key] += n
+    for counted, n in pairs:
+        result[counted] += n
     return result
 
 
@@ -190,8 +190,8 @@ def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
     write_table(listed, ("id", "reason", "detail"), sorted(transcripts.set_aside))
     if transcripts.unknown_tags:
         log.warning(
-            "lang: the transcripts hold tags: %s. They are taken for words; say in `normalise.tags` what they become, for "
-            "example tags: {'<*>': null, '[*]': null}",
+            "lang: the transcripts hold tags: %s. They are taken for words; say in `normalise.tags` what they become, "
+            "for example tags: {'<*>': null, '[*]': null}",
             shown(transcripts.unknown_tags),
         )
     if transcripts.set_aside:
@@ -199,7 +199,9 @@ def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
     return [words, listed]
 
 
-def _tokens(out: Path, lang: kinds.Char | kinds.Pieces, transcripts: Transcripts, seed: int) -> tuple[list[Path], dict[str, Any]]:
+def _tokens(
+    out: Path, lang: kinds.Char | kinds.Pieces, transcripts: Transcripts, seed: int
+) -> tuple[list[Path], dict[str, Any]]:
     """Write the token set; the files, and what the manifest says of it."""
     characters = transcripts.characters()
     rare = {c: n for c, n in sorted(characters.items()) if n < lang.min_count}

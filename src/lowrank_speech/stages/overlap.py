@@ -4,8 +4,8 @@ inputs   --split     ROLE=FILE for each split: the index that the stage corpus w
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
-An utterance of a training role (pretrain, train) may not stand in dev or test, nor one of dev in test: neither under its
-id, within one corpus, nor as equal samples. That ends the stage with exit code 2. Speakers that splits share are
+An utterance of a training role (pretrain, train) may not stand in dev or test, nor one of dev in test: neither under
+its id, within one corpus, nor as equal samples. That ends the stage with exit code 2. Speakers that splits share are
 reported, not refused. A split may be used twice, and training roles may share what they like.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("lowrank_speech")
 
 ROLES = ("pretrain", "train", "dev", "test")
-APART = [("train", "dev"), ("train", "test"), ("pretrain", "dev"), ("pretrain", "test"), ("dev", "test")]
-"""Roles that may share no utterance."""
+TRAINING = {"pretrain", "train"}
+"""Roles that may share what they like; any two others may share no utterance."""
 COLUMNS = ("id", "speaker", "sha256")
 SUFFIX = ".index.tsv"
 EXAMPLES = 5
@@ -79,17 +79,17 @@ def body(arguments: argparse.Namespace) -> None:
     settings.read(Config, raw)
     manifest = Manifest("overlap", cfg=raw)
     splits = [read_split(text) for text in dict.fromkeys(arguments.split)]
-    pairs = [(one, other) for one, other in itertools.combinations(splits, 2) if one.role != other.role]
-    rows = [row for one, other in pairs if (one.role, other.role) in APART for row in shared(one, other)]
+    apart = [(a, b) for a, b in itertools.combinations(splits, 2) if a.role != b.role and {a.role, b.role} != TRAINING]
+    rows = [row for one, other in apart for row in shared(one, other)]
     listed = arguments.manifest.with_name("shared.tsv")
     write_table(listed, HEADER, rows)
     if rows:
         raise UserError(refusal(rows, splits, listed))
-    speakers = [found for one, other in pairs if (found := shared_speakers(one, other)) is not None]
+    speakers = [found for one, other in apart if (found := shared_speakers(one, other)) is not None]
     for found in speakers:
         log.warning(
-            "overlap: %(speakers)d speakers of %(role)s (%(split)s) stand in %(other_role)s (%(other_split)s) too, %(first)s "
-            "among them: results there are not those for unknown speakers",
+            "overlap: %(speakers)d speakers of %(role)s (%(split)s) stand in %(other_role)s (%(other_split)s) too, "
+            "%(first)s among them: results there are not those for unknown speakers",
             {**found, "first": found["examples"][0]},
         )
     used = [{"role": split.role, "split": split.name, "utterances": len(split.rows)} for split in splits]
@@ -107,7 +107,9 @@ def read_split(text: str) -> Split:
     try:
         rows = pd.read_csv(path, sep="\t", usecols=list(COLUMNS), dtype=str, keep_default_na=False, quoting=3)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not an index of the stage corpus ({' '.join(str(error).split())}); make it again") from error
+        raise UserError(
+            f"{path}: not an index of the stage corpus ({' '.join(str(error).split())}); make it again"
+        ) from error
     return Split(role, path, f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}", rows)
 
 
@@ -129,8 +131,6 @@ def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
 
 def shared_speakers(one: Split, other: Split) -> dict[str, Any] | None:
     """The speakers that two splits of different roles share; None where there are none."""
-    if {one.role, other.role} == {"pretrain", "train"}:
-        return None
     found = sorted(set(one.rows["speaker"]) & set(other.rows["speaker"]))
     if not found:
         return None
@@ -154,7 +154,7 @@ def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Pa
     return (
         f"utterance {name} of {role} ({first}) and {other_name} of {other_role} ({second}) {same}"
         + (f", and {more} more are shared, see {listed}" if more else "")
-        + f": results on {other_role} would mean nothing; take them out of the data of one split, or choose other splits"
+        + f": results on {other_role} would mean nothing; take them out of one split's data, or choose other splits"
     )
 
 

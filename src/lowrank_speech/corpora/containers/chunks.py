@@ -63,7 +63,7 @@ def extent(file: BinaryIO, base: int, size: int, path: Path) -> Extent | None:
     large: int | None = None  # RF64's own size of the samples
     found: Extent | None = None
     at = base + layout.first
-    while (chunk := _chunk(file, at, layout)) is not None:
+    while at < size and (chunk := _chunk(file, at, layout)) is not None:
         name, start, length = chunk
         if name in layout.data:
             if found is not None:
@@ -77,8 +77,8 @@ def extent(file: BinaryIO, base: int, size: int, path: Path) -> Extent | None:
             large = struct.unpack("<Q", file.read(8))[0]
         elif found is not None and name in LAYOUTS:
             raise AudioError(MORE, f"{path}: a second file begins at byte {at}; only the first would be read: split it")
-        elif found is not None and (not _plausible(name) or start + length > size):
-            break  # what follows the samples is not a chunk
+        elif length < 0 or (found is not None and (not _plausible(name) or start + length > size)):
+            break  # no chunk: its size would lead back, or what follows the samples is something else
         at = start + length
         at += -(at - base) % layout.even
     if found is None:
@@ -103,7 +103,7 @@ def _samples(start: int, length: int, large: int | None, layout: Layout, size: i
         length = large
     elif length == -1 or (struct.calcsize(layout.head) == 8 and length >= STREAMED):
         return Extent(start + layout.before, None)
-    end = start + length
+    end = start + max(0, length)
     if end > size:
         raise AudioError(
             TRUNCATED, f"{path}: the header says {length} bytes of samples, there are {max(0, size - start)}"

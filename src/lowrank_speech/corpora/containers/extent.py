@@ -1,7 +1,8 @@
 """What a container says about how much audio there is, to be held against what the file holds.
 
-Headers are not to be trusted: a recorder that crashed leaves a size of zero, `cat` leaves two recordings of which a reader
-sees one, and a size of 32 bits overflows. libsndfile believes some headers and ignores others, silently in both cases.
+Headers are not to be trusted: a recorder that crashed leaves a size of zero, `cat` leaves two recordings of which a
+reader sees one, and a size of 32 bits overflows. libsndfile believes some headers and ignores others, silently in both
+cases.
 """
 
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Extent:
 
 
 def id3_length(head: bytes) -> int:
-    """Bytes of the ID3v2 tag that ``head`` begins with; 0 where there is none. Source: id3.org, ID3v2.4, section 3.1."""
+    """Bytes of the ID3v2 tag that ``head`` begins with; 0 where there is none. Source: ID3v2.4, section 3.1."""
     if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 127:
         return 0
     size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]

@@ -16,7 +16,10 @@ TAIL = 1 << 18
 
 
 def check(data: Bytes, path: Path, base: int = 0) -> None:
-    """AudioError where frames follow behind the end that the header declares. ``data``: the file, `fLaC` at ``base``."""
+    """AudioError where frames follow behind the end that the header declares.
+
+    ``data``: the file, in which `fLaC` stands at ``base``.
+    """
     info, start = _stream_info(data, base)
     if info is None:
         return
@@ -55,7 +58,7 @@ def _last_end(tail: bytes, info: bytes) -> int | None:
 
 
 def _frame_end(head: bytes, info: bytes) -> int | None:
-    """The number of the sample behind the frame that starts with ``head``; None where it is no header of this stream."""
+    """The number of the sample behind the frame that starts with ``head``; None for anything but a frame's header."""
     if len(head) < 16 or head[3] & 1:
         return None
     size, rate, channels = head[2] >> 4, head[2] & 15, head[3] >> 4

@@ -1,4 +1,4 @@
-"""Containers that are a header and then the samples: AU, NIST SPHERE, Creative Voice, and others that nobody has any more.
+"""Containers that are a header and then the samples: AU, NIST SPHERE, Creative Voice, and rarer ones.
 
 In: an open file. Out: the ``Extent`` of its samples; None for a container that is not one of these.
 
@@ -67,7 +67,7 @@ def _au(head: bytes) -> tuple[int, int | None]:
 def _nist(head: bytes) -> tuple[int, int | None]:
     start = int(head[8:16])
     names = (b"sample_count", b"sample_n_bytes", b"channel_count")
-    counts = [re.search(rb"\n%s -i (\d+)" % name, head) for name in names]
+    counts = [re.search(rb"\n%s -\w+ (\d+)" % name, head) for name in names]
     if counts[0] is None or counts[1] is None:
         return start, None
     channels = int(counts[2][1]) if counts[2] else 1

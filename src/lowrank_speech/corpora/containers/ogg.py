@@ -29,11 +29,13 @@ class Page:
     flags: int
     position: int
     serial: int
+    number: int
 
 
 def pages(data: bytes, path: Path) -> list[Page]:
-    """The pages of a file. AudioError: it breaks off, has no end, or holds two streams one behind the other."""
+    """The pages of a file. AudioError: it breaks off, lacks a page, or holds two streams one behind the other."""
     result: list[Page] = []
+    numbers: dict[int, int] = {}
     at = data.find(b"OggS")
     while at >= 0:
         if at + 27 > len(data) or at + 27 + data[at + 26] > len(data):
@@ -42,10 +44,15 @@ def pages(data: bytes, path: Path) -> list[Page]:
         length = 27 + segments + sum(data[at + 27 : at + 27 + segments])
         if at + length > len(data):
             raise AudioError(TRUNCATED, f"{path}: the last Ogg page has {len(data) - at} of {length} bytes")
-        position, serial = struct.unpack_from("<qI", data, at + 6)
-        page = Page(at, length, data[at + 5], position, serial)
+        position, serial, number = struct.unpack_from("<qII", data, at + 6)
+        page = Page(at, length, data[at + 5], position, serial, number)
         if page.flags & FIRST and result and not result[-1].flags & FIRST:
             raise AudioError(MORE, f"{path}: a second Ogg stream begins at byte {at}; only the first would be read")
+        if numbers.get(serial, number - 1) != number - 1:
+            raise AudioError(
+                TRUNCATED, f"{path}: the Ogg page {number} follows page {numbers[serial]}: some are missing"
+            )
+        numbers[serial] = number
         result.append(page)
         at = data.find(b"OggS", at + length)
     if result and not result[-1].flags & LAST:
