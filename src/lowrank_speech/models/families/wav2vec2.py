@@ -7,6 +7,7 @@ size.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -44,7 +45,7 @@ class Wav2vec2(Encoder):
         super().__init__(hf, head, meta)
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
         if getattr(config, "adapter_attn_dim", None) is not None:
             log.warning(
                 "%s has MMS's language adapters in its layers: those of its main weights stay part of the model, its "
