@@ -12,6 +12,8 @@ import torch
 from lhotse import CutSet
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import WhisperTokenizer
 
 from lowrank_speech import cli
 from lowrank_speech.lowrank.factorise import factorise
@@ -38,6 +40,15 @@ def call(capsys, monkeypatch):
         return left.value.code or 0, captured.out, captured.err.strip().splitlines()
 
     return call
+
+
+def save_tokenizer(folder):
+    """Whisper's tokenizer with the special tokens of the model of ``test_factorise_stage``."""
+    tokenizer = WhisperTokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet())[:30])}, merges=[])
+    special = ["<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
+    tokenizer.add_tokens(special, special_tokens=True)
+    assert tokenizer.convert_tokens_to_ids(special) == [31, 32, 33, 34, 35]
+    tokenizer.save_pretrained(folder)
 
 
 def same_folder(a, b):
@@ -120,6 +131,10 @@ def test_hub_layouts_are_imported_first(family, form, tmp_path, call):
     hub = tmp_path / "hub"
     unwrap(MODELS[family]()).save_pretrained(hub, max_shard_size="20KB" if form == "shards" else "1GB")
     (hub / "preprocessor_config.json").write_text("{}")
+    tokenizer = set()
+    if family == "whisper":
+        save_tokenizer(hub)
+        tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     if form == "pickle":
         state = load_file(hub / "model.safetensors")
         torch.save(state, hub / "pytorch_model.bin")
@@ -132,7 +147,7 @@ def test_hub_layouts_are_imported_first(family, form, tmp_path, call):
     model = import_model(Source(hub, None), family)
     in_memory(model, tmp_path / "memory", hub, plan)
     assert same_folder(tmp_path / "memory", tmp_path / "low")
-    expected = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    expected = {"config.json", "model.safetensors", "preprocessor_config.json"} | tokenizer
     assert {p.name for p in (tmp_path / "low").iterdir()} - {"generation_config.json"} == expected
     assert torch.equal(outputs(load_model(tmp_path / "low")), outputs(model))
 

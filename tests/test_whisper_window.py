@@ -148,7 +148,7 @@ def test_table_is_that_of_a_model_built_with_the_short_window(short, tmp_path):
 @torch.no_grad()
 def test_a_batch_gives_what_single_utterances_give(short):
     model = load_model(short)
-    tokens = WhisperTokens(short, model.hf.generation_config)
+    tokens = WhisperTokens(short)
     waves, given = speech(0.3, SHORT, 1.1), torch.tensor([[tokens.sot, 64, 65]])
     both = model.seq2seq_logits(*mels(model, waves), given.expand(3, -1))
     ids = [row.ids for row in generate(model, *mels(model, waves), tokens, ["de", "en", "de"])]
@@ -205,7 +205,7 @@ def test_log_mels_are_those_of_the_folders_processor(short, seconds):
 def test_plain_transformers_generates_from_the_folder(short):
     plain, processor = WhisperForConditionalGeneration.from_pretrained(short), WhisperProcessor.from_pretrained(short)
     model, waves = load_model(short), speech(0.7, 1.6)
-    tokens = WhisperTokens(short, model.hf.generation_config)
+    tokens = WhisperTokens(short)
     ours = [tokens.decode(row.ids) for row in generate(model, *mels(model, waves), tokens, ["de", "en"], 12)]
     inputs = processor([wave.numpy() for wave in waves], sampling_rate=16_000, return_tensors="pt")
     options = {"language": list(LANGUAGES), "task": "transcribe", "num_beams": 1, "max_new_tokens": 12}

@@ -81,12 +81,15 @@ def import_model(found: Source, family: str) -> SpeechModel:
         raise UserError(
             f"{found.folder} is a {config.model_type} model, but the config says family: {family}; set family: {actual}"
         )
-    if hasattr(config, KEY):
-        return load_model(found.folder)
     cls = family_class(family)
-    cls.check_import(config, found.folder)
+    if hasattr(config, KEY):
+        model = load_model(found.folder)
+        if model.meta.lang_sha256 is None:  # it still has the tokens that it was published with
+            model.imported(found.folder)
+        return model
     named = (config.architectures or [""])[0]
     task = cls.task_of(named)
+    cls.check_import(config, found.folder, task)
     if task == "classify" and "body" in cls.TASKS:  # its labels are not ours: take the encoder, a new head is drawn
         task = "body"
         log.warning("the head of %s (%s) is discarded: its classes are not those of a task here", found.folder, named)
@@ -108,6 +111,7 @@ def import_model(found: Source, family: str) -> SpeechModel:
             f"complete one"
         )
     model = wrap(hf.eval(), Meta(family, task))
+    model.imported(found.folder)
     log.info("imported %s as %s: %d parameters", found.folder, published, model.parameters_total())
     return model
 

@@ -185,8 +185,9 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
 
 def _key(arguments: argparse.Namespace, config: Config, cfg: dict) -> str:
     """Hex sha256 of the slice and of all that the training reads."""
-    read = [arguments.train_cuts, arguments.dev_cuts]
-    read += [arguments.model / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
+    from lowrank_speech.models.files import files_read
+
+    read = [arguments.train_cuts, arguments.dev_cuts, *files_read(arguments.model)]
     if config.task.type == "asr":
         read += common.token_files(arguments.lang)
     identity = canonical_json(cfg) + "".join(sha256(path) for path in read if path.exists())
