@@ -141,9 +141,10 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.select import SetAside
-    from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.device import pick_device
+    from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import save_model
+    from lowrank_speech.models.scratch import from_scratch
     from lowrank_speech.training.distributed import Ranks
     from lowrank_speech.training.loop import Trainer
     from lowrank_speech.training.objective import Objective
@@ -156,14 +157,8 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         raise UserError(
             f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs char or pieces"
         )
-    if config.family == "wav2vec2":
-        model = sources.scratch_wav2vec2(config.model, lang.tokens.size, config.seed)
-        if config.front_end == "gabor":
-            frontend.gabor_start(model.body.feature_extractor)
-        inputs = Inputs("waveform")
-    else:
-        model = sources.scratch_whisper(config.model, lang.tokens, config.seed)
-        inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
+    model = from_scratch(config.family, config.model, lang.tokens, config.seed, config.front_end)
+    inputs = Inputs(**model.inputs(model.config.to_dict(), {}, ""))
     model.meta.lang_sha256 = lang.sha256
 
     set_aside, recipe = SetAside(), config.pretrain
@@ -190,7 +185,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     if not ranks.first:
         return None
     model.to("cpu")
-    sources.set_dropout(model, 0.0)
+    set_dropout(model, 0.0)
     save_model(model, arguments.out)
     _preprocessor(model, inputs, arguments.out)
     numbers |= {

@@ -128,12 +128,12 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.select import SetAside
-    from lowrank_speech.lowrank.apply import low_rank_layers
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
     from lowrank_speech.lowrank.lora import merge, save_adapter
+    from lowrank_speech.lowrank.structure import low_rank_layers
     from lowrank_speech.models.device import pick_device
+    from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import load_model, save_model
-    from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
     from lowrank_speech.training.distributed import Ranks
     from lowrank_speech.training.loop import Trainer
@@ -156,11 +156,11 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     constraint = None
     if config.adapt == "full" and model.plan and config.constraint.mode != "none":
         c = config.constraint
-        constraint = SemiOrthogonal(model.hf, c.mode, c.scale, c.probability, c.every, config.seed)
+        constraint = SemiOrthogonal(model.body, c.mode, c.scale, c.probability, c.every, config.seed)
     metrics = out / "metrics.jsonl"
-    if any(p.requires_grad for p in model.hf.parameters()):
+    if any(p.requires_grad for p in model.parameters()):
         objective = Objective(model, config.training, setup.lang, setup.tokens, setup.labels)
-        inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
+        inputs = inputs_of(arguments.model)
         loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
         events = events_folder(config.training, arguments.tensorboard)
         trainer = Trainer(
@@ -184,9 +184,9 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         with atomic(out / "adapter") as temporary:
             save_adapter(peft_model, temporary)
 
-        model.hf = merge(peft_model)
+        merge(peft_model)
         if model.plan:  # adapters on the product add to the ranks
-            model.plan = {name: layer.rank for name, layer in low_rank_layers(model.hf).items()}
+            model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}
     save_model(model, out / "model", copy_from=arguments.model)
     write_table(out / "set_aside.tsv", ("id", "reason", "detail"), set_aside.rows)
     if set_aside.rows:

@@ -11,9 +11,8 @@ from lowrank_speech.features.kept import KeptCuts
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import SetAside
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora
-from lowrank_speech.models.families import layer_patterns, lora_targets
-from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.models.tasks import to_task
 from lowrank_speech.models.text import decoder_tokens
 from lowrank_speech.training.distributed import Ranks
 from lowrank_speech.training.prepared import prepared
@@ -73,22 +72,20 @@ def prepare(base: SpeechModel, arguments: Any, config: Any, key: str, set_aside:
 
 def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
     """Set ``requires_grad``: everything for ``full`` (front end and constants apart), else the head at most."""
-    fixed = {id(p) for p in model.front_end()}
-    for name, parameter in model.hf.named_parameters():
-        is_head = any(name.startswith(f"{head}.") for head in model.head_names)
-        constant = id(parameter) in fixed or name.endswith("encoder.embed_positions.weight")
-        parameter.requires_grad_(trains_head if is_head else adapt == "full" and not constant)
+    fixed = {id(p) for p in (*model.front_end(), *model.constants())}
+    for name, parameter in model.named_parameters():
+        trains = trains_head if model.is_head(name) else adapt == "full" and id(parameter) not in fixed
+        parameter.requires_grad_(trains)
 
 
 def lora_on(model: SpeechModel, settings: Any) -> Any:
-    """LoRA adapters on ``model.hf`` (in place); the head trains along. Returns the peft model."""
+    """LoRA adapters on the body of ``model`` (in place); the head trains along. Returns the peft model."""
     if settings is None:
         raise UserError("adapt: lora needs the section `lora`")
-    patterns = layer_patterns(model.family, settings.targets) if settings.targets else lora_targets(model.family)
-    head = [p for name, p in model.hf.named_parameters() if name.split(".")[0] in model.head_names]
+    patterns = model.layer_patterns(settings.targets) if settings.targets else model.LORA
     try:
         peft_model, report = add_lora(
-            model.hf,
+            model.body,
             LoraSettings(
                 rank=settings.rank,
                 alpha=settings.alpha,
@@ -102,7 +99,5 @@ def lora_on(model: SpeechModel, settings: Any) -> Any:
         )
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
-    for parameter in head:  # peft freezes all that is not an adapter
-        parameter.requires_grad_(True)
     log.info("LoRA: %s", report)
     return peft_model

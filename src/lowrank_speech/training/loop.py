@@ -27,7 +27,7 @@ from lowrank_speech.errors import Stopped, UserError
 from lowrank_speech.features.batches import Cuts, Loader
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
-from lowrank_speech.models.sources import set_dropout
+from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import TrainConfig
@@ -50,7 +50,7 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains ``model`` on one task. ``heads``: names (relative to .hf) of modules with the head's learning rate.
+    """Trains ``model`` on one task.
 
     ``scratch``: folder of the states; ``events``: of TensorBoard's files, if there are to be any; ``ranks``: the
     processes that share the work. What trains is what has ``requires_grad`` when the trainer is made. ``constraint``
@@ -97,7 +97,7 @@ class Trainer:
         self.frozen = None
         if config.frozen_dtype != "fp32":
             file = scratch / "frozen.safetensors" if self.ranks.first else None
-            self.frozen = FrozenWeights(model.hf, DTYPES[config.frozen_dtype], file)
+            self.frozen = FrozenWeights(model, DTYPES[config.frozen_dtype], file)
             self.frozen.hold()
         with explained(None, config):
             self.model = model.to(self.device)
@@ -121,7 +121,7 @@ class Trainer:
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Parameters of the model (without auxiliary heads) that train, by name."""
-        return {name: p for name, p in self.model.hf.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
@@ -271,11 +271,11 @@ class Trainer:
     def _note(self, found: Dev) -> None:
         """Keep the weights of an evaluation that may be the result, and look for a collapse of CTC."""
         if self.config.average:
-            self.recent.append(copied(changing(self.model.hf)))
+            self.recent.append(copied(changing(self.model)))
         if found.metric < self.best_metric:
             self.best_metric = found.metric
             if self.config.keep == "best":
-                self.best = copied(changing(self.model.hf))
+                self.best = copied(changing(self.model))
         if found.blank != 1.0 or not math.isfinite(found.loss):
             self.blank_evaluations = 0
             return
@@ -302,7 +302,7 @@ class Trainer:
         """Put the weights that are the result into the model; their dev metric."""
         last = self.history[-1].get("dev_metric")
         if len(self.recent) > 1:
-            put(mean(self.recent), self.model.hf)
+            put(mean(self.recent), self.model)
             found = self._evaluate(dev).metric
             taken = self.config.keep == "last" or found <= self.best_metric
             log.info(
@@ -315,7 +315,7 @@ class Trainer:
         if self.config.keep == "last":
             return last
         if self.best is not None:
-            put(self.best, self.model.hf)
+            put(self.best, self.model)
         return self.best_metric
 
     def deviation(self) -> float:

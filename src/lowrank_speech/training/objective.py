@@ -106,7 +106,7 @@ class Objective(nn.Module):
             return Losses(loss, loss.item() * len(cuts), len(cuts), terms=((1.0, loss, len(cuts)),), errors=wrong)
         if self.task == "ctc":
             states, frames = model.states(features, lengths)
-            logits = model.hf.lm_head(model.hf.dropout(states))
+            logits = model.head_logits(states, frames)
             loss, units, impossible = self._ctc(logits, frames, cuts)
             wrong = self.errors(logits, frames, cuts) if errors else None
         else:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
 
@@ -55,14 +55,12 @@ def make_optimiser(model: SpeechModel, objective: nn.Module, config: TrainConfig
     UserError where nothing trains, a package is not installed, or ``factor_sgd`` finds no factors that train.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    heads = tuple(f"{name}." for name in model.head_names)
     factors = _factors(model) if config.factor_sgd is not None else {}
-    for owner, named in (("", model.hf.named_parameters()), ("aux", objective.named_parameters())):
+    for owner, named in (("", model.named_parameters()), ("aux", objective.named_parameters())):
         for name, parameter in named:
             if not parameter.requires_grad or id(parameter) in factors:
                 continue
-            is_head = owner == "aux" or (bool(heads) and any(h in f"{name}." for h in heads))
-            lr = config.head_lr if is_head else config.lr
+            lr = config.head_lr if owner == "aux" or model.is_head(name) else config.lr
             groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
     if not groups and not factors:
         raise UserError("nothing to train: every parameter is frozen")
@@ -82,7 +80,7 @@ def make_optimiser(model: SpeechModel, objective: nn.Module, config: TrainConfig
 
 def _factors(model: SpeechModel) -> dict[int, nn.Parameter]:
     """Both factors of every low-rank layer that train; biases stay with AdamW."""
-    weights = [w for layer in low_rank_layers(model.hf).values() for w in (layer.first.weight, layer.second.weight)]
+    weights = [w for layer in low_rank_layers(model.body).values() for w in (layer.first.weight, layer.second.weight)]
     return {id(weight): weight for weight in weights if weight.requires_grad}
 
 

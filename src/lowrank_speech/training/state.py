@@ -30,7 +30,7 @@ def state_of(trainer: "Trainer") -> dict[str, Any]:
     return {
         "key": trainer.key,
         "ctc": trainer.objective.ctc and trainer.objective.ctc.backend,
-        "model": {name: tensor.cpu() for name, tensor in changing(trainer.model.hf).items()},
+        "model": {name: tensor.cpu() for name, tensor in changing(trainer.model).items()},
         "objective": trainer.objective.state_dict(),
         "stepper": trainer.stepper.state_dict(),
         "recent": list(trainer.recent),
@@ -56,7 +56,7 @@ def go_on(trainer: "Trainer", path: Path, state: dict[str, Any]) -> None:
             f"{path} belongs to a run whose CTC was {state['ctc']}'s, this one's is {ctc.backend}'s: go on where the "
             f"first one ran, or remove {path.parent} to start again"
         )
-    put(state["model"], trainer.model.hf)
+    put(state["model"], trainer.model)
     trainer.objective.load_state_dict(state["objective"])
     trainer.stepper.load_state_dict(state["stepper"])
     trainer.recent.extend(state["recent"])

@@ -176,11 +176,11 @@ class Stepper:
     @contextlib.contextmanager
     def _body_frozen(self) -> Iterator[None]:
         """Only the head trains; of a model without one (Whisper in recognition) the decoder."""
-        heads = self.model.head_names or ("decoder",)
+        model = self.model
         body = [
             p
-            for name, p in self.model.hf.named_parameters()
-            if p.requires_grad and not any(head in name.split(".") for head in heads)
+            for name, p in model.named_parameters()
+            if p.requires_grad and ("encoder" in name.split(".") if model.head is None else not model.is_head(name))
         ]
         try:
             for parameter in body:
