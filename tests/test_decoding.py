@@ -296,6 +296,18 @@ def test_detection_of_one_row_is_that_of_generate(whisper):
     assert [row.language for row in some] == [languages[0], None, languages[2]]
 
 
+@torch.no_grad()
+def test_codes_with_capitals_can_be_given(whisper, monkeypatch):
+    """transformers looks up the lower-case code."""
+    model, folder = whisper
+    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.7))
+    expected = generate(model, features, lengths, tokens, ["en"], 12)
+    monkeypatch.setattr(tokens, "language_ids", {"pt-BR": tokens.language_ids["en"]})
+    lang_to_id = {"<|pt-BR|>": tokens.language_ids["pt-BR"]}
+    monkeypatch.setattr(model.hf.generation_config, "lang_to_id", lang_to_id)
+    assert generate(model, features, lengths, tokens, ["pt-BR"], 12) == expected
+
+
 def test_detect_tells_whisper_nothing(world, systems, tmp_path):
     record = decode_with(world, systems, "whisper", "asr", tmp_path / "out", language="detect")
     assert sum(record["numbers"]["language_detected"].values()) == 8
