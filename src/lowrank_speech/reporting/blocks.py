@@ -1,6 +1,6 @@
 """The results table: one block per task and base, one row per system and decoder, a group of columns per test set.
 
-The decoders of a system stand one below the other. On top stands what a system has to beat: chance, always the most
+The decoders of a system are in neighbouring rows. The first rows are what a system has to beat: chance, always the most
 frequent language (`majority`, where a test set is unbalanced), and the base without adaptation.
 """
 

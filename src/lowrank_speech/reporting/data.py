@@ -74,7 +74,7 @@ def overlap_table(root: Path, tasks: Iterable[str]) -> Table | None:
 def set_aside_table(root: Path, splits: Sequence[tuple[str, str]], systems: Sequence[System]) -> Table:
     """What was set aside, by place and reason, with a few of the utterances; the files list all of them.
 
-    The same list in several places (systems share their data) stands once.
+    A list that is the same in several places (systems share their data) appears once.
     """
     places = [
         (f"corpus {corpus}/{split}", root / "corpus" / corpus / f"{split}.set_aside.tsv") for corpus, split in splits

@@ -1,8 +1,8 @@
 """What was compared and what came out: three sentences, and a card for each task and base.
 
-The comparison is with the dense model under full fine-tuning, the first such system of a task and base. A difference is
-named together with whether the two intervals overlap, so that nobody reads noise as a result. Decoders other than the
-task's first one are left to the tables.
+The reference is full fine-tuning of the dense model: the first such system of a task and base. Each difference comes
+with whether the two intervals overlap, so that nobody reads noise as a result. Only the task's first decoder is
+compared; the tables have the others.
 """
 
 from collections import Counter

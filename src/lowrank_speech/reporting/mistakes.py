@@ -45,7 +45,7 @@ def _words(score: dict[str, Any], most: int) -> list[Table]:
     )
     if worst:
         header = ("utterance", "WER %", "reference", "hypothesis")
-        # The figure stands between texts: aligned as text it reads better than at the far side of its column.
+        # The WER is between two texts: aligned to the left it reads better than at the far side of its column.
         tables.append(Table("Utterances with most errors", header, worst[:most], len(header)))
     return tables
 

@@ -20,8 +20,8 @@ outputs  --out        folder with
 cfg      task         type (asr, lid), segment
          decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
 
-The time is that of the network and the search on loaded features, one warm-up batch before. Reading is left out. The
-cost of what ran before stands beside it: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
+The clock runs during the network and the search on loaded features, after one warm-up batch, and not while files are
+read. Earlier stages add their own cost: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
 
 python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decoder":{"kind":"greedy"}}' --model system/model
     --cuts test.jsonl.gz --lang lang --out decoded --manifest decoded/decode.json
