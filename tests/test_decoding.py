@@ -14,7 +14,7 @@ from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.decoding.whisper.greedy import _bounds
 from lowrank_speech.decoding.whisper.stopping import LEAST, PERIODS, REPEATS, Stop, looping
 from lowrank_speech.errors import UserError
-from lowrank_speech.lang.codes import parent_language
+from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.settings import resolved
@@ -262,7 +262,7 @@ def test_ended_hypotheses_are_warned_of(world, systems, tmp_path, capsys):
     ],
 )
 def test_a_code_stands_for_the_language_that_it_begins_with(code, found):
-    assert parent_language(code, ["en", "zh", "zh-Hans", "pt-BR"]) == found
+    assert nearest_language(code, ["en", "zh", "zh-Hans", "pt-BR"]) == found
 
 
 def test_utterances_in_a_language_that_whisper_does_not_know_lose_nothing(world, systems, tmp_path):
