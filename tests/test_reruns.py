@@ -190,7 +190,7 @@ CODE_EDITS = {
     "docstring": ("training/loop.py", docstring, {}),
     "training loop": ("training/loop.py", statement, FROM_BASE),
     "helper of train alone": ("training/adapt.py", statement, FROM_TRAIN),
-    "search": ("decoding/ctc.py", statement, {**DECODED, "score": SYSTEMS, "report": 1}),
+    "search": ("decoding/ctc/greedy.py", statement, {**DECODED, "score": SYSTEMS, "report": 1}),
     "scoring": ("scoring/asr.py", statement, {"score": SYSTEMS, "report": 1}),
     "report": ("reporting/page.py", statement, {"report": 1}),
     "style sheet": ("reporting/page.css", lambda text: f"{text}\np {{}}\n", {"report": 1}),
