@@ -14,7 +14,7 @@ from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.decoding.whisper.greedy import _bounds
 from lowrank_speech.decoding.whisper.stopping import LEAST, PERIODS, REPEATS, Stop, looping
 from lowrank_speech.errors import UserError
-from lowrank_speech.lang.codes import parent_language
+from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.settings import resolved
@@ -262,7 +262,7 @@ def test_ended_hypotheses_are_warned_of(world, systems, tmp_path, capsys):
     ],
 )
 def test_a_code_stands_for_the_language_that_it_begins_with(code, found):
-    assert parent_language(code, ["en", "zh", "zh-Hans", "pt-BR"]) == found
+    assert nearest_language(code, ["en", "zh", "zh-Hans", "pt-BR"]) == found
 
 
 def test_utterances_in_a_language_that_whisper_does_not_know_lose_nothing(world, systems, tmp_path):
@@ -294,6 +294,18 @@ def test_detection_of_one_row_is_that_of_generate(whisper):
     some = generate(model, features, lengths, tokens, [None, languages[1], None], 12)
     assert [row.ids for row in some] == [row.ids for row in found]
     assert [row.language for row in some] == [languages[0], None, languages[2]]
+
+
+@torch.no_grad()
+def test_codes_with_capitals_can_be_given(whisper, monkeypatch):
+    """transformers looks up the lower-case code."""
+    model, folder = whisper
+    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.7))
+    expected = generate(model, features, lengths, tokens, ["en"], 12)
+    monkeypatch.setattr(tokens, "language_ids", {"pt-BR": tokens.language_ids["en"]})
+    lang_to_id = {"<|pt-BR|>": tokens.language_ids["pt-BR"]}
+    monkeypatch.setattr(model.hf.generation_config, "lang_to_id", lang_to_id)
+    assert generate(model, features, lengths, tokens, ["pt-BR"], 12) == expected
 
 
 def test_detect_tells_whisper_nothing(world, systems, tmp_path):

@@ -28,15 +28,16 @@ Dtype = Literal["float32", "float16"]
 
 
 def write(folder: Path, rows: Iterable[tuple[str, float, np.ndarray]], dtype: Dtype) -> dict[str, int]:
-    """Store (id, seconds of speech, log probabilities (F, V)) of every utterance; counts of utterances and frames."""
-    listed = []
+    """Store (id, seconds of speech, log probabilities (F, V)) of every utterance; counts for the manifest."""
+    listed, symbols = [], 0
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / ARRAYS) as temporary, NumpyHdf5Writer(temporary) as writer:
         for name, seconds, array in rows:
             writer.write(name, array.astype(dtype))
+            symbols = array.shape[1]
             listed.append((name, len(array), f"{seconds:.3f}"))
     write_table(folder / FRAMES, ("id", "frames", "seconds"), sorted(listed))
-    return {"utterances": len(listed), "frames": sum(frames for _, frames, _ in listed)}
+    return {"utterances": len(listed), "frames": sum(frames for _, frames, _ in listed), "symbols": symbols}
 
 
 class Emissions:

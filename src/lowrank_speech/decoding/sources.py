@@ -35,8 +35,7 @@ class Network:
         self.folder, self.device = Path(folder), pick_device(device)
         self.model = load_model(folder).to(self.device)
         self.task, self.lang_sha256 = self.model.task, self.model.meta.lang_sha256
-        inputs = inputs_of(folder, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
-        self._loader = Loader(inputs)
+        self._loader = Loader(inputs_of(folder))
 
     def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
         """The cuts (of the file ``path``) that the model takes; longer ones than its window are set aside."""

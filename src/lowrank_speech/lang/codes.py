@@ -1,28 +1,33 @@
-"""Language codes: which of the languages that a model knows a code in the data stands for.
+"""Codes of languages: which of the languages that a model knows is meant by an utterance's code.
 
-Corpora write the same language as ``zh``, ``zh-CN``, ``zh_cn`` or ``zh-Hans-CN``; a model knows it under one of these.
+The one place for it: training, decoding and calibration ask here. Standard library only.
 """
 
+import re
 from collections.abc import Iterable
 
 
-def parent_language(code: str | None, known: Iterable[str]) -> str | None:
-    """The language among ``known`` that ``code`` stands for; None where there is none.
+def nearest_language(code: str | None, known: Iterable[str]) -> str | None:
+    """The one of ``known`` that ``code`` means: itself, else its parent; None where there is none.
 
-    ``code`` itself where it is known, in whatever case; otherwise the longest known code that it begins with, subtag by
-    subtag: ``zh-Hans-CN`` -> ``zh-Hans`` -> ``zh``, ``pt_BR`` -> ``pt``. No subtag is added: ``pt`` is not ``pt-BR``.
-    Source: the lookup of RFC 4647, section 3.4.
+    Case does not matter, and ``_`` is the same as ``-``.
+
+    >>> nearest_language("zh-CN", ["de", "zh"]), nearest_language("pt_br", ["pt", "pt-BR"])
+    ('zh', 'pt-BR')
     """
-    if not code:
+    if code is None:
         return None
-    names = {_plain(name): name for name in known}
-    parts = _plain(code).split("-")
-    for end in range(len(parts), 0, -1):
-        found = names.get("-".join(parts[:end]))
-        if found is not None:
-            return found
+    known = list(known)
+    if code in known:
+        return code
+    by_form = {_parts(other): other for other in reversed(known)}
+    parts = _parts(code)
+    while parts:
+        if parts in by_form:
+            return by_form[parts]
+        parts = parts[:-1]
     return None
 
 
-def _plain(code: str) -> str:
-    return code.replace("_", "-").lower()
+def _parts(code: str) -> tuple[str, ...]:
+    return tuple(re.split("[-_]", code.lower()))

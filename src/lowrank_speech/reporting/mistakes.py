@@ -1,6 +1,6 @@
 """What the systems confuse: the most frequent word errors and the worst utterances, or the matrix of languages.
 
-Input: the numbers of score.json (`scoring.asr.score`, `scoring.lid.score`). Output: tables of strings for the page.
+Input: the metrics of score.json (`scoring.asr.score`, `scoring.lid.score`). Output: tables of strings for the page.
 """
 
 from collections.abc import Sequence
@@ -8,17 +8,22 @@ from typing import Any
 
 from lowrank_speech.reporting import units
 from lowrank_speech.reporting.data import Table
-from lowrank_speech.reporting.systems import System, number
+from lowrank_speech.reporting.manifests import number
+from lowrank_speech.reporting.systems import Result, System
 
 
 def mistakes(systems: Sequence[System], most: int) -> list[tuple[str, list[Table]]]:
-    """(system, tables) of every system whose score has any; ``most``: rows of a table of word errors."""
+    """(where, tables) of every result whose score has any; ``most``: rows of a table of word errors."""
     found = []
     for system in systems:
-        tables = _words(system.score, most) if system.name.type == "asr" else _matrix(system.score)
-        tables += _by_language(system)
-        if tables:
-            found.append((f"{system.name.task}, {system.name.base}, {system.name.method}", tables))
+        n = system.name
+        for result in system.results:
+            tables = _words(result.score, most) if n.type == "asr" else _matrix(result.score)
+            tables += _by_language(result)
+            where = [n.task, n.base, n.method]
+            where += [result.decoder] * (len(system.decoders) > 1) + [result.test] * (len(system.tests) > 1)
+            if tables:
+                found.append((", ".join(where), tables))
     return found
 
 
@@ -40,7 +45,7 @@ def _words(score: dict[str, Any], most: int) -> list[Table]:
     )
     if worst:
         header = ("utterance", "WER %", "reference", "hypothesis")
-        # The figure stands between texts: aligned as text it reads better than at the far side of its column.
+        # The WER is between two texts: aligned to the left it reads better than at the far side of its column.
         tables.append(Table("Utterances with most errors", header, worst[:most], len(header)))
     return tables
 
@@ -58,25 +63,23 @@ def _matrix(score: dict[str, Any]) -> list[Table]:
     return [Table("Confusion matrix", ("", *map(str, languages), "sum"), tuple(rows), note=note)]
 
 
-def _by_language(system: System) -> list[Table]:
-    by_language = system.score.get("by_language") or {}
+def _by_language(result: Result) -> list[Table]:
+    by_language = result.score.get("by_language") or {}
     if not by_language:
         return []
-    keys = {
-        "asr": {"wer": "WER %", "cer": "CER %"},
-        "lid": {"accuracy": "accuracy %", "eer": "EER %"},
-    }[system.name.type]
-    size = "utterances" if system.name.type == "asr" else "segments"
+    kind = result.system.type
+    keys = {"asr": {"wer": "WER %", "cer": "CER %"}, "lid": {"accuracy": "accuracy %", "eer": "EER %"}}[kind]
+    size = "utterances" if kind == "asr" else "segments"
     rows = tuple(
         (
             str(language),
             units.count(number(figures.get(size))),
             *(units.percent(number(figures.get(key))) for key in keys),
-            *(units.interval(*_ends(figures, key)) for key in list(keys)[:1] if system.name.type == "asr"),
+            *(units.interval(*_ends(figures, key)) for key in list(keys)[:1] if kind == "asr"),
         )
         for language, figures in by_language.items()
     )
-    header = ("language", size, *keys.values(), *(["WER interval"] if system.name.type == "asr" else []))
+    header = ("language", size, *keys.values(), *(["WER interval"] if kind == "asr" else []))
     return [Table("By language", header, rows)]
 
 

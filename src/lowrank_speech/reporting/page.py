@@ -16,10 +16,10 @@ import jinja2
 import markupsafe
 
 from lowrank_speech.artefact import write_text
+from lowrank_speech.reporting.blocks import TYPES, Block
 from lowrank_speech.reporting.data import Table
 from lowrank_speech.reporting.headline import Headline
 from lowrank_speech.reporting.plots import Plot
-from lowrank_speech.reporting.results import TYPES, Block
 from lowrank_speech.reporting.systems import System
 
 
@@ -28,6 +28,7 @@ class Page:
     """All that the page shows, in its order."""
 
     title: str
+    summary: Sequence[str]
     headlines: Sequence[Headline]
     compared: Sequence[tuple[str, str]]
     blocks: Sequence[Block]
@@ -53,14 +54,23 @@ def write_page(path: Path, page: Page) -> None:
 
 
 def compared(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """What stands against what: tasks, bases, methods, each with how a method adapts."""
+    """What is compared with what: tasks, bases, test sets, decoders, and each method with how it adapts."""
     unique = {key: list(dict.fromkeys(getattr(s.name, key) for s in systems)) for key in ("task", "base", "method")}
     types = {s.name.task: s.name.type for s in systems}
     how = {method: _how([s for s in systems if s.name.method == method]) for method in unique["method"]}
+    used = {
+        what: {
+            task: list(dict.fromkeys(n for s in systems if s.name.task == task for n in getattr(s, what)))
+            for task in unique["task"]
+        }
+        for what in ("tests", "decoders")
+    }
     return [
         ("systems", str(len(systems))),
         ("tasks", ", ".join(f"{task} ({TYPES[types[task]]})" for task in unique["task"])),
         ("bases", ", ".join(unique["base"])),
+        ("test sets", "; ".join(f"{task}: {', '.join(names)}" for task, names in used["tests"].items())),
+        ("decoders", "; ".join(f"{task}: {', '.join(names)}" for task, names in used["decoders"].items())),
         *((f"method {method}", how[method]) for method in unique["method"]),
     ]
 
@@ -69,8 +79,8 @@ def _how(systems: Sequence[System]) -> str:
     """How a method adapts, from the manifests of its systems; the layers that were factorised differ by base."""
     system = systems[0]
     words = {
-        "none": "the base as it came; where the task needs a head that it lacks, that head alone is trained",
-        "head": "the head alone is trained",
+        "none": "the base as it came; only a head that the task needs and the base lacks is trained",
+        "head": "only the head is trained",
         "full": "all weights are trained (the front end apart)",
         "lora": "low-rank adapters beside frozen weights are trained, and merged",
     }
@@ -80,7 +90,7 @@ def _how(systems: Sequence[System]) -> str:
     if adapt == "lora" and isinstance(train.get("lora"), dict) and "rank" in train["lora"]:
         parts.append(f"LoRA rank {train['lora']['rank']}")
     if "factorise" in system.manifests:
-        layers = {s.name.base: len(s.manifests["factorise"]["numbers"].get("layers") or ()) for s in systems}
+        layers = {s.name.base: len(s.manifests["factorise"]["metrics"].get("layers") or ()) for s in systems}
         counts = [f"{n} layers of {base}" for base, n in layers.items() if n]
         parts.insert(0, f"{', '.join(counts)} factorised first" if counts else "factorised first")
     elif (system.numbers["reduction"] or 0) > 5e-3:
@@ -90,24 +100,25 @@ def _how(systems: Sequence[System]) -> str:
 
 def configs(systems: Sequence[System]) -> list[tuple[str, str]]:
     """(what, JSON) of the settings that each stage ran with, equal ones once, in the order of the stages."""
+    places = [("factorise", f"{s.name.base}/{s.name.method}", s.manifests) for s in systems]
+    places += [("train", str(s.name), s.manifests) for s in systems]
+    places += [(stage, str(r), r.manifests) for stage in ("decode", "score") for s in systems for r in s.results]
     found: dict[tuple[str, str], list[str]] = {}
-    for stage in ("factorise", "train", "decode", "score"):
-        for system in systems:
-            cfg = system.manifests.get(stage, {}).get("cfg")
-            if cfg is not None:
-                text = json.dumps(cfg, indent=2, sort_keys=True, ensure_ascii=False)
-                n = system.name
-                found.setdefault((stage, text), []).append(f"{n.base}/{n.method}" if stage == "factorise" else str(n))
+    for stage, place, manifests in places:
+        cfg = manifests.get(stage, {}).get("cfg")
+        if cfg is not None:
+            text = json.dumps(cfg, indent=2, sort_keys=True, ensure_ascii=False)
+            found.setdefault((stage, text), []).append(place)
     return [(f"{stage}: {', '.join(dict.fromkeys(names))}", text) for (stage, text), names in found.items()]
 
 
 def versions(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """(package, version) out of all manifests; versions that differ between them stand side by side."""
+    """(package, version) from what the runs cost; versions that differ between them are listed side by side."""
+    costs = [cost for s in systems for holder in (s, *s.results) for cost in holder.costs.values()]
     found: dict[str, list[str]] = {}
-    for system in systems:
-        for manifest in system.manifests.values():
-            for name, version in manifest.get("versions", {}).items():
-                found.setdefault(name, []).append(str(version))
+    for cost in costs:
+        for name, version in (cost.get("versions") or {}).items():
+            found.setdefault(name, []).append(str(version))
     return [(name, ", ".join(dict.fromkeys(several))) for name, several in found.items()]
 
 
@@ -122,8 +133,9 @@ def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
         )
     if "cuda" in devices:
         memory.append("On a GPU, CUDA's own peak of allocated memory, weights and activations alike, no libraries.")
-    types = {s.name.type: s.score for s in systems}
-    rows = [("intervals", _intervals(types.values()))]
+    results = [result for system in systems for result in system.results]
+    types = {result.system.type: result.score for result in results}
+    rows = [("intervals", _intervals([result.score for result in results if result.error_interval]))]
     if "asr" in types:
         spaces = "counted" if types["asr"].get("character_counting") == "with-spaces" else "not counted"
         note = f"; the space between words is {spaces} as a character" if "character_counting" in types["asr"] else ""
@@ -157,8 +169,9 @@ def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
         ),
         (
             "decoding",
-            "Seconds of work per second of speech: forward pass and search, after one warm-up batch, plus the frozen "
-            "front end where its output was computed once beforehand; reading files is not in it.",
+            "Seconds of work per second of speech, over the test sets: forward pass and search, after one warm-up "
+            "batch, plus the frozen front end and the network where their outputs were stored beforehand. Reading is "
+            "not in it.",
         ),
     ]
 
@@ -176,16 +189,16 @@ def _variants(score: dict[str, Any]) -> str:
     return "".join(f"; {part}" for part in parts)
 
 
-def _intervals(scores: Any) -> str:
+def _intervals(scores: Sequence[dict[str, Any]]) -> str:
     texts = []
     for score in scores:
-        if not score.get("bootstrap"):
-            continue
-        units = f"{score['units']} {score['resampled']}" if {"units", "resampled"} <= score.keys() else "the test data"
-        mass = f"{100 * score.get('confidence', 0.95):g} %"
-        texts.append(f"{mass} percentile intervals over {score['bootstrap']} resamples of {units}")
+        known = {"units", "resampled", "confidence", "bootstrap"} <= score.keys()
+        texts += [
+            f"{100 * score['confidence']:g} % percentile intervals over {score['bootstrap']} resamples of "
+            f"{score['units']} {score['resampled']}"
+        ] * known
     note = (
-        "They cover the choice of the test data, not another training seed. Two that stand apart differ beyond that "
+        "They cover the choice of the test data, not another training seed. Two that are apart differ beyond that "
         "choice; two that overlap may differ all the same."
     )
     return f"{'; '.join(dict.fromkeys(texts))}. {note}" if texts else "None were computed."

@@ -22,10 +22,12 @@ from matplotlib.lines import Line2D
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.reporting import units
-from lowrank_speech.reporting.systems import System
+from lowrank_speech.reporting.systems import Result, System, mass
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7570B3")
 UNADAPTED = "#8a8a8a"
+PANELS = 4
+"""Panels in a row of the plot of errors."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 THEMES = {"light": ("#ffffff", "#2b2b2b", "#dddddd"), "dark": ("#1d1f21", "#d6d6d6", "#3a3d40")}
 """Background, ink, grid; the page's own colours (page.css)."""
@@ -50,7 +52,7 @@ def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Pa
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:
             temporary.write_bytes(images["light"])
-        plots.append(Plot(name, title, caption, images["light"], images["dark"]))
+        plots.append(Plot(name, title, caption(systems), images["light"], images["dark"]))
     return paths, plots
 
 
@@ -80,24 +82,31 @@ def colours(systems: Sequence[System]) -> dict[str, str]:
 
 
 def error_figure(systems: Sequence[System]) -> Figure:
-    """Error with its 95 % interval against the parameters of the model, one panel a task."""
-    tasks = list(dict.fromkeys(s.name.task for s in systems))
+    """Error with its interval against the parameters of the model, one panel a task and test set."""
+    shown = list(dict.fromkeys((s.name.task, test) for s in systems for test in s.tests))
+    several = len(shown) > len({task for task, _ in shown})
     bases = list(dict.fromkeys(s.name.base for s in systems))
     colour = colours(systems)
+    rows = -(-len(shown) // PANELS)
+    columns = -(-len(shown) // rows)
     figure, panels = plt.subplots(
-        1, len(tasks), figsize=(4.6 * len(tasks) + 0.6, 4.0), squeeze=False, layout="constrained"
+        rows, columns, figsize=(4.6 * columns + 0.6, 3.6 * rows + 0.4), squeeze=False, layout="constrained"
     )
-    for axes, task in zip(panels[0], tasks, strict=True):
-        members = [s for s in systems if s.name.task == task]
-        drawn = [s for s in members if s.error is not None and s.numbers["parameters_total"] is not None]
-        for system in drawn:
-            x, y = system.numbers["parameters_total"] / 1e6, 100 * system.error
-            if system.error_interval:
-                low, high = (100 * end for end in system.error_interval)
-                axes.vlines(x, low, high, color=colour[system.name.method], linewidth=1.2, alpha=0.7)
-            marker = MARKERS[bases.index(system.name.base) % len(MARKERS)]
-            axes.plot(x, y, marker, color=colour[system.name.method], markersize=7, markeredgewidth=0)
-        chance = [s.numbers["chance_accuracy"] for s in members if s.numbers["chance_accuracy"] is not None]
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (task, test) in zip(panels.flat, shown, strict=False):
+        members = [s for s in systems if s.name.task == task and test in s.tests]
+        for system in members:
+            for result in (r for r in system.results if r.test == test):
+                _point(
+                    axes,
+                    system,
+                    result,
+                    colour[system.name.method],
+                    MARKERS[bases.index(system.name.base) % len(MARKERS)],
+                )
+        results = [r for s in members for r in s.results if r.test == test]
+        chance = [r.numbers["chance_accuracy"] for r in results if r.numbers["chance_accuracy"] is not None]
         if chance:
             level = 100 * (1 - chance[0])
             axes.axhline(level, linestyle="--", color=UNADAPTED, linewidth=1)
@@ -105,13 +114,26 @@ def error_figure(systems: Sequence[System]) -> Figure:
                 "chance", (0, level), xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points",
                 color=UNADAPTED,
             )  # fmt: skip
-        leading = members[0].metric
-        axes.set(title=task, xlabel="parameters of the model (millions)")
+        leading = results[0].metric
+        axes.set(title=f"{task}, {test}" if several else task, xlabel="parameters of the model (millions)")
         axes.set_ylabel("word error rate (%)" if leading == "wer" else f"error: 100 − {leading} (%)")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.12)
     _legend(figure, colour, bases)
     return figure
+
+
+def _point(axes: Axes, system: System, result: Result, colour: str, marker: str) -> None:
+    """A result with its interval; hollow for decoders other than the first."""
+    if result.error is None or system.numbers["parameters_total"] is None:
+        return
+    x, y = system.numbers["parameters_total"] / 1e6, 100 * result.error
+    if result.error_interval:
+        low, high = (100 * end for end in result.error_interval)
+        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.7)
+    hollow = result.decoder != system.decoders[0]
+    fill = {"markerfacecolor": "none", "markeredgewidth": 1.2} if hollow else {"markeredgewidth": 0}
+    axes.plot(x, y, marker, color=colour, markersize=7, **fill)
 
 
 def _legend(figure: Figure, colour: dict[str, str], bases: Sequence[str]) -> None:
@@ -197,21 +219,29 @@ def _curve(axes: Axes, system: System, key: str, scale: float, colour: str) -> N
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.5, marker=".", markersize=4)
 
 
-FIGURES: dict[str, tuple[str, str, Callable[[Sequence[System]], Figure]]] = {
-    "error": (
-        "Error against the size of the model",
-        "Left and low is good. Bars are 95 % intervals; grey is the base before adaptation.",
-        error_figure,
-    ),
-    "cost": (
-        "What training costs",
-        "Per system: parameters that were trained, peak memory of training, time in training steps.",
-        cost_figure,
-    ),
-    "curves": (
-        "Training curves",
+def _of_errors(systems: Sequence[System]) -> str:
+    bars = mass(result for system in systems for result in system.results)
+    parts = ["Left and low is good.", f"Bars are {bars} intervals." if bars else "No intervals were computed."]
+    parts.append("Grey is the base before adaptation.")
+    if any(len(system.decoders) > 1 for system in systems):
+        parts.append("Filled: the first decoder; hollow: the others.")
+    return " ".join(parts)
+
+
+def _of_costs(systems: Sequence[System]) -> str:
+    return "Per system: parameters that were trained, peak memory of training, time in training steps."
+
+
+def _of_curves(systems: Sequence[System]) -> str:
+    return (
         "Loss on the training data and error on dev, after each epoch that was evaluated. The weights that are decoded "
-        "are those of the best epoch on dev, unless the recipe says otherwise.",
-        curves_figure,
-    ),
+        "are those of the best epoch on dev, unless the recipe says otherwise."
+    )
+
+
+Caption = Callable[[Sequence[System]], str]
+FIGURES: dict[str, tuple[str, Caption, Callable[[Sequence[System]], Figure]]] = {
+    "error": ("Error against the size of the model", _of_errors, error_figure),
+    "cost": ("What training costs", _of_costs, cost_figure),
+    "curves": ("Training curves", _of_curves, curves_figure),
 }

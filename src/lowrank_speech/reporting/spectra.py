@@ -23,7 +23,7 @@ def write_spectra(path: str | Path, layers: Sequence[Mapping[str, Any]], dpi: in
 
 
 def spectra_figure(layers: Sequence[Mapping[str, Any]]) -> Figure:
-    """Singular values over the largest against their number, a panel for the layers that differ in a number alone.
+    """Singular values over the largest against their number, a panel for layers whose names differ only in a number.
 
     ``layers``: rows with ``name``, ``d_out``, ``d_in``, ``rank`` and ``spectrum`` (``lowrank.apply.factorise``). Dark
     lines are early layers, light ones late; the dot is the cut.

@@ -14,7 +14,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """A change as percent with its sign: -0.239 -> −23.9. What rounds to nothing has none."""
+    """A change as percent with its sign: -0.239 -> −23.9. What rounds to zero has no sign."""
     if value is None:
         return DASH
     text = f"{100 * value:+.{digits}f}"
@@ -29,7 +29,7 @@ def interval(low: float | None, high: float | None, digits: int = 1, scale: floa
 
 
 def cost(value: float | None) -> str:
-    """A detection cost, which is no share (it can exceed 1): three decimals."""
+    """A detection cost, which is not a share (it can exceed 1): three decimals."""
     return DASH if value is None else f"{value:.3f}"
 
 

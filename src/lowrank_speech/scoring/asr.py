@@ -5,7 +5,7 @@ code points of the words joined by one space; that space counts as a character o
 Alignment is kaldialign's, all errors at cost 1; the sum of errors is the Levenshtein distance, while its split into
 substitutions, deletions and insertions is that of one of the equally cheap alignments.
 
-An empty reference counts no word, and every word of its hypothesis as an insertion. Rates are fractions, and None where
+An empty reference has no words, so every word of its hypothesis is an insertion. Rates are fractions, and None where
 there is nothing to divide by.
 """
 
@@ -32,7 +32,7 @@ def pair(
     missing_as_empty: bool = False,
     names: tuple[str, str] = ("the references", "the hypotheses"),
 ) -> dict[str, tuple[list[str], list[str]]]:
-    """Bring references and hypotheses together: id -> (reference words, hypothesis words), in the references' order.
+    """Pair references with hypotheses: id -> (reference words, hypothesis words), in the references' order.
 
     ``names`` of the two for messages. ValueError: no reference, a hypothesis without a reference, a reference without a
     hypothesis (unless ``missing_as_empty``, which takes it as empty: all words are deletions), all references empty.
@@ -58,7 +58,7 @@ def _more(names: Sequence[str]) -> str:
 
 
 def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[str, str]]:
-    """Alignment of least cost: pairs (reference, hypothesis); "" stands for a gap on either side."""
+    """Alignment of least cost: pairs (reference, hypothesis); "" is a gap on either side."""
     return kaldialign.align(list(ref), list(hyp), GAP)
 
 
@@ -161,7 +161,7 @@ def score(
     speakers: Mapping[str, str] | None = None,
     languages: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Everything at once, as JSON values: :func:`summary`'s keys, and how they came about.
+    """All metrics as JSON values: those of :func:`summary`, breakdowns and confusions, and the settings behind them.
 
     ``by_language`` and ``by_speaker`` appear where a map (id -> language, id -> speaker) is given, ``language_mean``
     (every language with the same weight) with two languages or more.

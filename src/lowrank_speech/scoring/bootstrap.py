@@ -38,7 +38,7 @@ def weights(
 
     units:  (S,) int, the unit of each item; items of a unit are drawn together
     strata: (S,) int, drawn from separately (a language, say), so that none can vanish from a resample; a unit that
-            stands in two strata counts as two units
+            is in two strata counts as two units
     width:  cells that the caller holds per resample; decides the size of the blocks (default S)
     """
     strata = np.zeros(len(units), dtype=np.int64) if strata is None else strata

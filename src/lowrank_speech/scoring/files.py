@@ -80,9 +80,8 @@ def read_text(path: str | Path) -> dict[str, list[str]]:
 def read_map(path: str | Path) -> dict[str, str]:
     """Read ``id value`` (labels, ``utt2spk``, ``utt2lang``), with or without a header line: id -> value.
 
-    The first line is a header when its second field is one of language, lang, label, speaker, spk and its first is id,
-    utt or segment. ValueError: a line has other than two fields, an id occurs twice, or there
-    is no line.
+    The first line is a header when its first field is id, utt or segment and its second language, lang, label, speaker
+    or spk. ValueError: a line has other than two fields, an id occurs twice, or there is no line.
     """
     table, first = _Table(path), True
     for number, line in _lines(path):

@@ -42,7 +42,7 @@ def check(
     labels: Mapping[str, str],
     names: tuple[str, str] = ("the scores", "the labels"),
 ) -> np.ndarray:
-    """Whether everything fits together; returns the column (S,) of each segment's true language.
+    """Check that scores and labels fit together; returns the column (S,) of each segment's true language.
 
     ids (S), languages (N), scores (S, N), labels id -> language; ``names`` of scores and labels for messages.
     ValueError: fewer than two languages, ids on one side only, a label without a column, a language without a segment,
@@ -158,10 +158,10 @@ def score(
     speakers: Mapping[str, str] | None = None,
     names: tuple[str, str] = ("the scores", "the labels"),
 ) -> dict[str, Any]:
-    """Everything at once, as JSON values: ``METRICS``, ``interval`` of each ([low, high] or None), and how they came.
+    """All metrics as JSON values: ``METRICS``, the ``interval`` of each ([low, high] or None), the settings used.
 
-    ``variants`` holds every definition of the minimum and of the EER beside the chosen one, ``chance`` what a system
-    gets that knows nothing (all scores equal), ``by_language`` the rates of each language, ``confusion`` decisions with
+    ``variants`` has every definition of the minimum and of the EER, ``chance`` the metrics of a system that knows
+    nothing (all scores equal), ``by_language`` the rates of each language, ``confusion`` decisions with
     the true language in rows. Arguments and errors as in :func:`check`; ``speakers`` maps id -> speaker.
     """
     scores = np.asarray(scores, dtype=np.float64)
@@ -198,7 +198,7 @@ def score(
 
 
 def chance(truth: np.ndarray, options: ScoreOptions) -> dict[str, float]:
-    """What a system gets that knows nothing: all ratios are 0, so it rejects all at beta >= 1 and accepts all below.
+    """Metrics of a system that knows nothing: all ratios are 0, so it rejects all at beta >= 1 and accepts all below.
 
     ``majority_accuracy`` is that of always deciding for the most frequent language of the test.
     """

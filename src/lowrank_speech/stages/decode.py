@@ -1,7 +1,7 @@
 """Stage decode: a system, one decoder and test cuts -> hypotheses, or language scores.
 
-inputs   --model      the system's model folder (stage train); for decoders that read emissions in its place
-         --emissions  the folder of the stage emissions
+inputs   --model      the system's model folder (stage train)
+         --emissions  in its place, for decoders that read them: the folder of the stage emissions
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
 outputs  --out        folder with
@@ -20,8 +20,8 @@ outputs  --out        folder with
 cfg      task         type (asr, lid), segment
          decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
 
-The time is that of the network and the search on loaded features, one warm-up batch before. Reading is left out. The
-cost of what ran before stands beside it: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
+The clock runs during the network and the search on loaded features, after one warm-up batch, and not while files are
+read. Earlier stages add their own cost: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
 
 python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decoder":{"kind":"greedy"}}' --model system/model
     --cuts test.jsonl.gz --lang lang --out decoded --manifest decoded/decode.json
@@ -106,9 +106,9 @@ def body(arguments: argparse.Namespace) -> None:
         log.warning("set aside: %s; see %s", work.set_aside.summary(), outputs[-1])
     clock = work.clock
     metrics |= {"speech_seconds": round(clock.speech, 3), "set_aside": work.set_aside.counts()}
-    cost = {"seconds": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
+    cost = {"seconds_decode": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
     cost |= {"frontend_rtf": _rtf(_beside(arguments.cuts), "frontend_rtf"), "network_rtf": 0.0}
-    if arguments.emissions is not None:
+    if work.source.reads == "emissions":
         cost["network_rtf"] = _rtf(arguments.emissions / "emissions.json", "rtf")
     log.info("%d utterances, %.1f s of speech in %.2f s", metrics["utterances"], clock.speech, clock.seconds)
     manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=work.source.peak())
@@ -130,28 +130,36 @@ def _rtf(manifest: Path, name: str) -> float | None:
     return None
 
 
+def _source(arguments: argparse.Namespace, type: str, kind: str, device: str) -> Any:
+    """What the decoder reads: stored emissions where it can and they are given, else the model."""
+    from lowrank_speech.decoding.sources import Network, Stored
+
+    stored = Stored(arguments.emissions) if arguments.emissions is not None else None
+    if stored is not None and registry.module(kind, stored.task).READS == "emissions":
+        return stored
+    if arguments.model is None:
+        raise UserError(f"decode: the decoder {kind} needs the model; give its folder as --model")
+    network = Network(arguments.model, device)
+    if registry.TYPES.get(network.task) != type:
+        wanted = {"asr": "recognition", "lid": "classification"}[type]
+        raise UserError(f"decode: {network.folder} is a model for {network.task}, not for {wanted}; give another model")
+    if registry.module(kind, network.task).READS == "emissions":
+        raise UserError(f"decode: the decoder {kind} reads a folder of the stage emissions; give it as --emissions")
+    return network
+
+
 class _Work:
     """Runs the decoder over the test cuts."""
 
     def __init__(self, arguments: argparse.Namespace, config: Config, runtime: Runtime):
-        from lowrank_speech.decoding.sources import Clock, Network, Stored
+        from lowrank_speech.decoding.sources import Clock
         from lowrank_speech.features.batches import segment
         from lowrank_speech.features.store import load_cuts
         from lowrank_speech.lang.select import SetAside, one_supervision
 
-        if (arguments.model is None) == (arguments.emissions is None):
-            raise UserError("decode: give either --model or --emissions")
-        stored = arguments.emissions is not None
-        self.source = Stored(arguments.emissions) if stored else Network(arguments.model, runtime.device)
         kind = config.decoder.get("kind", registry.DEFAULT[config.task.type])
-        if registry.TYPES.get(self.source.task) != config.task.type:
-            wanted = {"asr": "recognition", "lid": "classification"}[config.task.type]
-            raise UserError(f"decode: {self.source.folder} is a model for {self.source.task}, not for {wanted}")
+        self.source = _source(arguments, config.task.type, kind, runtime.device)
         self.module = registry.module(kind, self.source.task)
-        needed = self.module.READS
-        if needed != self.source.reads:
-            found = {"model": "the model folder", "emissions": "a folder of the stage emissions"}[needed]
-            raise UserError(f"decode: the decoder {kind} reads {found}; give it as --{needed}")
         self.settings = read(self.module.Settings, {"kind": kind, **config.decoder}, "decoder")
         self.arguments, self.set_aside, self.clock = arguments, SetAside(), Clock(self.source.device)
         seconds = config.task.segment.seconds if config.task.segment else None

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 
 @settings
-class Emissions(Decoding):
+class Settings(Decoding):
     """How emissions are computed and stored."""
 
     dtype: Literal["float32", "float16"] = key("float32", "numbers in the file; float16 halves it and is not lossless")
@@ -40,7 +40,7 @@ class Emissions(Decoding):
 class Config:
     """The stage's slice."""
 
-    emissions: Emissions = key(None, "how emissions are computed and stored", default_factory=Emissions)
+    emissions: Settings = key(None, "how emissions are computed and stored", default_factory=Settings)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -89,12 +89,11 @@ def body(arguments: argparse.Namespace) -> None:
         log.warning("set aside: %s; see %s", set_aside.summary(), out / ASIDE)
     metrics |= {
         "task": source.task,
-        "symbols": source.model.config.vocab_size,
         "lang_sha256": source.lang_sha256,
         "speech_seconds": round(clock.speech, 3),
         "set_aside": set_aside.counts(),
     }
-    cost = {"seconds": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
+    cost = {"seconds_network": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
     log.info("%d utterances, %d frames in %.2f s", metrics["utterances"], metrics["frames"], clock.seconds)
     outputs = [out / name for name in (ARRAYS, FRAMES, ASIDE)]
     manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=source.peak())

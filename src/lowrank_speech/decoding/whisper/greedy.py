@@ -46,7 +46,7 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
     An utterance without a language, or with one that the model does not know, gets the one that the model detects.
     """
     from lowrank_speech.decoding.whisper.generate import generate
-    from lowrank_speech.lang.codes import parent_language
+    from lowrank_speech.lang.codes import nearest_language
     from lowrank_speech.models.text import decoder_tokens
 
     tokens = decoder_tokens(source.model, source.folder, lang)
@@ -55,7 +55,7 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
         languages = None
         if settings.language == "given":
             given = [cut.supervisions[0].language for cut in batch["cuts"]]
-            languages = [parent_language(code, tokens.language_ids) for code in given]
+            languages = [nearest_language(code, tokens.language_ids) for code in given]
         rows = generate(
             source.model,
             batch["features"],
