@@ -81,8 +81,8 @@ def prepare(path, folder):
     """The training's cuts of ``path``, kept in ``folder``: written, or those of a run before."""
     from lowrank_speech.features.kept import keep
     from lowrank_speech.lang.select import Languages, SetAside
-    from lowrank_speech.training.prepared import prepared
-    from lowrank_speech.training.splits import SPLITS, Usable
+    from lowrank_speech.training.data.prepared import prepared
+    from lowrank_speech.training.data.splits import SPLITS, Usable
 
     def make(folder, _):
         languages, (train, dev) = Languages(), (folder / name for name in SPLITS)
@@ -120,7 +120,7 @@ def child(mode, path, scratch):
 
     from lowrank_speech.features.batches import Loader, batch_numbers
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.training import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
+    from lowrank_speech.training.data import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
 
     torch.set_num_threads(1)
     base, base_peak, found, cpu = pss(), peak(), {}, time.process_time

@@ -118,9 +118,9 @@ def build(arguments):
     from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
-    from lowrank_speech.training.layers import checkpoint_layers
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.losses.objective import Objective
+    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
     torch.manual_seed(1)
@@ -153,7 +153,7 @@ def build(arguments):
 def measure(arguments):
     """The numbers of one variant, in this process."""
     utterances, seconds = arguments.utterances, arguments.seconds
-    from lowrank_speech.training.memory import byte_counts
+    from lowrank_speech.training.memory.dry_run import byte_counts
 
     torch.set_num_threads(arguments.threads)
     stepper = build(arguments)

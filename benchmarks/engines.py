@@ -160,7 +160,7 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
     from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
     from lowrank_speech.features.store import load_cuts
-    from lowrank_speech.training.targets import ctc_targets, seq2seq_targets
+    from lowrank_speech.training.losses.targets import ctc_targets, seq2seq_targets
 
     whisper, model = is_whisper(arguments.preset), speech_model(arguments.preset).hf
     model.config.use_cache = False  # Whisper's: of no use in training
@@ -216,9 +216,9 @@ def our_stepper(arguments, lora, window=None, **settings):
     from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
-    from lowrank_speech.training.layers import checkpoint_layers
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.losses.objective import Objective
+    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
     model = speech_model(arguments.preset)

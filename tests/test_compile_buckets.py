@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.layers import as_before, compile_layers, length_buckets
+from lowrank_speech.training.memory.layers import as_before, compile_layers, length_buckets
 from tiny_models import member, speech
 from tiny_training import drawn_cuts, drawn_trainer, low_rank
 

@@ -23,10 +23,10 @@ from lowrank_speech.errors import STOPPED, Stopped
 from lowrank_speech.features.batches import Loader
 from lowrank_speech.stages.common import run_stage
 from lowrank_speech.training import loop
-from lowrank_speech.training.checkpoint import TEMPORARY, Checkpoints, _Hashed
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.rng import rng_state, set_rng_state
-from lowrank_speech.training.signals import ASKING
+from lowrank_speech.training.process.checkpoint import TEMPORARY, Checkpoints, _Hashed
+from lowrank_speech.training.process.rng import rng_state, set_rng_state
+from lowrank_speech.training.process.signals import ASKING
 from lowrank_speech.training.weights import changing, copied, mean, put
 from tiny_training import make_cuts, trainer_of
 from training_driver import EVALUATION, FIRST, SECOND

@@ -14,7 +14,7 @@ from lhotse import CutSet
 from safetensors.torch import load_file
 
 from lowrank_speech.stages import train
-from lowrank_speech.training.checkpoint import Checkpoints
+from lowrank_speech.training.process.checkpoint import Checkpoints
 from stage_world import done, refused, train_cfg, train_paths
 
 

@@ -9,10 +9,10 @@ import pytest
 from lowrank_speech.models import folder as folder_module
 from lowrank_speech.stages import base, lang, train
 from lowrank_speech.training import loop
-from lowrank_speech.training.checkpoint import Checkpoints
+from lowrank_speech.training.data.prepared import RECORD
+from lowrank_speech.training.data.splits import Split
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.prepared import RECORD
-from lowrank_speech.training.splits import Split
+from lowrank_speech.training.process.checkpoint import Checkpoints
 from lowrank_speech.training.step import Stepper
 from stage_world import (
     FAMILIES,

@@ -17,15 +17,16 @@ from lowrank_speech.features.kept import keep, numbered
 from lowrank_speech.lowrank.lora import frozen_digest
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.stages.train import Lora
-from lowrank_speech.training import loop, plan, progress
+from lowrank_speech.training import loop, progress
 from lowrank_speech.training.adapt import freeze_for, lora_on
-from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import Noise, SpecAugment, TrainConfig
+from lowrank_speech.training.data import plan
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.objective import Errors, Losses, Objective
+from lowrank_speech.training.losses.objective import Errors, Losses, Objective
+from lowrank_speech.training.losses.targets import IGNORE, ctc_targets, seq2seq_targets
+from lowrank_speech.training.process.checkpoint import Checkpoints
 from lowrank_speech.training.progress import events_folder
 from lowrank_speech.training.step import schedule
-from lowrank_speech.training.targets import IGNORE, ctc_targets, seq2seq_targets
 from tiny_training import TEXTS, lang_of, low_rank, make_cuts, setup_of, trainer_of
 
 

@@ -15,11 +15,11 @@ from lhotse.utils import fastcopy
 from torch.nn import functional as F
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.training import ctc_losses as module
 from lowrank_speech.training.config import CtcConfig, TrainConfig
-from lowrank_speech.training.ctc import choose_ctc
-from lowrank_speech.training.ctc_losses import ctc_losses, import_k2
-from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.losses import ctc_losses as module
+from lowrank_speech.training.losses.ctc import choose_ctc
+from lowrank_speech.training.losses.ctc_losses import ctc_losses, import_k2
+from lowrank_speech.training.losses.objective import Objective
 from test_training import cuts, setup_of, trainer_of  # noqa: F401 - cuts is a fixture
 
 CPU = torch.device("cpu")
@@ -232,7 +232,7 @@ def seen(monkeypatch):
     """Installs the fake; the list of the beams it was called with."""
     beams = []
     monkeypatch.setitem(sys.modules, "k2", fake_k2(beams))
-    monkeypatch.setattr("lowrank_speech.training.ctc.k2_version", lambda: "9.9")
+    monkeypatch.setattr("lowrank_speech.training.losses.ctc.k2_version", lambda: "9.9")
     return beams
 
 

@@ -10,13 +10,13 @@ import time
 import pytest
 
 from lowrank_speech.errors import STOPPED, UserError
-from lowrank_speech.training.job import job
-from lowrank_speech.training.lock import NAME, locked
+from lowrank_speech.training.process.job import job
+from lowrank_speech.training.process.lock import NAME, locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from lowrank_speech.training.lock import locked
+from lowrank_speech.training.process.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

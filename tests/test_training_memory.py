@@ -14,10 +14,10 @@ from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.features.kept import ListedCuts, numbered
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training import loop, step
-from lowrank_speech.training import precision as precisions
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, byte_counts, explained, rehearse, room_for_state
-from lowrank_speech.training.plan import batching, survey
+from lowrank_speech.training.data.plan import batching, survey
+from lowrank_speech.training.memory import precision as precisions
+from lowrank_speech.training.memory.dry_run import SavedTensors, byte_counts, explained, rehearse, room_for_state
 from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, make_cuts, weights
 
 

@@ -5,7 +5,7 @@ import torch
 
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.memory import SavedTensors
+from lowrank_speech.training.memory.dry_run import SavedTensors
 from tiny_training import drawn_cuts, drawn_trainer, lora, low_rank, make_cuts, trainer_of, weights
 
 

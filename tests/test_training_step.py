@@ -15,10 +15,10 @@ from lowrank_speech.lowrank.apply import low_rank_layers
 from lowrank_speech.lowrank.lora import frozen_digest, merge
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
-from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
-from lowrank_speech.training.memory import SavedTensors, byte_counts
-from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.precision import FrozenWeights, autocast, check
+from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.memory.dry_run import SavedTensors, byte_counts
+from lowrank_speech.training.memory.layers import as_before, checkpoint_layers, compile_layers
+from lowrank_speech.training.memory.precision import FrozenWeights, autocast, check
 from tiny_models import MEMBERS, member, speech
 from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, setup_of, weights
 

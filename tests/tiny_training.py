@@ -19,7 +19,7 @@ from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set
 from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.losses.objective import Objective
 from tiny_models import WAV2VEC2, WHISPER
 
 RATE = 16_000

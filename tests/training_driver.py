@@ -19,10 +19,10 @@ from pathlib import Path
 import torch
 
 from lowrank_speech.stages.common import run_stage
-from lowrank_speech.training import checkpoint
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.process import checkpoint
 from lowrank_speech.training.step import Stepper
 from tiny_training import low_rank, make_cuts, trainer_of
 

@@ -91,7 +91,7 @@ def body(arguments: argparse.Namespace) -> None:
     for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
         if getattr(arguments, name) is None:
             raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
-    from lowrank_speech.training.job import job
+    from lowrank_speech.training.process.job import job
 
     with job(arguments.scratch) as over:
         found = _scratch(arguments, config, cfg)
@@ -144,12 +144,12 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.models import frontend, sources
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.training.distributed import Ranks
+    from lowrank_speech.training.data.prepared import prepared
+    from lowrank_speech.training.data.splits import Split, augmentation, recognition_cuts
     from lowrank_speech.training.loop import Trainer
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.prepared import prepared
+    from lowrank_speech.training.losses.objective import Objective
+    from lowrank_speech.training.process.distributed import Ranks
     from lowrank_speech.training.progress import events_folder
-    from lowrank_speech.training.splits import Split, augmentation, recognition_cuts
 
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:

@@ -109,7 +109,7 @@ def body(arguments: argparse.Namespace) -> None:
         if arguments.lang is None:
             raise UserError("train: a recognition task needs --lang")
         common.existing(arguments.lang, "--lang")
-    from lowrank_speech.training.job import job
+    from lowrank_speech.training.process.job import job
 
     with job(arguments.scratch) as over:
         found = _run(arguments, config, cfg)
@@ -135,11 +135,11 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.sources import set_dropout
     from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
-    from lowrank_speech.training.distributed import Ranks
+    from lowrank_speech.training.data.splits import augmentation
     from lowrank_speech.training.loop import Trainer
-    from lowrank_speech.training.objective import Objective
+    from lowrank_speech.training.losses.objective import Objective
+    from lowrank_speech.training.process.distributed import Ranks
     from lowrank_speech.training.progress import events_folder
-    from lowrank_speech.training.splits import augmentation
 
     set_aside = SetAside()
     ranks = Ranks.start(config.training.processes, pick_device(config.training.device))

@@ -15,9 +15,9 @@ from lowrank_speech.models.families import layer_patterns, lora_targets
 from lowrank_speech.models.folder import to_task
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.text import decoder_tokens
-from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.prepared import prepared
-from lowrank_speech.training.splits import Split, Usable, language_cuts, recognition_cuts
+from lowrank_speech.training.data.prepared import prepared
+from lowrank_speech.training.data.splits import Split, Usable, language_cuts, recognition_cuts
+from lowrank_speech.training.process.distributed import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lowrank_speech.artefact import peak_memory
-from lowrank_speech.training.memory import byte_counts
+from lowrank_speech.training.memory.dry_run import byte_counts
 
 if TYPE_CHECKING:
     from lowrank_speech.training.loop import Trainer

@@ -7,11 +7,11 @@ import torch
 
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.memory import explained
-from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.precision import autocast
-from lowrank_speech.training.signals import Signals
+from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.memory.dry_run import explained
+from lowrank_speech.training.memory.precision import autocast
+from lowrank_speech.training.process.distributed import Ranks
+from lowrank_speech.training.process.signals import Signals
 
 
 class Dev(NamedTuple):

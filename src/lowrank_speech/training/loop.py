@@ -29,19 +29,19 @@ from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.sources import set_dropout
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.checkpoint import Checkpoints
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.cost import cost
-from lowrank_speech.training.distributed import Ranks, grouped
+from lowrank_speech.training.data.plan import batching, plan
 from lowrank_speech.training.evaluate import Dev, evaluate
-from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers, length_buckets
-from lowrank_speech.training.memory import explained, rehearse, same_draws
-from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.plan import batching, plan
-from lowrank_speech.training.precision import DTYPES, FrozenWeights
-from lowrank_speech.training.precision import check as check_precision
+from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.memory.dry_run import explained, rehearse, same_draws
+from lowrank_speech.training.memory.layers import as_before, checkpoint_layers, compile_layers, length_buckets
+from lowrank_speech.training.memory.precision import DTYPES, FrozenWeights
+from lowrank_speech.training.memory.precision import check as check_precision
+from lowrank_speech.training.process.checkpoint import Checkpoints
+from lowrank_speech.training.process.distributed import Ranks, grouped
+from lowrank_speech.training.process.signals import Signals
 from lowrank_speech.training.progress import Curves, Progress
-from lowrank_speech.training.signals import Signals
 from lowrank_speech.training.state import go_on, state_of
 from lowrank_speech.training.step import Stepper
 from lowrank_speech.training.weights import changing, copied, mean, put

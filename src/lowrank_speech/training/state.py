@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.training.checkpoint import another_run
 from lowrank_speech.training.cost import peak_bytes
-from lowrank_speech.training.rng import rng_state, set_rng_state
+from lowrank_speech.training.process.checkpoint import another_run
+from lowrank_speech.training.process.rng import rng_state, set_rng_state
 from lowrank_speech.training.weights import changing, put
 
 if TYPE_CHECKING:

@@ -19,14 +19,14 @@ from torch import nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.layers import compiling
-from lowrank_speech.training.memory import explained, padded_seconds
-from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.data.masks import spec_augment
+from lowrank_speech.training.losses.objective import Losses, Objective
+from lowrank_speech.training.memory.dry_run import explained, padded_seconds
+from lowrank_speech.training.memory.layers import compiling
+from lowrank_speech.training.memory.precision import autocast
 from lowrank_speech.training.optimisers import make_optimiser
-from lowrank_speech.training.precision import autocast
+from lowrank_speech.training.process.distributed import Ranks
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from lowrank_speech.training.signals import ending
+from lowrank_speech.training.process.signals import ending
 
 
 @contextlib.contextmanager
@@ -16,10 +16,10 @@ def job(scratch: Path) -> Iterator[Callable[[], None]]:
     """
     with ending() as deaf:
         # Torch takes seconds to import.
-        from lowrank_speech.training.checkpoint import Checkpoints
-        from lowrank_speech.training.distributed import rank
-        from lowrank_speech.training.lock import locked
-        from lowrank_speech.training.prepared import discard
+        from lowrank_speech.training.data.prepared import discard
+        from lowrank_speech.training.process.checkpoint import Checkpoints
+        from lowrank_speech.training.process.distributed import rank
+        from lowrank_speech.training.process.lock import locked
 
         def over() -> None:
             deaf()

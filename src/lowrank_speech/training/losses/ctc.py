@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.training.config import CtcConfig
-from lowrank_speech.training.ctc_losses import ctc_losses, import_k2, k2_version
+from lowrank_speech.training.losses.ctc_losses import ctc_losses, import_k2, k2_version
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.layers import compiling
+from lowrank_speech.training.memory.layers import compiling
 
 log = logging.getLogger(__name__)
 

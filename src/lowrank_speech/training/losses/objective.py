@@ -22,9 +22,9 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.ctc import choose_ctc
-from lowrank_speech.training.ctc_losses import possible_targets
-from lowrank_speech.training.targets import IGNORE, class_targets, ctc_targets, seq2seq_targets
+from lowrank_speech.training.losses.ctc import choose_ctc
+from lowrank_speech.training.losses.ctc_losses import possible_targets
+from lowrank_speech.training.losses.targets import IGNORE, class_targets, ctc_targets, seq2seq_targets
 
 
 @dataclass

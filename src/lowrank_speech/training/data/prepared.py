@@ -14,8 +14,8 @@ from typing import Any
 from lowrank_speech.artefact import write_json
 from lowrank_speech.features.kept import KeptCuts, kept_files
 from lowrank_speech.lang.select import Languages, SetAside
-from lowrank_speech.training.checkpoint import Checkpoints, another_run
-from lowrank_speech.training.splits import SPLITS, Usable
+from lowrank_speech.training.data.splits import SPLITS, Usable
+from lowrank_speech.training.process.checkpoint import Checkpoints, another_run
 
 log = logging.getLogger(__name__)
 
