@@ -5,7 +5,7 @@ inputs   a hub name or a folder (``source``), pinned by ``revision``; or, with `
          --lang                    token set (stage lang)
 outputs  --out       model folder: config.json, model.safetensors, preprocessor, tokenizer, generation_config
          --manifest  what was loaded (source, commit, sha256), or how the pretraining went
-scratch  --scratch   state of a pretraining under way; a killed run goes on from there
+scratch  --scratch   folder of unfinished pretrainings; a killed run continues from there
 
 A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
 
@@ -25,18 +25,17 @@ python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","sourc
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256
+from lowrank_speech.artefact import Manifest, atomic, sha256
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import resolved
 from lowrank_speech.stages import common
-from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.config import Runtime, TrainConfig, split_runtime
 
 log = logging.getLogger(__name__)
 
@@ -76,14 +75,17 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-cuts", type=Path, help="scratch: cuts to pretrain on, .jsonl.gz")
     parser.add_argument("--dev-cuts", type=Path, help="scratch: cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="scratch: folder of the stage lang")
-    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
-    parser.add_argument("--scratch", type=Path, help="scratch: folder for the state of a run under way")
+    parser.add_argument("--tensorboard", type=Path, help="folder of event files, for `tensorboard: true`")
+    parser.add_argument("--scratch", type=Path, help="scratch: folder of unfinished pretrainings")
+    common.add_training(parser)
 
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("base", cfg, seed=config.seed)
+    given = arguments.runtime and common.read_cfg(arguments.runtime)
+    recipe, runtime = split_runtime(cfg.get("pretrain") or {}, given, "cfg.pretrain")
+    config = common.from_json(Config, {**cfg, "pretrain": recipe} if cfg.get("pretrain") is not None else cfg)
+    manifest = Manifest("base", resolved(config), seed=config.seed)
     if config.source != "scratch":
         outputs, numbers = _import(arguments, config)
         manifest.write(arguments.manifest, outputs, numbers)
@@ -91,15 +93,17 @@ def body(arguments: argparse.Namespace) -> None:
     for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
         if getattr(arguments, name) is None:
             raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
-    from lowrank_speech.training.process.job import job
+    from lowrank_speech.training.process.signals import job
 
-    with job(arguments.scratch) as over:
-        found = _scratch(arguments, config, cfg)
+    with job(arguments.scratch) as this:
+        found = _scratch(arguments, config, runtime)
         if found is None:
             return
-        outputs, numbers = found
-        manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
-        over()
+        run, outputs, metrics, cost = found
+        manifest.device, peak = cost.pop("device"), cost.pop("peak_bytes")
+        with this.finishing():
+            manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=peak)
+            run.clear()
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
@@ -128,8 +132,8 @@ def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], 
     return [arguments.out], numbers
 
 
-def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
-    """Outputs and numbers; None in those of several processes that write nothing."""
+def _scratch(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tuple[Any, ...] | None:
+    """The run, outputs, metrics and cost; None in those of several processes that write nothing."""
     if config.family == "w2v-bert":
         raise UserError("base: source: scratch makes wav2vec2 and whisper; give a hub name or a folder for w2v-bert")
     if config.pretrain is None:
@@ -137,25 +141,22 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     for name in ("train_cuts", "dev_cuts", "lang"):
         common.existing(getattr(arguments, name), f"--{name.replace('_', '-')}")
 
-    from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import SetAside
     from lowrank_speech.models import frontend, sources
-    from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.training.data.prepared import prepared
-    from lowrank_speech.training.data.splits import Split, augmentation, recognition_cuts
-    from lowrank_speech.training.loop import Trainer
-    from lowrank_speech.training.losses.objective import Objective
-    from lowrank_speech.training.process.distributed import Ranks
-    from lowrank_speech.training.progress import events_folder
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+    from lowrank_speech.training.run import Run, identity
 
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:
         raise UserError(
-            f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs char or pieces"
+            f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs characters or pieces"
         )
+    # Fine-tuning freezes the front end; here it has not learnt anything yet.
+    recipe = dataclasses.replace(config.pretrain, train_front_end=True)
+    materials = Materials(recipe, lang, lang.tokens, device=runtime.device)
     if config.family == "wav2vec2":
         model = sources.scratch_wav2vec2(config.model, lang.tokens.size, config.seed)
         if config.front_end == "gabor":
@@ -163,44 +164,37 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         inputs = Inputs("waveform")
     else:
         model = sources.scratch_whisper(config.model, lang.tokens, config.seed)
+        materials.positions = model.config.max_target_positions
         inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
     model.meta.lang_sha256 = lang.sha256
-
-    set_aside, recipe = SetAside(), config.pretrain
-    ranks = Ranks.start(recipe.processes, pick_device(recipe.device))
-    loader = Loader(inputs, memory=MEMORY_SECONDS, workers=recipe.workers, augmentation=augmentation(recipe))
-    splits = [
-        Split("the training cuts", arguments.train_cuts, recipe),
-        Split("the dev cuts", arguments.dev_cuts, None),
-    ]
-    ctc = config.family == "wav2vec2" or recipe.ctc_weight > 0
-    read = (arguments.train_cuts, arguments.dev_cuts, *common.token_files(arguments.lang))
-    identity = canonical_json(cfg) + "".join(map(sha256, read))
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    make = partial(recognition_cuts, splits, model, lang, ctc)
-    usable = ranks.from_first(partial(prepared, arguments.scratch, key, make, set_aside))
-    languages = usable.languages.spoken() if recipe.language_weight else []
-    # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
-    recipe = dataclasses.replace(recipe, train_front_end=True)
-    objective = Objective(model, recipe, lang, lang.tokens, languages)
-    events = events_folder(recipe, arguments.tensorboard)
-    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events, ranks=ranks)
-    metrics = arguments.manifest.with_name("metrics.jsonl")
-    numbers = trainer.run(usable.train, usable.dev, metrics)
-    if not ranks.first:
+    run = Run(
+        recipe,
+        runtime,
+        config.seed,
+        arguments.scratch,
+        arguments.train_cuts,
+        arguments.dev_cuts,
+        identity(resolved(config), arguments.code, lang),
+        events=arguments.tensorboard,
+    )
+    objective = make_objective(model.task, materials)
+    usable = run.usable(model, objective)
+    metrics_file = arguments.manifest.with_name("metrics.jsonl")
+    outcome = run.train(model, objective, usable, inputs, metrics_file, memory=MEMORY_SECONDS)
+    if not run.ranks.first:
         return None
     model.to("cpu")
     sources.set_dropout(model, 0.0)
     save_model(model, arguments.out)
     _preprocessor(model, inputs, arguments.out)
-    numbers |= {
+    metrics = outcome.metrics | {
         "source": "scratch",
         "parameters": model.parameters_total(),
         "task": model.task,
         "languages": list(lang.languages),
-        "set_aside": set_aside.counts(),
+        "set_aside": run.set_aside.counts(),
     }
-    return [arguments.out, metrics], numbers
+    return run, [arguments.out, metrics_file], metrics, outcome.cost
 
 
 def _preprocessor(model: Any, inputs: Any, folder: Path) -> None:

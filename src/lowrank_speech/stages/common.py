@@ -101,6 +101,12 @@ def parser(stage: str, doc: str | None, config: type) -> argparse.ArgumentParser
     return result
 
 
+def add_training(parser: argparse.ArgumentParser) -> None:
+    """The options of stages that train, beside inputs and outputs."""
+    parser.add_argument("--runtime", metavar="JSON", help="keys that change no result: device, workers, ...; or @FILE")
+    parser.add_argument("--code", metavar="HASH", help="hash of the code; a state of other code is not continued")
+
+
 def read_cfg(text: str) -> dict[str, Any]:
     """Parse ``--cfg``: JSON text, or ``@path`` of a JSON file."""
     source = "--cfg"

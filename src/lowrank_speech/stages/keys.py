@@ -7,6 +7,8 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+from pydantic.fields import FieldInfo
+
 NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}
 
 
@@ -46,6 +48,11 @@ def _named(kind: Any) -> str:
 
 
 def _default(field: dataclasses.Field) -> str:
+    if isinstance(field.default, FieldInfo):
+        if field.default.is_required():
+            return "; required"
+        value = field.default.get_default(call_default_factory=True)
+        return "" if dataclasses.is_dataclass(value) else f"; default: {json.dumps(value, default=str)}"
     if field.default is not dataclasses.MISSING:
         return f"; default: {json.dumps(field.default, default=str)}"
     if field.default_factory is dataclasses.MISSING:

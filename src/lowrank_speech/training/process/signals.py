@@ -1,54 +1,77 @@
-"""Stopping a training from outside: SIGTERM, SIGUSR1 and Ctrl-C ask, and the loop answers where its state is whole."""
+"""Stopping a training from outside: SIGTERM, SIGUSR1 and Ctrl-C.
+
+before the loop, and after it   the process ends at once, with the exit code of a stop: the last state is on disk
+in the loop                     the loop notes the signal, finishes its step, saves and ends (``Signals``)
+from the last output on         the signals are ignored until the process is gone: a stop would turn a finished run
+                                into a failed one, whose outputs Snakemake removes
+"""
 
 import contextlib
 import logging
+import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 
 from lowrank_speech.errors import STOPPED, Stopped
+from lowrank_speech.process import ignore_stops, locked
 
 log = logging.getLogger(__name__)
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+# Where the launcher of several processes looks for a sign that the run has finished (``torchrun``).
+FINISHED = "LOWRANK_SPEECH_FINISHED"
+
+
+class Job:
+    """A training that holds its scratch folder; see ``job``."""
+
+    def __init__(self) -> None:
+        self.finished = False
+
+    @contextlib.contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Inside, the manifest of complete outputs is written. From here on signals that ask to stop are ignored."""
+        self.finished = True
+        ignore_stops()
+        yield
+        if FINISHED in os.environ:
+            Path(os.environ[FINISHED]).touch()
 
 
 @contextlib.contextmanager
-def ending() -> Iterator[Callable[[], None]]:
-    """The signals of ``ASKING`` end the process with the code of a stop, at once: before and after the loop, which has
-    handlers of its own, nothing is lost that a state does not have.
+def job(scratch: Path) -> Iterator[Job]:
+    """Hold ``scratch`` (of several processes only the first one does), and end on signals.
 
-    Gives a function after which they are ignored: with the states, a stop would take a finished run's outputs away.
+    The handlers of before come back unless the job is finished: then the process is about to end.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
-        log.info("stopped by %s; the same command goes on from the last state", signal.Signals(number).name)
-        raise SystemExit(STOPPED)  # no Exception, which libraries catch
+        log.info("stopped by %s; the same command continues from the last state", signal.Signals(number).name)
+        raise SystemExit(STOPPED)  # not an Exception: libraries catch those
 
-    before = {}
+    before, made = {}, Job()
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.signal(number, end) for number in ASKING}
-
-    def over() -> None:
-        for number in before:
-            signal.signal(number, signal.SIG_IGN)
-
     try:
-        yield over
+        with locked(scratch / "lock") if os.environ.get("RANK", "0") == "0" else contextlib.nullcontext():
+            yield made
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if not made.finished:
+                signal.signal(number, handler)
 
 
 class Signals(contextlib.AbstractContextManager):
     """Notes the signals of ``ASKING`` while it is open: ``received`` is the name of the last one, or None.
 
-    A second Ctrl-C interrupts at once, and without a state.
+    A second Ctrl-C interrupts at once, without saving a state.
 
-    The handler does no more than note: torch and the disk are no place to be interrupted. Forked workers inherit it,
-    and so outlive a signal to the whole process group, as SLURM sends it, until the loop lets them go. Outside the main
-    thread, where Python takes no handler, signals do what they did before.
+    The handler only takes a note, because torch and the disk must not be interrupted. Forked workers inherit it and so
+    survive a signal to the whole process group, as SLURM sends it, until the loop ends them. Outside the main thread,
+    where Python takes no handler, signals do what they did before.
     """
 
     def __init__(self) -> None:
