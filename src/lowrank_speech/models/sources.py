@@ -186,9 +186,12 @@ def _config(cls: type, overrides: dict[str, Any], **fixed: Any) -> Any:
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Set every dropout of a transformers speech model to ``p``: modules and the floats that attention reads."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
+    """Set every dropout of a transformers speech model to ``p``: modules and the floats that attention reads.
+
+    LoRA's own dropout (peft's ``lora_dropout``) is a setting of the adapters and stays as it is.
+    """
+    for part, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in part.split("."):
             module.p = p
         for name in ("dropout", "activation_dropout", "attention_dropout"):
             if isinstance(getattr(module, name, None), float):

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from lowrank_speech.lang.load import NO_TEXT, NOTHING_LEFT, Lang
+from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import Languages, Reason
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
@@ -58,11 +58,9 @@ class Utterance:
     def text(self) -> str | Reason:
         """The normalised text, or why nothing can be learnt from it."""
         said = self.cut.supervisions[0].text
-        if said is None or not said.strip():
-            return Reason(NO_TEXT, repr(said))
-        text = self.lang.normalise(said, self.language)
+        text = self.lang.normalise(said, self.language) if said else ""
         if not text:
-            return Reason(NOTHING_LEFT, repr(said))
+            return Reason(self.lang.usable(said, self.language), repr(said))
         if self.lang.tokens is not None:
             left = set("".join(text.split()))
             if len(self.lang.tokens.unseen("".join(left))) == len(left):  # a training would learn <unk> only
