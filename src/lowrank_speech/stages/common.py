@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import STOPPED, Stopped, UserError
+from lowrank_speech.quiet import quiet
 from lowrank_speech.stages.keys import help_text
 
 log = logging.getLogger("lowrank_speech")
@@ -140,6 +141,7 @@ def run_stage(body: Callable[[argparse.Namespace], None], arguments: argparse.Na
     0 when all is done, 2 after a UserError, 75 (``STOPPED``) when the stage was asked to stop and can go on, 130 after
     Ctrl-C elsewhere.
     """
+    quiet()
     # Of several processes (torchrun sets RANK) the first one reports.
     level = arguments.log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)

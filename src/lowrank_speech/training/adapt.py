@@ -45,5 +45,5 @@ def lora_on(model: SpeechModel, settings: Any) -> Any:
         raise UserError(f"lora: {error}") from error
     for parameter in head:  # peft freezes everything but the adapters
         parameter.requires_grad_(True)
-    log.info("LoRA: %s", report)
+    log.info("LoRA on %d layers: %d of %d parameters train", *(report[k] for k in ("layers", "trainable", "total")))
     return peft_model
