@@ -49,29 +49,26 @@ def shape(a):
 
 def build(a, low_rank):
     """A model with random weights on the device: never dense where it is factorised, so that no memory is left over."""
-    from lowrank_speech.lowrank.apply import apply_plan
-    from lowrank_speech.lowrank.select import select
-    from lowrank_speech.models.families import layer_patterns
-    from lowrank_speech.models.presets import on_meta
-    from lowrank_speech.models.speech import Meta, SpeechModel
+    from lowrank_speech.lowrank.structure import apply_plan
+    from lowrank_speech.models.build import skeleton
+    from lowrank_speech.models.layers import dense_layers
 
     preset, config = shape(a)
     task = "seq2seq" if preset.family == "whisper" else "ctc"
-    hf = on_meta(task, config)
+    model = skeleton(task, config)
     if low_rank:
         with torch.device("meta"):
-            plan = dict.fromkeys(select(hf, layer_patterns(preset.family, "ffn")), a.rank or hf.config.hidden_size // 2)
-            apply_plan(hf, plan)
-    hf = hf.to(DTYPES[a.dtype]).to_empty(device=a.device)
-    hf.tie_weights()
+            apply_plan(model.body, dict.fromkeys(dense_layers(model, "ffn"), a.rank or config.hidden_size // 2))
+    model = model.to(DTYPES[a.dtype]).to_empty(device=a.device)
+    model.hf.tie_weights()
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, tensor in [*hf.named_parameters(), *hf.named_buffers()]:
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if tensor.dim() > 1:
                 tensor.normal_(std=0.02)
             else:
                 tensor.fill_(name.endswith("weight"))  # a norm's
-    return SpeechModel(hf.eval(), Meta(preset.family, task))
+    return model.eval()
 
 
 def batches(a, model, kind):

@@ -109,12 +109,10 @@ def build(arguments):
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
     from lowrank_speech.lang.tokens import CharTokens
-    from lowrank_speech.lowrank.apply import apply_plan
-    from lowrank_speech.lowrank.select import select
-    from lowrank_speech.models import folder
-    from lowrank_speech.models.families import layer_patterns
-    from lowrank_speech.models.sources import set_dropout
-    from lowrank_speech.models.speech import Meta, SpeechModel
+    from lowrank_speech.lowrank.structure import apply_plan
+    from lowrank_speech.models.build import build as build_model
+    from lowrank_speech.models.dropout import set_dropout
+    from lowrank_speech.models.layers import dense_layers
     from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
@@ -126,16 +124,15 @@ def build(arguments):
 
     torch.manual_seed(1)
     low_rank, with_lora, settings = VARIANTS[arguments.variant]
-    preset, config = speech.shape(arguments.preset, arguments.layers, "wav2vec2")
-    hf = folder.build("ctc", config)
+    _, config = speech.shape(arguments.preset, arguments.layers, "wav2vec2")
+    model = build_model("ctc", config)
     if low_rank:
-        plan = dict.fromkeys(select(hf, layer_patterns(preset.family, "ffn")), config.hidden_size // 2)
-        apply_plan(hf, plan)
+        plan = dict.fromkeys(dense_layers(model, "ffn"), config.hidden_size // 2)
+        apply_plan(model.body, plan)
         for name in plan:
-            for part in (hf.get_submodule(name).first, hf.get_submodule(name).second):
+            for part in (model.body.get_submodule(name).first, model.body.get_submodule(name).second):
                 torch.nn.init.normal_(part.weight, std=0.02)
             torch.nn.init.zeros_(part.bias)
-    model = SpeechModel(hf, Meta(preset.family, "ctc"))
     freeze_for(model, "lora" if with_lora else "full", trains_head=True)
     if with_lora:
         lora_on(model, Lora(rank=8))
@@ -143,7 +140,7 @@ def build(arguments):
     lang = Lang("char", CharTokens.build(LETTERS), ("en",), Normaliser(NormaliseConfig()), "0" * 64)
     objective = make_objective("ctc", Materials(recipe, lang, lang.tokens, device="cpu")).build(model)
     if recipe.frozen_dtype != "fp32":
-        FrozenWeights(model.hf, torch.bfloat16, None).hold()
+        FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     set_dropout(model, arguments.dropout)

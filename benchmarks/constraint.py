@@ -14,12 +14,12 @@ import torch
 
 import timing
 from lowrank_speech.lowrank import constraint as module
-from lowrank_speech.lowrank.apply import apply_plan
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
+from lowrank_speech.lowrank.structure import apply_plan
+from lowrank_speech.models.build import build
 from lowrank_speech.models.counting import count
-from lowrank_speech.models.folder import build
 from lowrank_speech.models.presets import PRESETS
-from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.speech import SpeechModel
 
 AMX = module.AMX  # which the updates below switch
 
@@ -29,16 +29,17 @@ def low_rank_model(device: str) -> SpeechModel:
     from transformers import Wav2Vec2Config
 
     torch.manual_seed(0)
-    hf = build("ctc", Wav2Vec2Config(**PRESETS["xls-r-300m"].config, layerdrop=0.0))
+    model = build("ctc", Wav2Vec2Config(**PRESETS["xls-r-300m"].config, layerdrop=0.0))
     found = count(preset="xls-r-300m", layers="ffn", rank=512)
-    plan = {f"wav2vec2.{row['name']}": row["rank"] for row in found["layers"]}
-    apply_plan(hf, plan)
+    plan = {row["name"]: row["rank"] for row in found["layers"]}
+    apply_plan(model.body, plan)
     for name in plan:
-        layer = hf.get_submodule(name)
+        layer = model.body.get_submodule(name)
         torch.nn.init.orthogonal_(layer.first.weight)
         torch.nn.init.normal_(layer.second.weight, std=0.02)
         torch.nn.init.zeros_(layer.second.bias)
-    return SpeechModel(hf.to(device).train(), Meta("wav2vec2", "ctc", plan))
+    model.plan = plan
+    return model.to(device).train()
 
 
 def share(device: str, rounds: int, utterances: int) -> list[dict]:

@@ -65,14 +65,13 @@ def speech_model(preset):
     """The same weights at each call."""
     from transformers import Wav2Vec2Config, WhisperConfig
 
-    from lowrank_speech.models.folder import build, quiet_config
-    from lowrank_speech.models.sources import set_dropout
-    from lowrank_speech.models.speech import Meta, SpeechModel
+    from lowrank_speech.models.build import build, quiet_config
+    from lowrank_speech.models.dropout import set_dropout
 
     torch.manual_seed(1)
     shape = shape_of(preset)
     if is_whisper(preset):
-        model = SpeechModel(build("seq2seq", quiet_config(WhisperConfig(**shape))), Meta("whisper", "seq2seq"))
+        model = build("seq2seq", quiet_config(WhisperConfig(**shape)))
         set_dropout(model, 0.0)
         return model
     if preset in SHAPES:
@@ -80,10 +79,11 @@ def speech_model(preset):
     config = Wav2Vec2Config(
         **shape | {"vocab_size": lang().tokens.size, "pad_token_id": 0, "ctc_loss_reduction": "mean"}
     )
-    hf = build("ctc", quiet_config(config))
-    hf.freeze_feature_encoder()
-    set_dropout(hf, 0.0)
-    return SpeechModel(hf, Meta("wav2vec2", "ctc"))
+    model = build("ctc", quiet_config(config))
+    for parameter in model.front_end():
+        parameter.requires_grad_(False)
+    set_dropout(model, 0.0)
+    return model
 
 
 def inputs(preset):
@@ -174,10 +174,11 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
     from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
     from lowrank_speech.features.store import load_cuts
+    from lowrank_speech.models.build import unwrap
     from lowrank_speech.training.data.targets import targets_of
 
     loss = objective(arguments.preset).task
-    whisper, model = is_whisper(arguments.preset), speech_model(arguments.preset).hf
+    whisper, model = is_whisper(arguments.preset), unwrap(speech_model(arguments.preset))
     model.config.use_cache = False  # Whisper's: of no use in training
     if lora:
         targets, heads = (WHISPER_TARGETS, None) if whisper else (LORA_TARGETS, ["lm_head"])
@@ -244,7 +245,7 @@ def our_stepper(arguments, lora, window=None, **settings):
     loss = objective(arguments.preset, lr=LR, head_lr=LR, weight_decay=DECAY, **settings)
     recipe = loss.materials.recipe
     if recipe.frozen_dtype != "fp32":
-        FrozenWeights(model.hf, torch.bfloat16, None).hold()
+        FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     model.to(arguments.device).train()

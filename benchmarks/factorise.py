@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 import timing
-from lowrank_speech.lowrank.apply import factorise
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.tensors import TensorWriter
+from lowrank_speech.models.build import stored
 from lowrank_speech.models.folder import model_folder
 from lowrank_speech.models.presets import PRESETS, build_meta
-from lowrank_speech.models.speech import Meta, SpeechModel
 
 
 def decompositions(rounds: int) -> list[dict]:
@@ -50,9 +50,8 @@ def decompositions(rounds: int) -> list[dict]:
 
 def write_random(preset: str, folder: Path) -> int:
     """A model folder of the preset with random weights, written tensor by tensor; returns its bytes."""
-    found = PRESETS[preset]
-    model = SpeechModel(build_meta(preset), Meta(found.family, found.task))
-    state = model.hf.state_dict()
+    model = build_meta(preset)
+    state = {model.disk_name(name): model.state_dict()[name] for name in stored(model)}
     with (
         model_folder(model, model.meta, folder) as path,
         TensorWriter(path, {name: (t.dtype, tuple(t.shape)) for name, t in state.items()}, {"format": "pt"}) as writer,

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import timing
-from lowrank_speech.lowrank.apply import factorise
+from lowrank_speech.lowrank.factorise import factorise
 
 WIDTHS = {
     "XLS-R 300M, Whisper medium": 1024,

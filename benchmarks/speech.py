@@ -17,7 +17,7 @@ def shape(name, layers, *families):
     """A preset and transformers' config of it, with fewer ``layers`` if not None; UserError if of no such family."""
     from transformers import AutoConfig
 
-    from lowrank_speech.models.folder import quiet_config
+    from lowrank_speech.models.build import quiet_config
     from lowrank_speech.models.presets import PRESETS
 
     known = {key: preset for key, preset in PRESETS.items() if preset.family in families}

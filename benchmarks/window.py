@@ -23,9 +23,8 @@ from torch.nn import functional as F
 import speech
 from bench_memory import MIB, Alive
 from lowrank_speech.features.logmel import log_mel
-from lowrank_speech.models.folder import build
-from lowrank_speech.models.sources import set_dropout
-from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.build import build
+from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.models.window import shorten
 from timing import at_least, interleaved, options, positive, ratio, run, show
 
@@ -40,7 +39,7 @@ class Bench:
         torch.manual_seed(1)
         found, config = speech.shape(preset, None, "whisper")
         speech.check_tokens(tokens, config)
-        self.model = SpeechModel(build(found.task, config), Meta(found.family, found.task))
+        self.model = build(found.task, config)
         set_dropout(self.model, 0.0)
         self.tables: dict[float, nn.Embedding] = {}
         for window in sorted(windows, reverse=True):

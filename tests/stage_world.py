@@ -9,7 +9,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
-from lowrank_speech.models.folder import body_state
+from lowrank_speech.models.tasks import body_state
 from lowrank_speech.stages import base, decode, features, lang, train
 from tiny_models import WAV2VEC2, WHISPER
 

@@ -14,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lowrank_speech import cli
-from lowrank_speech.lowrank.apply import factorise, low_rank_layers
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.moments import MomentsFile
+from lowrank_speech.lowrank.structure import low_rank_layers
+from lowrank_speech.models.build import unwrap
 from lowrank_speech.models.folder import load_model, save_model
 from lowrank_speech.models.sources import Source, import_model
 from lowrank_speech.stages import calibrate
@@ -45,7 +47,7 @@ def same_folder(a, b):
 
 def in_memory(model, out, copy_from, plan, **options):
     """The folder that factorising in memory gives."""
-    factorise(model.hf, plan, **options)
+    factorise(model.body, plan, **options)
     model.plan = plan
     save_model(model, out, copy_from=copy_from)
 
@@ -104,19 +106,19 @@ def test_the_mean_of_what_is_lost_goes_into_the_bias(folder, cuts, tmp_path):
         run(stage, cfg, tmp_path / init, model=folder, moments=tmp_path / "m.safetensors")
     moments, dense = MomentsFile(tmp_path / "m.safetensors"), load_model(folder)
     plain, aware = load_model(tmp_path / "svd"), load_model(tmp_path / "activation")
-    for name, low in low_rank_layers(aware.hf).items():
-        layer, mean = dense.hf.get_submodule(name), moments.mean(name)
+    for name, low in low_rank_layers(aware.body).items():
+        layer, mean = dense.body.get_submodule(name), moments.mean(name)
         expected = layer.weight.double() @ mean + layer.bias.double()
         found = low.second.weight.double() @ (low.first.weight.double() @ mean) + low.second.bias.double()
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-        assert torch.equal(plain.hf.get_submodule(name).second.bias, layer.bias)
+        assert torch.equal(plain.body.get_submodule(name).second.bias, layer.bias)
 
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("form", ["one file", "shards", "pickle"])
 def test_hub_layouts_are_imported_first(family, form, tmp_path, call):
     hub = tmp_path / "hub"
-    MODELS[family]().hf.save_pretrained(hub, max_shard_size="20KB" if form == "shards" else "1GB")
+    unwrap(MODELS[family]()).save_pretrained(hub, max_shard_size="20KB" if form == "shards" else "1GB")
     (hub / "preprocessor_config.json").write_text("{}")
     if form == "pickle":
         state = load_file(hub / "model.safetensors")
@@ -169,7 +171,7 @@ def test_random_factors_have_no_spectra_to_draw(folder, tmp_path, call):
         (("--reduction", 0.99), "out of reach"),
         (("--rank", 31), "would stay dense: ask for a lower rank"),
         (("--rank", 4, "--layers", "*fc9"), "'*fc9' matches no linear layer"),
-        (("--rank", 4, "--layers", "fnn"), "'fnn' is no group of the family"),
+        (("--rank", 4, "--layers", "fnn"), "'fnn' is not a group of layers of the family"),
         (("--rank", 4, "--init", "activation"), "needs --calibrate CUTS or --moments FILE"),
         (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz: no such file"),
         (("--rank", 4, "--moments", "no.safetensors"), "no.safetensors: no such file"),
@@ -199,7 +201,7 @@ def test_sources_and_targets_that_cannot_be(folder, cuts, tmp_path, call):
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "config.json").write_text('{"model_type": "bert"}')
     code, _, errors = call(tmp_path / "foreign", tmp_path / "x", "--rank", 4)
-    assert code == 2 and "model_type 'bert' is none of" in errors[0]
+    assert code == 2 and "model_type is 'bert'; expected one of" in errors[0]
     (tmp_path / "bad.jsonl").write_text("{nonsense\n")
     code, _, errors = call(folder, tmp_path / "x", "--rank", 4, "--calibrate", tmp_path / "bad.jsonl")
     assert code == 2 and len(errors) == 1 and "bad.jsonl" in errors[0]
@@ -209,7 +211,8 @@ MEASURED = """
 import sys, threading, time
 from pathlib import Path
 from lowrank_speech.lowrank.recipe import Factorise
-from lowrank_speech.models.factorising import factorise_model, open_dense
+from lowrank_speech.factorising.model import factorise_model
+from lowrank_speech.models.sources import open_dense
 import transformers.models.wav2vec2.modeling_wav2vec2
 
 def anonymous():

@@ -17,12 +17,15 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from lowrank_speech.lowrank.apply import densify, factorise, low_rank_layers
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.linear import LowRankLinear
 from lowrank_speech.lowrank.moments import MomentsFile
+from lowrank_speech.lowrank.structure import densify, low_rank_layers
+from lowrank_speech.models.build import quiet_config, wrap
 from lowrank_speech.models.counting import count
-from lowrank_speech.models.folder import load_model, quiet_config, save_model, to_task
-from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.folder import load_model, save_model
+from lowrank_speech.models.speech import Meta
+from lowrank_speech.models.tasks import to_task
 from lowrank_speech.stages import calibrate
 from lowrank_speech.stages import factorise as stage
 
@@ -48,7 +51,7 @@ def wav2vec2():
         vocab_size=12,
         pad_token_id=0,
     )
-    return SpeechModel(Wav2Vec2ForCTC(quiet_config(config)).eval(), Meta("wav2vec2", "ctc"))
+    return wrap(Wav2Vec2ForCTC(quiet_config(config)).eval(), Meta("wav2vec2", "ctc"))
 
 
 def whisper():
@@ -81,7 +84,7 @@ def whisper():
         begin_suppress_tokens=[],
         max_length=24,
     )
-    return SpeechModel(hf, Meta("whisper", "seq2seq"))
+    return wrap(hf, Meta("whisper", "seq2seq"))
 
 
 MODELS = {"wav2vec2": wav2vec2, "whisper": whisper}
@@ -136,13 +139,13 @@ def run(program, cfg, out, **paths):
 def test_full_rank_reproduces_the_dense_outputs(folder):
     model = load_model(folder)
     expected = outputs(model)
-    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
-    plan = {n: min(model.hf.get_submodule(n).weight.shape) for n in names}
+    names = [n for n, m in model.body.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
+    plan = {n: min(model.body.get_submodule(n).weight.shape) for n in names}
     assert len(plan) > 10
-    factorise(model.hf, plan)
-    assert all(isinstance(model.hf.get_submodule(n), LowRankLinear) for n in plan)
+    factorise(model.body, plan)
+    assert all(isinstance(model.body.get_submodule(n), LowRankLinear) for n in plan)
     torch.testing.assert_close(outputs(model), expected, atol=2e-5, rtol=1e-4)
-    densify(model.hf)
+    densify(model.body)
     torch.testing.assert_close(outputs(model), expected, atol=2e-5, rtol=1e-4)
 
 
@@ -152,7 +155,7 @@ def test_stage_writes_a_folder_that_loads_bit_for_bit(folder, tmp_path, wish):
     assert code == 0
     numbers, dense, low = manifest["numbers"], load_model(folder), load_model(tmp_path / "low")
     plan = {row["name"]: row["rank"] for row in numbers["layers"]}
-    assert low.plan == plan == {name: m.rank for name, m in low_rank_layers(low.hf).items()}
+    assert low.plan == plan == {name: m.rank for name, m in low_rank_layers(low.body).items()}
     assert numbers["parameters_before"] == dense.parameters_total() == low.dense_parameters()
     assert numbers["parameters_after"] == low.parameters_total()
     assert count(model=str(tmp_path / "low"))["total_after"] == low.parameters_total()
@@ -161,16 +164,16 @@ def test_stage_writes_a_folder_that_loads_bit_for_bit(folder, tmp_path, wish):
     if "reduction" in wish:
         assert 0 <= numbers["reduction"] - 0.1 < 0.01
 
-    factorise(dense.hf, plan)
+    factorise(dense.body, plan)
     assert torch.equal(outputs(dense), outputs(low))
     save_model(low, tmp_path / "again", copy_from=tmp_path / "low")
     again = load_model(tmp_path / "again")
-    for (name, a), (other, b) in zip(low.hf.state_dict().items(), again.hf.state_dict().items(), strict=True):
+    for (name, a), (other, b) in zip(low.state_dict().items(), again.state_dict().items(), strict=True):
         assert name == other and torch.equal(a, b)
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "low" / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
     for name in plan:
-        first = low.hf.get_submodule(name).first.weight
+        first = low.body.get_submodule(name).first.weight
         torch.testing.assert_close(first @ first.T, torch.eye(len(first)), atol=1e-5, rtol=0)
 
 
@@ -178,7 +181,7 @@ def test_factors_follow_the_body_into_another_task(folder, tmp_path):
     run(stage, {"seed": 1, "factorise": {"layers": "ffn", "rank": 8}}, tmp_path / "low", model=folder)
     low = load_model(tmp_path / "low")
     classifier, _ = to_task(low, "classify", 3, ["a", "b", "c"])
-    assert low_rank_layers(classifier.hf) and set(classifier.plan) == set(low_rank_layers(classifier.hf))
+    assert low_rank_layers(classifier.body) and set(classifier.plan) == set(low_rank_layers(classifier.body))
 
 
 @pytest.mark.parametrize("init", ["svd", "random"])
@@ -244,7 +247,7 @@ def test_the_draw_follows_the_seed_and_not_the_order_in_the_file(folder, cuts, t
         ({"rank": 999}, "rank 999 is above the full rank 32 of the layer"),
         ({"rank": 31}, "layers would stay dense: ask for a lower rank"),
         ({"rank": 4, "layers": ["*fc9"]}, "'*fc9' matches no linear layer"),
-        ({"rank": 4, "layers": "fnn"}, "'fnn' is no group of the family"),
+        ({"rank": 4, "layers": "fnn"}, "'fnn' is not a group of layers of the family"),
         ({"reduction": 0.99}, "out of reach"),
         ({"rank": 4, "init": "activation"}, "needs --moments"),
         ({"rank": 4, "innit": "svd"}, "unknown key 'innit'"),
@@ -293,6 +296,8 @@ def test_weights_are_stored_as_factors(folder, tmp_path):
     run(stage, {"seed": 1, "factorise": {"layers": "ffn", "rank": 4}}, tmp_path / "low", model=folder)
     state = load_file(tmp_path / "low" / "model.safetensors")
     plan = json.loads((tmp_path / "low" / "config.json").read_text())["lowrank_speech"]["plan"]
-    for name, rank in plan.items():
+    prefix = load_model(folder).body_prefix
+    for layer, rank in plan.items():
+        name = f"{prefix}{layer}"
         assert state[f"{name}.first.weight"].shape[0] == rank == state[f"{name}.second.weight"].shape[1]
         assert f"{name}.weight" not in state and f"{name}.first.bias" not in state and f"{name}.second.bias" in state

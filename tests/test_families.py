@@ -10,14 +10,17 @@ import torch
 import transformers
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import factorise, low_rank_layers
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora, merge
 from lowrank_speech.lowrank.moments import Moments
 from lowrank_speech.lowrank.select import linears, select
-from lowrank_speech.models.classes import HF_CLASS
-from lowrank_speech.models.families import FAMILIES, kept_out, layer_patterns, lora_targets
-from lowrank_speech.models.folder import body_state, load_model, save_model, to_task
-from lowrank_speech.models.sources import Source, import_model, resolve, set_dropout
+from lowrank_speech.lowrank.structure import low_rank_layers
+from lowrank_speech.models.dropout import set_dropout
+from lowrank_speech.models.folder import load_model, save_model
+from lowrank_speech.models.layers import dense_layers
+from lowrank_speech.models.registry import FAMILIES, family_class
+from lowrank_speech.models.sources import Source, import_model, resolve
+from lowrank_speech.models.tasks import body_state, to_task
 from tiny_models import MEMBERS, member, plain, speech
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
@@ -29,9 +32,9 @@ SHAPES = ("wav2vec2", "mms", "hubert", "wavlm", "data2vec-audio", "w2v-bert")  #
 
 def factorised(model, layers="all", rank=None):
     """Factors for ``layers`` in place, by default at full rank."""
-    chosen = select(model.hf, layer_patterns(model.family, layers), exclude=kept_out(model.family))
+    chosen = dense_layers(model, layers)
     plan = {name: rank or min(layer.weight.shape) for name, layer in chosen.items()}
-    factorise(model.hf, plan)
+    factorise(model.body, plan)
     model.plan = plan
     return model
 
@@ -91,20 +94,16 @@ def test_training_without_dropout_computes_what_evaluation_does(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_group_matches_in_every_class(name, task):
     model = member(name, task)
-    names = set(linears(model.hf))
-    found = {
-        group: list(select(model.hf, layer_patterns(model.family, group), exclude=kept_out(model.family)))
-        for group in FAMILIES[model.family].layers
-    }
+    names = set(linears(model.body))
+    found = {group: list(dense_layers(model, group)) for group in model.LAYERS}
     blocks = 2 * (2 if model.family == "w2v-bert" else 1)
     assert len(found["ffn"]) == 2 * blocks and len(found["attention"]) == 2 * 4
     assert sorted(found["all"]) == sorted(found["ffn"] + found["attention"]) and set(found["all"]) <= names
     left = {n.rpartition(".")[2] for n in names if ".layers." in n} - {n.rpartition(".")[2] for n in found["all"]}
     assert left == {"mms": {"linear_1", "linear_2"}, "wavlm": {"gru_rel_pos_linear"}}.get(name, set())
-    adapted = select(model.hf, lora_targets(model.family))
+    adapted = select(model.body, model.LORA)
     assert len(adapted) == len(found["ffn"]) + 2 * 2
-    front = FAMILIES[model.family].front_end
-    assert (front is None) == (not model.front_end())
+    assert FAMILIES[model.family].front_end == bool(model.front_end())
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -118,13 +117,13 @@ def test_full_rank_factors_give_the_dense_outputs_and_load_bit_for_bit(name, tmp
     small = factorised(member(name), rank=5)
     save_model(small, tmp_path / "model")
     again = load_model(tmp_path / "model")
-    state, found = small.hf.state_dict(), again.hf.state_dict()
+    state, found = small.state_dict(), again.state_dict()
     assert state.keys() == found.keys() and all(torch.equal(state[k], found[k]) for k in state)
-    assert again.plan == small.plan and set(low_rank_layers(again.hf)) == set(small.plan)
+    assert again.plan == small.plan and set(low_rank_layers(again.body)) == set(small.plan)
     assert torch.equal(again.ctc_logits(batch, lengths)[0], small.ctc_logits(batch, lengths)[0])
 
     classifier, new = to_task(again, "classify", 2, ["a", "b"], seed=1)
-    assert new and set(low_rank_layers(classifier.hf)) == set(classifier.plan) == set(small.plan)
+    assert new and set(low_rank_layers(classifier.body)) == set(classifier.plan) == set(small.plan)
     assert torch.equal(classifier.states(batch, lengths)[0], small.states(batch, lengths)[0])
 
 
@@ -134,20 +133,20 @@ def test_every_adapter_trains_and_merging_keeps_the_outputs(name, low):
     model = factorised(member(name), rank=6) if low else member(name)
     batch, lengths = speech(model, 0.31)
     before = model.ctc_logits(batch, lengths)[0].detach()
-    targets = (*lora_targets(model.family), *layer_patterns(model.family, "attention"))
-    peft_model, report = add_lora(model.hf, LoraSettings(rank=2, targets=targets))
-    assert report["layers"] == len(select(member(name).hf, targets)) * (2 if low else 1)
+    targets = (*model.LORA, *model.layer_patterns("attention"))
+    peft_model, report = add_lora(model.body, LoraSettings(rank=2, targets=targets))
+    assert report["layers"] == len(select(member(name).body, targets)) * (2 if low else 1)
     torch.testing.assert_close(model.ctc_logits(batch, lengths)[0], before, **CLOSE)  # B = 0
-    for parameter_name, parameter in model.hf.named_parameters():
+    for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
     adapted = model.ctc_logits(batch, lengths)[0]
     adapted.square().sum().backward()
-    dead = [n for n, p in model.hf.named_parameters() if "lora_" in n and not p.grad.abs().max() > 0]
+    dead = [n for n, p in model.named_parameters() if "lora_" in n and not p.grad.abs().max() > 0]
     # A constant added to all keys changes no attention weight, but the adapter of the keys is no constant.
     assert dead == []
     assert (adapted - before).abs().max() > 1e-3
-    model.hf = merge(peft_model)
+    merge(peft_model)
     torch.testing.assert_close(model.ctc_logits(batch, lengths)[0], adapted, **CLOSE)
 
 
@@ -155,7 +154,7 @@ def test_every_adapter_trains_and_merging_keeps_the_outputs(name, low):
 @torch.no_grad()
 def test_calibration_sees_the_inputs_of_every_layer(name):
     model = member(name)
-    moments = Moments(select(model.hf, layer_patterns(model.family, "all")))
+    moments = Moments(dense_layers(model, "all"))
     batch, lengths = speech(model, 0.31)
     with moments.hooked():
         frames = model.states(batch, lengths)[1].item()
@@ -168,9 +167,9 @@ def test_a_folder_is_bit_exact_and_plain_transformers_reads_it(name, tmp_path):
     model = member(name)
     save_model(model, tmp_path / "model")
     again = load_model(tmp_path / "model")
-    state, found = model.hf.state_dict(), again.hf.state_dict()
+    state, found = model.state_dict(), again.state_dict()
     assert state.keys() == found.keys() and all(torch.equal(state[k], found[k]) for k in state)
-    read, info = type(model.hf).from_pretrained(tmp_path / "model", dtype=torch.float32, output_loading_info=True)
+    read, info = type(plain(name)).from_pretrained(tmp_path / "model", dtype=torch.float32, output_loading_info=True)
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     batch, lengths = speech(model, 0.31)
     torch.testing.assert_close(read(batch).logits, model.ctc_logits(batch, lengths)[0], **CLOSE)
@@ -184,15 +183,15 @@ def test_another_task_keeps_the_body_and_draws_the_head_from_the_seed(name):
     one, new = to_task(base, "classify", 3, ["a", "b", "c"], seed=1)
     two, _ = to_task(base, "classify", 3, ["a", "b", "c"], seed=1)
     other, _ = to_task(base, "classify", 3, ["a", "b", "c"], seed=2)
-    assert new and torch.equal(one.hf.classifier.weight, two.hf.classifier.weight)
-    assert not torch.equal(one.hf.classifier.weight, other.hf.classifier.weight)
+    assert new and torch.equal(one.head.classifier.weight, two.head.classifier.weight)
+    assert not torch.equal(one.head.classifier.weight, other.head.classifier.weight)
     batch, lengths = speech(base, 0.3)
     assert torch.equal(one.states(batch, lengths)[0], base.states(batch, lengths)[0])
     assert all(torch.equal(v, body_state(base)[0][k]) for k, v in body_state(one)[0].items())
     kept, new = to_task(base, "ctc", 12, lang_sha256=None)
     assert kept is base and not new
     fresh, new = to_task(base, "ctc", 12, lang_sha256="other", seed=0)
-    assert new and not torch.equal(fresh.hf.lm_head.weight, base.hf.lm_head.weight)
+    assert new and not torch.equal(fresh.head.linear.weight, base.head.linear.weight)
     with pytest.raises(UserError, match="cannot be turned into seq2seq"):
         to_task(base, "seq2seq", None)
 
@@ -260,7 +259,7 @@ def test_import_says_what_becomes_of_language_adapters(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         model = import_model(Source(tmp_path, None), "wav2vec2")
     assert "language adapters" in caplog.text
-    names = [n for n, _ in model.hf.named_parameters() if fnmatchcase(n, "*.layers.1.adapter_layer.linear_1.weight")]
+    names = [n for n, _ in model.named_parameters() if fnmatchcase(n, "*.layers.1.adapter_layer.linear_1.weight")]
     assert len(names) == 1
 
 
@@ -270,9 +269,14 @@ def test_what_cannot_be_imported(tmp_path):
         import_model(Source(tmp_path, None), "w2v-bert")
     raw = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | {"model_type": "unispeech"}))
-    with pytest.raises(UserError, match="'unispeech' is none of data2vec-audio, hubert, wav2vec2, wav2v"):
+    with pytest.raises(UserError, match="is 'unispeech'; expected one of: data2vec-audio, hubert, wav2vec2, wav2v"):
         import_model(Source(tmp_path, None), "wav2vec2")
 
 
 def test_every_class_exists():
-    assert all(hasattr(transformers, name) for name in HF_CLASS.values())
+    for family, row in FAMILIES.items():
+        cls = family_class(family)
+        assert family == cls.FAMILY
+        for model_type in row.model_types:
+            config = transformers.AutoConfig.for_model(model_type)
+            assert all(hasattr(transformers, cls.published(config, task)) for task in cls.TASKS)

@@ -13,7 +13,8 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.fbank import stacked_fbank
 from lowrank_speech.features.inputs import inputs_of
 from lowrank_speech.features.store import load_cuts
-from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.lowrank.structure import low_rank_layers
+from lowrank_speech.models.build import unwrap
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
 from stage_world import TEXTS, done, moved_in_body, refused, table, utterance
@@ -99,7 +100,7 @@ def test_every_layer_is_factorised(chain):
     numbers, low = chain.report["numbers"], load_model(chain.root / "low")
     assert numbers["parameters_after"] == low.parameters_total() < numbers["parameters_before"]
     assert low.dense_parameters() == numbers["parameters_before"]
-    names = set(low_rank_layers(low.hf))
+    names = set(low_rank_layers(low.body))
     assert len(names) == 2 * (8 if chain.family == "w2v-bert" else 6) and names == set(low.plan)
     assert all(0 < row["output_error"] < 1 for row in numbers["layers"])
 
@@ -128,9 +129,10 @@ def test_language_recognition_and_export(chain, tmp_path):
     numbers = done(export, {"format": "dense"}, tmp_path / "export.json", **paths)["numbers"]
     assert 0 < numbers["largest_difference"] < 1e-4
     dense = load_model(tmp_path / "dense")
-    assert not low_rank_layers(dense.hf)
-    read = type(dense.hf).from_pretrained(tmp_path / "dense", dtype=torch.float32)
-    assert all(torch.equal(v, dense.hf.state_dict()[k]) for k, v in read.state_dict().items())
+    assert not low_rank_layers(dense.body)
+    expected = unwrap(dense)
+    read = type(expected).from_pretrained(tmp_path / "dense", dtype=torch.float32)
+    assert all(torch.equal(v, expected.state_dict()[k]) for k, v in read.state_dict().items())
 
 
 # --- filterbanks
@@ -155,7 +157,7 @@ def test_stored_filterbanks_are_those_that_are_computed_on_the_fly(corpus, tmp_p
         tmp_path / "b.json",
         out=tmp_path / "b",
     )
-    model, inputs = load_model(tmp_path / "b"), inputs_of(tmp_path / "b", "w2v-bert")
+    model, inputs = load_model(tmp_path / "b"), inputs_of(tmp_path / "b")
     paths = {"cuts": corpus / "test.jsonl.gz", "base": tmp_path / "b", "out": tmp_path / "f.jsonl.gz"}
     numbers = done(features, {"kind": "fbank"}, tmp_path / "f.json", **paths)["numbers"]
     assert numbers["frame_shift"] == 0.02
@@ -179,4 +181,4 @@ def test_what_ends_a_stage(corpus, tmp_path, capsys):
     file = out / "preprocessor_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"stride": 4}))
     with pytest.raises(UserError, match="stride 4 don't fit the model, which takes 2 stacked frames of 8"):
-        inputs_of(out, "w2v-bert")
+        inputs_of(out)

@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from lowrank_speech.models import wav2vec2
+from lowrank_speech.models.families.wav2vec2 import through
 from tiny_models import member
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
 
 
 def whole(model, waveforms):
-    return wav2vec2._through(model.body.feature_extractor.conv_layers, waveforms[:, None]).transpose(1, 2)
+    return through(model.body.feature_extractor.conv_layers, waveforms[:, None]).transpose(1, 2)
 
 
 def calls(model):
@@ -28,8 +28,8 @@ def test_pieces_give_what_the_whole_gives(name, rows):
     model = member(name)
     for samples in (80, 400, 7_999, 8_010, 8_080, 8_081, 8_160, 33_333):
         waveforms = torch.randn(rows, samples, generator=torch.Generator().manual_seed(samples))
-        found = wav2vec2.conv_features(model, waveforms, torch.full((rows,), samples))
-        assert found.shape[1] == wav2vec2.conv_lengths(model, torch.tensor(samples))
+        found = model.conv_features(waveforms, torch.full((rows,), samples))
+        assert found.shape[1] == model.conv_lengths(torch.tensor(samples))
         torch.testing.assert_close(found, whole(model, waveforms), **CLOSE)
 
 

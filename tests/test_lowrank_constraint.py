@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from lowrank_speech.lowrank import constraint as module
-from lowrank_speech.lowrank.apply import factorise
 from lowrank_speech.lowrank.constraint import SemiOrthogonal, deviation, orthonormal_step
+from lowrank_speech.lowrank.factorise import factorise
 
 
 def matrix(*shape, seed=0):

@@ -5,26 +5,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from lowrank_speech.lowrank.apply import (
-    apply_plan,
-    densify,
-    factorise,
-    low_rank_layers,
-    spectra,
-    write_factorised,
-)
+from lowrank_speech.lowrank.factorise import factorise, spectra, write_factorised
 from lowrank_speech.lowrank.factors import (
     activation_factors,
     bias_shift,
-    gram,
-    orthonormal_first,
     random_factors,
     spectrum,
     svd_factors,
     weighted_norm,
 )
 from lowrank_speech.lowrank.linear import LowRankLinear
-from lowrank_speech.lowrank.plan import Plan
+from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
+from lowrank_speech.lowrank.structure import Plan, apply_plan, densify, low_rank_layers
 
 SHAPES = [(12, 30), (30, 12), (16, 16), (1, 7), (7, 1)]
 
@@ -285,10 +277,12 @@ def test_written_factors_are_those_made_in_memory_bit_for_bit(tmp_path, init, dt
     moments, means, _ = calibrated(model())
     options = {"init": init, "moments": moments, "means": means, "seed": 5}
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    rows = write_factorised(tmp_path / "low.safetensors", net, plan, **options, leave_out=["3.bias"])
+    rows = write_factorised(
+        tmp_path / "low.safetensors", net, plan, **options, prefix="a.", others={"b": torch.ones(2)}
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert rows == factorise(same, plan, **options)
-    expected = {name: tensor for name, tensor in same.state_dict().items() if name != "3.bias"}
+    expected = {f"a.{name}": tensor for name, tensor in same.state_dict().items()} | {"b": torch.ones(2)}
     written = load_file(tmp_path / "low.safetensors")
     assert written.keys() == expected.keys()
     assert all(torch.equal(written[name], tensor) for name, tensor in expected.items())

@@ -8,10 +8,11 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from lowrank_speech.lowrank.apply import factorise, low_rank_layers
 from lowrank_speech.lowrank.counts import count_parameters
+from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.linear import LowRankLinear
 from lowrank_speech.lowrank.lora import LoraSettings, add_lora, frozen_digest, merge, save_adapter, trainable
+from lowrank_speech.lowrank.structure import low_rank_layers
 
 
 class Net(nn.Module):

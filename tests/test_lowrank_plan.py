@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from lowrank_speech.lowrank.allocate import allocate_ranks, loss
-from lowrank_speech.lowrank.plan import Plan, factored_size, largest_rank, plan_ranks
+from lowrank_speech.lowrank.plan import largest_rank, plan_ranks
 from lowrank_speech.lowrank.select import linears, select
+from lowrank_speech.lowrank.structure import Plan, factored_size
 
 XLSR_FFN = {f"{i}.{n}": s for i in range(24) for n, s in (("in", (4096, 1024)), ("out", (1024, 4096)))}
 XLSR_ALL = XLSR_FFN | {f"{i}.{n}": (1024, 1024) for i in range(24) for n in "qkvo"}
@@ -200,7 +201,7 @@ def test_selection_by_pattern():
 
 
 def test_factors_are_one_layer():
-    from lowrank_speech.lowrank.apply import factorise
+    from lowrank_speech.lowrank.factorise import factorise
 
     net = Net()
     factorise(net, {"blocks.0.fc1": 2})

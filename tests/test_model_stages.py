@@ -9,7 +9,8 @@ import torch
 from lhotse import CutSet
 from safetensors.torch import load_file
 
-from lowrank_speech.models.folder import body_state, load_model
+from lowrank_speech.models.folder import load_model
+from lowrank_speech.models.tasks import body_state
 from lowrank_speech.stages import base, factorise, train
 from stage_world import CTC, FAMILIES, decode_with, done, make_base, moved_in_body, table, train_cfg, train_paths
 

@@ -9,10 +9,12 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.logmel import log_mel
-from lowrank_speech.models.folder import load_model, quiet_config, save_model, to_task
-from lowrank_speech.models.frontend import gabor_filters
+from lowrank_speech.models.build import quiet_config, wrap
+from lowrank_speech.models.folder import load_model, save_model
+from lowrank_speech.models.gabor import gabor_filters
 from lowrank_speech.models.sources import resolve
-from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.speech import Meta
+from lowrank_speech.models.tasks import to_task
 from tiny_models import member
 
 WHISPER = {
@@ -37,7 +39,7 @@ WHISPER = {
 def whisper():
     torch.manual_seed(0)
     hf = WhisperForConditionalGeneration(quiet_config(WhisperConfig(**WHISPER)))
-    return SpeechModel(hf.eval(), Meta("whisper", "seq2seq"))
+    return wrap(hf.eval(), Meta("whisper", "seq2seq"))
 
 
 def waves(*seconds):

@@ -6,10 +6,10 @@ import pytest
 from transformers import Wav2Vec2Config, WhisperConfig
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.counts import count_parameters
 from lowrank_speech.models.counting import count
-from lowrank_speech.models.families import FAMILIES, layer_patterns, lora_targets
+from lowrank_speech.models.layers import dense_layers
 from lowrank_speech.models.presets import PRESETS, build_meta
+from lowrank_speech.models.registry import family_class
 
 # Millions: total, feed-forward, attention, embeddings, convolutions (shared/reference/methods.md, 1). XLS-R with a CTC
 # head on 32 symbols.
@@ -35,7 +35,7 @@ def test_the_table_of_published_models(preset):
     model = build_meta(preset, "ctc" if preset.startswith("xls-r") else None)
     sizes = {name: p.numel() for name, p in model.named_parameters()}
     assert all(p.is_meta for p in model.parameters())
-    assert millions(count_parameters(model)["total"]) == total
+    assert millions(model.parameters_total()) == total
     for layers, expected in (("ffn", ffn), ("attention", attention)):
         assert millions(sum(row["before"] for row in count(preset=preset, layers=layers)["layers"])) == expected
     if embeddings is not None:
@@ -61,7 +61,7 @@ def test_the_papers_quarter():
     }
     assert sum(r["before"] - r["after"] for r in found["layers"]) == 315_438_720 - 239_941_248
     assert sum(found["groups"].values()) == found["total_before"]
-    assert build_meta("xls-r-300m", "ctc").num_parameters() == 315_438_720 + 32_800
+    assert build_meta("xls-r-300m", "ctc").parameters_total() == 315_438_720 + 32_800
 
 
 def test_the_relatives_of_xls_r_differ_from_it_by_their_own_parts():
@@ -108,7 +108,9 @@ def test_encoder_and_decoder_apart_and_squares_that_save_nothing():
     encoder = [row["name"] for row in count(preset="whisper-tiny", layers="all:encoder")["layers"]]
     decoder = [row["name"] for row in count(preset="whisper-tiny", layers="all:decoder")["layers"]]
     assert sorted(encoder + decoder) == sorted(both) and len(both) == 4 * (4 + 2) + 4 * (8 + 2)
-    assert all(".encoder.layers." in name for name in encoder) and all(".decoder.layers." in name for name in decoder)
+    assert all(n.startswith("encoder.layers.") for n in encoder) and all(
+        n.startswith("decoder.layers.") for n in decoder
+    )
     found = count(preset="whisper-tiny", layers="attention", rank=192)
     assert found["total_before"] == found["total_after"] and len(found["left_dense"]) == 4 * 4 + 4 * 8
 
@@ -137,28 +139,30 @@ TINY_WHISPER = {
 
 
 @pytest.mark.parametrize(
-    ("config", "architecture", "prefix"),
+    ("config", "architecture", "prefix", "family", "task"),
     [
-        (Wav2Vec2Config(**TINY_WAV2VEC2), "Wav2Vec2ForCTC", "wav2vec2."),
-        (Wav2Vec2Config(**TINY_WAV2VEC2), "Wav2Vec2ForPreTraining", ""),
-        (WhisperConfig(**TINY_WHISPER), "WhisperForConditionalGeneration", "model."),
+        (Wav2Vec2Config(**TINY_WAV2VEC2), "Wav2Vec2ForCTC", "wav2vec2.", "wav2vec2", "ctc"),
+        (Wav2Vec2Config(**TINY_WAV2VEC2), "Wav2Vec2ForPreTraining", "", "wav2vec2", "body"),
+        (WhisperConfig(**TINY_WHISPER), "WhisperForConditionalGeneration", "model.", "whisper", "seq2seq"),
     ],
     ids=["ctc", "pretraining", "whisper"],
 )
-def test_plain_and_factorised_folders(config, architecture, prefix, tmp_path):
+def test_plain_and_factorised_folders(config, architecture, prefix, family, task, tmp_path):
     raw = config.to_dict() | {"architectures": [architecture]}
     (tmp_path / "config.json").write_text(json.dumps(raw))
     plain = count(model=str(tmp_path), layers="ffn", rank=4)
     names = [row["name"] for row in plain["layers"]]
-    assert all(name.startswith(f"{prefix}encoder.layers.") or ".decoder." in name for name in names)
+    assert all(name.startswith(("encoder.layers.", "decoder.layers.")) for name in names)
     assert count(model=str(tmp_path))["total_after"] == plain["total_before"]
 
-    raw["lowrank_speech"] = {"family": raw["model_type"], "task": None, "plan": {names[0]: 4, names[3]: 3}}
-    (tmp_path / "config.json").write_text(json.dumps(raw))
-    own = count(model=str(tmp_path))
-    assert own["total_before"] == plain["total_before"]
-    assert [row["rank"] for row in own["layers"]] == [4, 3]
-    assert own["total_after"] == own["total_before"] - sum(r["before"] - r["after"] for r in own["layers"])
+    # Plans of before, whose names were those of transformers' class, are read as well.
+    for before in ("", prefix):
+        raw["lowrank_speech"] = {"family": family, "task": task, "plan": {before + names[0]: 4, before + names[3]: 3}}
+        (tmp_path / "config.json").write_text(json.dumps(raw))
+        own = count(model=str(tmp_path))
+        assert own["total_before"] == plain["total_before"]
+        assert [(row["name"], row["rank"]) for row in own["layers"]] == [(names[0], 4), (names[3], 3)]
+        assert own["total_after"] == own["total_before"] - sum(r["before"] - r["after"] for r in own["layers"])
     with pytest.raises(UserError, match="factorised already"):
         count(model=str(tmp_path), rank=4)
 
@@ -167,9 +171,12 @@ def test_plain_and_factorised_folders(config, architecture, prefix, tmp_path):
     ("request_", "message"),
     [
         ({}, "either a model folder or a preset"),
-        ({"preset": "xls-r-9b"}, "no preset is named 'xls-r-9b'; presets: xls-r-300m"),
-        ({"model": "/nowhere"}, "no model folder: config.json is missing"),
-        ({"preset": "whisper-tiny", "layers": "fnn"}, "'fnn' is no group of the family 'whisper' (ffn, "),
+        ({"preset": "xls-r-9b"}, "'xls-r-9b' is not a preset; presets: xls-r-300m"),
+        ({"model": "/nowhere"}, "not a model folder: config.json is missing"),
+        (
+            {"preset": "whisper-tiny", "layers": "fnn"},
+            "'fnn' is not a group of layers of the family 'whisper'; expected one of",
+        ),
         ({"preset": "whisper-tiny", "layers": "*.fc9"}, "'*.fc9' matches no linear layer; names"),
         ({"preset": "whisper-tiny", "layers": "proj_*"}, "matches no linear layer"),
         ({"preset": "whisper-tiny", "rank": 999}, "rank 999 is above the full rank 384"),
@@ -184,23 +191,21 @@ def test_messages(request_, message):
 
 
 def test_every_preset_builds_and_every_group_matches():
-    from lowrank_speech.lowrank.select import select
-
     for preset in ("xls-r-300m", "hubert-large", "wavlm-large", "data2vec-audio-large", "w2v-bert-2.0", "whisper-tiny"):
-        family = PRESETS[preset].family
-        for task in ("seq2seq",) if family == "whisper" else ("ctc", "classify", "body"):
+        for task in ("seq2seq",) if preset.startswith("whisper") else ("ctc", "classify", "body"):
             model = build_meta(preset, task)
-            for group in FAMILIES[family].layers:
-                assert select(model, layer_patterns(family, group))
-            assert select(model, lora_targets(family))
+            for group in model.LAYERS:
+                assert dense_layers(model, group)
+            assert dense_layers(model, model.LORA)
     classifier = build_meta("whisper-tiny", "classify")
-    assert len(select(classifier, layer_patterns("whisper", "all"))) == 4 * 6
-    assert select(classifier, lora_targets("whisper"))
+    assert len(dense_layers(classifier, "all")) == 4 * 6
+    assert dense_layers(classifier, classifier.LORA)
 
 
 def test_layers_take_groups_patterns_and_lists():
-    assert layer_patterns("whisper", ["ffn", "*.q_proj", "ffn"]) == ("*coder.layers.*.fc[12]", "*.q_proj")
+    whisper = family_class("whisper")
+    assert whisper.layer_patterns(["ffn", "*.q_proj", "ffn"]) == ("*coder.layers.*.fc[12]", "*.q_proj")
     with pytest.raises(UserError, match="empty"):
-        layer_patterns("whisper", [])
-    with pytest.raises(UserError, match="family 'conformer'; known: wav2vec2, w2v-bert, whisper"):
-        layer_patterns("conformer", "ffn")
+        whisper.layer_patterns([])
+    with pytest.raises(UserError, match="'conformer' is not a known family of models; expected one of: wav2vec2, w2v-"):
+        family_class("conformer")

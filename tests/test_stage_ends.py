@@ -9,7 +9,8 @@ import pytest
 import torch
 from lhotse import CutSet
 
-from lowrank_speech.models.folder import load_model, to_task
+from lowrank_speech.models.folder import load_model
+from lowrank_speech.models.tasks import to_task
 from lowrank_speech.stages import base, common, decode, features, train
 from stage_world import (
     FAMILIES,
@@ -36,7 +37,7 @@ def test_a_missing_model_folder(world, tmp_path, capsys, family):
     refused(capsys, f"--model: {lost} does not", decode, cfg, tmp_path / "m.json", model=lost, cuts=cuts, out=out)
     raw = world.corpus / "test.jsonl.gz"
     cfg, made = {"kind": KIND[family]}, tmp_path / "f.jsonl.gz"
-    refused(capsys, "lost is no model folder", features, cfg, tmp_path / "m.json", cuts=raw, base=lost, out=made)
+    refused(capsys, "lost is not a model folder", features, cfg, tmp_path / "m.json", cuts=raw, base=lost, out=made)
     lost.mkdir()
     refused(capsys, "config.json is missing", train, train_cfg(), tmp_path / "m.json", **paths)
     shutil.copy(world.base[family] / "config.json", lost)

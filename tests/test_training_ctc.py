@@ -306,7 +306,7 @@ def test_impossible_targets_are_left_out_of_loss_and_units_and_counted(cuts):  #
 
 def test_a_label_outside_the_vocabulary_is_one_line_that_names_the_cuts(cuts):  # noqa: F811
     model, lang, loader = setup_of("ctc")
-    model.hf.lm_head = torch.nn.Linear(model.config.hidden_size, lang.tokens.size - 1)  # of a smaller token set
+    model.head.linear = torch.nn.Linear(model.config.hidden_size, lang.tokens.size - 1)  # of a smaller token set
     objective = built(model, TrainConfig(), lang)
     batch = loader.collate(list(cuts)[3:5])
     with pytest.raises(UserError, match=r"has the label \d; legal: 1 to \d .*belong together; the batch: u3, u4"):

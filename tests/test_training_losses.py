@@ -224,10 +224,10 @@ def test_the_dropout_of_adapters_is_theirs(task, tmp_path):
     trainer = drawn_trainer(task, tmp_path, recipe, lambda model: lora(model, dropout=0.3))
     cuts = drawn_cuts()
     trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    named = dict(trainer.model.hf.named_modules())
+    named = dict(trainer.model.named_modules())
     found = {name: module.p for name, module in named.items() if isinstance(module, torch.nn.Dropout)}
     adapters = {name for name in found if "lora_dropout" in name}
     assert adapters and {found[name] for name in adapters} == {0.3}
     assert {p for name, p in found.items() if name not in adapters} <= {0.1}
-    hf = merge(trainer.model.peft)
-    assert {module.p for module in hf.modules() if isinstance(module, torch.nn.Dropout)} <= {0.1}
+    merge(trainer.model.peft)
+    assert {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)} <= {0.1}

@@ -161,10 +161,10 @@ def test_advice_leaves_out_what_is_done_already_and_other_errors_pass():
 def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
     config = TrainConfig(epochs=1, batch_seconds=60, precision=dtype, frozen_dtype=dtype)
     trainer = drawn_trainer("ctc", tmp_path, config, prepare)
-    held = {id(p): p.numel() * p.element_size() for p in trainer.model.hf.parameters()}
-    buffers = sum(b.numel() * b.element_size() for b in trainer.model.hf.buffers())
-    trained = {n: p.numel() for n, p in trainer.model.hf.named_parameters() if p.requires_grad}
-    trained.pop("wav2vec2.masked_spec_embed", None)  # of transformers' SpecAugment, which is off: no gradient
+    held = {id(p): p.numel() * p.element_size() for p in trainer.model.parameters()}
+    buffers = sum(b.numel() * b.element_size() for b in trainer.model.buffers())
+    trained = {n: p.numel() for n, p in trainer.model.named_parameters() if p.requires_grad}
+    trained.pop("hf.masked_spec_embed", None)  # of transformers' SpecAugment, which is off: no gradient
     cuts = drawn_cuts()
     found = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
     assert found["weights"] == sum(held.values()) + buffers
@@ -177,7 +177,7 @@ def test_gradients_are_counted_whether_or_not_their_optimiser_keeps_a_state(mome
     config = TrainConfig(factor_sgd=FactorSgd(lr=0.01, momentum=momentum))
     trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
     trainer.stepper.step([trainer.loader.collate(list(drawn_cuts()))], 10)
-    trained = [p for n, p in trainer.model.hf.named_parameters() if p.requires_grad and "masked_spec" not in n]
+    trained = [p for n, p in trainer.model.named_parameters() if p.requires_grad and "masked_spec" not in n]
     found = byte_counts((trainer.model, trainer.objective), trainer.stepper.optimiser)
     assert found["gradients"] == sum(p.nbytes for p in trained)
 
@@ -204,7 +204,7 @@ def test_under_checkpointing_a_layers_rounded_weights_go_with_the_layer(checkpoi
         sizes = [p.numel() for name, p in trained(trainer).items() if ".layers." in name and p.dim() > 1]
         found = []
         with Alive() as alive:
-            trainer.model.hf.lm_head.register_forward_pre_hook(
+            trainer.model.head.linear.register_forward_pre_hook(
                 lambda *_: found.append(sum(size for _, size in alive.events))
             )
             trainer.stepper.losses(batch).total.backward()

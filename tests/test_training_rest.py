@@ -15,10 +15,10 @@ def cuts(tmp_path):
 
 
 def state_of(trainer):
-    return {name: tensor.clone() for name, tensor in trainer.model.hf.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
 
 
-@pytest.mark.parametrize(("task", "moves"), [("ctc", ("lm_head.",)), ("seq2seq", ("model.decoder.", "proj_out."))])
+@pytest.mark.parametrize(("task", "moves"), [("ctc", ("head.",)), ("seq2seq", ("hf.model.decoder.", "hf.proj_out."))])
 def test_the_body_rests_for_its_first_steps(task, moves, cuts, tmp_path):
     """The head trains, and of a model that has none the decoder."""
     config = TrainConfig(epochs=1, batch_seconds=60, freeze_encoder_steps=100, keep="last")
@@ -47,10 +47,10 @@ def test_while_the_body_rests_nothing_of_it_is_kept_for_gradients(cuts, tmp_path
 def test_the_constraint_leaves_factors_alone_that_rest(mode, tmp_path):
     def prepare(model):
         low_rank(model)
-        for name, p in model.hf.named_parameters():
+        for name, p in model.named_parameters():
             if name.endswith("first.weight"):  # far from what the constraint wants
                 p.data += 0.1 * torch.randn_like(p)
-        return SemiOrthogonal(model.hf, mode, 0.5, 1.0, None, 1)
+        return SemiOrthogonal(model.body, mode, 0.5, 1.0, None, 1)
 
     trainer = drawn_trainer("ctc", tmp_path, TrainConfig(freeze_encoder_steps=2, clip=100.0), prepare)
     batch = [trainer.loader.collate(list(drawn_cuts()))]
@@ -60,7 +60,7 @@ def test_the_constraint_leaves_factors_alone_that_rest(mode, tmp_path):
         assert trainer.stepper.step(batch, 10) is not None
         return {n for n, p in weights(trainer).items() if not torch.equal(before[n], p)}
 
-    assert moved() == moved() == {"lm_head.weight", "lm_head.bias"}
+    assert moved() == moved() == {"head.linear.weight", "head.linear.bias"}
     assert any(name.endswith("first.weight") for name in moved())
 
 

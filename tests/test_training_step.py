@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import low_rank_layers
 from lowrank_speech.lowrank.lora import frozen_digest, merge
-from lowrank_speech.models.sources import set_dropout
+from lowrank_speech.lowrank.structure import low_rank_layers
+from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
 from lowrank_speech.training.memory.bytes import SavedTensors, byte_counts
 from lowrank_speech.training.memory.layers import as_before, checkpoint_layers, compile_layers
@@ -54,7 +54,7 @@ def gradients(trainer, batches, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", step)
         done = trainer.stepper.step(batches, 10)
-    named = [*trainer.model.hf.named_parameters(), *trainer.objective.named_parameters()]
+    named = [*trainer.model.named_parameters(), *trainer.objective.named_parameters()]
     return {name: found[id(p)] for name, p in named if id(p) in found}, done
 
 
@@ -131,7 +131,7 @@ def test_an_epoch_has_an_update_for_each_group_of_batches(tmp_path):
 @pytest.mark.parametrize("patience", [0, 3])
 def test_a_gradient_that_is_not_finite_changes_nothing(patience, tmp_path):
     trainer = drawn_trainer("ctc", tmp_path, TrainConfig(accumulate=2, bad_patience=patience), low_rank)
-    head = trainer.model.hf.lm_head.weight
+    head = trainer.model.head.linear.weight
     handle = head.register_hook(lambda g: g * math.nan)
     before = weights(trainer)
     for _ in range(patience):
@@ -214,8 +214,8 @@ def compare_checkpointing(model, loss):
         with SavedTensors(model.parameters()) as kept:
             total = loss()
         total.backward()
-        found = {name: p.grad for name, p in model.hf.named_parameters() if p.grad is not None}
-        model.hf.zero_grad(set_to_none=True)
+        found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        model.zero_grad(set_to_none=True)
         return total.item(), found, kept.bytes
 
     plain = measured()
@@ -234,7 +234,7 @@ def compare_checkpointing(model, loss):
 @pytest.mark.parametrize("task", ["ctc", "seq2seq"])
 def test_what_is_frozen_costs_no_gradient_no_state_and_below_what_trains_no_activations(task, tmp_path):
     def heads_alone(model):
-        for p in model.hf.parameters():
+        for p in model.parameters():
             p.requires_grad_(False)
         layer = model.body.encoder.layers[-1]
         (layer.feed_forward.output_dense if task == "ctc" else layer.fc2).requires_grad_(True)
@@ -246,7 +246,7 @@ def test_what_is_frozen_costs_no_gradient_no_state_and_below_what_trains_no_acti
         with SavedTensors(trainer.model.parameters()) as kept:
             total = trainer.stepper.losses(batch).total
         trainer.stepper.step([batch], 10)
-        frozen = [p for p in trainer.model.hf.parameters() if not p.requires_grad]
+        frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
         assert frozen and all(p.grad is None and p not in trainer.stepper.optimiser.state for p in frozen)
         del total
         return kept.bytes
@@ -273,25 +273,25 @@ def test_frozen_weights_in_bf16_compute_what_autocast_computes_and_come_back(nam
     model = member(name)
     lora(model)
     inputs = speech(model, 1.0, 0.7)
-    before = {n: p.detach().clone() for n, p in model.hf.named_parameters()}
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
 
     def output():
         with autocast("bf16", CPU):
             return model.ctc_logits(*inputs)[0].float()
 
     plain = output()
-    frozen = FrozenWeights(model.hf, torch.bfloat16, tmp_path / "frozen.safetensors")
+    frozen = FrozenWeights(model, torch.bfloat16, tmp_path / "frozen.safetensors")
     frozen.hold()
     held = output()
-    matrices = [n for n, p in model.hf.named_parameters() if not p.requires_grad and p.dim() > 1]
-    assert {n for n, p in model.hf.named_parameters() if p.dtype == torch.bfloat16} == set(matrices)
+    matrices = [n for n, p in model.named_parameters() if not p.requires_grad and p.dim() > 1]
+    assert {n for n, p in model.named_parameters() if p.dtype == torch.bfloat16} == set(matrices)
     # Rounding: positional convolutions and position biases, which autocast leaves in float32, alone differ.
     torch.testing.assert_close(held, plain, atol=0.05 * plain.abs().max().item(), rtol=0.05)
     held.square().mean().backward()
-    assert all((p.grad is not None) == p.requires_grad for n, p in model.hf.named_parameters() if "masked" not in n)
-    assert all(p.grad.dtype == torch.float32 for p in model.hf.parameters() if p.grad is not None)
+    assert all((p.grad is not None) == p.requires_grad for n, p in model.named_parameters() if "masked" not in n)
+    assert all(p.grad.dtype == torch.float32 for p in model.parameters() if p.grad is not None)
     frozen.restore()
-    assert all(torch.equal(before[n], p) and p.dtype == before[n].dtype for n, p in model.hf.named_parameters())
+    assert all(torch.equal(before[n], p) and p.dtype == before[n].dtype for n, p in model.named_parameters())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -302,17 +302,17 @@ def test_lora_on_a_base_in_bf16_learns_and_merges_into_its_own_weights(task, set
         epochs=25, batch_seconds=60, lr=0.02, head_lr=0.01, keep="last", precision="bf16", frozen_dtype="bf16"
     )
     trainer = drawn_trainer(task, tmp_path, config, lambda model: lora(model, **settings))
-    held = [p for p in trainer.model.hf.parameters() if p.dtype == torch.bfloat16]
+    held = [p for p in trainer.model.parameters() if p.dtype == torch.bfloat16]
     assert held and not any(p.requires_grad for p in held)
     reference = drawn_trainer(task, tmp_path / "other", TrainConfig(), lambda model: lora(model, **settings))
     cuts = drawn_cuts()
     trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert trainer.state.history[-1]["loss"] < trainer.state.history[0]["loss"]
-    assert frozen_digest(trainer.model.hf) == frozen_digest(reference.model.hf)
-    adapted = {n.split(".base_layer")[0] for n, _ in trainer.model.hf.named_parameters() if ".base_layer." in n}
+    assert frozen_digest(trainer.model) == frozen_digest(reference.model)
+    adapted = {n.split(".base_layer")[0] for n, _ in trainer.model.named_parameters() if ".base_layer." in n}
     before = {n.replace(".base_layer", ""): p for n, p in weights(trainer).items() if ".base_layer." in n}
-    trainer.model.hf = merge(trainer.model.peft)
-    after = dict(trainer.model.hf.named_parameters())
+    merge(trainer.model.peft)
+    after = dict(trainer.model.named_parameters())
     assert all(p.dtype == torch.float32 for p in after.values())
     moved = {n.rpartition(".")[0] for n in before if not torch.equal(before[n], after[n])}
     assert moved == adapted
@@ -351,7 +351,7 @@ def test_the_constraint_works_on_float32_weights_in_bf16(tmp_path):
     trainer.constraint.every, trainer.constraint.probability = 1, 1.0
     cuts = drawn_cuts()
     numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
-    assert all(p.dtype == torch.float32 for p in trainer.model.hf.parameters())
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
     assert all(v.dtype == torch.float32 for s in trainer.stepper.optimiser.state.values() for v in s.values())
     assert numbers["deviation"] < 1e-3  # bfloat16 itself would round by 4e-3
 
@@ -375,7 +375,7 @@ def test_fp16_on_cuda_learns_and_scales_its_loss(prepared, tmp_path):
     numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
     assert trainer.state.history[-1]["loss"] < 0.8 * trainer.state.history[0]["loss"]
     assert trainer.stepper.scaler.get_scale() > 1 and numbers["bytes"]["activations"] > 0
-    assert all(p.dtype == torch.float32 for p in trainer.model.hf.parameters())
+    assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
 def test_settings_that_do_not_go_together_are_refused():
@@ -396,7 +396,7 @@ def test_compiled_layers_give_the_same_losses(buckets, tmp_path):
         trainer = drawn_trainer("ctc", tmp_path, TrainConfig(gradient_checkpointing=True, **keys), low_rank)
         trainer.model.train()
         made = [trainer.stepper.step([b], 10).task_sum for b in batches_of(trainer, 3, 2)]
-        compiled = [m for m in trainer.model.hf.modules() if m._compiled_call_impl is not None]
+        compiled = [m for m in trainer.model.modules() if m._compiled_call_impl is not None]
         as_before(trainer.model)
         return made, len(compiled)
 
@@ -438,14 +438,14 @@ def test_sgd_moves_the_factors_by_their_gradients_and_adamw_the_rest(tmp_path, m
     before, found, whole = weights(trainer), {}, nn.utils.clip_grad_norm_
 
     def keep_gradients(parameters, most):
-        found.update({n: p.grad.clone() for n, p in trainer.model.hf.named_parameters() if p.grad is not None})
+        found.update({n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None})
         return whole(parameters, most)
 
     monkeypatch.setattr(nn.utils, "clip_grad_norm_", keep_gradients)
     trainer.stepper.step(batches_of(trainer, 4), 10)
     after = weights(trainer)
     factors = {n for n in before if n.endswith(("first.weight", "second.weight"))}
-    assert len(factors) == 2 * len(low_rank_layers(trainer.model.hf)) > 0
+    assert len(factors) == 2 * len(low_rank_layers(trainer.model.body)) > 0
     for name in factors:
         torch.testing.assert_close(after[name], before[name] - 0.5 * found[name])
     other = next(n for n in found if n.endswith("q_proj.weight"))
@@ -457,9 +457,9 @@ def test_bytes_of_two_optimisers_are_counted_and_their_state_is_left_alone(tmp_p
     trainer = drawn_trainer("ctc", tmp_path, TrainConfig(factor_sgd=FactorSgd(momentum=0.9)), low_rank)
     trainer.stepper.step(batches_of(trainer, 2), 10)
     factors = sum(
-        w.nbytes for m in low_rank_layers(trainer.model.hf).values() for w in (m.first.weight, m.second.weight)
+        w.nbytes for m in low_rank_layers(trainer.model.body).values() for w in (m.first.weight, m.second.weight)
     )
-    unused = "wav2vec2.masked_spec_embed"  # never has a gradient
+    unused = "hf.masked_spec_embed"  # never has a gradient
     whole = sum(p.nbytes for name, p in trained(trainer).items() if name != unused)
     found = byte_counts((trainer.model, trainer.objective), trainer.stepper.optimiser)
     assert found["gradients"] == whole
@@ -527,7 +527,7 @@ def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path, monkeypatch, 
     second = drawn_trainer("seq2seq", tmp_path, config, prepare)
     second.model.train()
     with torch.no_grad():
-        for name, p in second.model.hf.named_parameters():
+        for name, p in second.model.named_parameters():
             p.copy_(values[name])
     second.stepper.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     held = {getattr(v, "dtype", None) for state in second.stepper.optimiser.state.values() for v in state.values()}

@@ -334,5 +334,5 @@ def test_what_cannot_be_cut(hub, tmp_path, capsys, keys, message):
 
 
 def test_another_familys_model_is_not_cut():
-    with pytest.raises(UserError, match="a wav2vec2 model has none"):
+    with pytest.raises(UserError, match="wav2vec2 models have none"):
         shorten(member("wav2vec2"), 1.0)

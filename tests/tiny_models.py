@@ -1,11 +1,11 @@
 """Settings of the smallest models that the tests train, and small models of every supported architecture."""
 
 import torch
-from transformers import AutoConfig
+import transformers
 
-from lowrank_speech.models.classes import FAMILY_OF
-from lowrank_speech.models.folder import build, quiet_config
-from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.build import quiet_config, wrap
+from lowrank_speech.models.registry import family_class, family_of
+from lowrank_speech.models.speech import Meta
 
 WAV2VEC2 = {
     "hidden_size": 16,
@@ -81,8 +81,9 @@ def plain(member, task="ctc", quiet=True, **changes):
     """Transformers' own model of a member of ``MEMBERS``: the same weights at each call, none of them a constant."""
     model_type, keys = MEMBERS[member]
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **keys | changes)
-    hf = build(task, quiet_config(config) if quiet else config)
+    config = transformers.AutoConfig.for_model(model_type, **keys | changes)
+    published = family_class(family_of(model_type, member)).published(config, task)
+    hf = getattr(transformers, published)(quiet_config(config) if quiet else config).eval()
     with torch.no_grad():
         for tensor in [*hf.parameters(), *(b for b in hf.buffers() if b.is_floating_point())]:
             tensor += 0.05 * torch.rand_like(tensor)
@@ -92,7 +93,7 @@ def plain(member, task="ctc", quiet=True, **changes):
 def member(name, task="ctc", **changes):
     """``plain`` as a SpeechModel."""
     hf = plain(name, task, **changes)
-    return SpeechModel(hf, Meta(FAMILY_OF[hf.config.model_type], task))
+    return wrap(hf, Meta(family_of(hf.config.model_type, name), task))
 
 
 def speech(model, *seconds):

@@ -12,10 +12,11 @@ from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.lang.tokens import CharTokens
-from lowrank_speech.lowrank.apply import factorise
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
-from lowrank_speech.models.folder import to_task
-from lowrank_speech.models.sources import scratch_wav2vec2, scratch_whisper, set_dropout
+from lowrank_speech.lowrank.factorise import factorise
+from lowrank_speech.models.dropout import set_dropout
+from lowrank_speech.models.scratch import from_scratch
+from lowrank_speech.models.tasks import to_task
 from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.config import Runtime, TrainConfig
@@ -91,9 +92,9 @@ def setup_of(task, seed=1):
     """(model, lang, loader) of a task: ctc, seq2seq or classify."""
     if task == "seq2seq":
         lang = lang_of(["de", "en"])
-        return scratch_whisper(WHISPER, lang.tokens, seed), lang, Loader(Inputs("logmel", n_mels=12), 60)
+        return from_scratch("whisper", WHISPER, lang.tokens, seed), lang, Loader(Inputs("logmel", n_mels=12), 60)
     lang = lang_of()
-    model = scratch_wav2vec2(WAV2VEC2, lang.tokens.size, seed)
+    model = from_scratch("wav2vec2", WAV2VEC2, lang.tokens, seed, "random")
     if task == "classify":
         model, _ = to_task(model, "classify", 2, ["de", "en"], seed=seed)
     return model, lang, Loader(Inputs("waveform"), 60)
@@ -122,7 +123,7 @@ def measured(trainer, train, dev, metrics):
 
 def trained(trainer):
     """Parameters of the model (without auxiliary heads) that train, by name."""
-    return {name: p for name, p in trainer.model.hf.named_parameters() if p.requires_grad}
+    return {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
 # --- what trains
@@ -134,11 +135,11 @@ def full(model):
 
 
 def low_rank(model, rank=4):
-    names = [n for n, m in model.hf.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith(FEED_FORWARD)]
+    names = [n for n, m in model.body.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith(FEED_FORWARD)]
     model.plan = dict.fromkeys(names, rank)
-    factorise(model.hf, model.plan)
+    factorise(model.body, model.plan)
     full(model)
-    return SemiOrthogonal(model.hf, "floating", 1.0, 0.5, None, 1)
+    return SemiOrthogonal(model.body, "floating", 1.0, 0.5, None, 1)
 
 
 def lora(model, **settings):
@@ -154,4 +155,4 @@ def low_rank_lora(model):
 
 
 def weights(trainer):
-    return {name: p.detach().clone() for name, p in trainer.model.hf.named_parameters()}
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

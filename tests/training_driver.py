@@ -144,7 +144,7 @@ def train_in(folder, task="seq2seq", **changed):
     config = TrainConfig(**RECIPE | keys | changed)
     trainer = trainer_of(task, folder / "scratch", config, low_rank if task == "ctc" else None, **RUNTIME)
     trainer.run(cuts, cuts, folder / "metrics.jsonl")
-    torch.save(trainer.model.hf.state_dict(), folder / "weights.pt")
+    torch.save(trainer.model.state_dict(), folder / "weights.pt")
     return trainer
 
 

@@ -235,13 +235,14 @@ def factorise(
 
     recipe = Factorise(tuple(layers or ("ffn",)), rank, fraction, keep, energy, reduction, allocate, multiple_of, init)
     _check_files(out, init, calibrate, moments)
-    from lowrank_speech.models.factorising import factorise_model, open_dense
+    from lowrank_speech.factorising.model import factorise_model
+    from lowrank_speech.models.sources import open_dense
     from lowrank_speech.scoring import text
 
     model, folder = open_dense(source, revision)
     with contextlib.ExitStack() as until_done:
         if calibrate is not None:
-            from lowrank_speech.training import calibration
+            from lowrank_speech.factorising import calibration
 
             # Beside the result: several gigabytes for a large model.
             out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,8 +12,10 @@ from lhotse.audio.utils import AudioLoadingError
 from torch import Tensor
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.fbank import STACKED, stacked_fbank
+from lowrank_speech.features.fbank import stacked_fbank
 from lowrank_speech.features.logmel import log_mel
+from lowrank_speech.models.preprocessor import read_preprocessor
+from lowrank_speech.models.registry import family_class, family_of
 
 RATE = 16_000
 
@@ -68,22 +70,15 @@ def _unreadable(cut: Any, error: Exception) -> str:
     return f"{', '.join(map(str, paths))} cannot be read ({reason})"
 
 
-def inputs_of(folder: str | Path, family: str, n_mels: int = 80) -> Inputs:
-    """The inputs of the model in ``folder``; its ``preprocessor_config.json`` says how waveforms and filterbanks are.
+def inputs_of(folder: str | Path) -> Inputs:
+    """The inputs of the model in ``folder``, by its config.json and the settings of its feature extractor.
 
-    UserError where the filterbanks are others than those of w2v-BERT 2.0, or not what the model's config wants.
+    UserError where the folder is not a model folder, or the extractor's settings do not fit the model.
     """
-    if family == "whisper":
-        return Inputs("logmel", n_mels=n_mels)
-    file = Path(folder) / "preprocessor_config.json"
-    said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    if family != "w2v-bert":
-        return Inputs("waveform", normalise=said.get("do_normalize", True))
-    bands, stride = said.get("num_mel_bins", 80), said.get("stride", STACKED)
-    wanted = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["feature_projection_input_dim"]
-    if stride != STACKED or bands * stride != wanted:
-        raise UserError(
-            f"{file}: num_mel_bins {bands} and stride {stride} don't fit the model, which takes {STACKED} stacked "
-            f"frames of {wanted / STACKED:g} bins (feature_projection_input_dim {wanted}); take the model's own file"
-        )
-    return Inputs("fbank", n_mels=bands)
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder} is not a model folder: config.json is missing; give the folder of a model")
+    config = json.loads(file.read_text(encoding="utf-8"))
+    family = family_class(family_of(config.get("model_type"), str(file)))
+    found = read_preprocessor(folder)
+    return Inputs(**family.inputs(config, found.settings, str(found.file)))

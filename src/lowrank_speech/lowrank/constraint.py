@@ -23,8 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lowrank_speech.lowrank.apply import low_rank_layers
-from lowrank_speech.lowrank.factors import gram, orthonormal_first
+from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
+from lowrank_speech.lowrank.structure import low_rank_layers
 
 Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu

@@ -22,10 +22,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
+
 # Part of the mean input power that is added to every direction. It decides among directions that no input has shown.
 RIDGE = 1e-11
 WELL_CONDITIONED = 1e-3  # smallest over largest squared singular value: above, rows of Uᵀ W are orthogonal as they are
-BLOCK = 128  # rows of a Gram matrix
 
 
 class Factors(NamedTuple):
@@ -92,31 +93,6 @@ def random_factors(weight: Tensor, rank: int, generator: torch.Generator | None 
     second = torch.randn(W.shape[0], rank, dtype=torch.float64, generator=generator).to(W.device)
     first = torch.linalg.qr(draws).Q.T.contiguous().to(W.device)
     return Factors(first, second * (W.norm() / second.norm()), W.new_empty(0))
-
-
-def orthonormal_first(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-    """The same product with orthonormal rows in front: M = L Q, N M = (N L) Q. Shapes (..., r, d_in), (..., d_out, r).
-
-    L has a positive diagonal, so that a nearly orthonormal M hardly moves. Safe where M is rank-deficient.
-    """
-    Q, R = torch.linalg.qr(first.mT)
-    sign = torch.where(R.diagonal(dim1=-2, dim2=-1) < 0, -1.0, 1.0).to(R.dtype)
-    Q, L = Q * sign[..., None, :], R.mT * sign[..., None, :]
-    return Q.mT.contiguous(), second @ L
-
-
-def gram(X: Tensor) -> Tensor:
-    """X Xᵀ (..., n, n) of X (..., n, d), of which only the lower blocks are multiplied out."""
-    n = X.shape[-2]
-    products = X.new_empty(*X.shape[:-1], n)
-    for i in range(0, n, BLOCK):
-        lower = X[..., i : i + BLOCK, :] @ X[..., : i + BLOCK, :].mT
-        products[..., i : i + BLOCK, : i + BLOCK] = lower
-        products[..., :i, i : i + BLOCK] = lower[..., :i].mT
-        # Not every library's product of a block with itself is symmetric to the last bit.
-        square = lower[..., i:]
-        products[..., i : i + BLOCK, i : i + BLOCK] = 0.5 * (square + square.mT)
-    return products
 
 
 def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> Tensor:

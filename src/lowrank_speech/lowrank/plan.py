@@ -14,62 +14,15 @@ and, with ``allocate``, are then redistributed over the layers so that together 
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any
 
 from torch import Tensor
 
 from lowrank_speech.lowrank.allocate import allocate_ranks
+from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size
 
 TOLERANCE = 0.002  # of the whole model
-Shape = tuple[int, int]  # (d_out, d_in)
-
-
-@dataclass(frozen=True, eq=False)  # equal as mappings are
-class Plan(Mapping):
-    """Layer name -> rank, a mapping. ``left_dense``: layers that were asked for and stay dense -> why."""
-
-    ranks: Mapping[str, int]
-    left_dense: Mapping[str, str] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> int:
-        return self.ranks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.ranks)
-
-    def __len__(self) -> int:
-        return len(self.ranks)
-
-    def to_json(self) -> dict[str, int]:
-        """Name -> rank as a plain dict, for ``config.json``."""
-        return dict(self.ranks)
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Plan":
-        """The inverse of ``to_json``; ValueError when a name or a rank is none."""
-        if not isinstance(value, Mapping):
-            raise ValueError(f"a low-rank plan maps layer names to ranks; got {value!r}")
-        for name, rank in value.items():
-            if not isinstance(name, str) or not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-                raise ValueError(f"low-rank plan: {name!r} has the rank {rank!r}; expected a whole number from 1 on")
-        return cls(dict(value))
-
-    def saving(self, shapes: Mapping[str, Shape]) -> int:
-        """Parameters that the plan saves on layers of ``shapes``."""
-        return sum(dense_size(shapes[n]) - factored_size(shapes[n], r) for n, r in self.ranks.items())
-
-
-def dense_size(shape: Shape) -> int:
-    """Parameters of the matrix."""
-    return shape[0] * shape[1]
-
-
-def factored_size(shape: Shape, rank: int) -> int:
-    """Parameters of its two factors."""
-    return rank * (shape[0] + shape[1])
 
 
 def largest_rank(shape: Shape, multiple_of: int = 1) -> int:

@@ -1,8 +1,8 @@
 """What a factorisation does to a model's size, before any weight is touched.
 
 ``count(preset="xls-r-300m", layers="ffn", rank=512)`` or ``count(model="exp/default/base/xlsr/model",
-reduction=0.24)``. Models are built on the meta device from their config alone; a folder that is factorised already is
-counted as it is.
+reduction=0.24)``. Models are built on the meta device from their config only; a folder that is factorised already is
+counted as it is. Layer names are relative to the body, the same for a preset, a folder and a factorisation.
 """
 
 import json
@@ -13,12 +13,15 @@ from torch import nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.counts import count_parameters
-from lowrank_speech.lowrank.plan import Plan, plan_ranks
+from lowrank_speech.lowrank.plan import plan_ranks
 from lowrank_speech.lowrank.select import select
-from lowrank_speech.models.classes import family_of, task_of
-from lowrank_speech.models.families import kept_out, layer_patterns
-from lowrank_speech.models.folder import KEY
-from lowrank_speech.models.presets import build_meta, on_meta, preset_named
+from lowrank_speech.lowrank.structure import Plan
+from lowrank_speech.models.build import skeleton
+from lowrank_speech.models.files import KEY
+from lowrank_speech.models.folder import structure_of
+from lowrank_speech.models.presets import build_meta
+from lowrank_speech.models.registry import family_class, family_of
+from lowrank_speech.models.speech import SpeechModel
 
 
 def count(
@@ -40,37 +43,44 @@ def count(
     """
     if (model is None) == (preset is None):
         raise UserError("count: give either a model folder or a preset")
-    if preset is not None:
-        family, hf, own = preset_named(preset).family, build_meta(preset), None
-    else:
-        family, hf, own = _from_folder(Path(model))
+    dense, own = (build_meta(preset), None) if preset is not None else _from_folder(Path(model))
     if own and (rank is not None or reduction is not None):
         raise UserError(f"{model} is factorised already ({len(own)} layers): count it without rank and reduction")
-    counts = count_parameters(hf, depth=2)
+    total = dense.parameters_total()
     try:
-        patterns = tuple(own) if own else layer_patterns(family, layers)
-        chosen = select(hf, patterns, exclude=kept_out(family))
+        patterns = tuple(own) if own else dense.layer_patterns(layers)
+        chosen = select(dense.body, patterns, exclude=dense.KEPT_OUT)
         shapes = {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
         if own:
             plan = Plan.from_json(own)
         elif rank is None and reduction is None:
             plan = Plan({})
         else:
-            plan = plan_ranks(shapes, counts["total"], rank=rank, reduction=reduction)
+            plan = plan_ranks(shapes, total, rank=rank, reduction=reduction)
     except ValueError as error:
         raise UserError(f"count: {error}") from error
-    rows = [_row(name, layer, plan.get(name)) for name, layer in chosen.items()]
-    after = counts["total"] - plan.saving(shapes)
+    after = total - plan.saving(shapes)
     return {
         "model": preset or str(model),
-        "class": type(hf).__name__,
-        "total_before": counts["total"],
+        "class": dense.architecture,
+        "total_before": total,
         "total_after": after,
-        "reduction": 1 - after / counts["total"],
-        "groups": {name: group["total"] for name, group in counts["groups"].items()},
-        "layers": rows,
+        "reduction": 1 - after / total,
+        "groups": _groups(dense),
+        "layers": [_row(name, layer, plan.get(name)) for name, layer in chosen.items()],
         "left_dense": dict(plan.left_dense),
     }
+
+
+def _groups(model: SpeechModel) -> dict[str, int]:
+    """Parameters by the first two parts of their names, relative to the body; then what stands outside it."""
+    found = {name: group["total"] for name, group in count_parameters(model.body, depth=2)["groups"].items()}
+    inside = set(map(id, model.body.parameters()))
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in inside:
+            group = ".".join(name.removeprefix("hf.").split(".")[:2])
+            found[group] = found.get(group, 0) + parameter.numel()
+    return found
 
 
 def _row(name: str, layer: nn.Linear, rank: int | None) -> dict[str, Any]:
@@ -81,16 +91,18 @@ def _row(name: str, layer: nn.Linear, rank: int | None) -> dict[str, Any]:
     return {"name": name, "d_out": d_out, "d_in": d_in, "rank": rank, "before": before, "after": after}
 
 
-def _from_folder(folder: Path) -> tuple[str, nn.Module, dict[str, int] | None]:
-    """Family, dense model on the meta device, and the plan of a folder of ours or of plain transformers."""
+def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None]:
+    """The dense model on the meta device, and the plan, of a folder of ours or of plain transformers."""
     from transformers import AutoConfig
 
     file = folder / "config.json"
     if not file.is_file():
-        raise UserError(f"{folder} is no model folder: config.json is missing")
+        raise UserError(f"{folder} is not a model folder: config.json is missing")
     raw = json.loads(file.read_text(encoding="utf-8"))
-    meta = raw.pop(KEY, None) or {}
+    if KEY in raw:
+        low = structure_of(raw, file)
+        head = None if low.head is None else low.head.settings
+        return skeleton(low.task, low.config, head=head), low.plan
     kind = raw.pop("model_type", None)
-    family = family_of(kind, str(file))
-    task = meta.get("task") or task_of(kind, (raw.get("architectures") or [""])[0])
-    return family, on_meta(task, AutoConfig.for_model(kind, **raw)), meta.get("plan")
+    task = family_class(family_of(kind, str(file))).task_of((raw.get("architectures") or [""])[0])
+    return skeleton(task, AutoConfig.for_model(kind, **raw)), None

@@ -1,116 +1,91 @@
-"""Model folders in Hugging Face's layout: load, save, and turn a base into a model of a task.
+"""Model folders in Hugging Face's layout: load and save.
 
-A folder holds ``config.json`` (transformers' config and, under ``lowrank_speech``, family, task, labels and the
-low-rank plan), ``model.safetensors``, and what came with the base (tokenizer, preprocessor,
-``generation_config.json``). A dense model's folder is loaded by plain transformers as well. A factorised one is built
-here: structure first, then a strict load, so that transformers' initialisation of unknown Linear layers never touches
-the factors.
+A folder holds ``config.json`` (transformers' config and, under ``lowrank_speech``, family, task, labels, the low-rank
+plan and, where transformers does not know the head, the head's settings), ``model.safetensors``, and what came with the
+base (``files``). A dense model's folder is loaded by plain transformers as well: weights have transformers' names, but
+for a head that transformers does not know, which is stored as ``head.*``. A factorised folder has the same names, with
+``.first`` and ``.second`` for the factors. It is built structure first, then loaded strictly, so that transformers'
+initialisation of unknown Linear layers never touches the factors.
 """
 
 import contextlib
 import dataclasses
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import apply_plan, write_factorised
-from lowrank_speech.models.classes import BODY_PREFIX, hf_class
+from lowrank_speech.lowrank.structure import apply_plan
+from lowrank_speech.models.build import assign, quiet_config, skeleton, stored
+from lowrank_speech.models.files import KEY, WEIGHTS, copy_files
+from lowrank_speech.models.heads.registry import head_class
 from lowrank_speech.models.speech import Meta, SpeechModel
-
-KEY = "lowrank_speech"
-WEIGHTS = "model.safetensors"
-_NOT_COPIED = {".safetensors", ".bin", ".h5", ".msgpack"}  # weights, in whatever format
-_INDEX = ".index.json"  # of weights in several files: beside a single one it would lead astray
-
-
-def quiet_config(config: Any) -> Any:
-    """Switch off what the training recipe does itself or not at all: SpecAugment of transformers and LayerDrop."""
-    for name, value in {
-        "apply_spec_augment": False,
-        "layerdrop": 0.0,
-        "encoder_layerdrop": 0.0,
-        "decoder_layerdrop": 0.0,
-        "use_weighted_layer_sum": False,
-    }.items():
-        if hasattr(config, name):
-            setattr(config, name, value)
-    return config
-
-
-def build(task: str, config: Any) -> nn.Module:
-    """A model of transformers' class for config and task with weights from the current torch seed."""
-    model = hf_class(config.model_type, task)(config)
-    return model.eval()
+from lowrank_speech.settings import read, resolved
 
 
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> SpeechModel:
     """Load a model folder that this package wrote, dense or factorised, bit for bit.
 
     The weights are memory-mapped where they are stored in ``dtype``: they are read when they are used.
-    UserError when the folder is not one, when weights are missing or left over, or when a shape does not fit.
+    UserError when the folder is not a model folder, weights are missing or left over, or a shape does not fit.
     """
     folder = Path(folder)
     config_file, weights = folder / "config.json", folder / WEIGHTS
     for path in (config_file, weights):
         if not path.is_file():
-            raise UserError(f"{folder} is no model folder: {path.name} is missing")
+            raise UserError(f"{folder} is not a model folder: {path.name} is missing; give the folder of a model")
     raw = json.loads(config_file.read_text(encoding="utf-8"))
-    if KEY not in raw:
-        raise UserError(f"{config_file} has no key {KEY!r}: import the model with the stage `base` first")
-    meta = Meta(**raw[KEY])
-    config = _config(meta.family, raw)
-    with torch.device("meta"):
-        hf = hf_class(config.model_type, meta.task)(config)
-    if meta.plan:
-        with torch.device("meta"):
-            apply_plan(hf, meta.plan)
-    hf = _assign(hf, load_file(weights), weights).to(dtype)
+    model = structure_of(raw, config_file)
+    _fill(model, load_file(weights), weights)
+    model.to(dtype)
     generation = folder / "generation_config.json"
-    if generation.is_file() and hasattr(hf, "generation_config"):
+    if generation.is_file() and hasattr(model.hf, "generation_config"):
         from transformers import GenerationConfig
 
-        hf.generation_config = GenerationConfig.from_dict(json.loads(generation.read_text(encoding="utf-8")))
-    return SpeechModel(hf.eval(), meta)
+        model.hf.generation_config = GenerationConfig.from_dict(json.loads(generation.read_text(encoding="utf-8")))
+    return model.eval()
 
 
-def _config(family: str, raw: dict[str, Any]) -> Any:
+def structure_of(raw: Mapping[str, Any], where: Path) -> SpeechModel:
+    """The model that a folder's config.json (``raw``, read from ``where``) describes, on the meta device."""
+    if KEY not in raw:
+        raise UserError(f"{where} has no key {KEY!r}: import the model with the stage `base` first")
+    said = dict(raw[KEY])
+    head, plan = said.pop("head", None), said.pop("plan", None)
+    try:
+        meta = Meta(**said)
+    except TypeError as error:
+        raise UserError(f"{where}: {KEY} is not as this version writes it ({error}); make the folder again") from error
+    if head is not None:
+        head = read(head_class(head.get("kind")).SETTINGS, head, f"{where}: {KEY}.head")
+    model = skeleton(meta.task, _config(meta.family, raw), head=head, meta=meta)
+    if plan:
+        # Before layer names were relative to the body, plans had the names of transformers' class.
+        plan = {name.removeprefix(model.body_prefix): rank for name, rank in plan.items()}
+        with torch.device("meta"):
+            apply_plan(model.body, plan)
+        model.plan = plan
+    return model
+
+
+def _config(family: str, raw: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
     values = {k: v for k, v in raw.items() if k not in (KEY, "model_type")}
     return quiet_config(AutoConfig.for_model(raw.get("model_type", family), **values))
 
 
-def _assign(hf: nn.Module, state: dict[str, torch.Tensor], source: Path) -> nn.Module:
-    """Strict load into a model on the meta device; tied weights are tied again, fixed buffers rebuilt."""
-    tied = _tied(hf)
-    for alias, name in tied.items():
-        state[alias] = state[name]
-    try:
-        hf.load_state_dict(state, strict=True, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{source} does not fit its config.json: {error}") from error
-    if tied:
-        hf.tie_weights()
-    left = [name for name, tensor in [*hf.named_parameters(), *hf.named_buffers()] if tensor.is_meta]
-    if left:
-        raise UserError(f"{source}: {left[0]} has no value in the file and cannot be rebuilt")
-    for name, parameter in hf.named_parameters():
-        # Whisper's sinusoids are constants.
-        parameter.requires_grad_(not name.endswith("encoder.embed_positions.weight"))
-    return hf
-
-
-def _tied(hf: nn.Module) -> dict[str, str]:
-    """Names that share another parameter: alias -> the name under which it is saved."""
-    return {"proj_out.weight": "model.decoder.embed_tokens.weight"} if hasattr(hf, "proj_out") else {}
+def _fill(model: SpeechModel, state: Mapping[str, Tensor], source: Path) -> None:
+    """Put the weights of a folder into a model on the meta device; UserError, with ``source``, where they don't fit."""
+    names = {name: model.disk_name(name) for name in stored(model)}
+    known = {theirs: own for own, theirs in names.items()}
+    assign(model, {known.get(name, name): tensor for name, tensor in state.items()}, str(source), names)
 
 
 def save_model(
@@ -119,112 +94,38 @@ def save_model(
     copy_from: str | Path | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``model`` as a folder, atomically; ``copy_from``: a folder whose other files are taken along.
+    """Write ``model`` as a folder, atomically; ``copy_from``: the folder whose other files belong to it as well.
 
     ``files``: name -> text of files that stand in the place of those, or beside them.
     """
-    with model_folder(model, model.meta, folder, copy_from) as weights:
-        for name, text in (files or {}).items():
-            weights.with_name(name).write_text(text, encoding="utf-8")
-        aliases = _tied(model.hf)
-        state = {k: v.detach().cpu().contiguous() for k, v in model.hf.state_dict().items() if k not in aliases}
-        save_file(state, weights, metadata={"format": "pt"})
-
-
-def save_factorised(
-    model: SpeechModel, plan: Mapping[str, int], folder: str | Path, copy_from: str | Path | None = None, **options: Any
-) -> list[dict[str, Any]]:
-    """Write the low-rank model that ``plan`` makes of the dense ``model``, layer by layer; ``model`` stays as it is.
-
-    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the rows returned: see ``lowrank.apply.factorise``. The
-    folder is what factorising in memory and ``save_model`` would write.
-    """
-    meta = dataclasses.replace(model.meta, plan=dict(plan))
-    with model_folder(model, meta, folder, copy_from) as weights:
-        return write_factorised(weights, model.hf, plan, leave_out=_tied(model.hf), **options)
+    with model_folder(model, model.meta, folder, copy_from, files) as weights:
+        state = model.state_dict()
+        kept = {model.disk_name(name): state[name].detach().cpu().contiguous() for name in stored(model)}
+        save_file(kept, weights, metadata={"format": "pt"})
 
 
 @contextlib.contextmanager
 def model_folder(
-    model: SpeechModel, meta: Meta, folder: str | Path, copy_from: str | Path | None = None
+    model: SpeechModel,
+    meta: Meta,
+    folder: str | Path,
+    copy_from: str | Path | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
     """A folder for ``model`` under ``meta``, all but its weights; yields the path for those. Atomic as a whole."""
     with atomic(folder) as temporary:
         temporary.mkdir()
         if copy_from is not None:
-            for path in sorted(Path(copy_from).iterdir()):
-                wanted = path.suffix not in _NOT_COPIED and not path.name.endswith(_INDEX)
-                if path.is_file() and path.name != "config.json" and wanted:
-                    shutil.copyfile(path, temporary / path.name)
+            copy_files(Path(copy_from), temporary)
         config = json.loads(model.config.to_json_string(use_diff=False))
-        config["architectures"] = [model.class_name]
+        config["architectures"] = [model.architecture]
         config[KEY] = dataclasses.asdict(meta)
+        if not model.known_head:
+            config[KEY]["head"] = resolved(model.head.settings)
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         if model.task == "seq2seq":
             model.hf.generation_config.to_json_file(temporary / "generation_config.json")
+        for name, content in (files or {}).items():
+            (temporary / name).write_text(content, encoding="utf-8")
         yield temporary / WEIGHTS
-
-
-def body_state(model: SpeechModel) -> tuple[dict[str, torch.Tensor], dict[str, int]]:
-    """State and plan of the pretrained body alone, named relative to it."""
-    prefix = BODY_PREFIX[model.class_name]
-    heads = (*(f"{name}." for name in model.head_names), "proj_out.")
-    state = {k.removeprefix(prefix): v for k, v in model.hf.state_dict().items() if not k.startswith(heads)}
-    plan = {k.removeprefix(prefix): r for k, r in (model.plan or {}).items()}
-    return state, plan
-
-
-def to_task(
-    model: SpeechModel,
-    task: str,
-    outputs: int | None,
-    labels: Sequence[str] = (),
-    lang_sha256: str | None = None,
-    seed: int = 0,
-) -> tuple[SpeechModel, bool]:
-    """The same pretrained body under another task's class, and whether a new head was drawn (from ``seed``).
-
-    ``outputs``: size of a CTC vocabulary or number of classes (None for seq2seq). A CTC model keeps its own head where
-    its outputs stand for the same token table (``lang_sha256``). A Whisper classifier takes the encoder alone. Weights
-    are shared with ``model``.
-    """
-    if model.task == task and (task == "seq2seq" or (task == "ctc" and model.meta.lang_sha256 == lang_sha256)):
-        return model, False
-    config = type(model.config).from_dict(model.config.to_dict())
-    if task == "ctc":
-        config.vocab_size = outputs
-    elif task == "classify":
-        if getattr(config, "add_adapter", False):
-            raise UserError(
-                f"the {config.model_type} base has a convolutional adapter (add_adapter), with which transformers does "
-                f"not classify; take a checkpoint without it"
-            )
-        config.num_labels = outputs
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: i for i, label in enumerate(labels)}
-    elif task == "seq2seq":
-        raise UserError(f"a {model.family} model with the task {model.task!r} cannot be turned into seq2seq")
-    target_class = hf_class(config.model_type, task)
-    state, plan = body_state(model)
-    prefix = BODY_PREFIX[target_class.__name__]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        with torch.device("meta"):
-            hf = target_class(quiet_config(config))
-        for name in SpeechModel(hf, Meta(model.family, task)).head_names:
-            head = hf.get_submodule(name).to_empty(device="cpu")
-            head.reset_parameters()
-            head.weight.data.normal_(0.0, getattr(config, "initializer_range", 0.02))
-            head.bias.data.zero_()
-    names = {name for name, _ in hf.named_modules()}
-    plan = {f"{prefix}{k}": r for k, r in plan.items() if f"{prefix}{k}" in names}
-    if plan:
-        with torch.device("meta"):
-            apply_plan(hf, plan)
-    wanted = set(hf.state_dict())
-    new = SpeechModel(hf, Meta(model.family, task)).head_names
-    heads = {k: v for k, v in hf.state_dict().items() if k.split(".")[0] in new}
-    full = {f"{prefix}{k}": v for k, v in state.items() if f"{prefix}{k}" in wanted} | heads
-    meta = Meta(model.family, task, plan or None, list(labels), lang_sha256)
-    return SpeechModel(_assign(hf, full, Path("the base")).eval(), meta), bool(heads)

@@ -1,22 +1,20 @@
 """Published dimensions, for counting and benchmarks without weights.
 
-``build_meta("xls-r-300m")`` is a model of transformers' true class on the meta device: shapes, no memory. The numbers
-are those of the published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023; MMS: Pratap et
-al. 2023; HuBERT: Hsu et al. 2021; WavLM: Chen et al. 2022; data2vec: Baevski et al. 2022; w2v-BERT 2.0: Barrault et al.
-2023).
+``build_meta("xls-r-300m")`` is a SpeechModel on the meta device: shapes, no memory. The numbers are those of the
+published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023; MMS: Pratap et al. 2023; HuBERT:
+Hsu et al. 2021; WavLM: Chen et al. 2022; data2vec: Baevski et al. 2022; w2v-BERT 2.0: Barrault et al. 2023).
 
-XLS-R is published as a pretraining checkpoint; what adaptation takes from it is Wav2Vec2Model (task ``body``, the
-default: 315,438,720 parameters for 300M). A CTC head on 32 symbols adds 32,800.
+XLS-R is published as a pretraining checkpoint; adaptation takes the Wav2Vec2Model in it (task ``body``, the default:
+315,438,720 parameters for 300M). A CTC head on 32 symbols adds 32,800.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch import nn
-
 from lowrank_speech.errors import UserError
-from lowrank_speech.models.classes import FAMILY_OF, hf_class
+from lowrank_speech.models.build import skeleton
+from lowrank_speech.models.registry import family_of
+from lowrank_speech.models.speech import SpeechModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Preset:
 
     @property
     def family(self) -> str:
-        return FAMILY_OF[self.model_type]
+        return family_of(self.model_type, "preset")
 
 
 def _xls_r(hidden: int, layers: int, codevector: int = 768, model_type: str = "wav2vec2", **more: Any) -> Preset:
@@ -88,26 +86,16 @@ PRESETS = {
 def preset_named(name: str) -> Preset:
     """The preset; UserError that lists the known ones."""
     if name not in PRESETS:
-        raise UserError(f"no preset is named {name!r}; presets: {', '.join(PRESETS)}")
+        raise UserError(f"{name!r} is not a preset; presets: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
-def build_meta(preset: str, task: str | None = None) -> nn.Module:
+def build_meta(preset: str, task: str | None = None) -> SpeechModel:
     """The preset's model on the meta device, weights tied as in the true one.
 
-    ``task``: another task's class (``ctc``, ``classify``) in place of the preset's own.
+    ``task``: another task (``ctc``, ``classify``) instead of the preset's own.
     """
     from transformers import AutoConfig
 
     found = preset_named(preset)
-    return on_meta(task or found.task, AutoConfig.for_model(found.model_type, **found.config))
-
-
-def on_meta(task: str, config: Any) -> nn.Module:
-    """A model of transformers' class for config and task on the meta device."""
-    with torch.device("meta"):
-        model = hf_class(config.model_type, task)(config)
-    # wav2vec 2.0's masked_spec_embed is made by a constructor that heeds no default device.
-    model.to("meta")
-    model.tie_weights()
-    return model
+    return skeleton(task or found.task, AutoConfig.for_model(found.model_type, **found.config))

@@ -1,27 +1,28 @@
-"""Where a base model comes from: drawn from a seed (``scratch``), a local folder, or the hub.
+"""A published model, from a local folder or the hub.
 
 A hub name is resolved by huggingface_hub (cache first; ``revision`` pins it); nothing is executed that comes with a
 model (``trust_remote_code`` stays off). What was resolved ends up in the stage's manifest.
 """
 
+import json
 import logging
 import re
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.models.classes import class_name, family_of, hf_class, task_of
-from lowrank_speech.models.folder import KEY, build, load_model, quiet_config
+from lowrank_speech.models.build import quiet_config, wrap
+from lowrank_speech.models.files import KEY
+from lowrank_speech.models.folder import load_model
+from lowrank_speech.models.registry import family_class, family_of
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
 
-# Everything but weights in other frameworks' formats, and MMS's language adapters: 1,107 files, of which none is used.
+# Weights in other frameworks' formats stay away, as do MMS's language adapters: 1,107 files that nothing uses.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
 NOT_WANTED = ["adapter.*"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -64,17 +65,17 @@ def is_wanted(path: Path) -> bool:
 
 
 def import_model(found: Source, family: str) -> SpeechModel:
-    """Load a published checkpoint as the class that its config names, or as the bare encoder for pretraining classes.
+    """Load a published checkpoint for the task of the class that its config names; of pretraining classes the encoder.
 
     A folder that this package wrote is taken as it is, with its plan and what its outputs stand for: a system that was
     trained can be the base of the next. Weights are float32 in memory. UserError if the folder's model type belongs to
     another family.
     """
-    from transformers import AutoConfig
+    import transformers
     from transformers import logging as hf_logging
 
     hf_logging.set_verbosity_error()
-    config = AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
+    config = transformers.AutoConfig.from_pretrained(found.folder, trust_remote_code=False)
     actual = family_of(config.model_type, str(found.folder))
     if actual != family:
         raise UserError(
@@ -82,117 +83,44 @@ def import_model(found: Source, family: str) -> SpeechModel:
         )
     if hasattr(config, KEY):
         return load_model(found.folder)
-    _check_supported(config, found.folder)
+    cls = family_class(family)
+    cls.check_import(config, found.folder)
     named = (config.architectures or [""])[0]
-    task = task_of(config.model_type, named)
-    if task == "classify" and family != "whisper":  # its labels are not ours: take the encoder, a new head is drawn
+    task = cls.task_of(named)
+    if task == "classify" and "body" in cls.TASKS:  # its labels are not ours: take the encoder, a new head is drawn
         task = "body"
+        log.warning("the head of %s (%s) is discarded: its classes are not those of a task here", found.folder, named)
+    published = cls.published(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # what the checkpoint lacks is drawn: the same model at each import
-        hf, info = hf_class(config.model_type, task).from_pretrained(
+        hf, info = getattr(transformers, published).from_pretrained(
             found.folder,
             config=quiet_config(config),
             dtype=torch.float32,
             output_loading_info=True,
             trust_remote_code=False,
         )
-    # masked_spec_embed is used by transformers' SpecAugment alone, which is off here; some checkpoints lack it.
+    # Only transformers' SpecAugment, which is off here, uses masked_spec_embed; some checkpoints lack it.
     missing = [k for k in info["missing_keys"] if not k.endswith("masked_spec_embed")]
     if missing:
         raise UserError(
-            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, {missing[0]} among them"
+            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, {missing[0]} among them; give a "
+            f"complete one"
         )
-    log.info(
-        "imported %s as %s: %d parameters",
-        found.folder,
-        class_name(config.model_type, task),
-        sum(map(torch.numel, hf.parameters())),
-    )
-    if getattr(config, "adapter_attn_dim", None) is not None:
-        log.warning(
-            "%s has MMS's language adapters in its layers: those of its main weights are kept as part of the model, "
-            "its adapter.* files are not read",
-            found.folder,
-        )
-    return SpeechModel(hf.eval(), Meta(family, task))
+    model = wrap(hf.eval(), Meta(family, task))
+    log.info("imported %s as %s: %d parameters", found.folder, published, model.parameters_total())
+    return model
 
 
-def _check_supported(config: Any, folder: Path) -> None:
-    """UserError on what a model type allows and this package cannot load again."""
-    positions = getattr(config, "position_embeddings_type", "relative_key")
-    if config.model_type == "wav2vec2-bert" and positions not in ("relative_key", None):
-        raise UserError(
-            f"{folder}/config.json: position_embeddings_type {positions!r} is not supported; take a checkpoint with "
-            f"relative_key, as w2v-BERT 2.0 has"
-        )
+def open_dense(source: str | Path, revision: str | None = None) -> tuple[SpeechModel, Path]:
+    """The dense model of a folder (ours or in the hub's layout) or hub name, and the folder where its files are.
 
-
-def scratch_wav2vec2(overrides: dict[str, Any], vocabulary: int, seed: int) -> SpeechModel:
-    """A ``Wav2Vec2ForCTC`` with weights from ``seed``; ``overrides`` are keys of transformers' Wav2Vec2Config."""
-    from transformers import Wav2Vec2Config
-
-    config = _config(
-        Wav2Vec2Config, overrides, vocab_size=vocabulary, pad_token_id=0, bos_token_id=None, eos_token_id=None
-    )
-    torch.manual_seed(seed)
-    return SpeechModel(build("ctc", quiet_config(config)), Meta("wav2vec2", "ctc"))
-
-
-def scratch_whisper(overrides: dict[str, Any], tokens: Any, seed: int) -> SpeechModel:
-    """A ``WhisperForConditionalGeneration`` with weights from ``seed`` whose special tokens are those of ``tokens``.
-
-    ``tokens``: a token set with ``size``, ``sot``, ``eot``, ``transcribe``, ``no_timestamps`` and ``language_ids``
-    (language -> id). ``generation_config`` is complete, as a published Whisper's.
+    UserError when there is none, or it is factorised already.
     """
-    from transformers import GenerationConfig, WhisperConfig
-
-    special = {
-        "pad_token_id": tokens.eot,
-        "bos_token_id": tokens.eot,
-        "eos_token_id": tokens.eot,
-        "decoder_start_token_id": tokens.sot,
-    }
-    config = _config(
-        WhisperConfig, overrides, vocab_size=tokens.size, suppress_tokens=None, begin_suppress_tokens=None, **special
-    )
-    torch.manual_seed(seed)
-    hf = build("seq2seq", quiet_config(config))
-    hf.generation_config = GenerationConfig(
-        **special,
-        is_multilingual=True,
-        lang_to_id={f"<|{language}|>": i for language, i in tokens.language_ids.items()},
-        task_to_id={"transcribe": tokens.transcribe},
-        no_timestamps_token_id=tokens.no_timestamps,
-        return_timestamps=False,
-        suppress_tokens=[],
-        begin_suppress_tokens=[],
-        max_length=config.max_target_positions,
-    )
-    return SpeechModel(hf, Meta("whisper", "seq2seq"))
-
-
-def _config(cls: type, overrides: dict[str, Any], **fixed: Any) -> Any:
-    known = set(cls().to_dict()) | set(fixed)
-    unknown = sorted(set(overrides) - known)
-    if unknown:
-        raise UserError(f"bases.*.model: {unknown[0]!r} is no key of transformers' {cls.__name__}")
-    clash = sorted(set(overrides) & set(fixed))
-    if clash:
-        raise UserError(f"bases.*.model: {clash[0]!r} follows from the tokens and cannot be set")
-    try:
-        return cls(**{**overrides, **fixed})
-    except Exception as error:  # transformers raises its own strict-dataclass errors, of no common class
-        raise UserError(f"bases.*.model: {error}") from error
-
-
-def set_dropout(model: nn.Module, p: float) -> None:
-    """Set every dropout of a transformers speech model to ``p``: modules and the floats that attention reads.
-
-    LoRA's own dropout (peft's ``lora_dropout``) is a setting of the adapters and stays as it is.
-    """
-    for part, module in model.named_modules():
-        if isinstance(module, nn.Dropout) and "lora_dropout" not in part.split("."):
-            module.p = p
-        for name in ("dropout", "activation_dropout", "attention_dropout"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, p)
+    found = resolve(str(source), revision)
+    file = found.folder / "config.json"
+    model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
+    model = import_model(found, family_of(model_type, str(file)))
+    if model.plan:
+        raise UserError(f"{source} is factorised already ({len(model.plan)} layers); give the dense model")
+    return model, found.folder

@@ -1,26 +1,30 @@
-"""``SpeechModel``: one interface over the families' classes of transformers.
+"""``SpeechModel``: a pretrained model of transformers and a task's head, with one interface for all families.
 
-It is a thin ``nn.Module`` around transformers' own model (``.hf``), whose parameter names stay as they are. What the
-rest of the package needs beyond the forward pass is here: the names of head and front end, and the low-rank plan that
-was applied. Inputs and lengths of the families are in ``wav2vec2``, ``w2v_bert`` and ``whisper``, which all give
-``states``, ``output_lengths``, ``frames_of``, ``feature_size``, ``front_end``, ``frame_rate`` and ``window_seconds``;
-``classes`` says which class stands for which model and task.
+    model.hf     transformers' own model without a head of a task: a bare encoder (``Wav2Vec2Model`` ...), Whisper's
+                 encoder (``families.whisper.WhisperEncoderModel``), or ``WhisperForConditionalGeneration``, whose
+                 ``generate`` decodes
+    model.body   the part of ``hf`` that layer names are relative to: ``hf`` itself, or the ``WhisperModel`` in it
+    model.head   a module of ``models.heads``, or None: a bare encoder, or a Whisper that recognises speech
+
+Parameters of a model are called ``hf.*`` and ``head.*`` (``is_head``). Layer names in plans, patterns, reports and
+config.json are relative to the body: ``encoder.layers.0.fc1``. ``disk_name`` gives the names in a model folder, which
+are those of transformers' class for the task.
+
+Each family is a subclass in ``models.families``, which has everything that only the family knows.
 
 Dimension letters: B batch, T samples, F frames, C features, D hidden size, V vocabulary, L target length.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lowrank_speech.models import w2v_bert, wav2vec2, whisper
-from lowrank_speech.models.classes import BODY_PREFIX, HEADS, class_name, hf_class
-from lowrank_speech.models.corrections import correct
-
-INPUTS = {"wav2vec2": wav2vec2, "w2v-bert": w2v_bert, "whisper": whisper}
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.heads.base import Head
+from lowrank_speech.models.registry import FAMILIES
 
 
 @dataclass
@@ -28,8 +32,8 @@ class Meta:
     """What a model folder says beside transformers' own config (key ``lowrank_speech`` of config.json)."""
 
     family: str
-    task: str
-    plan: dict[str, int] | None = None  # name of a factorised layer (relative to .hf) -> rank
+    task: str  # ctc, classify, seq2seq, or body: no task yet
+    plan: dict[str, int] | None = None  # name of a factorised layer (relative to the body) -> rank
     labels: list[str] = field(default_factory=list)  # classify: languages in the order of the outputs
     lang_sha256: str | None = None  # of the token table that the head's outputs stand for
     priors: list[float] = field(default_factory=list)  # classify: share of each label in training
@@ -38,24 +42,34 @@ class Meta:
 class SpeechModel(nn.Module):
     """A model of one family with one task. ``meta`` travels with it into the folder."""
 
-    def __init__(self, hf: nn.Module, meta: Meta):
+    FAMILY: ClassVar[str]
+    TASKS: ClassVar[Sequence[str]]
+    """The tasks that a model of the family can have."""
+    LAYERS: ClassVar[Mapping[str, Sequence[str]]]
+    """Group of layers -> name patterns (``fnmatch``, relative to the body); ``group:part`` narrows it to one part."""
+    LORA: ClassVar[Sequence[str]]
+    """Patterns of LoRA's default targets: query, value and feed-forward."""
+    KEPT_OUT: ClassVar[Sequence[str]] = ()
+    """Patterns of linear layers that stay dense whatever is asked for: what only pretraining uses."""
+
+    def __init__(self, hf: nn.Module, head: Head | None, meta: Meta):
         super().__init__()
-        correct(hf)
         self.hf = hf
+        self.head = head
         self.meta = meta
-        # Training alone: encoder frames of compiled layers (see wav2vec2.encoded), and what hides parts of features.
+        # Only in training: encoder frames of compiled layers (families.encoders), and what hides parts of features.
         self.buckets: tuple[int, ...] = ()
         self.mask: Callable[..., Tensor] | None = None
 
     def train(self, mode: bool = True) -> "SpeechModel":
-        """As of ``nn.Module``; batch norms keep the statistics of the pretraining (mHuBERT's position embedding)."""
+        """As of ``nn.Module``; the body's batch norms keep the statistics of the pretraining (mHuBERT)."""
         super().train(mode)
         for module in self.hf.modules():
             if isinstance(module, nn.BatchNorm1d):
                 module.eval()
         return self
 
-    # -- shape and parts ------------------------------------------------------------------------------------------
+    # -- parts -----------------------------------------------------------------------------------------------------
 
     @property
     def family(self) -> str:
@@ -79,82 +93,179 @@ class SpeechModel(nn.Module):
         return self.hf.config
 
     @property
-    def class_name(self) -> str:
-        """Name of transformers' class of ``.hf``."""
-        return class_name(self.config.model_type, self.task)
-
-    @property
     def recognises_by(self) -> str:
         """The task in which the family recognises speech: ``ctc`` or ``seq2seq``."""
-        return "seq2seq" if self.family == "whisper" else "ctc"
+        return FAMILIES[self.family].recognises
 
     @property
     def body(self) -> nn.Module:
-        """The pretrained part without the head."""
-        prefix = BODY_PREFIX[self.class_name].rstrip(".")
-        return self.hf.get_submodule(prefix) if prefix else self.hf
+        """The pretrained part that layer names are relative to."""
+        return self.hf
 
     @property
-    def head_names(self) -> tuple[str, ...]:
-        """Names (relative to ``.hf``) of the modules that adaptation adds to a base."""
-        return HEADS[self.class_name]
+    def width(self) -> int:
+        """The size D of the encoder states that ``states`` gives."""
+        return self.width_of(self.config)
+
+    def is_head(self, name: str) -> bool:
+        """Whether a parameter of the model (by its name in ``named_parameters``) belongs to the task's head."""
+        return name.startswith("head.")
 
     def front_end(self) -> list[nn.Parameter]:
         """Parameters of the convolutional front end, which fine-tuning always keeps frozen; empty: there is none."""
-        return INPUTS[self.family].front_end(self)
+        return []
+
+    def constants(self) -> list[nn.Parameter]:
+        """Parameters that no training moves."""
+        return []
+
+    def tied(self) -> dict[str, str]:
+        """Names in ``hf`` of weights that are another one: alias -> the name under which it is stored."""
+        return {}
 
     def dense_parameters(self) -> int:
         """Number of parameters of the same model without factorisation."""
         if not self.plan:
             return self.parameters_total()
         with torch.device("meta"):
-            dense = hf_class(self.config.model_type, self.task)(self.config)
+            dense = self.bare(self.config, self.task)
         dense.tie_weights()
-        return sum(p.numel() for p in dense.parameters())
+        heads = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+        return sum(p.numel() for p in dense.parameters()) + heads
 
     def parameters_total(self) -> int:
         """Number of parameters, tied ones once."""
-        return sum(p.numel() for p in self.hf.parameters())
+        return sum(p.numel() for p in self.parameters())
 
-    # -- lengths and inputs ---------------------------------------------------------------------------------------
+    # -- layers ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def layer_patterns(cls, layers: str | Sequence[str]) -> tuple[str, ...]:
+        """Patterns of ``layers``: a group (``ffn``, ``attention``, ``all``, ``ffn:encoder`` ...), a pattern, or a list.
+
+        UserError when a word is neither a group of the family nor looks like a pattern or a qualified name.
+        """
+        result: list[str] = []
+        for item in [layers] if isinstance(layers, str) else layers:
+            if item in cls.LAYERS:
+                result += cls.LAYERS[item]
+            elif any(c in item for c in "*?[."):
+                result.append(item)
+            else:
+                raise UserError(
+                    f"layers: {item!r} is not a group of layers of the family {cls.FAMILY!r}; expected one of: "
+                    f"{', '.join(cls.LAYERS)}, or a name pattern such as *.layers.0.*"
+                )
+        if not result:
+            raise UserError(f"layers: the list is empty; give one of: {', '.join(cls.LAYERS)}, or a name pattern")
+        return tuple(dict.fromkeys(result))
+
+    # -- transformers' classes and names -----------------------------------------------------------------------------
+
+    @classmethod
+    def bare(cls, config: Any, task: str) -> nn.Module:
+        """Transformers' model without a head, for a config and a task, with weights from the current torch seed."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_transformers(cls, hf: nn.Module, meta: Meta) -> "SpeechModel":
+        """The parts of a model of transformers' own class for the task; weights are shared."""
+        raise NotImplementedError
+
+    @classmethod
+    def published(cls, config: Any, task: str) -> str:
+        """Name of transformers' class, head included, that a published checkpoint of the task is loaded with."""
+        raise NotImplementedError
+
+    @classmethod
+    def task_of(cls, architecture: str) -> str:
+        """The task of a class that a published config names; for a pretraining class what adaptation takes from it."""
+        raise NotImplementedError
+
+    @classmethod
+    def width_of(cls, config: Any) -> int:
+        """The size D of the encoder states of a model with ``config``."""
+        return config.hidden_size
+
+    @classmethod
+    def check(cls, task: str, config: Any) -> None:
+        """UserError where a model with ``config`` cannot have ``task``."""
+        if task not in cls.TASKS:
+            raise UserError(f"a {cls.FAMILY} model has no task {task!r}; expected one of: {', '.join(cls.TASKS)}")
+
+    @classmethod
+    def prefix(cls, config: Any, task: str, known: bool) -> str:
+        """What comes before the names of ``hf`` in a folder. ``known``: transformers has a class with this head."""
+        return ""
+
+    @property
+    def known_head(self) -> bool:
+        """Whether transformers has a class for the body with this head; without a head it has."""
+        return True
+
+    @property
+    def architecture(self) -> str:
+        """Name of transformers' class that loads the model's folder: with the head, or without one it does not know."""
+        return type(self.hf).__name__
+
+    def disk_name(self, name: str) -> str:
+        """Name in a model folder of a parameter or buffer of the model."""
+        if not self.is_head(name):
+            return self.prefix(self.config, self.task, self.known_head) + name.removeprefix("hf.")
+        if not self.known_head:
+            return name
+        _, child, rest = name.split(".", 2)
+        return f"{self.head.NAMES[child]}.{rest}"
+
+    @property
+    def body_prefix(self) -> str:
+        """What comes before the body's layer names in a model folder, and in transformers' class for the task."""
+        inner = next(name for name, module in self.hf.named_modules() if module is self.body)
+        return self.disk_name(f"hf.{inner}." if inner else "hf.")
+
+    # -- lengths and inputs ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def inputs(cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Arguments of ``features.inputs.Inputs``: what the model reads.
+
+        ``config``: of config.json; ``preprocessor``: the settings of its feature extractor, from ``where``. UserError
+        where the two do not fit.
+        """
+        raise NotImplementedError
 
     def frames_of(self, cut: Any) -> int:
         """Number of encoder frames of a Lhotse cut, by the model's own length functions."""
-        return INPUTS[self.family].frames_of(self, cut)
+        raise NotImplementedError
 
     @property
     def feature_size(self) -> int:
         """Numbers C in a frame of the features that ``states`` takes."""
-        return INPUTS[self.family].feature_size(self)
+        raise NotImplementedError
 
     @property
-    def width(self) -> int:
-        """The size D of the encoder states that ``states`` gives."""
-        adapted = getattr(self.config, "add_adapter", False)
-        return self.config.output_hidden_size if adapted else self.config.hidden_size
+    def feature_shift(self) -> float:
+        """Seconds from one frame of the stored features to the next."""
+        raise NotImplementedError
+
+    def stored_features(self, inputs: Tensor) -> Tensor:
+        """What the stage features stores for an utterance's inputs; ValueError where they are too short for a frame."""
+        return inputs
 
     @property
     def window_seconds(self) -> float | None:
         """The longest utterance that the model takes, in seconds; None where there is no limit."""
-        return INPUTS[self.family].window_seconds(self)
+        return None
 
     @property
     def frame_rate(self) -> float | None:
         """Frames in a second at the encoder's entrance; None where its length is fixed."""
-        return INPUTS[self.family].frame_rate(self)
+        return None
 
     @property
-    def window(self) -> int:
-        """Whisper's fixed number of input frames of 10 ms."""
-        return whisper.window(self)
-
-    def conv_lengths(self, samples: Tensor) -> Tensor:
-        """Number of frames of wav2vec 2.0's front end for ``samples`` samples (int64, any shape)."""
-        return wav2vec2.conv_lengths(self, samples)
-
-    def conv_features(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
-        """Output of wav2vec 2.0's front end: waveforms (B, T) -> (B, F, C)."""
-        return wav2vec2.conv_features(self, waveforms, lengths)
+    def decoder_positions(self) -> int | None:
+        """The most tokens that the decoder reads; None where there is none."""
+        return None
 
     def masked(self, features: Tensor, lengths: Tensor, stacked: int = 1) -> Tensor:
         """What the encoder gets to see of its input features (B, F, C), of which ``lengths`` (B,) frames are valid.
@@ -162,10 +273,6 @@ class SpeechModel(nn.Module):
         ``stacked``: so many frames of C / stacked bands lie side by side in a row.
         """
         return features if self.mask is None or not self.training else self.mask(features, lengths, stacked)
-
-    def pad_mel(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mel (B, F, C), padded to Whisper's window: -> (B, C, window)."""
-        return whisper.pad_mel(self, features, lengths)
 
     # -- forward ---------------------------------------------------------------------------------------------------
 
@@ -176,29 +283,18 @@ class SpeechModel(nn.Module):
         filterbanks (B, F, C) for w2v-BERT, log-mel (B, F, C) for Whisper; ``lengths``: (B,) valid samples or frames.
         Returns (B, F', D) and (B,) int64.
         """
-        return INPUTS[self.family].states(self, features, lengths)
+        raise NotImplementedError
 
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         """The valid lengths (B,) int64 that ``states`` gives for the same inputs, without computing states."""
-        return INPUTS[self.family].output_lengths(self, features, lengths)
+        raise NotImplementedError
 
     def head_logits(self, states: Tensor, frames: Tensor) -> Tensor:
         """What the task's head makes of encoder states (B, F, D) with (B,) valid frames.
 
-        CTC: logits (B, F, V), symbol 0 is blank. Classes: logits (B, N), projected states averaged over the valid
-        frames, then a linear layer; equal to Wav2Vec2ForSequenceClassification. Unlike WhisperForAudioClassification,
-        Whisper's padding is left out of the mean (it would be most of the 30 s window).
+        CTC: logits (B, F, V), symbol 0 is blank. Classes: logits (B, N).
         """
-        if self.task == "ctc":
-            return self.hf.lm_head(self.hf.dropout(states))
-        hidden = self.hf.projector(states)
-        mask = torch.arange(hidden.shape[1], device=hidden.device)[None, :] < frames[:, None]
-        pooled = (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
-        return self.hf.classifier(pooled)
-
-    def is_head(self, name: str) -> bool:
-        """Whether a parameter of ``.hf`` (by its name there) belongs to the head that adaptation adds to a base."""
-        return name.split(".")[0] in self.head_names
+        return self.head(states, frames)
 
     def ctc_logits(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, F, V) and frame lengths (B,) for CTC; symbol 0 is blank."""
@@ -209,12 +305,23 @@ class SpeechModel(nn.Module):
         """Logits (B, N) of the classes."""
         return self.head_logits(*self.states(features, lengths))
 
-    def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Decoder logits (B, L, V) for ``decoder_input`` (B, L); encoder states (B, F', D) and their lengths (B,)."""
-        hidden, frames = self.states(features, lengths)
-        return self.decoder_logits(hidden, decoder_input), hidden, frames
+    # -- from scratch, import, calibration -------------------------------------------------------------------------
 
-    def decoder_logits(self, states: Tensor, decoder_input: Tensor) -> Tensor:
-        """Decoder logits (B, L, V) for encoder states (B, F', D) and ``decoder_input`` (B, L)."""
-        decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=states, use_cache=False)
-        return self.hf.proj_out(decoded.last_hidden_state)
+    @classmethod
+    def scratch(cls, overrides: Mapping[str, Any], tokens: Any, seed: int) -> "SpeechModel":
+        """A small model for recognition with weights from ``seed``.
+
+        ``overrides``: keys of transformers' config; ``tokens``: the token set. UserError on a key that does not exist
+        or that follows from the tokens.
+        """
+        raise UserError(
+            f"base: source: scratch does not make {cls.FAMILY} models; give a hub name or a folder as source"
+        )
+
+    @classmethod
+    def check_import(cls, config: Any, folder: Any) -> None:
+        """UserError where a published checkpoint in ``folder`` is of a form that the package does not support."""
+
+    def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
+        """Run the model on one utterance so that every layer of ``moments`` (``lowrank.moments``) sees its inputs."""
+        self.states(features, lengths)

@@ -22,13 +22,15 @@ from typing import Any
 from torch import nn
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.models.files import PREPROCESSOR
+from lowrank_speech.models.preprocessor import preprocessor_files, section
+from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
 
 POSITIONS = 50  # of the encoder, in a second
 RATE, FRAMES = 16_000, 100  # samples and log-mel frames in a second
-FILES = ("preprocessor_config.json", "processor_config.json")
 
 
 def shorten(model: SpeechModel, seconds: float) -> bool:
@@ -36,8 +38,8 @@ def shorten(model: SpeechModel, seconds: float) -> bool:
 
     UserError where the model has no window, or a shorter one.
     """
-    if model.family != "whisper":
-        raise UserError(f"window: a {model.family} model has none, it takes utterances as they are: remove the key")
+    if not FAMILIES[model.family].window:
+        raise UserError(f"window: {model.family} models have none, they take utterances as they are: remove the key")
     positions, own = round(seconds * POSITIONS), model.config.max_source_positions
     if positions > own:
         raise UserError(
@@ -77,20 +79,10 @@ def preprocessor(model: SpeechModel, folder: Path) -> dict[str, str]:
             model.window * RATE // FRAMES,
         )
     files = {}
-    for file in (folder / name for name in FILES):
-        if not file.is_file():
-            continue
-        try:
-            said = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise UserError(f"{file}: no valid JSON: {error}") from error
-        # Since transformers 5, processor_config.json holds the extractor's settings, and they come first.
-        nested = (said.get(key) for key in ("feature_extractor", "audio_processor"))
-        section = said if file.name == FILES[0] else next((s for s in nested if isinstance(s, dict)), None)
-        if section is not None:
-            section |= {"chunk_length": chunk, "n_samples": chunk * RATE, "nb_max_frames": chunk * FRAMES}
-            files[file.name] = json.dumps(said, indent=2, ensure_ascii=False) + "\n"
-    return files or {FILES[0]: extractor(model).to_json_string()}
+    for file, content in preprocessor_files(folder).items():
+        section(file, content).update(chunk_length=chunk, n_samples=chunk * RATE, nb_max_frames=chunk * FRAMES)
+        files[file.name] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return files or {PREPROCESSOR[0]: extractor(model).to_json_string()}
 
 
 def _chunk(model: SpeechModel) -> int:

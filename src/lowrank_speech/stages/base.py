@@ -143,8 +143,9 @@ def _scratch(arguments: argparse.Namespace, config: Config, runtime: Runtime) ->
 
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.models import frontend, sources
+    from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import save_model
+    from lowrank_speech.models.scratch import from_scratch
     from lowrank_speech.training.losses.loss import Materials
     from lowrank_speech.training.losses.objective import make_objective
     from lowrank_speech.training.run import Run, identity
@@ -157,15 +158,9 @@ def _scratch(arguments: argparse.Namespace, config: Config, runtime: Runtime) ->
     # Fine-tuning freezes the front end; here it has not learnt anything yet.
     recipe = dataclasses.replace(config.pretrain, train_front_end=True)
     materials = Materials(recipe, lang, lang.tokens, device=runtime.device)
-    if config.family == "wav2vec2":
-        model = sources.scratch_wav2vec2(config.model, lang.tokens.size, config.seed)
-        if config.front_end == "gabor":
-            frontend.gabor_start(model.body.feature_extractor)
-        inputs = Inputs("waveform")
-    else:
-        model = sources.scratch_whisper(config.model, lang.tokens, config.seed)
-        materials.positions = model.config.max_target_positions
-        inputs = Inputs("logmel", n_mels=model.config.num_mel_bins)
+    model = from_scratch(config.family, config.model, lang.tokens, config.seed, config.front_end)
+    materials.positions = model.decoder_positions
+    inputs = Inputs(**model.inputs(model.config.to_dict(), {}, ""))
     model.meta.lang_sha256 = lang.sha256
     run = Run(
         recipe,
@@ -184,7 +179,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, runtime: Runtime) ->
     if not run.ranks.first:
         return None
     model.to("cpu")
-    sources.set_dropout(model, 0.0)
+    set_dropout(model, 0.0)
     save_model(model, arguments.out)
     _preprocessor(model, inputs, arguments.out)
     metrics = outcome.metrics | {

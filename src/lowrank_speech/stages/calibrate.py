@@ -66,9 +66,9 @@ def body(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+    from lowrank_speech.factorising.calibration import calibrate
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
-    from lowrank_speech.training.calibration import calibrate
 
     device = pick_device(config.device)
     model = load_model(arguments.model).to(device)

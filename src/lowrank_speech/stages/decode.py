@@ -125,7 +125,7 @@ class _Work:
         self.torch, self.arguments, self.config = torch, arguments, config
         self.device = pick_device(config.decode.device)
         self.model = load_model(arguments.model).to(self.device)
-        inputs = inputs_of(arguments.model, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
+        inputs = inputs_of(arguments.model)
         self.loader, self.set_aside = Loader(inputs), SetAside()
         seconds = config.task.segment.seconds if config.task.segment else None
         cuts = fitting(segment(load_cuts(arguments.cuts), seconds), self.model.feature_size, arguments.cuts)

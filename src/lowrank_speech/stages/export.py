@@ -52,14 +52,14 @@ def body(arguments: argparse.Namespace) -> None:
     if arguments.out.resolve() == arguments.model.resolve():
         raise UserError(f"export: --out and --model are the same folder, {arguments.out}; give another one as --out")
 
-    from lowrank_speech.lowrank.apply import densify
+    from lowrank_speech.lowrank.structure import densify
     from lowrank_speech.models.folder import load_model, save_model
 
     model = load_model(arguments.model)
     numbers: dict[str, Any] = {"format": config.format}
     if config.format == "dense":
         expected = _states(model, arguments.model)
-        densify(model.hf)
+        densify(model.body)
         model.plan = None
         numbers["largest_difference"] = float((_states(model, arguments.model) - expected).abs().max())
     numbers["parameters"] = model.parameters_total()
@@ -76,7 +76,7 @@ def _states(model: Any, folder: Path) -> Any:
 
     seconds = min(1.0, model.window_seconds or 1.0)
     noise = torch.randn(int(RATE * seconds), generator=torch.Generator().manual_seed(NOISE_SEED))
-    features = inputs_of(folder, model.family, getattr(model.config, "num_mel_bins", 80)).of(noise)
+    features = inputs_of(folder).of(noise)
     with torch.inference_mode():
         return model.states(features[None], torch.tensor([len(features)]))[0]
 

@@ -59,7 +59,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 
 def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
-    from lowrank_speech.models.factorising import factorise_model
+    from lowrank_speech.factorising.model import factorise_model
     from lowrank_speech.models.folder import load_model
 
     model = load_model(arguments.model)

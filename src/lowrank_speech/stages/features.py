@@ -16,7 +16,6 @@ python -m lowrank_speech.stages.features --cfg '{"kind":"conv"}' --cuts train.js
 
 import argparse
 import logging
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,45 +71,38 @@ def body(arguments: argparse.Namespace) -> None:
 
 
 class _Work:
-    """Computes arrays and keeps the time that it took (reading of audio left out)."""
+    """Computes arrays and measures the time that it takes (reading of audio left out)."""
 
     def __init__(self, config: Config, base: Path):
         import torch
 
-        from lowrank_speech.features.fbank import SHIFT
-        from lowrank_speech.features.inputs import RATE, inputs_of
+        from lowrank_speech.features.inputs import inputs_of
         from lowrank_speech.models.folder import load_model
+        from lowrank_speech.models.registry import FAMILIES
 
-        self.torch, self.kind, self.dtype = torch, config.kind, config.dtype
+        self.torch, self.dtype = torch, config.dtype
         self.model = load_model(base)
-        expected = {"wav2vec2": "conv", "w2v-bert": "fbank", "whisper": "logmel"}[self.model.family]
-        if config.kind != expected:
+        family = FAMILIES[self.model.family]
+        if config.kind != family.features[0]:
             raise UserError(
-                f"features: {config.kind} does not fit the {self.model.family} model in {base}; use {expected}"
+                f"features: {config.kind} does not fit the {self.model.family} model in {base}; use "
+                f"{family.features[0]}"
             )
-        self.inputs = inputs_of(base, self.model.family, getattr(self.model.config, "num_mel_bins", 80))
-        if config.kind == "conv":
-            self.shift = math.prod(self.model.config.conv_stride) / RATE
-        else:
-            self.shift = {"fbank": SHIFT, "logmel": 0.01}[config.kind]
+        self.inputs, self.shift, self.front_end = inputs_of(base), self.model.feature_shift, family.front_end
         self.seconds = self.speech = 0.0
 
     def arrays(self, cuts) -> Iterator:
         for cut in cuts:
             with self.torch.inference_mode():
-                if self.kind != "conv":
-                    # The transform is timed with the reading of the samples: it takes below a percent of a step.
+                # Filterbanks are timed with the reading of the samples: they take below a percent of a step.
+                start = time.perf_counter()
+                inputs = self.inputs(cut)
+                if self.front_end:
                     start = time.perf_counter()
-                    array = self.inputs(cut)
-                else:
-                    samples = self.inputs(cut)
-                    start = time.perf_counter()
-                    if int(self.model.conv_lengths(self.torch.tensor(len(samples)))) < 1:
-                        raise UserError(
-                            f"utterance {cut.id}: {cut.duration:.3f} s are too short for one frame of the front end; "
-                            f"raise the corpus's min_seconds"
-                        )
-                    array = self.model.conv_features(samples[None], self.torch.tensor([len(samples)]))[0]
+                try:
+                    array = self.model.stored_features(inputs)
+                except ValueError as error:
+                    raise UserError(f"utterance {cut.id}: {error}; raise the corpus's min_seconds") from error
             self.seconds += time.perf_counter() - start
             self.speech += cut.duration
             yield cut, array.numpy().astype(self.dtype)

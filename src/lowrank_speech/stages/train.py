@@ -142,8 +142,9 @@ def _run(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tup
 
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.models.folder import load_model, save_model, to_task
-    from lowrank_speech.models.sources import set_dropout
+    from lowrank_speech.models.dropout import set_dropout
+    from lowrank_speech.models.folder import load_model, save_model
+    from lowrank_speech.models.tasks import to_task
     from lowrank_speech.models.text import decoder_tokens
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.losses.loss import Materials
@@ -172,7 +173,7 @@ def _run(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tup
     if kind == "seq2seq":
         base, _ = to_task(base, "seq2seq", None)
         materials.tokens = decoder_tokens(base, arguments.model, lang)
-        materials.positions = base.config.max_target_positions
+        materials.positions = base.decoder_positions
     elif kind == "ctc":
         materials.tokens = lang.tokens
     objective = make_objective(kind, materials)
@@ -189,8 +190,8 @@ def _run(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tup
     freeze_for(model, config.adapt, new_head or config.adapt in ("head", "full", "lora"))
     peft_model = lora_on(model, config.lora) if config.adapt == "lora" else None
     metrics_file = out / "metrics.jsonl"
-    if any(p.requires_grad for p in model.hf.parameters()):
-        inputs = inputs_of(arguments.model, model.family, getattr(model.config, "num_mel_bins", 80))
+    if any(p.requires_grad for p in model.parameters()):
+        inputs = inputs_of(arguments.model)
         outcome = run.train(model, objective, usable, inputs, metrics_file, _constraint(model, config))
     else:
         log.info("adapt: none, and the base has the task's head: nothing to train")
@@ -232,19 +233,19 @@ def _constraint(model: Any, config: Config) -> Any:
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
 
     c = config.constraint
-    return SemiOrthogonal(model.hf, c.mode, c.scale, c.probability, c.every, config.seed)
+    return SemiOrthogonal(model.body, c.mode, c.scale, c.probability, c.every, config.seed)
 
 
 def _merge(model: Any, peft_model: Any, folder: Path) -> None:
     """Save the adapter to ``folder``, and add it to the weights of ``model``."""
-    from lowrank_speech.lowrank.apply import low_rank_layers
     from lowrank_speech.lowrank.lora import merge, save_adapter
+    from lowrank_speech.lowrank.structure import low_rank_layers
 
     with atomic(folder) as temporary:
         save_adapter(peft_model, temporary)
-    model.hf = merge(peft_model)
+    merge(peft_model)
     if model.plan:  # adapters on the product add to the ranks
-        model.plan = {name: layer.rank for name, layer in low_rank_layers(model.hf).items()}
+        model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

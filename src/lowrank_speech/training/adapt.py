@@ -4,7 +4,6 @@ import logging
 from typing import Any
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.models.families import layer_patterns, lora_targets
 from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
@@ -12,24 +11,23 @@ log = logging.getLogger(__name__)
 
 def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
     """Set ``requires_grad``: with ``full`` everything but front end and constants, else at most the head."""
-    fixed = {id(p) for p in model.front_end()}
-    for name, parameter in model.hf.named_parameters():
-        constant = id(parameter) in fixed or name.endswith("encoder.embed_positions.weight")
-        parameter.requires_grad_(trains_head if model.is_head(name) else adapt == "full" and not constant)
+    fixed = {id(p) for p in (*model.front_end(), *model.constants())}
+    for name, parameter in model.named_parameters():
+        trains = trains_head if model.is_head(name) else adapt == "full" and id(parameter) not in fixed
+        parameter.requires_grad_(trains)
 
 
 def lora_on(model: SpeechModel, settings: Any) -> Any:
-    """Put LoRA adapters on ``model.hf``, in place; the head trains too. Returns the peft model."""
+    """Put LoRA adapters on the body of ``model``, in place; the head trains too. Returns the peft model."""
     # Here, so that the code hash of other ways to adapt can leave it out.
     from lowrank_speech.lowrank.lora import LoraSettings, add_lora
 
     if settings is None:
         raise UserError("adapt: lora needs the section `lora`")
-    patterns = layer_patterns(model.family, settings.targets) if settings.targets else lora_targets(model.family)
-    head = [p for name, p in model.hf.named_parameters() if model.is_head(name)]
+    patterns = model.layer_patterns(settings.targets) if settings.targets else model.LORA
     try:
         peft_model, report = add_lora(
-            model.hf,
+            model.body,
             LoraSettings(
                 rank=settings.rank,
                 alpha=settings.alpha,
@@ -43,7 +41,5 @@ def lora_on(model: SpeechModel, settings: Any) -> Any:
         )
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
-    for parameter in head:  # peft freezes everything but the adapters
-        parameter.requires_grad_(True)
     log.info("LoRA on %d layers: %d of %d parameters train", *(report[k] for k in ("layers", "trainable", "total")))
     return peft_model

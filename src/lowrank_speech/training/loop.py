@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lowrank_speech.artefact import atomic
@@ -26,7 +25,7 @@ from lowrank_speech.errors import Stopped, UserError
 from lowrank_speech.features.batches import Cuts, Loader
 from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
-from lowrank_speech.models.sources import set_dropout
+from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import Runtime, TrainConfig
 from lowrank_speech.training.data.plan import batching, plan
@@ -86,7 +85,7 @@ class Trainer:
         self.frozen = None
         if config.frozen_dtype != "fp32":
             file = folder / "frozen.safetensors" if self.ranks.first else None
-            self.frozen = FrozenWeights(model.hf, DTYPES[config.frozen_dtype], file)
+            self.frozen = FrozenWeights(model, DTYPES[config.frozen_dtype], file)
             self.frozen.hold()
         with explained(None, config):
             self.model = model.to(self.device)
@@ -104,10 +103,6 @@ class Trainer:
     def step(self) -> int:
         """Updates of the weights so far, skipped ones included."""
         return self.stepper.steps
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of the model (without auxiliary heads) that train, by name."""
-        return {name: p for name, p in self.model.hf.named_parameters() if p.requires_grad}
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
@@ -146,7 +141,7 @@ class Trainer:
                     f"no step of {self.step} changed the weights: every loss or gradient was not finite; the lines "
                     f"above name utterances: listen to their recordings, or lower lr and head_lr"
                 )
-            chosen = choose(state, self.model.hf, self.config, lambda: self._evaluate(dev).metric)
+            chosen = choose(state, self.model, self.config, lambda: self._evaluate(dev).metric)
         self.model.eval()
         deviation = None if self.constraint is None else self.deviation()
         found = outcome(chosen, state, self.parts, deviation, self.activations)
@@ -249,7 +244,7 @@ class Trainer:
             row |= {} if found.blank is None else {"dev_blank": found.blank}
             shown = "-" if row["loss"] is None else f"{row['loss']:.4f}"
             log.info("epoch %d: loss %s, dev loss %.4f, dev error %.4f", number, shown, found.loss, found.metric)
-            note(state, found, self.model.hf, self.config)
+            note(state, found, self.model, self.config)
             watch_blank(state, found, self.step, self.config)
         state.history.append(row)
         self.curves.add(self.step, "epoch", row)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.apply import low_rank_layers
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
 
@@ -58,7 +58,7 @@ def make_optimiser(
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     factors = _factors(model) if config.factor_sgd is not None else {}
-    for auxiliary, named in ((False, model.hf.named_parameters()), (True, objective.named_parameters())):
+    for auxiliary, named in ((False, model.named_parameters()), (True, objective.named_parameters())):
         for name, parameter in named:
             if not parameter.requires_grad or id(parameter) in factors:
                 continue
@@ -83,7 +83,7 @@ def make_optimiser(
 
 def _factors(model: SpeechModel) -> dict[int, nn.Parameter]:
     """The factors that train of all low-rank layers, by id; biases stay with AdamW."""
-    weights = [w for layer in low_rank_layers(model.hf).values() for w in (layer.first.weight, layer.second.weight)]
+    weights = [w for layer in low_rank_layers(model.body).values() for w in (layer.first.weight, layer.second.weight)]
     return {id(weight): weight for weight in weights if weight.requires_grad}
 
 

@@ -103,7 +103,7 @@ def outcome(chosen: Chosen, state: State, parts: Parts, deviation: float | None,
     """
     ctc, stepper = parts.objective.backend, parts.stepper
     metrics = {
-        "parameters_trained": sum(p.numel() for p in parts.model.hf.parameters() if p.requires_grad),
+        "parameters_trained": sum(p.numel() for p in parts.model.parameters() if p.requires_grad),
         "steps": stepper.steps,
         "epochs": state.epoch,
         "steps_skipped": stepper.skipped,

@@ -94,7 +94,7 @@ def pack(state: State, parts: Parts) -> dict[str, Any]:
     return {
         "key": parts.key,
         "ctc": parts.ctc,
-        "model": {name: tensor.cpu() for name, tensor in changing(parts.model.hf).items()},
+        "model": {name: tensor.cpu() for name, tensor in changing(parts.model).items()},
         "objective": parts.objective.state_dict(),
         "stepper": parts.stepper.state_dict(),
         "state": {**vars(state), "sums": vars(state.sums)},
@@ -121,7 +121,7 @@ def unpack(path: Path, saved: dict[str, Any], parts: Parts) -> State:
             f"{path} belongs to a run that computed CTC by {saved['ctc']}, and this one computes it by {parts.ctc}; "
             f"continue where the first one ran, or remove {path.parent} to start again"
         )
-    put(saved["model"], parts.model.hf)
+    put(saved["model"], parts.model)
     parts.objective.load_state_dict(saved["objective"])
     parts.stepper.load_state_dict(saved["stepper"])
     state = State(**{**saved["state"], "sums": Sums(**saved["state"]["sums"])})

@@ -176,12 +176,11 @@ class Stepper:
     @contextlib.contextmanager
     def _body_frozen(self) -> Iterator[None]:
         """Only the head trains; of a model without one (Whisper in recognition) the decoder."""
-        has_head = bool(self.model.head_names)
+        model = self.model
         body = [
             p
-            for name, p in self.model.hf.named_parameters()
-            if p.requires_grad
-            and not (self.model.is_head(name) if has_head else {"decoder", "proj_out"} & set(name.split(".")))
+            for name, p in model.named_parameters()
+            if p.requires_grad and ("encoder" in name.split(".") if model.head is None else not model.is_head(name))
         ]
         try:
             for parameter in body:

@@ -110,7 +110,7 @@ def compiling(enabled: bool) -> Iterator[None]:
 def as_before(model: SpeechModel) -> None:
     """Undo both, and masks."""
     model.buckets, model.mask = (), None
-    for module in model.hf.modules():
+    for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
             module.gradient_checkpointing = False
         module._compiled_call_impl = None

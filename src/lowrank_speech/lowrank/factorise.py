@@ -1,15 +1,14 @@
-"""Turning a model's layers into factors, and back.
+"""Turning a model's layers into factors.
 
-    apply_plan         structure alone, for a strict load afterwards
-    factorise          structure and factors, in place; returns the report, one row a layer
-    write_factorised   the same, into a safetensors file; the model is left as it is
-    densify            factors multiplied back, in place
+    factorise          in place; returns the report, one row a layer
+    write_factorised   into a safetensors file; the model stays as it is
+    spectra            singular values, for plans that depend on them
 
-All work layer by layer: the most that is held beside the model is one layer in float64. ``write_factorised`` reads the
-model's weights one by one, so that of a model whose weights are memory-mapped no more than that is ever in memory.
+Each works layer by layer: beside the model, memory holds one layer in float64 at most. ``write_factorised`` reads the
+weights one by one, so a model whose weights are memory-mapped is never in memory as a whole.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -26,21 +25,11 @@ from lowrank_speech.lowrank.factors import (
     weighted_norm,
 )
 from lowrank_speech.lowrank.linear import LowRankLinear
-from lowrank_speech.lowrank.plan import Plan
+from lowrank_speech.lowrank.structure import Plan, dense_layer, replace
 from lowrank_speech.lowrank.tensors import TensorWriter
 
 Init = Literal["svd", "activation", "random"]
 POINTS = 64  # of a spectrum in the report
-
-
-def apply_plan(model: nn.Module, plan: Mapping[str, int]) -> nn.Module:
-    """Replace the layers of ``plan`` (name -> rank) by ``LowRankLinear``; their weights are not set. Returns ``model``.
-
-    ValueError when a name is no ``nn.Linear`` of the model or a rank is above its full rank.
-    """
-    for name, rank in Plan.from_json(plan).items():
-        _replace(model, name, LowRankLinear.empty(_dense(model, name, rank), rank))
-    return model
 
 
 class Factored(NamedTuple):
@@ -81,7 +70,7 @@ def factorise(
         low = LowRankLinear.empty(layers[name], plan[name])
         for key, tensor in factored.state.items():
             low.get_parameter(key).copy_(tensor)
-        _replace(model, name, low)
+        replace(model, name, low)
         rows.append(factored.row)
     return rows
 
@@ -95,31 +84,34 @@ def write_factorised(
     moments: Mapping[str, Tensor] | None = None,
     seed: int = 0,
     means: Mapping[str, Tensor] | None = None,
-    leave_out: Collection[str] = (),
+    prefix: str = "",
+    others: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Write what ``factorise`` would make of ``model`` as safetensors, bit for bit; returns the same rows.
 
-    ``leave_out``: names of the state that the file shall not have (tied weights).
+    ``prefix`` comes before the names of the model's tensors in the file. ``others``: further tensors, under their names
+    in the file.
     """
     layers, rows = _dense_layers(model, plan), []
-    gone = {f"{name}.{part}" for name in plan for part in ("weight", "bias")} | set(leave_out)
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name not in gone}
+    gone = {f"{name}.{part}" for name in plan for part in ("weight", "bias")}
+    kept = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items() if name not in gone}
+    kept |= others or {}
     forms = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in kept.items()}
     for name, layer in layers.items():
         structure = LowRankLinear.empty(layer, plan[name], "meta")
-        forms |= {f"{name}.{key}": (p.dtype, tuple(p.shape)) for key, p in structure.named_parameters()}
+        forms |= {f"{prefix}{name}.{key}": (p.dtype, tuple(p.shape)) for key, p in structure.named_parameters()}
     with TensorWriter(path, forms, {"format": "pt"}) as writer:
         for name, tensor in kept.items():
             writer.write(name, tensor)
         for factored in _factored(layers, plan, init, moments, seed, means):
             for key, tensor in factored.state.items():
-                writer.write(f"{factored.row['name']}.{key}", tensor)
+                writer.write(f"{prefix}{factored.row['name']}.{key}", tensor)
             rows.append(factored.row)
     return rows
 
 
 def _dense_layers(model: nn.Module, plan: Mapping[str, int]) -> dict[str, nn.Linear]:
-    return {name: _dense(model, name, rank) for name, rank in Plan.from_json(plan).items()}
+    return {name: dense_layer(model, name, rank) for name, rank in Plan.from_json(plan).items()}
 
 
 def _factored(
@@ -222,36 +214,3 @@ def spectra(
         else:
             found[name] = spectrum(layer.weight, moments[name].to(layer.weight.device), _mean(name, layer, means))
     return found
-
-
-def densify(model: nn.Module) -> nn.Module:
-    """Replace every ``LowRankLinear`` by the dense layer with the same output, in place. Returns ``model``."""
-    for name in low_rank_layers(model):
-        _replace(model, name, model.get_submodule(name).dense())
-    return model
-
-
-def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
-    """Qualified name -> module of every ``LowRankLinear``, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
-
-
-def _dense(model: nn.Module, name: str, rank: int) -> nn.Linear:
-    try:
-        layer = model.get_submodule(name)
-    except AttributeError:
-        raise ValueError(f"the plan names the layer {name!r}, which the model does not have") from None
-    if isinstance(layer, LowRankLinear):
-        raise ValueError(f"the layer {name!r} is factorised already (rank {layer.rank})")
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(f"the plan names {name!r}, which is a {type(layer).__name__} and no linear layer")
-    full = min(layer.in_features, layer.out_features)
-    if rank > full:
-        shape = (layer.out_features, layer.in_features)
-        raise ValueError(f"rank {rank} is above the full rank {full} of the layer {name!r} {shape}")
-    return layer
-
-
-def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, layer)

@@ -1,7 +1,7 @@
 """Calibration: a dense model runs over some utterances, and the second moments of its layers' inputs are kept.
 
-One utterance at a time, so that no padding is seen; frames of Whisper's window beyond the utterance do not count.
-Whisper's decoder is calibrated on what it recognises itself (greedy search). What the stage and the command share.
+The model sees one utterance at a time, so no padding counts, nor do frames of Whisper's window beyond the utterance.
+Whisper's decoder is calibrated on what it recognises itself (greedy search). The stage and the command share this.
 """
 
 import logging
@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lowrank_speech.artefact import atomic
@@ -20,13 +19,10 @@ from lowrank_speech.features.inputs import RATE, inputs_of
 from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.select import SetAside, fits_window, require
 from lowrank_speech.lowrank.moments import Moments
-from lowrank_speech.models.factorising import dense_layers
+from lowrank_speech.models.layers import dense_layers
 from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
-
-# Bounds a decoder that does not find the end; people speak 3 to 5 tokens a second.
-TOKENS_PER_SECOND = 10
 
 
 def calibrate(
@@ -47,13 +43,13 @@ def calibrate(
     """
     chosen, set_aside = dense_layers(model, layers), SetAside()
     cuts = _draw(path, model, utterances, seed, seconds, set_aside)
-    loader = Loader(inputs_of(folder, model.family, getattr(model.config, "num_mel_bins", 80)))
+    loader = Loader(inputs_of(folder))
     device = next(model.parameters()).device
     moments = Moments(chosen)
     with moments.hooked(), torch.no_grad():
         for cut in tqdm(cuts, desc="calibrate", unit="utterance", disable=None):
             batch = loader.collate([cut])
-            _forward(model, batch["features"].to(device), batch["lengths"].to(device), cut, moments)
+            model.observe(batch["features"].to(device), batch["lengths"].to(device), cut, moments)
     with atomic(out) as temporary:
         moments.save(temporary)
     speech = sum(cut.duration for cut in cuts)
@@ -96,29 +92,3 @@ def _draw(
     if len(usable) < utterances:
         log.warning("%s has %d usable cuts, fewer than the %d asked for", path, len(usable), utterances)
     return usable
-
-
-def _forward(model: SpeechModel, features: Tensor, lengths: Tensor, cut: Any, moments: Moments) -> None:
-    """Run ``model`` on one utterance so that every layer of ``moments`` sees its inputs."""
-    if model.family != "whisper":
-        model.states(features, lengths)
-        return
-    positions = model.config.max_source_positions
-    mask = torch.arange(positions)[None, :] < model.frames_of(cut)
-    with moments.masked({"*encoder_attn.[kv]_proj": mask, "*encoder.layers.*": mask}):
-        if model.task != "seq2seq" or not any("decoder.layers." in name for name in moments.layers):
-            model.states(features, lengths)
-            return
-        options = {}
-        known = getattr(model.hf.generation_config, "lang_to_id", None) or {}
-        if known:
-            language = f"<|{cut.supervisions[0].language}|>" if cut.supervisions else None
-            options = {"task": "transcribe", "language": language if language in known else None}
-        model.hf.generate(
-            input_features=model.pad_mel(features, lengths),
-            num_beams=1,
-            do_sample=False,
-            return_timestamps=False,
-            max_new_tokens=min(int(cut.duration * TOKENS_PER_SECOND) + 4, model.config.max_target_positions - 4),
-            **options,
-        )

@@ -1,0 +1,112 @@
+"""The structure of a factorised model: which layers are factors, and of which rank.
+
+    Plan              layer name -> rank, as config.json stores it
+    apply_plan        replace layers by empty factors, for a strict load afterwards
+    low_rank_layers   find them
+    densify           multiply them back, in place
+
+This is all that loading, training and decoding a factorised model need. ``plan`` chooses ranks, ``factorise`` computes
+factors.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from lowrank_speech.lowrank.linear import LowRankLinear
+
+Shape = tuple[int, int]  # (d_out, d_in)
+
+
+@dataclass(frozen=True, eq=False)  # equal as mappings are
+class Plan(Mapping):
+    """Layer name -> rank, a mapping. ``left_dense``: layers that were asked for and stay dense -> why."""
+
+    ranks: Mapping[str, int]
+    left_dense: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> int:
+        return self.ranks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ranks)
+
+    def __len__(self) -> int:
+        return len(self.ranks)
+
+    def to_json(self) -> dict[str, int]:
+        """Name -> rank as a plain dict, for ``config.json``."""
+        return dict(self.ranks)
+
+    @classmethod
+    def from_json(cls, value: Any) -> "Plan":
+        """The inverse of ``to_json``; ValueError when a name is not text or a rank is not a positive whole number."""
+        if not isinstance(value, Mapping):
+            raise ValueError(f"a low-rank plan maps layer names to ranks; got {value!r}")
+        for name, rank in value.items():
+            if not isinstance(name, str) or not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+                raise ValueError(
+                    f"low-rank plan: {name!r} has the rank {rank!r}; expected a whole number of at least 1"
+                )
+        return cls(dict(value))
+
+    def saving(self, shapes: Mapping[str, Shape]) -> int:
+        """Parameters that the plan saves on layers of ``shapes``."""
+        return sum(dense_size(shapes[n]) - factored_size(shapes[n], r) for n, r in self.ranks.items())
+
+
+def dense_size(shape: Shape) -> int:
+    """Parameters of the matrix."""
+    return shape[0] * shape[1]
+
+
+def factored_size(shape: Shape, rank: int) -> int:
+    """Parameters of its two factors."""
+    return rank * (shape[0] + shape[1])
+
+
+def apply_plan(model: nn.Module, plan: Mapping[str, int]) -> nn.Module:
+    """Replace the layers of ``plan`` (name -> rank) by ``LowRankLinear``; their weights are not set. Returns ``model``.
+
+    ValueError when a name is not an ``nn.Linear`` of the model or a rank is above its full rank.
+    """
+    for name, rank in Plan.from_json(plan).items():
+        replace(model, name, LowRankLinear.empty(dense_layer(model, name, rank), rank))
+    return model
+
+
+def densify(model: nn.Module) -> nn.Module:
+    """Replace every ``LowRankLinear`` by the dense layer that computes the same, in place. Returns ``model``."""
+    for name in low_rank_layers(model):
+        replace(model, name, model.get_submodule(name).dense())
+    return model
+
+
+def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
+    """Qualified name -> module of every ``LowRankLinear``, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+
+
+def dense_layer(model: nn.Module, name: str, rank: int) -> nn.Linear:
+    """The ``nn.Linear`` called ``name``; ValueError where the model has none, or ``rank`` is above its full rank."""
+    try:
+        layer = model.get_submodule(name)
+    except AttributeError:
+        raise ValueError(f"the plan names the layer {name!r}, which the model does not have") from None
+    if isinstance(layer, LowRankLinear):
+        raise ValueError(f"the layer {name!r} is factorised already (rank {layer.rank})")
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(f"the plan names {name!r}, which is a {type(layer).__name__} and not a linear layer")
+    full = min(layer.in_features, layer.out_features)
+    if rank > full:
+        shape = (layer.out_features, layer.in_features)
+        raise ValueError(f"rank {rank} is above the full rank {full} of the layer {name!r} {shape}")
+    return layer
+
+
+def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put ``layer`` in the place of the module called ``name``."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, layer)

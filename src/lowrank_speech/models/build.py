@@ -1,0 +1,158 @@
+"""Models from configs of transformers: with random weights, without weights (on the meta device), or around its model.
+
+build("ctc", config)       weights from torch's current seed, as transformers' own class would draw them
+skeleton("ctc", config)    structure only, to load weights into or to count
+wrap(hf, meta)             around a model of transformers' class for the task, weights shared; ``unwrap`` goes back
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.structure import apply_plan
+from lowrank_speech.models.heads.base import Head
+from lowrank_speech.models.heads.registry import DEFAULT, head_class
+from lowrank_speech.models.registry import family_class, family_of
+from lowrank_speech.models.speech import Meta, SpeechModel
+
+
+def quiet_config(config: Any) -> Any:
+    """Switch off what the training recipe does itself or not at all: SpecAugment of transformers and LayerDrop."""
+    for name, value in {
+        "apply_spec_augment": False,
+        "layerdrop": 0.0,
+        "encoder_layerdrop": 0.0,
+        "decoder_layerdrop": 0.0,
+        "use_weighted_layer_sum": False,
+    }.items():
+        if hasattr(config, name):
+            setattr(config, name, value)
+    return config
+
+
+def wrap(hf: nn.Module, meta: Meta) -> SpeechModel:
+    """The SpeechModel of ``hf``, a model of transformers' own class for ``meta.task``; weights are shared."""
+    return family_class(meta.family).from_transformers(hf, meta).train(hf.training)
+
+
+def unwrap(model: SpeechModel) -> nn.Module:
+    """The inverse of ``wrap``: a model of transformers' own class for the task; weights are shared."""
+    import transformers
+
+    with torch.device("meta"):
+        hf = getattr(transformers, model.architecture)(model.config)
+    state, names = model.state_dict(), {name: model.disk_name(name) for name in stored(model)}
+    hf.load_state_dict({theirs: state[own] for own, theirs in names.items()}, strict=not model.tied(), assign=True)
+    hf.tie_weights()
+    trains = {names[name]: p.requires_grad for name, p in model.named_parameters()}
+    for name, parameter in hf.named_parameters():
+        parameter.requires_grad_(trains[name])
+    if hasattr(model.hf, "generation_config"):
+        hf.generation_config = model.hf.generation_config
+    return hf.train(model.training)
+
+
+def build(task: str, config: Any) -> SpeechModel:
+    """A model for a config of transformers and a task, with weights from the current torch seed; in eval mode."""
+    family = family_of(config.model_type, "config")
+    cls = family_class(family)
+    hf = cls.bare(config, task)
+    head = empty_head(cls, task, config)
+    if head is not None:
+        head = drawn(head, config)
+    return cls(hf, head, Meta(family, task)).eval()
+
+
+def skeleton(
+    task: str, config: Any, plan: Mapping[str, int] | None = None, head: Any = None, meta: Meta | None = None
+) -> SpeechModel:
+    """A model on the meta device, tied weights tied. ``plan``: its low-rank layers; ``head``: settings of its head."""
+    family = family_of(config.model_type, "config")
+    cls = family_class(family)
+    with torch.device("meta"):
+        hf = cls.bare(config, task)
+    # wav2vec 2.0's masked_spec_embed is made by a constructor that ignores the default device.
+    hf.to("meta")
+    hf.tie_weights()
+    model = cls(hf, empty_head(cls, task, config, head), meta or Meta(family, task))
+    if plan:
+        with torch.device("meta"):
+            apply_plan(model.body, plan)
+        model.plan = plan
+    return model
+
+
+def empty_head(cls: type[SpeechModel], task: str, config: Any, settings: Any = None) -> Head | None:
+    """The head of ``task`` on the meta device; ``settings``: an object of the head's settings, by default the task's.
+
+    None for a task that needs none. UserError where the head is for another task.
+    """
+    if task not in DEFAULT:
+        return None
+    kind = head_class(DEFAULT[task] if settings is None else settings.kind)
+    if task != kind.TASK:
+        raise UserError(f"head: {kind.KIND!r} is a head for {kind.TASK!r}, and the task is {task!r}; take another kind")
+    with torch.device("meta"):
+        return kind(settings or kind.settings_of(config), cls.width_of(config), kind.outputs_of(config))
+
+
+def drawn(head: Head, config: Any) -> Head:
+    """``head`` with new weights, on the CPU, from torch's global generator."""
+    head.to_empty(device="cpu")
+    head.initialise(getattr(config, "initializer_range", 0.02))
+    return head
+
+
+def stored(model: SpeechModel) -> list[str]:
+    """Names of the model's parameters and buffers; of tied ones the name under which a folder stores them."""
+    aliases = {f"hf.{name}" for name in model.tied()}
+    return [name for name in model.state_dict() if name not in aliases]
+
+
+def assign(
+    model: SpeechModel, state: Mapping[str, Tensor], source: str, shown: Mapping[str, str] | None = None
+) -> None:
+    """Put ``state`` (name -> tensor, shared) into a model on the meta device, and tie its tied weights again.
+
+    UserError, with ``source`` and the names of ``shown``, where a weight is missing, left over or of another shape.
+    """
+    names = shown or {}
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    own = stored(model)
+    wrong = [f"{names.get(name, name)} is missing" for name in own if name not in state]
+    wrong += [f"{names.get(name, name)} does not belong to the model" for name in state.keys() - set(own)]
+    for name in state.keys() & set(own):
+        if tuple(state[name].shape) != shapes[name]:
+            found = tuple(state[name].shape)
+            wrong.append(f"{names.get(name, name)} has the shape {found}, where the model has {shapes[name]}")
+    if wrong:
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise UserError(f"{source} does not fit its config.json: {sorted(wrong)[0]}{more}; make the folder again")
+    tied = model.tied()
+    model.load_state_dict({**state, **{f"hf.{a}": state[f"hf.{b}"] for a, b in tied.items()}}, strict=True, assign=True)
+    if tied:
+        model.hf.tie_weights()
+    left = [name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if tensor.is_meta]
+    if left:
+        raise UserError(f"{source}: {left[0]} has no value in the file and cannot be rebuilt")
+    constants = set(map(id, model.constants()))
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in constants)
+
+
+def config_with(cls: type, overrides: Mapping[str, Any], **fixed: Any) -> Any:
+    """Transformers' config ``cls`` with the keys of ``bases.*.model``; UserError on a key that it lacks or is fixed."""
+    known = set(cls().to_dict()) | set(fixed)
+    unknown = sorted(set(overrides) - known)
+    if unknown:
+        raise UserError(f"bases.*.model: {unknown[0]!r} is not a key of transformers' {cls.__name__}; remove it")
+    clash = sorted(set(overrides) & set(fixed))
+    if clash:
+        raise UserError(f"bases.*.model: {clash[0]!r} follows from the tokens and cannot be set; remove it")
+    try:
+        return quiet_config(cls(**{**overrides, **fixed}))
+    except Exception as error:  # transformers raises its own strict-dataclass errors, of no common class
+        raise UserError(f"bases.*.model: {error}") from error

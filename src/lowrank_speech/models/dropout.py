@@ -1,0 +1,16 @@
+"""Dropout of a whole model."""
+
+from torch import nn
+
+
+def set_dropout(model: nn.Module, p: float) -> None:
+    """Set every dropout of a speech model to ``p``: modules, and the floats that transformers' attention reads.
+
+    LoRA's own dropout (peft's ``lora_dropout``) is a setting of the adapters and stays as it is.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Dropout) and "lora_dropout" not in name.split("."):
+            module.p = p
+        for attribute in ("dropout", "activation_dropout", "attention_dropout"):
+            if isinstance(getattr(module, attribute, None), float):
+                setattr(module, attribute, p)

@@ -1,0 +1,240 @@
+"""The family whisper: log-mel in, padded to a fixed window; an encoder and a decoder.
+
+B batch, F frames, C mel bands, D hidden size, L target length, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import WhisperForConditionalGeneration, WhisperPreTrainedModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.build import config_with
+from lowrank_speech.models.families.layers import groups
+from lowrank_speech.models.heads.registry import DEFAULT, head_class
+from lowrank_speech.models.speech import Meta, SpeechModel
+
+RATE, FRAMES = 16_000, 100  # samples and log-mel frames in a second
+# Bounds a decoder that does not find the end of an utterance; people speak 3 to 5 tokens a second.
+TOKENS_PER_SECOND = 10
+POSITIONS = "encoder.embed_positions.weight"
+
+
+class WhisperEncoderModel(WhisperPreTrainedModel):
+    """Whisper's encoder, which is all that a classifier needs; parameters are called ``encoder.*``."""
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.encoder = WhisperEncoder(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.encoder.get_input_embeddings()
+
+
+class Whisper(SpeechModel):
+    FAMILY = "whisper"
+    TASKS = ("seq2seq", "classify")
+    # "coder" is both encoder and decoder. Attention in the decoder includes the cross-attention ("encoder_attn").
+    LAYERS = groups(
+        {
+            "": "*coder.layers.*.fc[12]",
+            ":encoder": "*encoder.layers.*.fc[12]",
+            ":decoder": "*decoder.layers.*.fc[12]",
+        },
+        {
+            "": "*coder.layers.*_attn.*_proj",
+            ":encoder": "*encoder.layers.*_attn.*_proj",
+            ":decoder": "*decoder.layers.*_attn.*_proj",
+        },
+    )
+    LORA = ("*coder.layers.*_attn.q_proj", "*coder.layers.*_attn.v_proj", "*coder.layers.*.fc[12]")
+
+    # -- transformers' classes and names -----------------------------------------------------------------------------
+
+    @classmethod
+    def bare(cls, config: Any, task: str) -> nn.Module:
+        return WhisperForConditionalGeneration(config) if task == "seq2seq" else WhisperEncoderModel(config)
+
+    @classmethod
+    def published(cls, config: Any, task: str) -> str:
+        return "WhisperForConditionalGeneration" if task == "seq2seq" else "WhisperForAudioClassification"
+
+    @classmethod
+    def task_of(cls, architecture: str) -> str:
+        return "classify" if architecture == "WhisperForAudioClassification" else "seq2seq"
+
+    @classmethod
+    def from_transformers(cls, hf: nn.Module, meta: Meta) -> SpeechModel:
+        if meta.task == "seq2seq":
+            return cls(hf, None, meta)
+        kind = head_class(DEFAULT[meta.task])
+        with torch.device("meta"):
+            bare = WhisperEncoderModel(hf.config)
+            head = kind(kind.settings_of(hf.config), cls.width_of(hf.config), kind.outputs_of(hf.config))
+        bare.encoder = hf.encoder
+        for own, theirs in kind.NAMES.items():
+            setattr(head, own, getattr(hf, theirs))
+        return cls(bare, head, meta)
+
+    @property
+    def known_head(self) -> bool:
+        return self.head is None or self.head.KIND == "pooled"
+
+    @property
+    def architecture(self) -> str:
+        if self.task == "seq2seq":
+            return "WhisperForConditionalGeneration"
+        return "WhisperForAudioClassification" if self.known_head else "WhisperModel"
+
+    @property
+    def body(self) -> nn.Module:
+        return self.hf.model if self.task == "seq2seq" else self.hf
+
+    def tied(self) -> dict[str, str]:
+        if self.task != "seq2seq" or not self.config.tie_word_embeddings:
+            return {}
+        return {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+
+    def constants(self) -> list[nn.Parameter]:
+        """The encoder's positions, which are sinusoids."""
+        return [self.body.encoder.embed_positions.weight]
+
+    # -- lengths and inputs ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def inputs(cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
+        return {"kind": "logmel", "n_mels": config.get("num_mel_bins", 80)}
+
+    @property
+    def feature_size(self) -> int:
+        return self.config.num_mel_bins
+
+    @property
+    def feature_shift(self) -> float:
+        return 1 / FRAMES
+
+    @property
+    def window(self) -> int:
+        """The fixed number of input frames of 10 ms (3,000 for the published models)."""
+        return self.config.max_source_positions * 2
+
+    @property
+    def window_seconds(self) -> float:
+        # Two more frames see the end of an utterance that fills the window; Whisper's extractor drops them.
+        return (self.window + 2) / FRAMES
+
+    def frames_of(self, cut: Any) -> int:
+        """Number of encoder frames of a cut with log-mel or a recording."""
+        mel = cut.num_frames if getattr(cut, "has_features", False) else -(-(cut.num_samples + 200) // 160)
+        return (min(mel, self.window) + 1) // 2
+
+    # -- forward -----------------------------------------------------------------------------------------------------
+
+    def states(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-mel (B, F, C) and (B,) lengths -> encoder states (B, window / 2, D) and their valid lengths (B,)."""
+        # Masked after it was padded: the padding's value comes from the utterance's maximum, which a mask may hide.
+        padded = self.pad_mel(features, lengths).transpose(1, 2)
+        seen = self.masked(padded, lengths.clamp(max=self.window)).transpose(1, 2)
+        return self.body.encoder(seen).last_hidden_state, self.output_lengths(features, lengths)
+
+    def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
+        return torch.div(lengths.clamp(max=self.window) + 1, 2, rounding_mode="floor")
+
+    def pad_mel(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """Log-mel (B, F, C), padded to the model's window with each utterance's floor: -> (B, C, window).
+
+        Whisper's features are log10 of at least 1e-10, clipped at 8 below the utterance's maximum, then (x + 4) / 4:
+        the zeros that WhisperFeatureExtractor appends become the maximum minus 2, and never less than -1.5.
+        """
+        batch, frames, bands = features.shape
+        size, longest = self.window, int(lengths.max())
+        if longest > size + 2:
+            raise UserError(
+                f"an utterance of {longest / FRAMES:.2f} s is longer than the Whisper window of {size / FRAMES:.2f} "
+                f"s; cut it, set it aside (max_seconds), or use a base with a longer window"
+            )
+        valid = torch.arange(frames, device=features.device)[None, :] < lengths[:, None]
+        floor = features.masked_fill(~valid[..., None], float("-inf")).amax(dim=(1, 2)) - 2.0
+        floor = floor.clamp(min=(math.log10(1e-10) + 4) / 4)
+        padded = floor[:, None, None].expand(batch, size, bands).clone()
+        keep = min(frames, size)
+        padded[:, :keep] = torch.where(valid[:, :keep, None], features[:, :keep], padded[:, :keep])
+        return padded.transpose(1, 2)
+
+    def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Decoder logits (B, L, V) for ``decoder_input`` (B, L); encoder states (B, F', D) and their lengths (B,)."""
+        hidden, frames = self.states(features, lengths)
+        return self.decoder_logits(hidden, decoder_input), hidden, frames
+
+    @property
+    def decoder_positions(self) -> int:
+        return self.config.max_target_positions
+
+    def decoder_logits(self, states: Tensor, decoder_input: Tensor) -> Tensor:
+        """Decoder logits (B, L, V) for encoder states (B, F', D) and ``decoder_input`` (B, L)."""
+        decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=states, use_cache=False)
+        return self.hf.proj_out(decoded.last_hidden_state)
+
+    # -- from scratch and calibration --------------------------------------------------------------------------------
+
+    @classmethod
+    def scratch(cls, overrides: Mapping[str, Any], tokens: Any, seed: int) -> SpeechModel:
+        """Its special tokens are those of ``tokens`` (``size``, ``sot``, ``eot``, ``transcribe``, ``no_timestamps``,
+        language -> id as ``language_ids``). ``generation_config`` is complete, as a published Whisper's."""
+        from transformers import GenerationConfig, WhisperConfig
+
+        special = {
+            "pad_token_id": tokens.eot,
+            "bos_token_id": tokens.eot,
+            "eos_token_id": tokens.eot,
+            "decoder_start_token_id": tokens.sot,
+        }
+        config = config_with(
+            WhisperConfig,
+            overrides,
+            vocab_size=tokens.size,
+            suppress_tokens=None,
+            begin_suppress_tokens=None,
+            **special,
+        )
+        torch.manual_seed(seed)
+        hf = cls.bare(config, "seq2seq").eval()
+        hf.generation_config = GenerationConfig(
+            **special,
+            is_multilingual=True,
+            lang_to_id={f"<|{language}|>": i for language, i in tokens.language_ids.items()},
+            task_to_id={"transcribe": tokens.transcribe},
+            no_timestamps_token_id=tokens.no_timestamps,
+            return_timestamps=False,
+            suppress_tokens=[],
+            begin_suppress_tokens=[],
+            max_length=config.max_target_positions,
+        )
+        return cls(hf, None, Meta("whisper", "seq2seq"))
+
+    def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
+        """The decoder's layers see what the model recognises itself (greedy search); frames of the window beyond the
+        utterance do not count."""
+        mask = torch.arange(self.config.max_source_positions)[None, :] < self.frames_of(cut)
+        with moments.masked({"*encoder_attn.[kv]_proj": mask, "*encoder.layers.*": mask}):
+            if self.task != "seq2seq" or not any("decoder.layers." in name for name in moments.layers):
+                self.states(features, lengths)
+                return
+            options = {}
+            known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
+            if known:
+                language = f"<|{cut.supervisions[0].language}|>" if cut.supervisions else None
+                options = {"task": "transcribe", "language": language if language in known else None}
+            self.hf.generate(
+                input_features=self.pad_mel(features, lengths),
+                num_beams=1,
+                do_sample=False,
+                return_timestamps=False,
+                max_new_tokens=min(int(cut.duration * TOKENS_PER_SECOND) + 4, self.config.max_target_positions - 4),
+                **options,
+            )

@@ -1,0 +1,45 @@
+"""The files of a model folder, by name: which belong to a model, and which of them an adaptation reads.
+
+Imports neither torch nor transformers.
+"""
+
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+KEY = "lowrank_speech"
+"""Of config.json: what this package says of a model beside transformers' own config."""
+WEIGHTS = "model.safetensors"
+PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
+TOKENIZER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "normalizer.json",
+    "*.model",
+)
+LEGAL = ("LICENSE*", "NOTICE*", "license*")
+# Whatever else lies in a folder stays there: weights in other formats, optimiser states, model cards of the base.
+COPIED = ("generation_config.json", *PREPROCESSOR, *TOKENIZER, *LEGAL)
+
+
+def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
+    """Whether a file's name matches one of ``patterns``."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def copy_files(source: Path, target: Path, patterns: tuple[str, ...] = COPIED) -> None:
+    """Copy the files of ``source`` that belong to a model beside its config and weights."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and is_one_of(path.name, patterns):
+            shutil.copyfile(path, target / path.name)
+
+
+def files_read(folder: str | Path) -> list[Path]:
+    """The files of a model folder that decide what an adaptation or a decoding of it computes, sorted."""
+    wanted = ("config.json", WEIGHTS, "generation_config.json", *PREPROCESSOR, *TOKENIZER)
+    return sorted(path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))

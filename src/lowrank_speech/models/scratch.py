@@ -1,0 +1,26 @@
+"""A small model of a family with weights drawn from a seed, to be pretrained here (``source: scratch``)."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from lowrank_speech.models.gabor import gabor_start
+from lowrank_speech.models.registry import FAMILIES, family_class
+from lowrank_speech.models.speech import SpeechModel
+
+
+def from_scratch(
+    family: str,
+    overrides: Mapping[str, Any],
+    tokens: Any,
+    seed: int,
+    front_end: Literal["gabor", "random"] = "gabor",
+) -> SpeechModel:
+    """A model that recognises speech in ``tokens`` (a token set, ``lang.tokens``), in eval mode.
+
+    ``overrides``: keys of transformers' config of the family; ``front_end``: how the convolutions of the family
+    wav2vec2 start. UserError for a family that cannot be made from scratch, or a key that does not exist.
+    """
+    model = family_class(family).scratch(overrides, tokens, seed)
+    if FAMILIES[family].front_end and front_end == "gabor":
+        gabor_start(model.body.feature_extractor)
+    return model

@@ -1,0 +1,71 @@
+"""From a base to the model of a task: the same pretrained body under another head."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.structure import apply_plan
+from lowrank_speech.models.build import assign, drawn, quiet_config, skeleton
+from lowrank_speech.models.heads.registry import DEFAULT, head_class
+from lowrank_speech.models.speech import SpeechModel
+
+log = logging.getLogger(__name__)
+
+
+def body_state(model: SpeechModel) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """State and plan of the pretrained body only, named relative to it."""
+    return dict(model.body.state_dict()), dict(model.plan or {})
+
+
+def to_task(
+    model: SpeechModel,
+    task: str,
+    outputs: int | None,
+    labels: Sequence[str] = (),
+    lang_sha256: str | None = None,
+    seed: int = 0,
+    head: Any = None,
+) -> tuple[SpeechModel, bool]:
+    """The same pretrained body under another task's head, and whether a new head was drawn (from ``seed``).
+
+    ``outputs``: size of a CTC vocabulary or number of classes (None for seq2seq). ``head``: settings of the head
+    (``models.heads``), by default those of the task's usual head. A CTC model keeps its own head where its outputs
+    stand for the same token table (``lang_sha256``) and the settings are the same. A Whisper classifier takes only
+    the encoder. Weights are shared with ``model``. UserError where the body cannot have the task.
+    """
+    if model.task == task and task == "seq2seq":
+        return model, False
+    if task == "seq2seq":
+        raise UserError(f"a {model.family} model with the task {model.task!r} cannot be turned into seq2seq")
+    if model.task == task == "ctc" and model.meta.lang_sha256 == lang_sha256 and head in (None, model.head.settings):
+        return model, False
+    model.check(task, model.config)
+    if model.head is not None:
+        log.warning(
+            "the base's own head (%s, %d outputs) is discarded: %s; a new one with %d outputs is drawn",
+            model.head.KIND, model.head.outputs_of(model.config),
+            f"it is for {model.task}" if model.task != task else "its outputs stand for other symbols or classes",
+            outputs,
+        )  # fmt: skip
+    config = quiet_config(type(model.config).from_dict(model.config.to_dict()))
+    kind = head_class(DEFAULT[task] if head is None else head.kind)
+    settings = kind.settings_of(config) if head is None else head
+    kind.configure(config, settings, outputs, labels)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        new = skeleton(task, config, head=settings)
+        new.head = drawn(new.head, config)
+    state, plan = body_state(model)
+    names = {name for name, _ in new.body.named_modules()}
+    plan = {name: rank for name, rank in plan.items() if name in names}
+    with torch.device("meta"):
+        apply_plan(new.body, plan)
+    new.plan, new.meta.labels, new.meta.lang_sha256 = plan, list(labels), lang_sha256
+    wanted = new.body.state_dict().keys()
+    full = {f"hf.{name}": tensor for name, tensor in state.items() if name in wanted}
+    assign(new, full | {f"head.{name}": tensor for name, tensor in new.head.state_dict().items()}, "the base")
+    return new.eval(), True
