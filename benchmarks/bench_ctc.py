@@ -22,7 +22,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "src"))
 import timing
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.device import pick_device
-from lowrank_speech.training import ctc_losses as ctc
+from lowrank_speech.training.losses import ctc_losses as ctc
 
 
 def measure(batch, repeats, **keys):

@@ -64,29 +64,35 @@ def make(hours, templates, folder):
 
 
 def usable(path):
-    """The chain of filters of CTC training, cut by cut."""
+    """The cuts that a training by CTC can use, with their targets, cut by cut."""
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
-    from lowrank_speech.lang.select import SetAside, one_supervision, possible_ctc, usable_text, writable_text
+    from lowrank_speech.lang.select import SetAside, one_supervision
     from lowrank_speech.lang.tokens import CharTokens
+    from lowrank_speech.training.config import TrainConfig
+    from lowrank_speech.training.data.targets import with_targets
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
 
-    lang, aside = Lang("char", CharTokens.build("abcdefgh "), ("de",), Normaliser(NormaliseConfig()), "0"), SetAside()
-    cuts = usable_text(one_supervision(load_cuts(path, lazy=True), aside), lang, aside)
-    cuts = writable_text(cuts, lang, aside)
-    return possible_ctc(cuts, lang, lambda cut: cut.num_samples // 320, aside)
+    lang = Lang("char", CharTokens.build("abcdefgh "), ("de",), Normaliser(NormaliseConfig()), "0")
+    objective = make_objective("ctc", Materials(TrainConfig(), lang, lang.tokens))
+    for cut in one_supervision(load_cuts(path, lazy=True), SetAside()):
+        targets = objective.prepare(cut, lambda cut: cut.num_samples // 320)
+        if isinstance(targets, dict):
+            yield with_targets(cut, targets)
 
 
 def prepare(path, folder):
     """The training's cuts of ``path``, kept in ``folder``: written, or those of a run before."""
     from lowrank_speech.features.kept import keep
     from lowrank_speech.lang.select import Languages, SetAside
-    from lowrank_speech.training.prepared import prepared
-    from lowrank_speech.training.splits import SPLITS, Usable
+    from lowrank_speech.training.data.prepared import prepared
+    from lowrank_speech.training.data.splits import SPLITS, Usable
 
-    def make(folder, _):
+    def make():
         languages, (train, dev) = Languages(), (folder / name for name in SPLITS)
-        return Usable(keep(languages.over(usable(path)), train), keep(islice(usable(path), 100), dev), languages)
+        return Usable(keep(languages.over(usable(path)), train), keep(islice(usable(path), 100), dev), languages, [])
 
     return prepared(folder, "key", make, SetAside()).train
 
@@ -120,7 +126,7 @@ def child(mode, path, scratch):
 
     from lowrank_speech.features.batches import Loader, batch_numbers
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.training import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
+    from lowrank_speech.training.data import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
 
     torch.set_num_threads(1)
     base, base_peak, found, cpu = pss(), peak(), {}, time.process_time

@@ -116,9 +116,10 @@ def build(arguments):
     from lowrank_speech.models.layers import dense_layers
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
-    from lowrank_speech.training.layers import checkpoint_layers
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
     torch.manual_seed(1)
@@ -135,9 +136,9 @@ def build(arguments):
     freeze_for(model, "lora" if with_lora else "full", trains_head=True)
     if with_lora:
         lora_on(model, LoraSettings(rank=8))
-    recipe = TrainConfig(device="cpu", **settings)
+    recipe = TrainConfig(**settings)
     lang = Lang("char", CharTokens.build(LETTERS), ("en",), Normaliser(NormaliseConfig()), "0" * 64)
-    objective = Objective(model, recipe, lang)
+    objective = make_objective("ctc", Materials(recipe, lang, lang.tokens, device="cpu")).build(model)
     if recipe.frozen_dtype != "fp32":
         FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
@@ -150,12 +151,13 @@ def build(arguments):
 def measure(arguments):
     """The numbers of one variant, in this process."""
     utterances, seconds = arguments.utterances, arguments.seconds
-    from lowrank_speech.training.memory import byte_counts
+    from lowrank_speech.training.memory.bytes import byte_counts
 
     torch.set_num_threads(arguments.threads)
     stepper = build(arguments)
-    supervision = SimpleNamespace(text=LETTERS[: int(5 * seconds)], language="en")
-    cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, supervisions=[supervision]) for i in range(utterances)]
+    ids = stepper.objective.materials.lang.tokens.encode(LETTERS[: int(5 * seconds)])
+    targets = {"targets": {"ctc": ids}}
+    cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, custom=targets) for i in range(utterances)]
     lengths = torch.full((utterances,), int(16_000 * seconds))
     batch = {"cuts": cuts, "features": torch.randn(utterances, int(lengths[0])), "lengths": lengths}
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here

@@ -38,7 +38,7 @@ def lang():
 class Letters:
     """What the two engines ask of Whisper's tokens; random weights know no others."""
 
-    eot, size = 40, 64
+    eot, size, language_ids = 40, 64, {"en": 42}
 
     def prompt(self, language):
         return [41, 42, 43, 44]
@@ -93,13 +93,27 @@ def inputs(preset):
     return Inputs("logmel") if is_whisper(preset) else Inputs("waveform")
 
 
+def objective(preset, **recipe):
+    """The objective of our engine, whose targets both engines learn."""
+    from lowrank_speech.training.config import TrainConfig
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+
+    whisper = is_whisper(preset)
+    materials = Materials(TrainConfig(**recipe), lang(), Letters() if whisper else lang().tokens)
+    return make_objective("seq2seq" if whisper else "ctc", materials)
+
+
 def prepare(arguments, folder):
     """What the rows read: cuts, the trainer's inputs, the store. A line about it."""
     from lhotse import CutSet
 
     from lowrank_speech.features.store import write_split
+    from lowrank_speech.training.data.targets import with_targets
 
     cuts, what = speech.utterances(arguments.utterances, folder)
+    targets = objective(arguments.preset)
+    cuts = [with_targets(cut, targets.prepare(cut, lambda _: 10**6)) for cut in cuts]
     model, made = speech_model(arguments.preset).to(arguments.device), inputs(arguments.preset)
     whisper = is_whisper(arguments.preset)
     if whisper:
@@ -161,8 +175,9 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
 
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.models.build import unwrap
-    from lowrank_speech.training.targets import ctc_targets, seq2seq_targets
+    from lowrank_speech.training.data.targets import targets_of
 
+    loss = objective(arguments.preset).task
     whisper, model = is_whisper(arguments.preset), unwrap(speech_model(arguments.preset))
     model.config.use_cache = False  # Whisper's: of no use in training
     if lora:
@@ -180,13 +195,13 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
             return {"input": np.load(folder / f"{cuts[i].id}.npy"), "cut": cuts[i]}
 
     def collate(items):  # as the collators of transformers' examples
-        inputs, given = [x["input"] for x in items], [x["cut"] for x in items]
+        inputs, given = [x["input"] for x in items], [targets_of(x["cut"])[loss.name] for x in items]
         if whisper:
-            decoder, labels = seq2seq_targets(given, lang(), Letters())
+            decoder, labels = loss.collate(given)
             mel = torch.from_numpy(np.stack(inputs))
             return {"input_features": mel, "decoder_input_ids": decoder, "labels": labels}
         batch = extractor.pad([{"input_values": x} for x in inputs], padding=True, return_tensors="pt")
-        labels, sizes = ctc_targets(given, lang())
+        labels, sizes = loss.collate(given)
         padded = torch.nn.utils.rnn.pad_sequence(labels.split(sizes.tolist()), batch_first=True, padding_value=-100)
         return {**batch, "labels": padded}
 
@@ -216,10 +231,8 @@ def our_stepper(arguments, lora, window=None, **settings):
     from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.models.window import shorten
     from lowrank_speech.training.adapt import freeze_for, lora_on
-    from lowrank_speech.training.config import TrainConfig
-    from lowrank_speech.training.layers import checkpoint_layers
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
     model = speech_model(arguments.preset)
@@ -229,10 +242,11 @@ def our_stepper(arguments, lora, window=None, **settings):
     if lora:
         lora_on(model, LoraSettings(rank=8, alpha=16.0))
     settings = {"precision": arguments.precision, **settings}
-    recipe = TrainConfig(device=arguments.device, lr=LR, head_lr=LR, weight_decay=DECAY, **settings)
+    loss = objective(arguments.preset, lr=LR, head_lr=LR, weight_decay=DECAY, **settings)
+    recipe = loss.materials.recipe
     if recipe.frozen_dtype != "fp32":
         FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     model.to(arguments.device).train()
-    return Stepper(model, Objective(model, recipe, lang(), Letters()), recipe, torch.device(arguments.device), 1)
+    return Stepper(model, loss.build(model), recipe, torch.device(arguments.device), 1)

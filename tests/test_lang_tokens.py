@@ -6,7 +6,6 @@ import pytest
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.pieces import train_pieces
-from lowrank_speech.lang.targets import ctc_frames_needed
 from lowrank_speech.lang.tokens import CharTokens, PieceTokens
 
 SENTENCES = [
@@ -205,26 +204,3 @@ def test_pieces_from_text_that_looks_like_symbols():
     assert tokens.decode(tokens.encode("xyz zx")) == "xyz zx"
     assert tokens.unseen("<unk> x") == set("<unk>")
     assert tokens.blank not in tokens.encode("<unk> <blk> x")
-
-
-@pytest.mark.parametrize(
-    ("ids", "frames"), [([], 0), ([3], 1), ([3, 4, 3], 3), ([3, 3], 3), ([3, 3, 3], 5), ([3, 3, 4, 4, 5], 7)]
-)
-def test_frames_that_ctc_needs(ids, frames):
-    assert ctc_frames_needed(ids) == frames
-
-
-def test_frames_that_ctc_needs_is_what_torch_finds_possible():
-    import torch
-
-    generator = random.Random(5)
-    torch.set_num_threads(1)
-    for _ in range(40):
-        ids = generator.choices([1, 2, 3], k=generator.randint(1, 6))
-        needed = ctc_frames_needed(ids)
-        for frames in (needed - 1, needed):
-            if frames < 1:
-                continue
-            log_probs = torch.zeros(frames, 1, 4).log_softmax(-1)
-            loss = torch.nn.functional.ctc_loss(log_probs, torch.tensor([ids]), [frames], [len(ids)])
-            assert bool(torch.isfinite(loss)) == (frames == needed), ids

@@ -39,7 +39,7 @@ from lowrank_speech.features.kept import KeptCuts, ListedCuts, keep, kept_files,
 from lowrank_speech.features.store import load_cuts, write_split
 from lowrank_speech.lang.select import SetAside
 from lowrank_speech.training.config import Noise, Reverberation, TrainConfig
-from lowrank_speech.training.splits import Split
+from lowrank_speech.training.data.splits import Split
 from tiny_models import member
 
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import torch
 
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import SpecAugment
+from lowrank_speech.training.data.masks import spec_augment
 from tiny_models import member, speech
 from tiny_training import setup_of
 

@@ -118,11 +118,20 @@ def test_a_training_utterance_without_language_in_lid(world, tmp_path):
     assert record["numbers"]["set_aside"] == {"unknown language": 1}
 
 
-def test_a_language_that_whisper_does_not_know_in_training(world, tmp_path, capsys):
-    more = [*world.cuts["train"], utterance(tmp_path, "n1", "ab", "fr")]
-    cuts = make_features(world, "whisper", more, tmp_path, "train")
-    paths = train_paths(world, "whisper", tmp_path / "out", train_cuts=cuts)
-    refused(capsys, "knows no language 'fr'", train, train_cfg(), tmp_path / "m.json", **paths)
+def test_one_language_in_the_config_is_nothing_to_tell_apart(world, tmp_path, capsys):
+    cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de"]}}
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid")
+    refused(capsys, "languages has only de; name at least two", train, cfg, tmp_path / "m.json", **paths)
+
+
+def test_a_segment_of_a_recognition_task_is_refused(world, tmp_path, capsys):
+    """The audio would be cut, and the whole transcript kept."""
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    cfg = train_cfg() | {"task": {"type": "asr", "segment": {"seconds": 1.5}}}
+    message = "cfg.task: segment.seconds is 1.5 and the task is asr"
+    refused(capsys, message, train, cfg, tmp_path / "m.json", **paths)
+    cfg["task"]["segment"]["seconds"] = None
+    done(train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_single_utterance_can_be_trained_on(world, tmp_path):
@@ -258,7 +267,7 @@ def test_features_of_another_family(world, tmp_path, capsys):
 def test_a_scratch_folder_that_cannot_be_one(world, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     paths = train_paths(world, "wav2vec2", tmp_path / "out", scratch=tmp_path / "file")
-    message = "file cannot be used as a scratch folder: File exists"
+    message = "file/lock cannot be used as a lock: File exists; give a folder that can be written to"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 

@@ -14,12 +14,12 @@ from lhotse import CutSet
 from safetensors.torch import load_file
 
 from lowrank_speech.stages import train
-from lowrank_speech.training.checkpoint import Checkpoints
+from lowrank_speech.training.process.checkpoint import Checkpoints
 from stage_world import done, refused, train_cfg, train_paths
 
 
 def torchrun_command(world, cfg, folder, processes=2, **changed):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
+    command = [sys.executable, "-m", "lowrank_speech.training.process.torchrun", str(processes)]
     command += ["lowrank_speech.stages.train", "--cfg", json.dumps(cfg), "--manifest", str(folder / "train.json")]
     for name, path in train_paths(world, "wav2vec2", folder, **changed).items():
         command += [f"--{name.replace('_', '-')}", str(path)]
@@ -121,5 +121,7 @@ def naming(folder):
 
 def test_another_number_of_processes_than_the_configs_is_refused(world, tmp_path, capsys):
     cfg = train_cfg(training={"processes": 2})
-    message = "training.processes is 2, but 1 is running: set it to 1, or start `python -m torch.distributed.run"
+    message = (
+        "training.processes is 2, but 1 is running: set it to 1, or start `python -m lowrank_speech.training.process"
+    )
     refused(capsys, message, train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path))

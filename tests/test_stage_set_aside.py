@@ -142,7 +142,7 @@ def test_an_unknown_language_in_the_test_of_lid_is_set_aside(world, systems, tmp
     record = decode_with(world, systems, family, "lid", tmp_path / "out", cuts=cuts)
     assert record["numbers"]["set_aside"] == {"unknown language": 2} and record["numbers"]["utterances"] == 8
     rows = {row["id"]: row["detail"] for row in table(tmp_path / "out" / "set_aside.tsv")}
-    assert rows == {"n1": "'fr' is none of de, en", "n2": "None is none of de, en"}
+    assert rows == {"n1": "'fr', expected one of: de, en", "n2": "None, expected one of: de, en"}
 
 
 @pytest.mark.parametrize("stage", ["train", "decode"])

@@ -14,11 +14,24 @@ from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.features.kept import ListedCuts, numbered
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training import loop, step
-from lowrank_speech.training import precision as precisions
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, byte_counts, explained, rehearse, room_for_state
-from lowrank_speech.training.plan import batching, survey
-from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, make_cuts, weights
+from lowrank_speech.training.data.plan import batching, survey
+from lowrank_speech.training.memory import precision as precisions
+from lowrank_speech.training.memory.bytes import SavedTensors, byte_counts
+from lowrank_speech.training.memory.dry_run import rehearse, room_for_state
+from lowrank_speech.training.memory.running_out import explained
+from tiny_training import (
+    drawn_cuts,
+    drawn_trainer,
+    full,
+    lora,
+    low_rank,
+    low_rank_lora,
+    make_cuts,
+    measured,
+    trained,
+    weights,
+)
 
 
 def of(*seconds):
@@ -47,16 +60,16 @@ def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_l
 )
 def test_a_rehearsal_changes_no_result(task, keys, tmp_path):
     def run(dry_run):
-        config = TrainConfig(epochs=2, batch_seconds=1.0, dropout=0.2, dry_run=dry_run, **keys)
-        trainer = drawn_trainer(task, tmp_path / str(dry_run), config, low_rank)
+        config = TrainConfig(epochs=2, batch_seconds=1.0, dropout=0.2, **keys)
+        trainer = drawn_trainer(task, tmp_path / str(dry_run), config, low_rank, dry_run=dry_run)
         torch.manual_seed(3)
         np.random.seed(3)
         cuts = drawn_cuts()
-        return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl"), np.random.rand()
+        return trainer, measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl"), np.random.rand()
 
     one, with_it, draw = run(True)
     other, without, same = run(False)
-    assert one.history == other.history and draw == same
+    assert one.state.history == other.state.history and draw == same
     assert all(torch.equal(p, weights(other)[name]) for name, p in weights(one).items())
     assert with_it["bytes"]["activations"] > 0 and without["bytes"]["activations"] is None
     assert run(None)[1]["bytes"]["activations"] is None or torch.cuda.is_available()
@@ -66,7 +79,7 @@ def test_a_rehearsal_leaves_no_gradient_no_state_and_no_count(tmp_path):
     trainer = drawn_trainer("ctc", tmp_path, TrainConfig(), full)
     trainer.model.eval()
     found = rehearse(trainer.stepper, trainer.loader.collate(list(drawn_cuts())))
-    assert found > 0 and trainer.step == 0 and not trainer.optimiser.state and not trainer.model.training
+    assert found > 0 and trainer.step == 0 and not trainer.stepper.optimiser.state and not trainer.model.training
     assert all(p.grad is None for p in trainer.stepper.parameters)
 
 
@@ -153,7 +166,7 @@ def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
     trained = {n: p.numel() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trained.pop("hf.masked_spec_embed", None)  # of transformers' SpecAugment, which is off: no gradient
     cuts = drawn_cuts()
-    found = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
+    found = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
     assert found["weights"] == sum(held.values()) + buffers
     assert found["gradients"] == 4 * sum(trained.values())
     assert found["optimiser"] == 8 * sum(trained.values()) + 4 * len(trained)  # two moments; a step count each
@@ -161,11 +174,11 @@ def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_gradients_are_counted_whether_or_not_their_optimiser_keeps_a_state(momentum, tmp_path):
-    config = TrainConfig(factor_sgd=FactorSgd(0.01, momentum))
+    config = TrainConfig(factor_sgd=FactorSgd(lr=0.01, momentum=momentum))
     trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
     trainer.stepper.step([trainer.loader.collate(list(drawn_cuts()))], 10)
     trained = [p for n, p in trainer.model.named_parameters() if p.requires_grad and "masked_spec" not in n]
-    found = byte_counts((trainer.model, trainer.objective), trainer.optimiser)
+    found = byte_counts((trainer.model, trainer.objective), trainer.stepper.optimiser)
     assert found["gradients"] == sum(p.nbytes for p in trained)
 
 
@@ -188,7 +201,7 @@ def test_under_checkpointing_a_layers_rounded_weights_go_with_the_layer(checkpoi
         trainer = drawn_trainer("ctc", tmp_path / folder, config, full)
         trainer.model.train()
         batch = trainer.loader.collate(list(drawn_cuts())[:1])
-        sizes = [p.numel() for name, p in trainer.trained().items() if ".layers." in name and p.dim() > 1]
+        sizes = [p.numel() for name, p in trained(trainer).items() if ".layers." in name and p.dim() > 1]
         found = []
         with Alive() as alive:
             trainer.model.head.linear.register_forward_pre_hook(

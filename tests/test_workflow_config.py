@@ -355,10 +355,10 @@ def test_the_stage_refuses_these_recipes_as_well(recipe):
     ],
 )
 def test_recipes_that_work(recipe):
-    from lowrank_speech.stages.common import from_json
-    from lowrank_speech.training.config import TrainConfig
+    from lowrank_speech.settings import read
+    from lowrank_speech.training.config import TrainConfig, split_runtime
 
-    from_json(TrainConfig, recipe)
+    read(TrainConfig, split_runtime(recipe)[0])
     checked(edited("training", recipe))
     config = tiny_config()
     config["bases"]["whisper"]["pretrain"] |= recipe
@@ -564,8 +564,17 @@ def sections() -> dict[str, tuple[type, set[str]]]:
     from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.scoring.options import ScoreOptions
     from lowrank_speech.stages import base, calibrate, decode, factorise, lang, report, train
-    from lowrank_speech.training.config import CtcConfig, FactorSgd, Noise, Reverberation, SpecAugment, TrainConfig
+    from lowrank_speech.training.config import (
+        CtcConfig,
+        FactorSgd,
+        Noise,
+        Reverberation,
+        Runtime,
+        SpecAugment,
+        TrainConfig,
+    )
 
+    runtime = {field.name for field in dataclasses.fields(Runtime)}
     return {
         "digits": (digits.Config, set()),
         "digits.splits": (digits.SplitConfig, set()),
@@ -583,8 +592,8 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "normalise": (normalise.NormaliseConfig, set()),
         "normalise.languages": (normalise.Rules, set()),
         "base": (base.Config, {"lang", "features", "features_dtype", "training", "-seed"}),
-        "pretrain": (TrainConfig, {"corpus", "train", "dev"}),
-        "training": (TrainConfig, set()),
+        "pretrain": (TrainConfig, {"corpus", "train", "dev", *runtime}),
+        "training": (TrainConfig, runtime),
         "training.spec_augment": (SpecAugment, set()),
         "training.ctc": (CtcConfig, set()),
         "training.factor_sgd": (FactorSgd, set()),

@@ -25,7 +25,7 @@ from lowrank_speech.lang.config import KINDS as LANGS
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
-from lowrank_speech.models.files import COPIED, is_one_of
+from lowrank_speech.models.files import imported_files
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.models.settings import BaseSettings
 from lowrank_speech.schemas import Node, Schemas, by_kind, named, nullable, partial, ref
@@ -40,7 +40,6 @@ from lowrank_speech.workflow.slices import Slices
 PROJECT = Path(__file__).resolve().parents[2]
 SCHEMA = PROJECT / "workflow" / "schemas" / "config.schema.json"
 REFERENCE = PROJECT / "docs" / "configuration.md"
-IMPORTED = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED)
 NAME = "^[A-Za-z][A-Za-z0-9_-]*$"
 FOLDER = "^[A-Za-z0-9._/-]+$"
 
@@ -363,7 +362,7 @@ def base_sources(source: str) -> dict[str, str] | None:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return None
-    return {path.name: str(path) for path in sorted(folder.iterdir()) if is_one_of(path.name, IMPORTED)}
+    return {path.name: str(path) for path in imported_files(folder)}
 
 
 # -- the files -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 k2 = pytest.importorskip("k2", reason="k2 is not installed here; `make test-k2` runs these tests", exc_type=ImportError)
 
-PATH = pathlib.Path(__file__).resolve().parents[2] / "src" / "lowrank_speech" / "training" / "ctc_losses.py"
+PATH = pathlib.Path(__file__).resolve().parents[2] / "src" / "lowrank_speech" / "training" / "losses" / "ctc_losses.py"
 SPEC = importlib.util.spec_from_file_location("ctc_losses", PATH)
 ctc = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ctc)

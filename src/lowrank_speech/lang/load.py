@@ -72,13 +72,6 @@ class Lang:
         """Why an utterance with this raw transcript cannot be used for recognition; None: it can."""
         return unusable(self.normaliser, text, language)
 
-    def writes_nothing_of(self, text: str, language: str | None = None) -> bool:
-        """Whether no character of a raw transcript is in the token set."""
-        if self.tokens is None:
-            return False
-        left = set("".join(self.normalise(text, language).split()))
-        return len(self.tokens.unseen("".join(left))) == len(left)
-
 
 def unusable(normaliser: Normaliser, text: str | None, language: str | None) -> str | None:
     """NO_TEXT, ONLY_TAGS, NOTHING_LEFT, or None for a transcript that can be used."""

@@ -1,18 +1,24 @@
 """Which utterances a task can use: the others are set aside, with the reason, and counted.
 
-The functions take an iterable and yield cut by cut, so that a corpus passes through a chain of them without lying in
-memory.
+The functions take an iterable and yield cut by cut, so that a corpus passes through a chain of them without being held
+in memory.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lang.targets import ctc_frames_needed
 
 TAIL = 0.02  # seconds
+
+
+class Reason(NamedTuple):
+    """Why an utterance is set aside: the reason, which is counted, and what was found."""
+
+    reason: str
+    detail: str = ""
 
 
 @dataclass
@@ -32,7 +38,7 @@ class SetAside:
 
 
 def one_supervision(cuts: Iterable[Any], set_aside: SetAside) -> Iterator[Any]:
-    """The cuts that have one supervision: what was said when is not known of others."""
+    """The cuts that have exactly one supervision: of the others it is not known what was said when."""
     for cut in cuts:
         number = len(cut.supervisions)
         if number == 1:
@@ -42,7 +48,7 @@ def one_supervision(cuts: Iterable[Any], set_aside: SetAside) -> Iterator[Any]:
 
 
 def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
-    """The cuts that have a text which does not normalise to nothing; the others are set aside."""
+    """The cuts whose text is not empty after normalisation; the others are set aside."""
     for cut in cuts:
         supervision = cut.supervisions[0]
         reason = lang.usable(supervision.text, supervision.language)
@@ -52,32 +58,10 @@ def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator
             set_aside.add(cut.id, reason, repr(supervision.text))
 
 
-def writable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
-    """The cuts with a character in their text that the token set has: of others a training learns <unk> alone."""
-    for cut in cuts:
-        supervision = cut.supervisions[0]
-        if lang.writes_nothing_of(supervision.text, supervision.language):
-            set_aside.add(cut.id, "no character of the token set", repr(supervision.text))
-        else:
-            yield cut
-
-
-def possible_ctc(cuts: Iterable[Any], lang: Any, frames: Any, set_aside: SetAside) -> Iterator[Any]:
-    """The cuts whose CTC target fits: labels + adjacent repeats <= frames. ``frames(cut)`` gives the model's frames."""
-    for cut in cuts:
-        supervision = cut.supervisions[0]
-        ids = lang.tokens.encode(lang.normalise(supervision.text, supervision.language))
-        needed, got = ctc_frames_needed(ids), frames(cut)
-        if needed <= got:
-            yield cut
-        else:
-            set_aside.add(cut.id, "CTC target longer than its frames", f"{needed} needed, {got} frames")
-
-
 def fits_window(cuts: Iterable[Any], seconds: float | None, set_aside: SetAside, slowest: float = 1.0) -> Iterator[Any]:
     """The cuts of at most ``seconds`` (a model's fixed window; None: no limit); the others are set aside.
 
-    ``slowest``: the lowest factor of the speed at which they are to be heard.
+    ``slowest``: the lowest speed at which they are played.
     """
     for cut in cuts:
         if seconds is None:
@@ -94,11 +78,18 @@ def fits_window(cuts: Iterable[Any], seconds: float | None, set_aside: SetAside,
 def known_language(cuts: Iterable[Any], labels: Sequence[str], set_aside: SetAside) -> Iterator[Any]:
     """The cuts whose language is one of ``labels``; the others are set aside."""
     for cut in cuts:
-        language = cut.supervisions[0].language
-        if language in labels:
-            yield cut
+        found = known_or_reason(cut.supervisions[0].language, labels)
+        if isinstance(found, Reason):
+            set_aside.add(cut.id, *found)
         else:
-            set_aside.add(cut.id, "unknown language", f"{language!r} is none of {', '.join(labels)}")
+            yield cut
+
+
+def known_or_reason(language: str | None, labels: Sequence[str]) -> str | Reason:
+    """``language`` if it is one of ``labels``, else why an utterance in it is set aside."""
+    if language in labels:
+        return language
+    return Reason("unknown language", f"{language!r}, expected one of: {', '.join(labels)}")
 
 
 @dataclass
@@ -121,8 +112,8 @@ class Languages:
         """All of them, sorted, for language classification beside recognition; UserError where a cut has none."""
         if self.without is not None:
             raise UserError(
-                f"utterance {self.without} has no language, which `language_weight` needs; give it one, or set that to "
-                f"0"
+                f"utterance {self.without} has no language, which `language_weight` needs; give it one, or set "
+                f"language_weight: 0"
             )
         return sorted(self.counts)
 

@@ -43,3 +43,10 @@ def files_read(folder: str | Path) -> list[Path]:
     """The files of a model folder that decide what an adaptation or a decoding of it computes, sorted."""
     wanted = ("config.json", WEIGHTS, "generation_config.json", *PREPROCESSOR, *TOKENIZER)
     return sorted(path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
+
+
+def imported_files(folder: str | Path) -> list[Path]:
+    """The files of a folder in the hub's layout that an import may read, sorted; its weights in one file or several."""
+    wanted = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED)
+    found = (path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
+    return sorted(path for path in found if not path.name.startswith("adapter."))

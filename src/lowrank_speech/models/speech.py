@@ -263,6 +263,11 @@ class SpeechModel(nn.Module):
         """Frames in a second at the encoder's entrance; None where its length is fixed."""
         return None
 
+    @property
+    def decoder_positions(self) -> int | None:
+        """The most tokens that the decoder reads; None where there is none."""
+        return None
+
     def masked(self, features: Tensor, lengths: Tensor, stacked: int = 1) -> Tensor:
         """What the encoder gets to see of its input features (B, F, C), of which ``lengths`` (B,) frames are valid.
 

@@ -14,11 +14,13 @@ able to go on, 130 interrupted.
 """
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,12 +28,16 @@ from typing import Any
 
 from lowrank_speech.artefact import Manifest, write_table
 from lowrank_speech.errors import STOPPED, Stopped, UserError
+from lowrank_speech.process import end_with_parent, locked
+from lowrank_speech.quiet import quiet
 from lowrank_speech.settings import read, resolved, settings
 
 log = logging.getLogger("lowrank_speech")
 
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 SET_ASIDE = ("id", "reason", "detail")
+ATTEMPT = "===="
+"""Begins the first line that a run writes to its log; logs of trainings hold several."""
 NOISY = ("matplotlib", "urllib3", "filelock", "transformers", "peft")
 
 
@@ -52,20 +58,24 @@ class Run:
     """How to run, an instance of the stage's ``Runtime`` (``NoRuntime`` where it has none)."""
     cfg: dict[str, Any] = field(init=False)
     """The slice as JSON, with every default written out."""
+    code: str = field(init=False)
+    """Hash of the code that runs."""
     device: str = "cpu"
     """Where the stage computed; it stands in the manifest."""
 
     def __post_init__(self) -> None:
         self.cfg = resolved(self.config)
-        code = self.arguments.code or own_code(self.stage)
-        self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=code)
+        self.code = self.arguments.code or own_code(self.stage)
+        self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=self.code)
 
     def write_set_aside(self, path: Path, rows: Iterable[Sequence[Any]], header: Sequence[str] = SET_ASIDE) -> Path:
-        """Write the list of what could not be used, and say in the log that there is something on it."""
+        """Write the list of what could not be used, and say in the log how much that is, by reason."""
         listed = list(rows)
         write_table(path, header, listed)
         if listed:
-            log.warning("%s: %d utterances set aside, see %s", self.stage, len(listed), path)
+            reasons = Counter(row[list(header).index("reason")] for row in listed)
+            said = ", ".join(f"{n} x {reason}" for reason, n in sorted(reasons.items()))
+            log.warning("%s: set aside: %s; see %s", self.stage, said, path)
         return path
 
     def finish(
@@ -146,6 +156,8 @@ def run_stage(body: Callable[[], None], log_level: str) -> int:
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
     for noisy in NOISY:
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    quiet()
+    end_with_parent()
     try:
         body()
     except UserError as error:
@@ -198,13 +210,21 @@ def main(
     arguments = command.parse_args(argv)
 
     def work() -> None:
-        body(
-            Run(
-                stage,
-                arguments,
-                read(config, read_cfg(arguments.cfg)),
-                read(runtime, read_cfg(arguments.runtime, "--runtime"), "runtime"),
-            )
+        run = Run(
+            stage,
+            arguments,
+            read(config, read_cfg(arguments.cfg)),
+            read(runtime, read_cfg(arguments.runtime, "--runtime"), "runtime"),
         )
+        log.info("%s stage %s, code %s", ATTEMPT, stage, run.code[:12])
+        with _alone(arguments.manifest):
+            body(run)
 
     return run_stage(work, arguments.log_level)
+
+
+def _alone(manifest: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the artefact of ``manifest`` against other processes; of several that share a job the first one does."""
+    if os.environ.get("RANK", "0") != "0":
+        return contextlib.nullcontext()
+    return locked(manifest.with_name(f".{manifest.name}.lock"))

@@ -171,8 +171,16 @@ class Whisper(SpeechModel):
     def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decoder logits (B, L, V) for ``decoder_input`` (B, L); encoder states (B, F', D) and their lengths (B,)."""
         hidden, frames = self.states(features, lengths)
-        decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=hidden, use_cache=False)
-        return self.hf.proj_out(decoded.last_hidden_state), hidden, frames
+        return self.decoder_logits(hidden, decoder_input), hidden, frames
+
+    @property
+    def decoder_positions(self) -> int:
+        return self.config.max_target_positions
+
+    def decoder_logits(self, states: Tensor, decoder_input: Tensor) -> Tensor:
+        """Decoder logits (B, L, V) for encoder states (B, F', D) and ``decoder_input`` (B, L)."""
+        decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=states, use_cache=False)
+        return self.hf.proj_out(decoded.last_hidden_state)
 
     # -- from scratch and calibration --------------------------------------------------------------------------------
 

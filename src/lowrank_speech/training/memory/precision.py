@@ -1,9 +1,9 @@
-"""Numbers' formats in training: autocast, and frozen weights in half of their bytes.
+"""Number formats in training: autocast, and frozen weights in half of their bytes.
 
-What trains is float32 always. ``precision: bf16`` or ``fp16`` computes matrix products in that format (autocast).
-``frozen_dtype`` also holds the frozen matrices in it: a LoRA training then needs half of the memory for its base. The
-frozen weights as they came lie in a file meanwhile, and are put back afterwards, bit for bit: adapters are merged into
-those. Biases, norms and positions stay in float32; they are a thousandth of the weights.
+Weights that train are always float32. ``precision: bf16`` or ``fp16`` computes matrix products in that format
+(autocast). ``frozen_dtype`` also holds the frozen matrices in it: a LoRA training then needs half of the memory for its
+base. Meanwhile the original frozen weights are kept in a file. They are put back afterwards, bit for bit, and adapters
+are merged into them. Biases, norms and positions stay in float32; they are a thousandth of the weights.
 """
 
 import contextlib
@@ -22,8 +22,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def autocast(precision: str, device: torch.device, keep: bool = True) -> contextlib.AbstractContextManager:
     """The context in which a forward pass computes in ``precision``.
 
-    ``keep``: hold each rounded weight that trains until the pass is over. Backward reads them anyway, except under
-    gradient checkpointing, which rounds again: held, they would be half of the model's bytes for nothing.
+    ``keep``: hold the rounded copies of weights that train until the pass is over. The backward pass reads them, except
+    under gradient checkpointing, which rounds again: there they would take half of the model's bytes for nothing.
     """
     if precision == "fp32":
         return contextlib.nullcontext()
@@ -34,23 +34,22 @@ def check(precision: str, device: torch.device) -> None:
     """UserError where the device cannot train in ``precision``."""
     if precision == "fp16" and device.type != "cuda":
         raise UserError(
-            f"training.precision: fp16 is for CUDA alone (its small gradients need a scaled loss), and this is "
-            f"{device.type}: take bf16 or fp32"
+            f"training.precision: fp16 needs CUDA (its small gradients need a scaled loss), and the device is "
+            f"{device.type}; set bf16 or fp32"
         )
 
 
 class FrozenWeights:
     """The frozen matrices of ``model`` in another dtype, from ``hold()`` to ``restore()``.
 
-    ``file``: where their own values lie meanwhile; each process of a training needs its own, or none: the one that
-    saves the model.
+    ``file``: where the original values are kept meanwhile. Only the process that saves the model needs one.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, file: Path | None):
         self.model, self.dtype, self.file = model, dtype, file
 
     def names(self) -> list[str]:
-        """Names of the frozen matrices, tied ones once; without positions, which are added and not multiplied."""
+        """Names of the frozen matrices, tied ones once, without positions (which are added, not multiplied)."""
         return [
             name
             for name, p in self.model.named_parameters()
@@ -59,7 +58,7 @@ class FrozenWeights:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Write the float32 values to the file, and go on with ``dtype``."""
+        """Write the float32 values to the file, and hold the matrices in ``dtype``."""
         self._held = self.names()
         parameters = dict(self.model.named_parameters())
         if self.file is not None:
@@ -70,7 +69,7 @@ class FrozenWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the float32 values back and remove the file; without one, round trip from ``dtype``."""
+        """Put the float32 values back and remove the file; without a file, convert from ``dtype``."""
         parameters = dict(self.model.named_parameters())
         if self.file is None:
             for name in self._held:

@@ -1,6 +1,6 @@
-"""The cuts that a training can use, found in one pass over the manifests: a run that goes on takes them as they are.
+"""The cuts that a training can use, found in one pass over the manifests. A run that continues takes them from here.
 
-folder/train.jsonl, dev.jsonl    the cuts, each with its table (features.kept)
+folder/train.jsonl, dev.jsonl    the cuts with their targets, each file with its table (features.kept)
 folder/prepared.json             whose they are, what was set aside, which languages there are; written last
 """
 
@@ -14,28 +14,23 @@ from typing import Any
 from lowrank_speech.artefact import write_json
 from lowrank_speech.features.kept import KeptCuts, kept_files
 from lowrank_speech.lang.select import Languages, SetAside
-from lowrank_speech.training.checkpoint import Checkpoints, another_run
-from lowrank_speech.training.splits import SPLITS, Usable
+from lowrank_speech.training.data.splits import SPLITS, Usable
 
 log = logging.getLogger(__name__)
 
 RECORD = "prepared.json"
 
 
-def prepared(folder: Path, key: str, make: Callable[[Path, SetAside], Usable], set_aside: SetAside) -> Usable:
-    """What ``make`` wrote to ``folder`` for an equal ``key`` in a run that was stopped; else what it makes now.
+def prepared(folder: Path, key: str, make: Callable[[], Usable], set_aside: SetAside) -> Usable:
+    """What ``make`` wrote to ``folder`` in an earlier run with the same ``key``; else what it makes now.
 
-    ``key`` stands for all that decides which cuts can be used. ``set_aside`` gets the rows of then. UserError where
-    they are those of another training that was stopped.
+    ``key`` stands for everything that decides which cuts can be used. ``set_aside`` gets the rows of that run.
     """
     record = _read(folder)
-    if record is not None and record["key"] != key:
-        if Checkpoints(folder).files():
-            raise another_run(folder / RECORD, record["key"], key)
-        record = None
-    if record is None:
-        discard(folder)
-        usable = make(folder, set_aside)
+    if record is None or record["key"] != key:
+        for path in (folder / RECORD, *_files(folder)):
+            path.unlink(missing_ok=True)
+        usable = make()
         record = {
             "key": key,
             "bytes": _bytes(folder),
@@ -48,20 +43,14 @@ def prepared(folder: Path, key: str, make: Callable[[Path, SetAside], Usable], s
         return usable
     set_aside.rows.extend(map(tuple, record["set_aside"]))
     train, dev = (KeptCuts(folder / name) for name in SPLITS)
-    log.info("the cuts that can be used are those of the run before")
+    log.info("using the cuts that the run before has prepared")
     return Usable(train, dev, Languages(Counter(record["counts"]), record["without"]), record["labels"])
-
-
-def discard(folder: Path) -> None:
-    """Remove them: the run is over, or they are another's."""
-    for path in (folder / RECORD, *_files(folder)):
-        path.unlink(missing_ok=True)
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        # A machine that lost its power may have kept the record, and less of the files.
+        # After a power cut the record may be whole, and the files not.
         return record if "key" in record and record["bytes"] == _bytes(folder) else None
     except (FileNotFoundError, ValueError, KeyError):
         return None

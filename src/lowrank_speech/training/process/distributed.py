@@ -1,18 +1,15 @@
-"""Data-parallel training by several processes (torchrun): who they are, and sums over them.
+"""Data-parallel training by several processes: who they are, and sums over them.
 
-``python -m torch.distributed.run --standalone --nproc-per-node 2 -m lowrank_speech.stages.train ...``, with
-``training.processes: 2``. The batches of an epoch are dealt in turn; each process adds up the gradients of its own,
-and once per update they are summed over the processes (gloo on CPUs, nccl on GPUs). Process 0 alone writes.
+``python -m lowrank_speech.training.process.torchrun 2 lowrank_speech.stages.train ...``, and ``training.processes: 2``.
+The batches of an epoch are dealt in turn. Each process adds up the gradients of its own batches, and once per update
+they are summed over the processes (gloo on CPUs, nccl on GPUs). Only process 0 writes.
 
-torch.distributed is used as it is. accelerate, that is DistributedDataParallel, averages gradients over processes, each
-with equal weight; losses here are means per label, so a batch has the weight of its labels. It also synchronises around
-the forward pass of one module, of which a task here calls several methods.
+Why not accelerate: its DistributedDataParallel averages gradients over processes with equal weight. Losses here are
+means per label, so a batch has the weight of its labels. It also synchronises around the forward pass of one module, of
+which a task here calls several methods.
 """
 
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
@@ -23,30 +20,21 @@ import torch.distributed as dist
 from torch import nn
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.process import end_with_parent
 
 # Elements of gradients that are sent at once: 100 MB.
 CHUNK = 25_000_000
-# While the first process goes through a long corpus the others wait. Nobody waits for one that died: torchrun ends all.
+# The others wait while the first process reads a long corpus. When a process dies, torchrun ends all of them.
 LONGEST_WAIT = timedelta(hours=2)
 
 
 def rank() -> int:
-    """This process's number, as torchrun set it; 0 without torchrun."""
+    """The number of this process, set by torchrun; 0 without it."""
     return int(os.environ.get("RANK", 0))
 
 
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM when the process that started this one, torchrun, is gone (Linux).
-
-    Else processes whose torchrun was killed would go on, and save into the folder of the run that takes their place.
-    """
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
 class Ranks:
-    """One of ``world`` processes, number ``rank``; by default the only one, for which nothing is sent."""
+    """Process number ``rank`` of ``world``; by default the only one, which sends nothing."""
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device | None = None):
         self.rank, self.world, self.device = rank, world, device or torch.device("cpu")
@@ -58,20 +46,20 @@ class Ranks:
         if world != processes:
             raise UserError(
                 f"training.processes is {processes}, but {world} {'is' if world == 1 else 'are'} running: set it to "
-                f"{world}, or start `python -m torch.distributed.run --standalone --nproc-per-node {processes} -m ...`"
+                f"{world}, or start `python -m lowrank_speech.training.process.torchrun {processes} ...`"
             )
         if world == 1:
             return cls()
-        end_with_parent()
+        end_with_parent(os.getppid())  # torchrun; when it is killed, its processes must not go on
         if device.type == "cuda":
             number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if number >= there:
                 raise UserError(
-                    f"training.processes: process {number + 1} on this machine finds {there} GPU(s), one for each "
-                    f"process: set processes: {there}, or device: cpu"
+                    f"training.processes: process {number + 1} on this machine has no GPU of its own, there "
+                    f"{'is' if there == 1 else 'are'} {there}; set processes: {there}, or device: cpu"
                 )
             torch.cuda.set_device(number)
-        else:  # the cores are shared
+        else:  # the processes share the cores
             torch.set_num_threads(max(1, torch.get_num_threads() // world))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
         return cls(rank(), world, device)
@@ -90,7 +78,7 @@ class Ranks:
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value (CPU tensors, numbers) of every process, in their order; on each."""
+        """The values (CPU tensors, numbers) of all processes, in their order; every process gets them."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -98,9 +86,9 @@ class Ranks:
         return found
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """What ``make()`` gives in process 0, which alone calls it; pickled for the others, who wait for it.
+        """The result of ``make()``, which only process 0 calls; the others wait for it and get it pickled.
 
-        Its UserError ends all of them; the first one says it.
+        Its UserError ends all processes; only the first one reports it.
         """
         if self.world == 1:
             return make()
@@ -121,7 +109,7 @@ class Ranks:
         self.sum([0.0])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients over the processes, in place; what has one on any process has one on each after."""
+        """Sum the gradients over the processes, in place; a parameter that has one in any process gets one in all."""
         if self.world == 1:
             return
         having = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=self.device)
@@ -160,7 +148,7 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` batches, those of one update each; the last may be shorter."""
+    """Lists of ``size`` batches, one list for each update; the last may be shorter."""
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group

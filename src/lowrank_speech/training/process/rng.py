@@ -1,6 +1,8 @@
 """The states of all random generators that a training may draw from."""
 
+import contextlib
 import random
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,3 +28,19 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     random.setstate(state["python"])
     name, key, *rest = state["numpy"]
     np.random.set_state((name, key.numpy().astype(np.uint32), *rest))
+
+
+@contextlib.contextmanager
+def same_draws(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
+    """Draws inside do not affect later ones: all generators, and ``generators``, get their states of before back."""
+    generators = list(generators)
+    states = [g.get_state() for g in generators]
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            for generator, state in zip(generators, states, strict=True):
+                generator.set_state(state)

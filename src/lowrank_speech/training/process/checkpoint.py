@@ -1,9 +1,9 @@
-"""Training states on disk: written beside and renamed, checked when they are read, the last two kept.
+"""Training states on disk: written beside the target and renamed, checked when they are read; the last two are kept.
 
-    scratch/state-<step>-<first 16 digits of the file's sha256>.pt
+    folder/state-<step>-<first 16 digits of the file's sha256>.pt
 
-The checksum stands in the name, so that state and checksum appear in one rename: a process killed at any point leaves
-whole states, and a temporary file that the next save writes over. One process writes to a folder at a time.
+The checksum is part of the name, so that state and checksum appear in one rename. A process that is killed at any point
+leaves whole states, and a temporary file that the next save overwrites. One process at a time writes to a folder.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ TEMPORARY = ".state.tmp"
 
 
 class Checkpoints:
-    """The states in ``folder``; all but the newest ``keep`` are removed after a save."""
+    """The states in ``folder``; a save removes all but the newest ``keep``."""
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep = folder, keep
 
     def files(self) -> list[Path]:
-        """The states, newest first: by step, those of one step by time."""
+        """The states, newest first: by step, and those of the same step by time."""
         if not self.folder.is_dir():
             return []
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
@@ -39,7 +39,7 @@ class Checkpoints:
         return [path for *_, path in sorted(steps, reverse=True)]
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``state`` (of types that ``weights_only`` allows). UserError where the disk does not take it."""
+        """Write ``state`` (of types that ``weights_only`` allows). UserError where the disk refuses it."""
         temporary = self.folder / TEMPORARY
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -50,14 +50,14 @@ class Checkpoints:
             temporary.unlink(missing_ok=True)
             raise UserError(
                 f"the training state of step {step} cannot be saved in {self.folder}: {error.strerror or error}; make "
-                f"room there and run again: it goes on from {_name(self.files())}"
+                f"room there and run again: it continues from {_name(self.files())}"
             ) from error
         for old in [p for p in self.files() if p != path][self.keep - 1 :]:
             old.unlink()
         return path
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest state that is whole, and its path; None where there is none. Broken ones are named and removed."""
+        """The newest state that is not broken, and its path, or None. Names and removes broken ones."""
         broken = False
         for path in self.files():
             expected, digest = NAME.fullmatch(path.name)[2], sha256(path)
@@ -75,21 +75,8 @@ class Checkpoints:
             )
             path.unlink()
         if broken:
-            log.warning("no whole state is left in %s: the training starts again", self.folder)
+            log.warning("%s has no whole state left: the training starts again", self.folder)
         return None
-
-    def clear(self) -> None:
-        """Remove all states: the run is over."""
-        for path in [*self.files(), self.folder / TEMPORARY]:
-            path.unlink(missing_ok=True)
-
-
-def another_run(path: Path, key: str, ours: str) -> UserError:
-    """The error of a run of ``ours`` (its key) that finds ``path`` of one of ``key``."""
-    return UserError(
-        f"{path} belongs to a run with other settings or inputs ({key[:12]}, this is {ours[:12]}): remove "
-        f"{path.parent} to start again"
-    )
 
 
 class _Hashed:
@@ -102,7 +89,7 @@ class _Hashed:
     def write(self, data: bytes) -> int:
         left = memoryview(data).cast("B")
         try:
-            while len(left):  # a file without a buffer may take a part; torch looks at no count
+            while len(left):  # a file without a buffer may take a part only, and torch does not check how much
                 left = left[self.file.write(left) :]
         except OSError as error:
             self.error = self.error or error
@@ -115,13 +102,13 @@ class _Hashed:
 
 
 def _write(path: Path, state: dict[str, Any]) -> str:
-    """Write ``state`` and wait for the disk; the hex sha256 of the file. OSError where it does not fit."""
+    """Write ``state`` and wait for the disk; returns the hex sha256 of the file. OSError where it does not fit."""
     with path.open("wb", buffering=0) as file:
         hashed = _Hashed(file)
         try:
             torch.save(state, hashed)
         except RuntimeError:
-            # Torch's writer, which buries the error of the file below one about positions.
+            # Torch's writer hides the error of the file behind one about positions.
             if hashed.error is not None:
                 raise hashed.error from None
             raise

@@ -1,0 +1,139 @@
+"""What stages are as processes: they end with the process that started them, one at a time makes an output, and no
+signal stops them once their outputs are complete.
+
+The rules export ``LOWRANK_SPEECH_PARENT=$PPID``: to the shell of a job that is Snakemake's process, whatever stands
+between the two. Without it (a stage started by hand, perhaps with nohup) nothing is watched.
+
+Standard library only.
+"""
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import platform
+import select
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from lowrank_speech.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PARENT = "LOWRANK_SPEECH_PARENT"
+STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SECONDS_BETWEEN_LOOKS = 2.0  # where the kernel has no pidfd
+# A training whose torchrun was killed still saves its state.
+PATIENCE = 60.0
+
+
+def end_with_parent(pid: int | None = None) -> None:
+    """Send this process SIGTERM as soon as ``pid`` (default: $LOWRANK_SPEECH_PARENT), one of its ancestors, has ended.
+
+    Without this a stage goes on after its Snakemake was killed, and writes to the outputs that the next one makes.
+    """
+    pid = int(os.environ.get(PARENT) or 0) if pid is None else pid
+    if pid <= 1:
+        return
+    try:
+        watched = os.pidfd_open(pid)
+    except (AttributeError, OSError):  # an old kernel, not Linux, or gone already
+        watched = None
+    # The number may belong to another process by now.
+    if pid not in ancestors():
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+    threading.Thread(target=_wait_for, args=(pid, watched), daemon=True).start()
+
+
+def _wait_for(pid: int, watched: int | None) -> None:
+    # A notice of the kernel. PR_SET_PDEATHSIG watches only the direct parent, which may be a shell, and its signal
+    # comes as soon as the thread that started this process ends.
+    if watched is not None:
+        poll = select.poll()
+        poll.register(watched, select.POLLIN)
+        poll.poll()
+    while watched is None and pid in ancestors():
+        time.sleep(SECONDS_BETWEEN_LOOKS)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def ignore_stops() -> None:
+    """Ignore signals that ask for a stop from now on, also while Python shuts down: the outputs are complete.
+
+    A process that died of a signal would have failed for Snakemake, which removes the outputs.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+def ancestors() -> set[int]:
+    """Numbers of the processes above this one; without /proc only the parent's."""
+    found, pid = set(), os.getppid()
+    while pid > 0 and pid not in found:
+        found.add(pid)
+        try:
+            # The name, in parentheses, may hold spaces and parentheses.
+            pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
+        except OSError:
+            break
+    return found
+
+
+@contextlib.contextmanager
+def locked(path: Path, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold the lock file ``path`` (made here, removed at the end) against other processes.
+
+    UserError where another one still holds it after ``patience`` seconds. The kernel releases the lock of a killed
+    process. It is a lock of fcntl, because forked workers would keep one of flock.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = _acquire(path, time.monotonic() + patience)
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be used as a lock: {error.strerror or error}; give a folder that can be written to"
+        ) from error
+    try:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()}")
+        file.flush()
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        file.close()
+
+
+def _acquire(path: Path, deadline: float) -> TextIO:
+    said = False
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                log.warning("%s: this file system has no locks (%s): run one stage at a time here", path, error)
+                return file
+            file.seek(0)
+            holder = file.read() or "another process"
+            file.close()
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"{path.parent} is in use by {holder}, which has locked {path.name}: wait until it ends, or end it"
+                ) from None
+            if not said:
+                log.info("%s is in use by %s: waiting until it ends", path.parent, holder)
+            said = True
+            time.sleep(0.2)
+            continue
+        # The process that held it removed the file: the locked one may be gone.
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        file.close()
