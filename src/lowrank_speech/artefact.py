@@ -15,6 +15,7 @@ Standard library only; imported by everyone, imports no part of the package.
 import contextlib
 import csv
 import glob
+import gzip
 import hashlib
 import importlib.metadata
 import json
@@ -26,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 VERSIONED = ("torch", "transformers", "peft", "lhotse", "sentencepiece", "kaldialign", "k2", "numpy", "lowrank-speech")
 
@@ -65,6 +66,17 @@ def write_text(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def gzipped(path: str | Path) -> Iterator[BinaryIO]:
+    """Yield a binary file whose content is compressed into ``path`` (.gz), atomically; equal content, equal bytes."""
+    with (
+        atomic(path) as temporary,
+        temporary.open("wb") as file,
+        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,  # no name, no time in the header
+    ):
+        yield packed
 
 
 def canonical_json(value: Any) -> str:

@@ -19,10 +19,11 @@ rule corpus:
     params:
         cfg=cfg("corpus"),
         code=code("corpus"),
+        runtime=runtime("corpus"),
         out=out_folder,
     shell:
         "python -m lowrank_speech.stages.corpus --cfg {params.cfg:q} --code {params.code} --split {wildcards.split}"
-        " --jobs {threads} --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        " --runtime {params.runtime:q} --jobs {threads} --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
 # What the splits of a task share. It blocks the report, and not the trainings.

@@ -4,6 +4,7 @@ Lossless (lilcom would not be: a lossy cache moves error rates, icefall#1571). T
 alone, so that a folder can be moved; ``load_cuts`` puts the folder in front again.
 """
 
+import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,7 +15,7 @@ import numpy as np
 from lhotse import CutSet, Features, MonoCut, NumpyHdf5Writer
 from lhotse.utils import fastcopy
 
-from lowrank_speech.artefact import atomic
+from lowrank_speech.artefact import atomic, gzipped
 from lowrank_speech.errors import UserError
 
 
@@ -110,7 +111,7 @@ def write_split(
     path = Path(path)
     storage = path.with_name(path.name.removesuffix(".jsonl.gz") + ".h5")
     counts = [0, 0]
-    with atomic(storage) as temporary_h5, atomic(path) as temporary_cuts:
+    with atomic(storage) as temporary_h5:
 
         def stored() -> Iterator[MonoCut]:
             with NumpyHdf5Writer(temporary_h5) as writer:
@@ -120,7 +121,15 @@ def write_split(
                     counts[1] += len(array)
                     yield with_features(cut, key, storage.name, array, shift, kind)
 
-        with CutSet.open_writer(temporary_cuts, overwrite=True) as writer:
-            for cut in stored():
-                writer.write(cut)
+        write_cuts(path, stored())
     return counts[0], counts[1]
+
+
+def write_cuts(path: str | Path, cuts: Iterable[Any]) -> int:
+    """Write cuts as gzipped JSON lines, which Lhotse's CutSet.from_file reads; the number of cuts."""
+    count = 0
+    with gzipped(path) as file:
+        for cut in cuts:
+            file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
+            count += 1
+    return count

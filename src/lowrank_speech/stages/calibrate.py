@@ -17,16 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Layers
-from lowrank_speech.settings import REQUIRED, Count, Positive, Seed, key, read, settings
+from lowrank_speech.settings import REQUIRED, Count, Seed, key, settings
 from lowrank_speech.stages import common
-
-
-@settings
-class Segment:
-    seconds: Positive | None = key(None, "utterances are cut to at most this; null: as they are")
+from lowrank_speech.stages.task import Segment
 
 
 @settings
@@ -37,7 +32,13 @@ class Config:
     layers: Layers = key("ffn", "ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
     utterances: Count = key(64, "how many utterances the model sees")
     segment: Segment | None = key(None, "how much of each")
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "where it computes", runtime=True)
+
+
+@settings
+class Runtime:
+    """How the stage runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where to compute", runtime=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,31 +47,29 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: moments, .safetensors")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = read(Config, cfg)
-    manifest = Manifest("calibrate", cfg, seed=config.seed)
+def body(run: common.Run) -> None:
+    arguments = run.arguments
     common.existing(arguments.model, "--model")
     common.existing(arguments.cuts, "--cuts")
     try:
-        numbers = _run(arguments, config)
+        metrics = _calibrate(run)
     except ValueError as error:
         raise UserError(f"calibrate {arguments.model}: {error}") from error
-    manifest.device = numbers.pop("device")
-    manifest.write(arguments.manifest, [arguments.out], numbers)
+    run.finish([arguments.out], metrics)
 
 
-def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+def _calibrate(run: common.Run) -> dict[str, Any]:
     from lowrank_speech.factorising.calibration import calibrate
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
 
-    device = pick_device(config.device)
+    arguments, config, device = run.arguments, run.config, pick_device(run.runtime.device)
     model = load_model(arguments.model).to(device)
     if model.plan:
         raise UserError(f"calibrate: {arguments.model} is factorised already; give the dense model")
     seconds = config.segment.seconds if config.segment else None
-    numbers = calibrate(
+    run.device = str(device)
+    return calibrate(
         model,
         arguments.model,
         arguments.cuts,
@@ -80,11 +79,10 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
         config.seed,
         seconds,
     )
-    return numbers | {"device": str(device)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("calibrate", __doc__, Config, add, body, argv)
+    return common.main("calibrate", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

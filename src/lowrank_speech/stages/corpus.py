@@ -18,7 +18,6 @@ SPEECH_DATA=../shared/data python -m lowrank_speech.stages.corpus --split test -
 """
 
 import argparse
-import gzip
 import hashlib
 import json
 import logging
@@ -29,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from lowrank_speech import settings
-from lowrank_speech.artefact import Manifest, atomic, write_json, write_table
+from lowrank_speech.artefact import atomic, gzipped, write_json, write_table
 from lowrank_speech.corpora import registry, tracking
 from lowrank_speech.corpora.common import Track
 from lowrank_speech.errors import UserError
@@ -56,21 +55,25 @@ class Config:
     corpus: dict[str, Any] = key(REQUIRED, "a section of `corpora`: kind and the keys of that kind")
 
 
+@settings.settings
+class Runtime:
+    """How the stage runs."""
+
+    track: Literal["auto", "stat", "hash", "none"] = key(
+        "auto", "how the next run notices that audio has changed; see docs/your-data.md", runtime=True
+    )
+
+
 def add(parser: argparse.ArgumentParser) -> None:
     """Declare inputs and outputs."""
     parser.add_argument("--split", required=True, metavar="NAME", help="which split of the corpus to make")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output: the folder")
     parser.add_argument("--jobs", type=int, default=1, help="threads that decode (processes that synthesise)")
-    parser.add_argument(
-        "--track", choices=get_args(Track), help="how changed audio is noticed; default: the key `track` of the corpus"
-    )
 
 
-def body(args: argparse.Namespace) -> None:
+def body(run: common.Run) -> None:
     """Read, check, write."""
-    raw = common.read_cfg(args.cfg)
-    config = settings.read(Config, raw)
-    manifest = Manifest("corpus", cfg=raw, seed=config.seed)
+    args, config = run.arguments, run.config
     chosen = registry.read(config.corpus, "cfg.corpus")
     corpus = registry.module(chosen.kind)
     if args.split not in chosen.splits:
@@ -83,7 +86,8 @@ def body(args: argparse.Namespace) -> None:
     items = _read(corpus, chosen, args.split, root, made, config.seed, args.jobs)
     log.info("corpus: %s: %d candidates from %s", args.split, len(items), root or "synthesis")
     # Before the audio is opened: what changes while the stage reads counts as changed.
-    files = record(corpus, chosen, root, items, args.track)
+    files = record(corpus, chosen, root, items, run.runtime.track)
+    tables = tracking.tables(corpus.sources(chosen, root), root)
 
     from lowrank_speech.corpora.common import Checks
     from lowrank_speech.corpora.validate import validate
@@ -103,17 +107,17 @@ def body(args: argparse.Namespace) -> None:
             shown(numbers["tags"]),
         )
     write_json(args.out / f"{args.split}.audio.json", files)
-    manifest.write(args.manifest, outputs, numbers)
+    run.finish(outputs, numbers, sources=tables)
 
 
-def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", track: str | None) -> dict[str, Any]:
+def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", track: str) -> dict[str, Any]:
     """Which audio of the corpus's folder is read; nothing of what the stage makes itself."""
     from lowrank_speech.corpora.validate import paths
 
     if root is None:
         return tracking.record(".", (), "none")
     listed = corpus.listed(config, root) if hasattr(corpus, "listed") else ()
-    return tracking.record(root, (path for item in items for path in paths(item)), track or config.track, listed)
+    return tracking.record(root, (path for item in items for path in paths(item)), track, listed)
 
 
 def _read(corpus: Any, config: Any, split: str, root: Path | None, audio: Path, seed: int, jobs: int) -> list:
@@ -173,10 +177,8 @@ def write_cuts(path: Path, index: Path, results: "Iterable[Accepted]") -> None:
     Equal cuts, equal bytes: the gzip header holds neither name nor time.
     """
     with (
-        atomic(path) as temporary,
+        gzipped(path) as packed,
         atomic(index) as table,
-        temporary.open("wb") as file,
-        gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as packed,
         table.open("w", encoding="utf-8", newline="\n") as rows,
     ):
         rows.write("\t".join(INDEX) + "\n")
@@ -226,7 +228,7 @@ class Summary:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line of the stage; the exit code."""
-    return common.main("corpus", __doc__, Config, add, body, argv)
+    return common.main("corpus", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
-from lowrank_speech.settings import REQUIRED, key, read, settings
+from lowrank_speech.settings import REQUIRED, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -44,10 +43,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: model folder")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = read(Config, cfg)
-    manifest = Manifest("export", cfg)
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     common.existing(arguments.model, "--model")
     if arguments.out.resolve() == arguments.model.resolve():
         raise UserError(f"export: --out and --model are the same folder, {arguments.out}; give another one as --out")
@@ -56,16 +53,16 @@ def body(arguments: argparse.Namespace) -> None:
     from lowrank_speech.models.folder import load_model, save_model
 
     model = load_model(arguments.model)
-    numbers: dict[str, Any] = {"format": config.format}
+    metrics: dict[str, Any] = {"format": config.format}
     if config.format == "dense":
         expected = _states(model, arguments.model)
         densify(model.body)
         model.plan = None
-        numbers["largest_difference"] = float((_states(model, arguments.model) - expected).abs().max())
-    numbers["parameters"] = model.parameters_total()
+        metrics["largest_difference"] = float((_states(model, arguments.model) - expected).abs().max())
+    metrics["parameters"] = model.parameters_total()
     save_model(model, arguments.out, copy_from=arguments.model)
-    log.info("%s: %d parameters", config.format, numbers["parameters"])
-    manifest.write(arguments.manifest, [arguments.out], numbers)
+    log.info("%s: %d parameters", config.format, metrics["parameters"])
+    run.finish([arguments.out], metrics)
 
 
 def _states(model: Any, folder: Path) -> Any:

@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Factorise
-from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -42,23 +41,21 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: model folder")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = read(Config, cfg)
-    manifest = Manifest("factorise", cfg, seed=config.seed)
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     common.existing(arguments.model, "--model")
     if arguments.moments is not None:
         common.existing(arguments.moments, "--moments")
     elif config.factorise.init == "activation":
         raise UserError("factorise: init: activation needs --moments (stage calibrate)")
     try:
-        numbers = _run(arguments, config)
+        metrics = _factorise(arguments, config)
     except ValueError as error:
         raise UserError(f"factorise {arguments.model}: {error}") from error
-    manifest.write(arguments.manifest, [arguments.out], numbers)
+    run.finish([arguments.out], metrics)
 
 
-def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     from lowrank_speech.factorising.model import factorise_model
     from lowrank_speech.models.folder import load_model
 
@@ -67,16 +64,16 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise UserError(
             f"factorise: {arguments.model} is factorised already ({len(model.plan)} layers); give the dense model"
         )
-    numbers = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
-    for name, reason in numbers["left_dense"].items():
+    metrics = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
+    for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)
-    ranks = [row["rank"] for row in numbers["layers"]]
+    ranks = [row["rank"] for row in metrics["layers"]]
     log.info(
         "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",
-        len(ranks), min(ranks), max(ranks), numbers["parameters_before"], numbers["parameters_after"],
-        100 * numbers["reduction"],
+        len(ranks), min(ranks), max(ranks), metrics["parameters_before"], metrics["parameters_after"],
+        100 * metrics["reduction"],
     )  # fmt: skip
-    return numbers
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:

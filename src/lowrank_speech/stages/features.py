@@ -21,9 +21,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from lowrank_speech.artefact import Manifest, atomic
 from lowrank_speech.errors import UserError
-from lowrank_speech.settings import REQUIRED, key, read, settings
+from lowrank_speech.settings import REQUIRED, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -43,31 +42,27 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: cuts with features, .jsonl.gz")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = read(Config, cfg)
-    manifest = Manifest("features", cfg)
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     common.existing(arguments.cuts, "--cuts")
 
-    from lowrank_speech.features.store import load_cuts, write_split
+    from lowrank_speech.features.store import load_cuts, write_cuts, write_split
 
     cuts = load_cuts(arguments.cuts, lazy=True)
-    outputs = [arguments.out]
+    outputs, cost = [arguments.out], {"frontend_rtf": 0.0}
     if config.kind == "waveform":
-        with atomic(arguments.out) as temporary:
-            cuts.to_file(temporary)
-        numbers = {"utterances": sum(1 for _ in cuts), "frames": 0, "frontend_rtf": 0.0}
+        metrics = {"utterances": write_cuts(arguments.out, cuts), "frames": 0}
     else:
         work = _Work(config, arguments.base)
         count, frames = write_split(work.arrays(cuts), arguments.out, work.shift, config.kind)
         outputs.append(arguments.out.with_name(arguments.out.name.removesuffix(".jsonl.gz") + ".h5"))
-        rtf = work.seconds / max(work.speech, 1e-9)
-        numbers = {"utterances": count, "frames": frames, "frame_shift": work.shift, "frontend_rtf": round(rtf, 6)}
-        numbers["seconds"] = round(work.speech, 3)
-    if not numbers["utterances"]:
+        metrics = {"utterances": count, "frames": frames, "frame_shift": work.shift}
+        metrics["speech_seconds"] = round(work.speech, 3)
+        cost["frontend_rtf"] = round(work.seconds / max(work.speech, 1e-9), 6)
+    if not metrics["utterances"]:
         raise UserError(f"{arguments.cuts}: the split is empty")
-    log.info("%(utterances)d utterances, %(frames)d frames", numbers)
-    manifest.write(arguments.manifest, outputs, numbers)
+    log.info("%(utterances)d utterances, %(frames)d frames", metrics)
+    run.finish(outputs, metrics, cost)
 
 
 class _Work:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech import settings
-from lowrank_speech.artefact import Manifest, atomic, write_table, write_text
+from lowrank_speech.artefact import atomic, write_table, write_text
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang import config as kinds
 from lowrank_speech.lang.load import MANIFEST, TOKEN_FILES, unusable
@@ -61,12 +61,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output: the folder")
 
 
-def body(arguments: argparse.Namespace) -> None:
+def body(run: common.Run) -> None:
     """Read, normalise, count, write."""
-    raw = common.read_cfg(arguments.cfg)
-    config = settings.read(Config, raw)
+    arguments, config = run.arguments, run.config
     lang = kinds.read(config.lang, "cfg.lang")
-    manifest = Manifest("lang", cfg=raw, seed=config.seed)
     if arguments.manifest.resolve() != (arguments.out / MANIFEST).resolve():
         raise UserError(f"--manifest: it must be {arguments.out / MANIFEST}, got {arguments.manifest}")
     if not arguments.cuts and lang.kind != "whisper":
@@ -83,7 +81,15 @@ def body(arguments: argparse.Namespace) -> None:
         made, facts = _tokens(arguments.out, lang, transcripts, config.seed)
         outputs, numbers = [*made, *outputs], numbers | facts
     log.info("lang: %s", json.dumps({k: v for k, v in numbers.items() if k != "normalise"}, ensure_ascii=False))
-    manifest.write(arguments.manifest, outputs, numbers)
+    _remove_others(arguments.out, outputs)
+    run.finish(outputs, numbers)
+
+
+def _remove_others(out: Path, outputs: Iterable[Path]) -> None:
+    """Remove the token file of another kind that was made here before."""
+    for name in filter(None, TOKEN_FILES.values()):
+        if out / name not in set(outputs):
+            (out / name).unlink(missing_ok=True)
 
 
 class Transcripts:

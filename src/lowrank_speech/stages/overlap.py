@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lowrank_speech import settings
-from lowrank_speech.artefact import Manifest, write_table
+from lowrank_speech.artefact import write_table
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import key
 from lowrank_speech.stages import common
@@ -73,11 +73,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def body(arguments: argparse.Namespace) -> None:
+def body(run: common.Run) -> None:
     """Read, compare, write."""
-    raw = common.read_cfg(arguments.cfg)
-    settings.read(Config, raw)
-    manifest = Manifest("overlap", cfg=raw)
+    arguments = run.arguments
     splits = [read_split(text) for text in dict.fromkeys(arguments.split)]
     apart = [(a, b) for a, b in itertools.combinations(splits, 2) if a.role != b.role and {a.role, b.role} != TRAINING]
     rows = [row for one, other in apart for row in shared(one, other)]
@@ -93,7 +91,7 @@ def body(arguments: argparse.Namespace) -> None:
             {**found, "first": found["examples"][0]},
         )
     used = [{"role": split.role, "split": split.name, "utterances": len(split.rows)} for split in splits]
-    manifest.write(arguments.manifest, [listed], {"splits": used, "shared_speakers": speakers})
+    run.finish([listed], {"splits": used, "shared_speakers": speakers})
 
 
 def read_split(text: str) -> Split:

@@ -48,7 +48,8 @@ class Slices:
         corpus = self.config["corpora"][wildcards.corpus]
         own = {wildcards.split: corpus["splits"][wildcards.split]}
         shared = {"held_out": held_out(corpus)} if corpus["kind"] == "espeak" else {}
-        return Slice({"seed": self.config["seed"], "corpus": {**corpus, "splits": own, **shared}}, {})
+        cfg = {**_without(corpus, WATCHING), "splits": own, **shared}
+        return Slice({"seed": self.config["seed"], "corpus": cfg}, _only(corpus, WATCHING))
 
     def overlap(self, wildcards: Any) -> Slice:
         """Which splits play which role in a task."""
@@ -201,6 +202,9 @@ class Slices:
     def _task(self, task: str) -> Keys:
         return _only(self.config["tasks"][task], ("type", "languages", "segment"))
 
+
+WATCHING = ("track",)
+"""Keys of a corpus that say how changes of its audio are noticed."""
 
 RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
 """Keys of a recipe that language recognition does not use."""
