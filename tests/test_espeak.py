@@ -107,7 +107,9 @@ def test_a_split_alone_with_the_shares_of_the_held_out_ones_is_the_same():
     for name, section in SMALL["splits"].items():
         alone = config(splits={name: {**section, "share": 0.4}}, held_out=whole.shares)
         assert espeak.plan(alone, name, 1) == espeak.plan(whole, name, 1)
-        assert rendering.talkers(alone, 1)[0].tobytes() == rendering.talkers(whole, 1)[0].tobytes()
+        babble = rendering.talkers(alone, 1)
+        assert bool(babble) == (section.get("snr", True) is not None)
+        assert all(map(np.array_equal, babble, rendering.talkers(whole, 1)))
     assert espeak.plan(config(held_out={"test": 0.5}), "train", 1) != espeak.plan(whole, "train", 1)
 
 

@@ -59,7 +59,7 @@ def count(data: Bytes, path: Path, start: int = 0, end: int | None = None) -> St
     AudioError: the last frame is not whole, or the sampling rate changes (files that were joined).
     """
     end = len(data) if end is None else end
-    at, first = _next_frame(data, start, end, None)
+    at, first = _next_frame(data, start, end)
     if first is None:
         return None
     declared, trim = _tag(data, at, first)
@@ -72,7 +72,7 @@ def count(data: Bytes, path: Path, start: int = 0, end: int | None = None) -> St
             frame = found
         else:
             at += metadata_length(data[at : at + 32])
-            at, following = _next_frame(data, at, end, None)
+            at, following = _next_frame(data, at, end)
             if following is None:
                 break
             if following.rate != first.rate:
@@ -102,7 +102,7 @@ def check(stream: Stream, decoded: int, rate: int, path: Path) -> None:
         )
 
 
-def _next_frame(data: Bytes, at: int, end: int, like: int | None) -> tuple[int, Frame | None]:
+def _next_frame(data: Bytes, at: int, end: int) -> tuple[int, Frame | None]:
     """The first place from ``at`` on where a frame is followed by another one, or by the end."""
     while (at := data.find(b"\xff", at, end)) >= 0:
         found = _frame(data, at)
