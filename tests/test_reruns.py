@@ -130,7 +130,7 @@ def test_nothing_to_do(tree):
     assert tree.due() == {}
 
 
-# -- extending an experiment ---------------------------------------------------------------------------------------------
+# -- extending an experiment -------------------------------------------------------------------------------------------
 
 EXTENSIONS = {
     "a test set of the same corpus": (
@@ -181,7 +181,7 @@ def test_an_extension_runs_the_new_jobs_only(tree, name):
         shutil.rmtree(folder)
 
 
-# -- the config ----------------------------------------------------------------------------------------------------------
+# -- the config --------------------------------------------------------------------------------------------------------
 
 CONFIG_EDITS = {
     "order of the keys": (reverse, {}),
@@ -217,7 +217,13 @@ CONFIG_EDITS = {
     ),
     "another language": (
         put("corpora.babel.languages", ["de", "en", "es"]),
-        {"corpus": 4, "overlap": 2, "lang": 2, "features": 9, **{k: v for k, v in FROM_BASE.items() if k != "features"}},
+        {
+            "corpus": 4,
+            "overlap": 2,
+            "lang": 2,
+            "features": 9,
+            **{k: v for k, v in FROM_BASE.items() if k != "features"},
+        },
     ),
     "the other corpus": (
         put("corpora.ocean.language", "xx"),
@@ -236,7 +242,13 @@ CONFIG_EDITS = {
     ),
     "seed": (
         put("seed", 2),
-        {"corpus": 7, "overlap": 2, "lang": 2, "features": 12, **{k: v for k, v in FROM_BASE.items() if k != "features"}},
+        {
+            "corpus": 7,
+            "overlap": 2,
+            "lang": 2,
+            "features": 12,
+            **{k: v for k, v in FROM_BASE.items() if k != "features"},
+        },
     ),
     # What changes no result runs nothing.
     "workers": (put("runtime.workers", 2), {}),
@@ -291,7 +303,7 @@ def test_window_of_a_published_base(tree):
         tree.write(tiny_config())
 
 
-# -- the code ------------------------------------------------------------------------------------------------------------
+# -- the code ----------------------------------------------------------------------------------------------------------
 
 
 def comment(text: str) -> str:
@@ -314,7 +326,11 @@ CODE_EDITS = {
     "docstring": ("training/loop.py", docstring, {}),
     "training loop": ("training/loop.py", statement, FROM_BASE),
     "setting up an adaptation": ("training/adapt.py", statement, FROM_TRAIN),
-    "CTC loss": ("training/losses/ctc.py", statement, {"base": 1, "calibrate": 1, "factorise": 2, **systems(8 + 4 - 4)}),
+    "CTC loss": (
+        "training/losses/ctc.py",
+        statement,
+        {"base": 1, "calibrate": 1, "factorise": 2, **systems(8 + 4 - 4)},
+    ),
     "sequence-to-sequence loss": ("training/losses/seq2seq.py", statement, {"base": 1, "features": 6, **OF_WHISPER}),
     "classification loss": ("training/losses/classify.py", statement, systems(8)),
     "LoRA": ("lowrank/lora.py", statement, systems(4)),
@@ -354,7 +370,7 @@ def test_comment_in_rule(tree):
         assert tree.due() == {}
 
 
-# -- what people edit outside --------------------------------------------------------------------------------------------
+# -- what people edit outside ------------------------------------------------------------------------------------------
 
 
 def test_an_edited_transcript_runs_what_is_made_from_it(tree):
@@ -412,7 +428,7 @@ def test_edited_weights_of_a_local_base(tree):
         tree.write(tiny_config())
 
 
-# -- what Snakemake does not see -----------------------------------------------------------------------------------------
+# -- what Snakemake does not see ---------------------------------------------------------------------------------------
 
 ARTEFACTS = {
     "hypotheses": (
@@ -420,8 +436,14 @@ ARTEFACTS = {
         {"decode": 1, "score": 1, "report": 1},
     ),
     "a declared output": ("train/whisper/lid/full/metrics.jsonl", systems(1)),
-    "a file that only the manifest names": ("lang/chars/tokens.txt", {"lang": 1, "base": 1, "calibrate": 1, "factorise": 2, **systems(8)}),
-    "cuts": ("corpus/ocean/test.jsonl.gz", {"corpus": 1, "overlap": 1, "features": 2, "decode": 8, "score": 8, "report": 1}),
+    "a file that only the manifest names": (
+        "lang/chars/tokens.txt",
+        {"lang": 1, "base": 1, "calibrate": 1, "factorise": 2, **systems(8)},
+    ),
+    "cuts": (
+        "corpus/ocean/test.jsonl.gz",
+        {"corpus": 1, "overlap": 1, "features": 2, "decode": 8, "score": 8, "report": 1},
+    ),
 }
 
 
@@ -471,13 +493,16 @@ def test_without_any_record_of_snakemake_nothing_runs_that_is_as_it_should_be(tr
 def test_a_file_that_nothing_recorded_is_made_again(tree):
     """A new version declares one output more: the old files have records, and the new one has none."""
     rule = tree.root / "workflow/rules/score.smk"
-    with edited(
-        rule,
-        lambda text: text.replace(
-            'manifest=f"{layout.score()}/score.json"',
-            'manifest=f"{layout.score()}/score.json",\n        more=f"{layout.score()}/more.txt"',
+    with (
+        edited(
+            rule,
+            lambda text: text.replace(
+                'manifest=f"{layout.score()}/score.json"',
+                'manifest=f"{layout.score()}/score.json",\n        more=f"{layout.score()}/more.txt"',
+            ),
         ),
-    ), edited(tree.root / "src/lowrank_speech/stages/score.py", statement):
+        edited(tree.root / "src/lowrank_speech/stages/score.py", statement),
+    ):
         assert tree.due() == {"score": SYSTEMS, "report": 1}
 
 
@@ -524,7 +549,7 @@ def test_an_edit_runs_exactly_what_it_concerns(tree):
         tree.run()
 
 
-# -- every key, every module ---------------------------------------------------------------------------------------------
+# -- every key, every module -------------------------------------------------------------------------------------------
 
 
 def test_the_dev_set_can_be_decoded(tree):
@@ -536,7 +561,9 @@ def test_planning_time_of_a_large_grid(tmp_path):
     """200 systems x 10 test sets x 3 decoders, in CPU time."""
     tree, config = Tree(tmp_path), tiny_config()
     splits = {f"test{n}": {"source": "dev", "part": [n / 10, (n + 1) / 10]} for n in range(10)}
-    config["corpora"]["ocean"]["splits"] = {k: v for k, v in config["corpora"]["ocean"]["splits"].items() if k != "test"}
+    config["corpora"]["ocean"]["splits"] = {
+        k: v for k, v in config["corpora"]["ocean"]["splits"].items() if k != "test"
+    }
     config["corpora"]["ocean"]["splits"] |= splits
     config["decoders"] = {f"d{n}": {"kind": "greedy", "batch_seconds": 10 + n} for n in range(3)}
     config["tasks"] = {"asr": config["tasks"]["asr"] | {"test": list(splits), "decoders": list(config["decoders"])}}

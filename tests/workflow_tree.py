@@ -1,8 +1,8 @@
 """A copy of the workflow whose stages are stubs: what the tests of the orchestration run Snakemake in.
 
-The copy has the real Snakefile, rules, schema and sources, so that fingerprints are of real code, and a `python` that, in
-place of a stage, writes the files that the stage would make, with fixed bytes, and a manifest and a cost like the true ones.
-Which manifests it wrote stands in runs.log.
+The copy has the real Snakefile, rules, schema and sources, so that fingerprints are of real code, and a `python` that,
+in place of a stage, writes the files that the stage would make, with fixed bytes, and a manifest and a cost like the
+true ones. Which manifests it wrote stands in runs.log.
 """
 
 import os

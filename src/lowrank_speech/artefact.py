@@ -4,8 +4,9 @@ A stage writes each output beside its target and renames it, so that a killed st
 whole. It ends by writing
 
     <stage>.cost.json   what the run cost: time, memory, host, versions. Nothing compares it
-    <stage>.json        the manifest, what was made: outputs with size and sha256, metrics, resolved config, seed, device,
-                        hash of the code, hashes of the files from outside that were read. Equal runs write equal bytes
+    <stage>.json        the manifest, what was made: outputs with size and sha256, metrics, resolved config, seed,
+                        device, hash of the code, hashes of the files from outside that were read. Equal runs write
+                        equal bytes
 
 Rules downstream take the manifest as input (small, compared by content) and large weights as ``ancient()``.
 

@@ -6,8 +6,8 @@
 Outputs: ``workflow/schemas/config.schema.json``, from which the workflow checks configs and fills in defaults without
 importing any part, and ``docs/configuration.md``. Both are committed; a test holds them against the classes.
 
-``check(config)`` reads every section with the class that its stage reads it with, so that rules that concern several keys
-are enforced before the first job.
+``check(config)`` reads every section with the class that its stage reads it with, so that rules that concern several
+keys are enforced before the first job.
 """
 
 import json
@@ -34,7 +34,7 @@ from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
 from lowrank_speech.stages import calibrate, emissions, report
 from lowrank_speech.stages.task import Task
 from lowrank_speech.training.config import Runtime, TrainConfig
-from lowrank_speech.workflow.config import DEFAULT_DECODERS, System, systems
+from lowrank_speech.workflow.config import System, systems
 from lowrank_speech.workflow.slices import Slices
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ NAME = "^[A-Za-z][A-Za-z0-9_-]*$"
 FOLDER = "^[A-Za-z0-9._/-]+$"
 
 
-# -- sections that only the orchestration reads --------------------------------------------------------------------------
+# -- sections that only the orchestration reads ------------------------------------------------------------------------
 
 
 @settings
@@ -114,23 +114,33 @@ class LangSection:
     splits: tuple[str, ...] = key(REQUIRED, "splits of each of them")
 
 
-# -- the schema ----------------------------------------------------------------------------------------------------------
+# -- the schema --------------------------------------------------------------------------------------------------------
 
 
 def schema() -> Node:
     """The schema of the whole config, with facts about families and decoders that the workflow needs."""
     tool = Schemas()
-    tool.definitions["name"] = {"type": "string", "pattern": NAME, "expected": "a letter, then letters, digits, - and _"}
+    tool.definitions["name"] = {
+        "type": "string",
+        "pattern": NAME,
+        "expected": "a letter, then letters, digits, - and _",
+    }
     training = _with_runtime(tool.of(TrainConfig), tool)
     tool.definitions["training"] = training
-    for name, cls in (("factorise", Factorise), ("constraint", ConstraintSettings), ("lora", LoraSettings), ("report", report.ReportConfig)):
+    for name, cls in (
+        ("factorise", Factorise),
+        ("constraint", ConstraintSettings),
+        ("lora", LoraSettings),
+        ("report", report.ReportConfig),
+    ):
         tool.define(name, cls)
     tool.define("score", ScoreOptions)
     tool.define("runtime", Runtime)
     tool.definitions["calibrate"] = _closed(
-        _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers")), tool.of(CalibrateSection)
+        _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers")),
+        tool.of(CalibrateSection),
     )
-    tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Emissions), tool, ("device",))
+    tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Settings), tool, ("device",))
     decoders = _decoders(tool)
     sections: dict[str, Node] = {
         "experiment": {"type": "string", "minLength": 1, "description": "title of the report"},
@@ -140,7 +150,8 @@ def schema() -> Node:
             "expected": "a path of letters, digits, ., _, - and /",
             "description": "folder of everything that is made",
         },
-        "seed": _of_type(tool, Seed) | {"description": "of every draw: synthesis, splits, weights, order of batches, bootstrap"},
+        "seed": _of_type(tool, Seed)
+        | {"description": "of every draw: synthesis, splits, weights, order of batches, bootstrap"},
         "corpora": named(_corpora(tool), 1),
         "langs": named(_langs(tool)) | {"default": {}},
         "bases": named(_base(tool), 1),
@@ -231,7 +242,7 @@ def _systems() -> Node:
         "type": "object",
         "additionalProperties": False,
         "required": list(keys),
-        "properties": {name: names for name in keys},
+        "properties": dict.fromkeys(keys, names),
         "description": "the grid: every base x every task x every method, in the order of the report",
     }
 
@@ -251,7 +262,7 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
     return branches
 
 
-# -- pieces of it --------------------------------------------------------------------------------------------------------
+# -- pieces of it ------------------------------------------------------------------------------------------------------
 
 
 def _kind(node: Node, kind: str) -> Node:
@@ -290,7 +301,7 @@ def _of_type(tool: Schemas, kind: Any) -> Node:
     return {k: v for k, v in tool.of(Holder)["properties"]["value"].items() if k != "description"}
 
 
-# -- the check -----------------------------------------------------------------------------------------------------------
+# -- the check ---------------------------------------------------------------------------------------------------------
 
 
 def check(config: Mapping[str, Any]) -> None:
@@ -342,7 +353,7 @@ def _check_device(recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: 
         )
 
 
-# -- files from outside --------------------------------------------------------------------------------------------------
+# -- files from outside ------------------------------------------------------------------------------------------------
 
 
 def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
@@ -365,7 +376,7 @@ def base_sources(source: str) -> dict[str, str] | None:
     return {path.name: str(path) for path in imported_files(folder)}
 
 
-# -- the files -----------------------------------------------------------------------------------------------------------
+# -- the files ---------------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:

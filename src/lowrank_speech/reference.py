@@ -7,8 +7,9 @@ from lowrank_speech.stages.keys import NAMES, keys_of
 
 HEAD = """# Configuration
 
-Every key of an experiment's config, with its type, default and meaning. This page is generated from the settings classes
-(`python -m lowrank_speech.experiment`); `config.yaml` is a whole example with comments. An unknown key is refused.
+Every key of an experiment's config, with its type, default and meaning. This page is generated from the settings
+classes (`python -m lowrank_speech.experiment`); `config.yaml` is a whole example with comments. An unknown key is
+refused.
 
 """
 
@@ -33,8 +34,8 @@ SECTIONS = {
     "report": ("Report", "`report`."),
     "runtime": (
         "Runtime",
-        "`runtime`: how the stages run. A change here changes no result and runs nothing again. The keys may also stand in "
-        "`training`, `decode`, `calibrate` and `pretrain`, where they override these.",
+        "`runtime`: how the stages run. A change here changes no result and runs nothing again. They may also stand "
+        "in `training`, `decode`, `calibrate` and `pretrain`, where they override these.",
     ),
 }
 
@@ -58,8 +59,8 @@ def _top(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     required = schema["required"]
     for name, part in schema["properties"].items():
         if name in SECTIONS:
-            title = SECTIONS[name][0]
-            yield name, f"{'section' if name in required else 'section, may be left out'}: see [{title}](#{title.lower().replace(' ', '-')})"
+            title, optional = SECTIONS[name][0], "" if name in required else ", may be left out"
+            yield name, f"section{optional}: see [{title}](#{title.lower().replace(' ', '-')})"
         elif part.get("description"):
             yield name, f"{NAMES[part['type']]}; required: {part['description']}"
 
@@ -78,7 +79,11 @@ def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
     properties = {}
     for name, part in node.get("properties", {}).items():
         if part.get("partial") or name == "pretrain":
-            properties[name] = {"type": "object", "default": None, "description": "keys of [training](#training) that differ"}
+            properties[name] = {
+                "type": "object",
+                "default": None,
+                "description": "keys of [training](#training) that differ",
+            }
             continue
         found = _inlined(_followed(part, schema), schema)
         below = found.get("additionalProperties")
@@ -102,5 +107,3 @@ def _table(rows: Iterator[tuple[str, str]]) -> str:
         escaped = said.replace("|", "\\|")
         lines.append(f"| `{path}` | {escaped} |\n")
     return "".join(lines) + "\n"
-
-

@@ -1,7 +1,7 @@
 """JSON schema of settings classes, in the plain form that the workflow reads without pydantic.
 
-In: a settings class. Out: a schema (draft 2020-12) in which every object is closed, every default is written out, nothing
-is nullable by ``anyOf``, and the branches of a section with several kinds hang on the key ``kind``.
+In: a settings class. Out: a schema (draft 2020-12) in which every object is closed, every default is written out,
+nothing is nullable by ``anyOf``, and the branches of a section with several kinds hang on the key ``kind``.
 
     >>> tool = Schemas()
     >>> tool.define("training", TrainConfig)
@@ -63,7 +63,10 @@ def named(node: Node, least: int = 0) -> Node:
 
 def by_kind(branches: Mapping[str, Node], key: str = "kind") -> Node:
     """A section whose ``key`` chooses one of ``branches`` (closed objects, which have ``key`` too)."""
-    cases = [{"if": {"properties": {key: {"const": kind}}, "required": [key]}, "then": node} for kind, node in branches.items()]
+    cases = [
+        {"if": {"properties": {key: {"const": kind}}, "required": [key]}, "then": node}
+        for kind, node in branches.items()
+    ]
     return {"type": "object", "required": [key], "properties": {key: {"enum": list(branches)}}, "allOf": cases}
 
 

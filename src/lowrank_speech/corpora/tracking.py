@@ -17,7 +17,6 @@ calls ``changed`` when it plans.
 """
 
 # Strings: to make a Path of each of many names takes longer than to look at the file.
-# ruff: noqa: PTH113, PTH116, PTH118, PTH120, PTH123
 
 import hashlib
 import json

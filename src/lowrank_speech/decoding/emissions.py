@@ -54,7 +54,7 @@ class Emissions:
             raise UserError(f"{self.folder}: there is no {MANIFEST}; give a folder that the stage emissions made")
         try:
             record = read_manifest(path, "emissions")
-            metrics = record.get("metrics", record.get("numbers"))
+            metrics = record["metrics"]
             self.task, self.lang_sha256 = metrics["task"], metrics["lang_sha256"]
             self._frames = {row["id"]: int(row["frames"]) for row in _rows(self.folder / FRAMES)}
             rows = _rows(self.folder / ASIDE)

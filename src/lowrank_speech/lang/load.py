@@ -1,6 +1,6 @@
 """The folder of the stage lang, as training and decoding use it: ``Lang.load(folder)``.
 
-lang.json is the stage's manifest. Its ``numbers`` say how the normaliser works and which languages there are; its
+lang.json is the stage's manifest. Its ``metrics`` say how the normaliser works and which languages there are; its
 ``outputs`` have the sha256 of the token file, which is compared: a table that was changed afterwards does not fit the
 models that were trained with it.
 """
@@ -48,10 +48,10 @@ class Lang:
             raise UserError(f"{folder}: no {MANIFEST} in it; give the folder that the stage lang made")
         try:
             record = read_manifest(path, "lang")
-            numbers = record["numbers"]
-            kind, languages = numbers["kind"], tuple(numbers["languages"])
-            name, seq2seq = TOKEN_FILES[kind], numbers["for"] == "seq2seq"
-            normaliser = Normaliser(NormaliseConfig.from_dict(numbers["normalise"]))
+            metrics = record["metrics"]
+            kind, languages = metrics["kind"], tuple(metrics["languages"])
+            name, seq2seq = TOKEN_FILES[kind], metrics["for"] == "seq2seq"
+            normaliser = Normaliser(NormaliseConfig.from_dict(metrics["normalise"]))
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path}: not as the stage lang wrote it ({error}); make it again") from error
         if name is None:
@@ -86,7 +86,7 @@ def _verified(path: Path, record: dict[str, Any]) -> str:
     """The sha256 of ``path``, which has to be the one in the manifest."""
     if not path.is_file():
         raise UserError(f"{path}: the file is missing; run the stage lang again")
-    found, expected = sha256(path), record["outputs"].get(path.name)
+    found, expected = sha256(path), record["outputs"].get(path.name, {}).get("sha256")
     if found != expected:
         raise UserError(
             f"{path}: not the file that the stage lang wrote (sha256 {found[:12]}..., {MANIFEST} has "

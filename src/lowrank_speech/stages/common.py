@@ -1,7 +1,7 @@
 """What all stage programs share: command line, config, logging, manifest, and errors for people.
 
-A stage is ``python -m lowrank_speech.stages.<stage> --cfg JSON --some-input PATH ... --manifest PATH``. Its module has a
-settings class ``Config``, ``add(parser)``, which declares inputs and outputs, and ``body(run)``, which works:
+A stage is ``python -m lowrank_speech.stages.<stage> --cfg JSON --some-input PATH ... --manifest PATH``. Its module has
+a settings class ``Config``, ``add(parser)``, which declares inputs and outputs, and ``body(run)``, which works:
 
     def body(run: common.Run) -> None:
         cuts = common.existing(run.arguments.cuts, "--cuts")
@@ -9,8 +9,8 @@ settings class ``Config``, ``add(parser)``, which declares inputs and outputs, a
         run.finish([run.arguments.out], metrics={"utterances": 7})
 
 ``--cfg`` holds exactly the keys that the stage uses, ``--runtime`` those that decide how it runs and never what comes
-out; both are JSON, or @FILE. Exit codes: 0 done, 2 an error that a person can mend (one line in the log), 75 stopped and
-able to go on, 130 interrupted.
+out; both are JSON, or @FILE. Exit codes: 0 done, 2 an error that a person can mend (one line in the log), 75 stopped
+and able to go on, 130 interrupted.
 """
 
 import argparse
@@ -87,7 +87,7 @@ class Run:
         peak_bytes: int | None = None,
     ) -> None:
         """Write the manifest; see ``artefact.Manifest.write``. The last thing that a stage does."""
-        self._manifest.device = self.device
+        self._manifest.device, self._manifest.cfg = self.device, self.cfg
         self._manifest.write(self.arguments.manifest, outputs, metrics, cost, sources, peak_bytes)
 
 

@@ -25,7 +25,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from lowrank_speech import settings
 from lowrank_speech.artefact import atomic, gzipped, write_json, write_table
@@ -59,9 +59,7 @@ class Config:
 class Runtime:
     """How the stage runs."""
 
-    track: Literal["auto", "stat", "hash", "none"] = key(
-        "auto", "how the next run notices that audio has changed; see docs/your-data.md", runtime=True
-    )
+    track: Track = key("auto", "how the next run notices that audio has changed; see docs/your-data.md", runtime=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:

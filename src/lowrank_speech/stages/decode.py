@@ -34,40 +34,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lowrank_speech.artefact import Manifest, write_table, write_text
+from lowrank_speech.artefact import read_cost, write_table, write_text
 from lowrank_speech.decoding import registry
 from lowrank_speech.decoding.base import Hypothesis, Runtime
 from lowrank_speech.errors import UserError
-from lowrank_speech.settings import REQUIRED, Positive, key, read, resolved, settings
+from lowrank_speech.settings import REQUIRED, key, read, resolved, settings
 from lowrank_speech.stages import common
+from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
 STOPPED = {"bound": "reached the bound of their tokens", "loop": "only repeated themselves"}
-
-
-@settings
-class Segment:
-    """How long the utterances are."""
-
-    seconds: Positive | None = key(None, "at most so many seconds of each utterance, its middle; null: all of it")
-
-
-@settings
-class Task:
-    """What the system recognises."""
-
-    type: Literal["asr", "lid"] = key(REQUIRED, "speech recognition or spoken language recognition")
-    languages: tuple[str, ...] = key((), "classes; the model knows them already")
-    segment: Segment | None = key(None, "language recognition: how long the utterances are")
-
-    def __post_init__(self) -> None:
-        if self.type == "asr" and self.segment is not None and self.segment.seconds is not None:
-            raise ValueError(
-                "segment.seconds cuts the audio and keeps the whole transcript; it is for tasks of type lid: remove it"
-            )
 
 
 @settings
@@ -87,23 +66,18 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cuts", required=True, type=Path, help="test cuts with features, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     parser.add_argument("--out", required=True, type=Path, help="output: folder of hypotheses or scores")
-    parser.add_argument("--runtime", default="{}", metavar="JSON", help="how to run: device")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    config = read(Config, common.read_cfg(arguments.cfg))
-    runtime = read(Runtime, common.read_cfg(arguments.runtime), "runtime")
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     for flag in ("model", "emissions", "cuts"):
         if (path := getattr(arguments, flag)) is not None:
             common.existing(path, f"--{flag}")
-    work = _Work(arguments, config, runtime)
-    cfg = {"task": resolved(config.task), "decoder": resolved(work.settings)}
-    manifest = Manifest("decode", cfg, device=str(work.source.device))
+    work = _Work(arguments, config, run.runtime)
+    run.cfg["decoder"] = resolved(work.settings)
+    run.device = str(work.source.device)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
-    outputs.append(arguments.out / "set_aside.tsv")
-    write_table(outputs[-1], ("id", "reason", "detail"), work.set_aside.rows)
-    if work.set_aside.rows:
-        log.warning("set aside: %s; see %s", work.set_aside.summary(), outputs[-1])
+    outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
     clock = work.clock
     metrics |= {"speech_seconds": round(clock.speech, 3), "set_aside": work.set_aside.counts()}
     cost = {"seconds_decode": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
@@ -111,7 +85,7 @@ def body(arguments: argparse.Namespace) -> None:
     if work.source.reads == "emissions":
         cost["network_rtf"] = _rtf(arguments.emissions / "emissions.json", "rtf")
     log.info("%d utterances, %.1f s of speech in %.2f s", metrics["utterances"], clock.speech, clock.seconds)
-    manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=work.source.peak())
+    run.finish(outputs, metrics, cost, peak_bytes=work.source.peak())
 
 
 def _beside(cuts: Path) -> Path:
@@ -120,14 +94,8 @@ def _beside(cuts: Path) -> Path:
 
 
 def _rtf(manifest: Path, name: str) -> float | None:
-    """What an earlier stage took for a second of speech: ``name`` out of its costs or its manifest; None: not known."""
-    for path in (manifest.with_suffix(".cost.json"), manifest):
-        if path.is_file():
-            record = json.loads(path.read_text(encoding="utf-8"))
-            for section in (record, record.get("metrics"), record.get("numbers")):
-                if section and section.get(name) is not None:
-                    return section[name]
-    return None
+    """What an earlier stage took for a second of speech: ``name`` in its costs; None: not known."""
+    return read_cost(manifest).get(name)
 
 
 def _source(arguments: argparse.Namespace, type: str, kind: str, device: str) -> Any:
@@ -255,7 +223,7 @@ def _map(out: Path, cuts: list, what: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("decode", __doc__, Config, add, body, argv)
+    return common.main("decode", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

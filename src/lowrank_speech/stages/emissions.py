@@ -20,10 +20,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest, write_table
 from lowrank_speech.decoding.base import Decoding, Runtime
 from lowrank_speech.errors import UserError
-from lowrank_speech.settings import key, read, resolved, settings
+from lowrank_speech.settings import key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -47,12 +46,10 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder of the system")
     parser.add_argument("--cuts", required=True, type=Path, help="test cuts with features, .jsonl.gz")
     parser.add_argument("--out", required=True, type=Path, help="output: folder of the emissions")
-    parser.add_argument("--runtime", default="{}", metavar="JSON", help="how to run: device")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    config = read(Config, common.read_cfg(arguments.cfg))
-    runtime = read(Runtime, common.read_cfg(arguments.runtime), "runtime")
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     common.existing(arguments.model, "--model")
     common.existing(arguments.cuts, "--cuts")
 
@@ -61,13 +58,13 @@ def body(arguments: argparse.Namespace) -> None:
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.lang.select import SetAside, one_supervision, require
 
-    source, set_aside, out = Network(arguments.model, runtime.device), SetAside(), arguments.out
+    source, set_aside, out = Network(arguments.model, run.runtime.device), SetAside(), arguments.out
     if source.task != "ctc":
         raise UserError(
             f"emissions: {arguments.model} is a model for {source.task}; only CTC models have emissions: decode it "
             "without them"
         )
-    manifest = Manifest("emissions", resolved(config), device=str(source.device))
+    run.device = str(source.device)
     cuts = one_supervision(load_cuts(arguments.cuts), set_aside)
     cuts = sorted(source.usable(cuts, arguments.cuts, set_aside), key=lambda cut: cut.id)
     require(cuts, f"emissions: {arguments.cuts}", set_aside)
@@ -84,9 +81,7 @@ def body(arguments: argparse.Namespace) -> None:
                 yield cut.id, spoken_seconds(cut), array
 
     metrics = write(out, rows(), config.emissions.dtype)
-    write_table(out / ASIDE, ("id", "reason", "detail"), set_aside.rows)
-    if set_aside.rows:
-        log.warning("set aside: %s; see %s", set_aside.summary(), out / ASIDE)
+    run.write_set_aside(out / ASIDE, set_aside.rows)
     metrics |= {
         "task": source.task,
         "lang_sha256": source.lang_sha256,
@@ -96,11 +91,11 @@ def body(arguments: argparse.Namespace) -> None:
     cost = {"seconds_network": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
     log.info("%d utterances, %d frames in %.2f s", metrics["utterances"], metrics["frames"], clock.seconds)
     outputs = [out / name for name in (ARRAYS, FRAMES, ASIDE)]
-    manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=source.peak())
+    run.finish(outputs, metrics, cost, peak_bytes=source.peak())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("emissions", __doc__, Config, add, body, argv)
+    return common.main("emissions", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
-from lowrank_speech.settings import REQUIRED, CountOrZero, key, read, resolved, settings
+from lowrank_speech.settings import REQUIRED, CountOrZero, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -101,10 +100,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: folder for tables, plots and page")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    config = read(Config, common.read_cfg(arguments.cfg))
-    manifest = Manifest("report", resolved(config))
-    root, out = common.existing(arguments.root, "--root"), arguments.out
+def body(run: common.Run) -> None:
+    config, root, out = run.config, common.existing(run.arguments.root, "--root"), run.arguments.out
 
     from lowrank_speech.reporting import blocks, data, headline, page, plots, results
     from lowrank_speech.reporting.mistakes import mistakes
@@ -155,7 +152,7 @@ def body(arguments: argparse.Namespace) -> None:
         log.info("%s", sentence)
     log.info("read %s, or open %s", out / "results.txt", out / "report.html")
     metrics = {"systems": len(systems), "results": len(found), "summary": summary}
-    manifest.write(arguments.manifest, [*outputs, *images, out / "report.html"], metrics)
+    run.finish([*outputs, *images, out / "report.html"], metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,10 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import ScoreOptions
-from lowrank_speech.settings import REQUIRED, Seed, key, read, resolved, settings
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -82,20 +81,18 @@ def optional_map(path: Path) -> dict[str, str] | None:
     return files.read_map(path)
 
 
-def body(arguments: argparse.Namespace) -> None:
+def body(run: common.Run) -> None:
     """Score, log the main line, write the manifest."""
     from lowrank_speech.scoring import text
 
-    config = read(Config, common.read_cfg(arguments.cfg))
-    manifest = Manifest("score", cfg=resolved(config), seed=config.seed)
-    decoded = common.existing(arguments.decoded, "the decoded folder")
+    decoded, config = common.existing(run.arguments.decoded, "the decoded folder"), run.config
     scorer, lines = {"asr": (score_asr, text.asr_lines), "lid": (score_lid, text.lid_lines)}[config.type]
     try:
         metrics = scorer(decoded, config)
     except ValueError as error:
         raise UserError(str(error)) from error
     log.info("%s: %s", decoded, lines(metrics)[0])
-    manifest.write(arguments.manifest, outputs=[], numbers={"type": config.type, **metrics})
+    run.finish([], {"type": config.type, **metrics})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

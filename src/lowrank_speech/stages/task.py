@@ -23,7 +23,7 @@ class Task:
     def __post_init__(self) -> None:
         if self.type == "asr" and self.segment is not None and self.segment.seconds is not None:
             raise ValueError(
-                "segment cuts the audio and would keep the whole transcript; only tasks of type lid take it: remove the key"
+                "segment cuts the audio and would keep all the text; it is for tasks of type lid: remove the key"
             )
         if self.type == "lid" and self.languages is not None and len(self.languages) < 2:
             raise ValueError(f"languages is {list(self.languages)}; name two or more to tell apart")

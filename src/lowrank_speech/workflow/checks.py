@@ -1,8 +1,8 @@
 """Checks what a schema cannot: that names refer to something, that settings go together, that nothing leaks.
 
-What can be known from the config, the names on the hub and the local folders that it mentions is refused here, before the
-first job runs. The functions take the config as it was written; ``experiment.check`` then reads every section with the
-class that the stage will read it with.
+What can be known from the config, the names on the hub and the local folders that it mentions is refused here, before
+the first job runs. The functions take the config as it was written; ``experiment.check`` then reads every section with
+the class that the stage will read it with.
 """
 
 import json
@@ -86,8 +86,8 @@ def _check_lang(config: Config, name: str) -> None:
         _known_split(config, where, split, "splits")
         if split in roles:
             raise ConfigError(
-                f"{where}.splits: {split.split!r} is {roles[split]}; token sets are made from training transcripts only: "
-                f"take it out"
+                f"{where}.splits: {split.split!r} is {roles[split]}; token sets are made from training transcripts only"
+                f": take it out"
             )
 
 
@@ -226,7 +226,7 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
             raise ConfigError(f"{where}.languages: only tasks of type lid have classes; remove the key")
         if (task.get("segment") or {}).get("seconds") is not None:
             raise ConfigError(
-                f"{where}.segment: it cuts the audio and would keep the whole transcript; only tasks of type lid take it"
+                f"{where}.segment: it cuts the audio and keep the whole transcript; it is for tasks of type lid"
             )
     elif len(task.get("languages") or ("", "")) < 2:
         raise ConfigError(f"{where}.languages: {task['languages']} has one language; name two or more to tell apart")
@@ -251,8 +251,8 @@ def _check_spoken(config: Config, name: str) -> None:
     given = corpus.get("languages") or ()
     if corpus["kind"] in ("espeak", "tsv") and len(given) == 1:
         raise ConfigError(
-            f"tasks.{name}.corpus: {task['corpus']} has one language, {next(iter(given))}; language recognition needs two "
-            f"or more"
+            f"tasks.{name}.corpus: {task['corpus']} has one language, {next(iter(given))}; language recognition needs "
+            f"two or more"
         )
     if corpus["kind"] == "digits":
         raise ConfigError(f"tasks.{name}.corpus: {task['corpus']} has one language; language recognition needs two")
@@ -332,8 +332,8 @@ def _check_system(config: Config, system: System) -> None:
     own = _lang_kind(config, system.base) == "whisper"
     if task["type"] == "asr" and recipe.get("ctc_weight") and own:
         raise ConfigError(
-            f"training.ctc_weight: the system {name} has Whisper's own tokenizer, and CTC needs a token set of kind char "
-            f"or sentencepiece; set ctc_weight: 0"
+            f"training.ctc_weight: the system {name} has Whisper's own tokenizer, and CTC needs a token set of kind "
+            f"char or sentencepiece; set ctc_weight: 0"
         )
 
 

@@ -1,7 +1,8 @@
 """Reading an experiment's config: the grid of systems, decoders and test sets, what overrides what, names of artefacts.
 
-Imported by the Snakefile, under SLURM once per job: standard library only, loads in milliseconds. The functions take the
-config as ``workflow.schema`` has checked it and filled in its defaults, and ``workflow.checks`` its cross references.
+Imported by the Snakefile, under SLURM once per job: standard library only, loads in milliseconds. The functions take
+the config as ``workflow.schema`` has checked it and filled in its defaults, and ``workflow.checks`` its cross
+references.
 """
 
 import hashlib

@@ -3,8 +3,8 @@
     python -m lowrank_speech.workflow.launch config.yaml [arguments of snakemake ...]
 
 Two runs in one folder would make the same files at the same time: this program holds ``.snakemake/run.lock`` while it
-works, and a killed one lets it go. Snakemake's own lock outlives ``kill -9``; where nobody else works in the folder it is
-removed here. A dry run shows what would be done, and no table.
+works, and a killed one lets it go. Snakemake's own lock outlives ``kill -9``; where nobody else works in the folder it
+is removed here. A dry run shows what would be done, and no table.
 """
 
 import fcntl
@@ -20,7 +20,19 @@ from pathlib import Path
 from lowrank_speech.workflow import results
 
 STATE = Path(".snakemake")
-DRY = {"-n", "--dry-run", "--dryrun", "--lint", "--unlock", "--summary", "--dag", "--rulegraph", "--list", "-h", "--help"}
+DRY = {
+    "-n",
+    "--dry-run",
+    "--dryrun",
+    "--lint",
+    "--unlock",
+    "--summary",
+    "--dag",
+    "--rulegraph",
+    "--list",
+    "-h",
+    "--help",
+}
 USAGE = 2
 
 
@@ -79,7 +91,9 @@ def _unlock() -> None:
     """Remove the lock that a killed Snakemake left. RuntimeError where one still runs in this folder."""
     running = list(_snakemakes(Path.cwd()))
     if running:
-        raise RuntimeError(f"Snakemake (process {running[0]}) is working in {Path.cwd()}; wait until it ends, or stop it")
+        raise RuntimeError(
+            f"Snakemake (process {running[0]}) is working in {Path.cwd()}; wait until it ends, or stop it"
+        )
     sys.stderr.write("make run: the last run was killed; removing the lock that it left\n")
     for lock in (STATE / "locks").glob("*"):
         lock.unlink()
@@ -108,7 +122,10 @@ def _run(command: list[str]) -> int:
         process.send_signal(number)
 
     # Ctrl-C reaches both through the terminal.
-    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, forward), signal.SIGHUP: signal.signal(signal.SIGHUP, forward)}
+    before = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, forward),
+        signal.SIGHUP: signal.signal(signal.SIGHUP, forward),
+    }
     before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         code = process.wait()

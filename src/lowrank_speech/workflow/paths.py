@@ -87,7 +87,7 @@ class Layout:
         return f"{self.root}/report"
 
     def scratch(self, folder: str) -> str:
-        """State of an unfinished run in ``folder``: not a declared output, so that Snakemake leaves it for the resume."""
+        """State of an unfinished run in ``folder``: not a declared output, so that Snakemake leaves it."""
         return f"{self.root}/scratch/{folder.removeprefix(self.root + '/')}"
 
     def tensorboard(self, folder: str) -> str:

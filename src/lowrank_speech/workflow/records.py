@@ -1,9 +1,9 @@
 """Is an artefact what the config asks for? What Snakemake cannot see, read from the manifests.
 
-Snakemake compares settings, code and inputs of a job with its own record of the last run. It does not look at a job of which
-any output has no record (a file that came with a new version, a results folder that was copied), nor at files that are
-gone while later ones stand, nor at files outside the experiment. Every artefact's manifest (artefact.py) says what made
-it, which files it consists of and what it read; ``problem`` holds that against the disk.
+Snakemake compares settings, code and inputs of a job with its own record of the last run. It does not look at a job of
+which any output has no record (a file that came with a new version, a results folder that was copied), nor at files
+that are gone while later ones stand, nor at files outside the experiment. Every artefact's manifest (artefact.py) says
+what made it, which files it consists of and what it read; ``problem`` holds that against the disk.
 
 Costs a ``stat`` per output and per file from outside. A file from outside is hashed only when its size or time changed.
 """
@@ -28,8 +28,8 @@ def problem(
     """Why the artefact of ``manifest`` has to be made again, in a few words; None where it is as it should be.
 
     ``cfg`` and ``code``: what the job would run with now; they count where Snakemake has not ``recorded`` the last run.
-    ``sources``: name -> path of the files from outside that the job would read now; None: they cannot be found here, and
-    are not compared. A manifest that does not exist is no problem: the job then runs anyway.
+    ``sources``: name -> path of the files from outside that the job would read now; None: they cannot be found here,
+    and are not compared. A manifest that does not exist is no problem: the job then runs anyway.
     """
     try:
         with open(manifest, encoding="utf-8") as file:

@@ -146,7 +146,9 @@ def message(error: Any) -> str:
             return f"{where}: expected {' or '.join(TYPES[t] for t in types)}, got {value!r}{_hint(value, types)}"
         case "enum" | "const":
             legal = [limit] if error.validator == "const" else limit
-            return f"{where}: {value!r} is not valid; expected one of: {', '.join(map(str, legal))}{nearest(value, legal)}"
+            return (
+                f"{where}: {value!r} is not valid; expected one of: {', '.join(map(str, legal))}{nearest(value, legal)}"
+            )
         case "pattern":
             return f"{where}: {value!r} is not valid; use {error.schema.get('expected', limit)}"
         case "minItems" | "minProperties":

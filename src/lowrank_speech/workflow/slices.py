@@ -120,9 +120,9 @@ class Slices:
     # -- results -------------------------------------------------------------------------------------------------------
 
     def emissions(self, wildcards: Any) -> Slice:
-        """The task and the size of batches."""
+        """How they are stored, and the size of batches."""
         own, runtime = self._apart("emissions", self._shared_decode("emissions"))
-        return Slice({"task": self._task(wildcards.task), "emissions": own}, runtime)
+        return Slice({"emissions": own}, runtime)
 
     def decode(self, wildcards: Any) -> Slice:
         """The task, and the keys of the decoder that its kind uses on models of the base's family."""
