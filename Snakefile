@@ -33,6 +33,12 @@ localrules:
     report,
 
 
+# `make run` shows the errors itself, after all that Snakemake has to say.
+onerror:
+    if "LOWRANK_SPEECH_LAUNCHED" not in os.environ:
+        sys.stderr.write("".join(f"{line}\n" for line in errors(layout, STARTED)))
+
+
 rule all:
     default_target: True
     input:

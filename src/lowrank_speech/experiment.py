@@ -22,6 +22,7 @@ from lowrank_speech.corpora import tracking
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.config import KINDS as LANGS
+from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
@@ -308,10 +309,10 @@ def check(config: Mapping[str, Any]) -> None:
     """ValueError, one line, where the class of a section refuses it. ``config``: checked and resolved by the schema."""
     try:
         for name, section in config["corpora"].items():
-            read(corpora.module(section["kind"]).Config, section, f"corpora.{name}")
+            corpora.read(section, f"corpora.{name}")
         for name, section in config["langs"].items():
             own = {k: v for k, v in section.items() if k not in ("corpora", "splits")}
-            read(LANGS[section["kind"]], own, f"langs.{name}")
+            read_lang(own, f"langs.{name}")
         for name, section in config["methods"].items():
             for part, cls in (("factorise", Factorise), ("constraint", ConstraintSettings), ("lora", LoraSettings)):
                 if section.get(part) is not None:

@@ -12,8 +12,8 @@ import json
 import os
 import re
 import shlex
-import shutil
 import sys
+import time
 
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
@@ -22,7 +22,10 @@ SRC = os.path.join(workflow.basedir, "src")
 sys.path.insert(0, SRC)
 # What runs is the code beside this Snakefile: the code that `code` is the hash of. And the Python that has Snakemake,
 # whatever PATH says, unless conda or $LOWRANK_SPEECH_BIN (a folder with a `python`) provides another one.
-shell.prefix("export PYTHONPATH=" + shlex.quote(SRC) + "${{PYTHONPATH:+:$PYTHONPATH}}; ")
+# LOWRANK_SPEECH_PARENT: a stage ends when the Snakemake that started it does.
+shell.prefix(
+    "export LOWRANK_SPEECH_PARENT=$PPID PYTHONPATH=" + shlex.quote(SRC) + "${{PYTHONPATH:+:$PYTHONPATH}}; "
+)
 if not workflow.deployment_settings.deployment_method:
     os.environ["PATH"] = os.pathsep.join(
         [os.environ.get("LOWRANK_SPEECH_BIN", os.path.dirname(sys.executable)), os.environ["PATH"]]
@@ -45,6 +48,7 @@ from lowrank_speech.workflow.config import (
     tests,
 )
 from lowrank_speech.workflow.paths import Layout
+from lowrank_speech.workflow.results import errors
 from lowrank_speech.workflow.slices import Slices
 
 with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
@@ -63,6 +67,7 @@ try:
 except ValueError as error:
     raise WorkflowError(f"in the config: {error}") from None
 
+STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
 slices = Slices(CONFIG, SCHEMA)
 GRID, RESULTS = systems(CONFIG), results(CONFIG)

@@ -56,7 +56,7 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
 
 
 HEADS = ("ctc", "pooled")
-LOSSES = ("ctc", "seq2seq", "classify", "auxiliary")
+LOSSES = ("ctc", "seq2seq", "classify")
 
 
 def _of_base(slices: Slices, wildcards: Any) -> set[str]:

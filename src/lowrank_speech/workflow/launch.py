@@ -116,7 +116,7 @@ def _is_snakemake(command: list[str]) -> bool:
 
 def _run(command: list[str]) -> int:
     """Run ``command``; signals to this program go on to it, and it decides how it ends."""
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, env={**os.environ, "LOWRANK_SPEECH_LAUNCHED": "1"})
 
     def forward(number: int, _: object) -> None:
         process.send_signal(number)

@@ -19,6 +19,7 @@ from lowrank_speech.workflow.paths import Layout
 
 PROJECT = Path(__file__).resolve().parents[3]
 _ERROR = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ERROR (.*)")
+_ATTEMPT = re.compile(r" INFO ==== ")  # stages.common
 TAIL = 1 << 20  # bytes at the end of a log in which its last error is looked for
 
 
@@ -55,16 +56,16 @@ def errors(layout: Layout, since: float) -> list[str]:
 
 
 def _last_error(path: Path) -> str | None:
-    """The stage's own last error in a log; None where the run ended well, or with a traceback."""
+    """The error that ended the last attempt in a log: the stage's own, or the end of a traceback; None: there is none."""
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()
-    for line in reversed(lines):
+    headers = [number for number, line in enumerate(lines) if _ATTEMPT.search(line)]
+    attempt = [line for line in lines[headers[-1] if headers else 0 :] if line.strip()]
+    for line in reversed(attempt):
         if match := _ERROR.fullmatch(line):
             return match[1]
-        if "==== " in line:  # the header of the attempt
-            return None
-    return None
+    return attempt[-1] if any(line.startswith("Traceback (most recent") for line in attempt) else None
 
 
 def _load(path: str | Path) -> Mapping[str, Any]:
