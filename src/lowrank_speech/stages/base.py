@@ -141,6 +141,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.select import SetAside
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import save_model
@@ -186,7 +187,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[
         return None
     model.to("cpu")
     set_dropout(model, 0.0)
-    save_model(model, arguments.out)
+    save_model(model, arguments.out, files=tokenizer_files(lang.tokens) if model.task == "ctc" else None)
     _preprocessor(model, inputs, arguments.out)
     numbers |= {
         "source": "scratch",

@@ -106,6 +106,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.select import SetAside
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
     from lowrank_speech.lowrank.lora import merge, save_adapter
     from lowrank_speech.lowrank.structure import low_rank_layers
@@ -165,7 +166,8 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
         merge(peft_model)
         if model.plan:  # adapters on the product add to the ranks
             model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}
-    save_model(model, out / "model", copy_from=arguments.model)
+    vocabulary = tokenizer_files(setup.tokens) if model.task == "ctc" else None
+    save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
     write_table(out / "set_aside.tsv", ("id", "reason", "detail"), set_aside.rows)
     if set_aside.rows:
         log.warning("set aside: %s; see %s", set_aside.summary(), out / "set_aside.tsv")
