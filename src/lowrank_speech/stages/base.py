@@ -122,6 +122,7 @@ def _scratch(run: common.Run) -> tuple[Any, ...] | None:
     """The training, outputs, metrics and cost; None in those of several processes that write nothing."""
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.models.scratch import from_scratch
@@ -160,7 +161,7 @@ def _scratch(run: common.Run) -> tuple[Any, ...] | None:
         return None
     model.to("cpu")
     set_dropout(model, 0.0)
-    save_model(model, arguments.out)
+    save_model(model, arguments.out, files=tokenizer_files(lang.tokens) if model.task == "ctc" else None)
     _preprocessor(model, inputs, arguments.out)
     metrics = outcome.metrics | {
         "source": "scratch",

@@ -90,6 +90,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
 
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.tasks import to_task
@@ -156,7 +157,8 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     if peft_model is not None:
         outputs.append(out / "adapter")
         _merge(model, peft_model, out / "adapter")
-    save_model(model, out / "model", copy_from=arguments.model)
+    vocabulary = tokenizer_files(materials.tokens) if kind == "ctc" else None
+    save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
     run.write_set_aside(out / "set_aside.tsv", training.set_aside.rows)
     metrics = outcome.metrics | {
         "adapt": config.adapt,
