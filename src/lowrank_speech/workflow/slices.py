@@ -64,7 +64,7 @@ class Slices:
     def features(self, wildcards: Any) -> Slice:
         """What the base's family eats; waveforms are not stored, so they have no format."""
         base = self.config["bases"][wildcards.base]
-        stored = {} if base["features"] == "waveform" else {"dtype": base["features_dtype"]}
+        stored = {} if base["features"] == "waveform" else {"dtype": base["features_dtype"] or "float32"}
         return Slice({"kind": base["features"], **stored}, {})
 
     # -- models --------------------------------------------------------------------------------------------------------
