@@ -9,6 +9,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
+from lowrank_speech.artefact import read_cost
 from lowrank_speech.models.tasks import body_state
 from lowrank_speech.stages import base, decode, features, lang, train
 from tiny_models import WAV2VEC2, WHISPER
@@ -36,12 +37,12 @@ def utterance(folder, name, text, language, seconds=None, speaker="s"):
 
 
 def run(stage, cfg, manifest, **paths):
-    """(exit code, manifest) of a stage's ``main``."""
+    """(exit code, manifest with the run's ``cost``) of a stage's ``main``."""
     arguments = ["--cfg", json.dumps(cfg), "--manifest", str(manifest)]
     for name, path in paths.items():
         arguments += [f"--{name.replace('_', '-')}", str(path)]
     code = stage.main(arguments)
-    return code, json.loads(manifest.read_text(encoding="utf-8")) if code == 0 else None
+    return code, json.loads(manifest.read_text(encoding="utf-8")) | {"cost": read_cost(manifest)} if code == 0 else None
 
 
 def done(stage, cfg, manifest, **paths):

@@ -56,7 +56,7 @@ def hashes(out: Path) -> dict[str, str]:
 
 
 def numbers(out: Path, split: str = "train") -> dict:
-    return json.loads((out / f"{split}.json").read_text())["numbers"]
+    return json.loads((out / f"{split}.json").read_text())["metrics"]
 
 
 def body(out: Path, config: dict, split: str = "train") -> None:
@@ -119,7 +119,7 @@ def test_rebuilt_bit_for_bit(tmp_path):
     assert hashes(outs[0]) == first
     for split in TABLE["splits"]:
         one, other = (json.loads((out / f"{split}.json").read_text()) for out in outs)
-        assert one["numbers"] == other["numbers"]
+        assert one["metrics"] == other["metrics"]
         assert one["outputs"] == other["outputs"]
 
 

@@ -270,8 +270,8 @@ def test_utterances_in_a_language_that_whisper_does_not_know_lose_nothing(world,
     new += [utterance(tmp_path, "n-de", "ab", "de-AT")]
     cuts = make_features(world, "whisper", [*world.cuts["test"], *new], tmp_path, "test")
     record = decode_with(world, systems, "whisper", "asr", tmp_path / "out", cuts=cuts)
-    assert record["numbers"]["utterances"] == 11 and record["numbers"]["set_aside"] == {}
-    assert sum(record["numbers"]["language_detected"].values()) == 2
+    assert record["metrics"]["utterances"] == 11 and record["metrics"]["set_aside"] == {}
+    assert sum(record["metrics"]["language_detected"].values()) == 2
     rows = {row["id"]: row for row in hypotheses(tmp_path / "out")}
     assert {name for name, row in rows.items() if "language" in row} == {"n-fr", "n-none"}
     assert all(rows[name]["language"] in ("de", "en") for name in ("n-fr", "n-none"))
@@ -310,7 +310,7 @@ def test_codes_with_capitals_can_be_given(whisper, monkeypatch):
 
 def test_detect_tells_whisper_nothing(world, systems, tmp_path):
     record = decode_with(world, systems, "whisper", "asr", tmp_path / "out", language="detect")
-    assert sum(record["numbers"]["language_detected"].values()) == 8
+    assert sum(record["metrics"]["language_detected"].values()) == 8
     assert all(row["language"] in ("de", "en") for row in hypotheses(tmp_path / "out"))
 
 
@@ -329,6 +329,6 @@ def test_both_real_time_factors_divide_by_the_same_seconds(world, systems, tmp_p
     assert any(abs(cut.duration - raw[cut.id]) > 1e-3 for cut in stored)
     for cut in segment(stored, 0.1):  # a part of an utterance lasts as long as the part
         assert spoken_seconds(cut) == cut.duration < raw[cut.id]
-    record = decode_with(world, systems, "wav2vec2", "asr", tmp_path / "out")["numbers"]
-    front = json.loads((world.features["wav2vec2"] / "test.json").read_text())["numbers"]
+    record = decode_with(world, systems, "wav2vec2", "asr", tmp_path / "out")["metrics"]
+    front = json.loads((world.features["wav2vec2"] / "test.json").read_text())["metrics"]
     assert record["speech_seconds"] == front["seconds"]

@@ -109,7 +109,7 @@ def test_emissions_are_the_networks_log_probabilities(world, systems, stored):
         cut.id: n for cut, n in zip(batch["cuts"], frames.tolist(), strict=True)
     }
     assert float(listed["test-de0"]["seconds"]) == pytest.approx(0.3)
-    numbers = record["numbers"]
+    numbers = record["metrics"]
     assert (numbers["utterances"], numbers["task"], numbers["set_aside"]) == (8, "ctc", {})
     assert numbers["frames"] == sum(frames.tolist()) and numbers["lang_sha256"] == model.meta.lang_sha256
     assert numbers["symbols"] == logits.shape[-1] and 0 < numbers["rtf"] < 10
@@ -135,8 +135,8 @@ def test_a_decoder_reads_stored_emissions_and_hears_what_greedy_hears(world, sys
     assert code == 0
     alike(tmp_path / "greedy", tmp_path / "dummy")
     assert record["cfg"]["decoder"] == {"kind": "dummy", "batch_seconds": 2.0, "scale": 1.0}
-    assert record["numbers"]["network_rtf"] == stored[1]["numbers"]["rtf"] > 0
-    assert record["numbers"]["speech_seconds"] == stored[1]["numbers"]["speech_seconds"]
+    assert record["metrics"]["network_rtf"] == stored[1]["metrics"]["rtf"] > 0
+    assert record["metrics"]["speech_seconds"] == stored[1]["metrics"]["speech_seconds"]
 
 
 def test_what_the_network_could_not_take_is_set_aside_in_decoding(world, systems, dummy, tmp_path):
@@ -146,15 +146,15 @@ def test_what_the_network_could_not_take_is_set_aside_in_decoding(world, systems
     cuts = make_features(world, "wav2vec2", [*world.cuts["test"], wordless], tmp_path, "test")
     paths = {"model": systems["wav2vec2", "asr"].model, "cuts": cuts}
     record = done(emissions, {}, tmp_path / "e" / "emissions.json", out=tmp_path / "e", **paths)
-    assert record["numbers"]["utterances"] == 9
+    assert record["metrics"]["utterances"] == 9
     code, record = decode_stored(world, tmp_path / "e", tmp_path / "out", cuts)
-    assert code == 0 and record["numbers"]["set_aside"] == {"no text": 1} and record["numbers"]["utterances"] == 8
+    assert code == 0 and record["metrics"]["set_aside"] == {"no text": 1} and record["metrics"]["utterances"] == 8
     # As if the network had refused one: its row says why.
     (tmp_path / "e" / "set_aside.tsv").write_text("id\treason\tdetail\ntest-de0\ttoo long\t9 s\n")
     lines = (tmp_path / "e" / "frames.tsv").read_text().splitlines()
     (tmp_path / "e" / "frames.tsv").write_text("\n".join(x for x in lines if not x.startswith("test-de0")) + "\n")
     code, record = decode_stored(world, tmp_path / "e", tmp_path / "out", cuts)
-    assert code == 0 and record["numbers"]["set_aside"] == {"no text": 1, "too long": 1}
+    assert code == 0 and record["metrics"]["set_aside"] == {"no text": 1, "too long": 1}
 
 
 def test_emissions_that_do_not_fit_are_refused(world, systems, stored, dummy, tmp_path, capsys):

@@ -29,7 +29,7 @@ def run(form, model, out):
     manifest = out.parent / "export.json"
     paths = ["--model", str(model), "--out", str(out), "--manifest", str(manifest)]
     code = export.main(["--cfg", json.dumps({"format": form}), *paths])
-    return code, json.loads(manifest.read_text())["numbers"] if code == 0 else None
+    return code, json.loads(manifest.read_text())["metrics"] if code == 0 else None
 
 
 def test_dense_is_loaded_by_plain_transformers(low, tmp_path):

@@ -93,7 +93,7 @@ def test_equals_the_stages_bit_for_bit(folder, cuts, tmp_path, call):
     code, shown, _ = call(folder, tmp_path / "a", *words, "--calibrate", cuts, "--utterances", 2)
     assert code == 0
     again = call(folder, tmp_path / "b", *words, "--moments", tmp_path / "m.safetensors")
-    assert again[1] == shown and json.loads(shown) == json.loads((tmp_path / "stage.json").read_text())["numbers"]
+    assert again[1] == shown and json.loads(shown) == json.loads((tmp_path / "stage.json").read_text())["metrics"]
     assert same_folder(tmp_path / "stage", tmp_path / "a") and same_folder(tmp_path / "a", tmp_path / "b")
 
 
@@ -103,7 +103,7 @@ def test_the_stream_equals_the_work_in_memory_bit_for_bit(folder, cuts, tmp_path
     cfg = {"seed": 4, "factorise": {"layers": "all", "rank": 5, "init": init}}
     code, manifest = run(stage, cfg, tmp_path / "low", model=folder, moments=tmp_path / "m.safetensors")
     assert code == 0
-    plan = {row["name"]: row["rank"] for row in manifest["numbers"]["layers"]}
+    plan = {row["name"]: row["rank"] for row in manifest["metrics"]["layers"]}
     moments = MomentsFile(tmp_path / "m.safetensors")
     options = {"init": init, "moments": moments, "means": moments.means, "seed": 4}
     in_memory(load_model(folder), tmp_path / "memory", folder, plan, **options)

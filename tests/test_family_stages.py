@@ -79,7 +79,7 @@ def trained(chain, folder, task="asr", **keys):
     paths |= {f"{split}_cuts": chain.root / f"{split}.jsonl.gz" for split in ("train", "dev")}
     paths |= {"lang": chain.corpus / "lang"} if task == "asr" else {}
     cfg = {"seed": 1, "task": {"type": task}, "adapt": "full", "training": RECIPE} | keys
-    return done(train, cfg, folder / "train.json", **paths)["numbers"]
+    return done(train, cfg, folder / "train.json", **paths)["metrics"]
 
 
 def decoded(chain, folder, task="asr", **changed):
@@ -91,13 +91,13 @@ def decoded(chain, folder, task="asr", **changed):
 def test_base_keeps_what_came_with_the_model_but_no_other_weights(chain):
     files = {path.name for path in (chain.root / "base").iterdir()}
     assert files == {"config.json", "model.safetensors", "preprocessor_config.json"}
-    numbers = chain.base["numbers"]
+    numbers = chain.base["metrics"]
     assert list(numbers["source_sha256"]) == ["model.safetensors"] and numbers["task"] == "body"
     assert numbers["parameters"] == sum(p.numel() for p in plain(chain.name, "body").parameters())
 
 
 def test_every_layer_is_factorised(chain):
-    numbers, low = chain.report["numbers"], load_model(chain.root / "low")
+    numbers, low = chain.report["metrics"], load_model(chain.root / "low")
     assert numbers["parameters_after"] == low.parameters_total() < numbers["parameters_before"]
     assert low.dense_parameters() == numbers["parameters_before"]
     names = set(low_rank_layers(low.body))
@@ -126,7 +126,7 @@ def test_language_recognition_and_export(chain, tmp_path):
     decoded(chain, tmp_path, "lid")
     assert len(table(tmp_path / "decoded" / "scores.tsv")) == 8
     paths = {"model": tmp_path / "model", "out": tmp_path / "dense"}
-    numbers = done(export, {"format": "dense"}, tmp_path / "export.json", **paths)["numbers"]
+    numbers = done(export, {"format": "dense"}, tmp_path / "export.json", **paths)["metrics"]
     assert 0 < numbers["largest_difference"] < 1e-4
     dense = load_model(tmp_path / "dense")
     assert not low_rank_layers(dense.body)
@@ -159,7 +159,7 @@ def test_stored_filterbanks_are_those_that_are_computed_on_the_fly(corpus, tmp_p
     )
     model, inputs = load_model(tmp_path / "b"), inputs_of(tmp_path / "b")
     paths = {"cuts": corpus / "test.jsonl.gz", "base": tmp_path / "b", "out": tmp_path / "f.jsonl.gz"}
-    numbers = done(features, {"kind": "fbank"}, tmp_path / "f.json", **paths)["numbers"]
+    numbers = done(features, {"kind": "fbank"}, tmp_path / "f.json", **paths)["metrics"]
     assert numbers["frame_shift"] == 0.02
     for stored, raw in zip(load_cuts(tmp_path / "f.jsonl.gz"), load_cuts(corpus / "test.jsonl.gz"), strict=True):
         np.testing.assert_array_equal(stored.load_features(), inputs(raw).numpy())

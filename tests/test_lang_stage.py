@@ -60,7 +60,7 @@ def refused(capsys, message, folder, *cuts, **cfg):
 
 def test_characters(tmp_path, cuts):
     assert run(tmp_path / "l", cuts) == 0
-    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["numbers"]
+    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["metrics"]
     assert numbers["utterances"] == 4 and numbers["words"] == 9 and numbers["different_words"] == 7
     letters = set("helloworldtheturnsyouoverthere")
     assert numbers["characters"].keys() == letters
@@ -77,7 +77,7 @@ def test_the_same_bytes_again_and_a_file_named_twice_counts_once(tmp_path, cuts)
 
 def test_pieces(tmp_path, cuts):
     assert run(tmp_path / "l", cuts, kind="sentencepiece", vocab_size=20) == 0
-    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["numbers"]
+    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["metrics"]
     assert numbers["kind"] == "sentencepiece" and numbers["size"] > 20  # and the special symbols of a decoder
     read = Lang.load(tmp_path / "l")
     assert read.tokens.decode(read.tokens.encode("hello there")) == "hello there"
@@ -94,12 +94,12 @@ def test_what_says_nothing_is_set_aside_and_listed(tmp_path):
     assert run(tmp_path / "l", path) == 0
     rows = [line.split("\t")[0] for line in (tmp_path / "l" / "set_aside.tsv").read_text().splitlines()[1:]]
     assert rows == ["dots", "none"]
-    assert read_manifest(tmp_path / "l" / "lang.json")["numbers"]["utterances"] == 1
+    assert read_manifest(tmp_path / "l" / "lang.json")["metrics"]["utterances"] == 1
 
 
 def test_rare_characters_become_unknown(tmp_path, cuts):
     assert run(tmp_path / "l", cuts, min_count=2) == 0
-    assert read_manifest(tmp_path / "l" / "lang.json")["numbers"]["rare"] == {"n": 1, "s": 1, "v": 1, "y": 1}
+    assert read_manifest(tmp_path / "l" / "lang.json")["metrics"]["rare"] == {"n": 1, "s": 1, "v": 1, "y": 1}
 
 
 @pytest.mark.parametrize("supervisions", [0, 2])

@@ -29,7 +29,7 @@ from stage_world import (
 @pytest.mark.parametrize("family", FAMILIES)
 def test_base_writes_a_model_and_what_it_cost(world, family):
     record, model = world.records[family], load_model(world.base[family])
-    numbers = record["numbers"]
+    numbers = record["metrics"]
     assert (
         numbers["parameters"]
         == model.parameters_total()
@@ -60,7 +60,7 @@ def test_features_are_what_the_model_computes_from_the_samples(world, family):
     model, raw = load_model(world.base[family]), {cut.id: cut for cut in world.cuts["test"]}
     record = json.loads((world.features[family] / "test.json").read_text())
     assert set(record["outputs"]) == {"test.jsonl.gz", "test.h5"}
-    numbers = record["numbers"]
+    numbers = record["metrics"]
     assert numbers["utterances"] == len(raw) == 8 and numbers["frontend_rtf"] > 0
     assert numbers["seconds"] == pytest.approx(sum(cut.duration for cut in raw.values()), abs=1e-3)
     frames = 0
@@ -83,7 +83,7 @@ def test_features_are_what_the_model_computes_from_the_samples(world, family):
 @pytest.mark.parametrize("task", ["asr", "lid"])
 def test_train_writes_a_system_and_its_numbers(world, systems, family, task):
     system, before = systems[family, task], load_model(world.base[family])
-    model, numbers = load_model(system.model), system.record["numbers"]
+    model, numbers = load_model(system.model), system.record["metrics"]
     assert set(system.record["outputs"]) == {"model", "metrics.jsonl", "set_aside.tsv"}
     assert numbers["parameters_total"] == numbers["parameters_dense"] == model.parameters_total()
     fixed = sum(p.numel() for p in model.front_end())
@@ -134,13 +134,13 @@ def test_decode_recognises(world, systems, tmp_path, family):
     languages = table(tmp_path / "a" / "languages.tsv")
     assert {row["id"]: row["language"] for row in languages} == {name: name[5:7] for name in ref}
     assert {row["speaker"] for row in table(tmp_path / "a" / "speakers.tsv")} == {"test0", "test1"}
-    numbers = record["numbers"]
+    numbers = record["metrics"]
     # The recordings' own seconds, not those of the features' frames.
     seconds = sum(cut.duration for cut in world.cuts["test"])
     assert abs(seconds - sum(c.duration for c in CutSet.from_file(world.features[family] / "test.jsonl.gz"))) > 0.01
     assert numbers["speech_seconds"] == pytest.approx(seconds, abs=1e-3)
     assert numbers["rtf"] == pytest.approx(numbers["seconds_decode"] / seconds, rel=0.05) and numbers["rtf"] > 0
-    front = json.loads((world.features[family] / "test.json").read_text())["numbers"]["frontend_rtf"]
+    front = json.loads((world.features[family] / "test.json").read_text())["metrics"]["frontend_rtf"]
     assert numbers["frontend_rtf"] == front
     assert (numbers["utterances"], numbers["unseen_characters"], numbers["set_aside"]) == (8, {}, {})
     again = decode_with(world, systems, family, "asr", tmp_path / "b")
@@ -169,7 +169,7 @@ def test_decode_scores_languages(world, systems, tmp_path, family):
         assert np.exp([float(row["de"]), float(row["en"])]).sum() / 2 == pytest.approx(1, abs=1e-5)
     labels = {row["id"]: row["language"] for row in table(tmp_path / "a" / "labels.tsv")}
     assert labels == {cut.id: cut.supervisions[0].language for cut in world.cuts["test"]}
-    assert record["numbers"]["utterances"] == 8 and record["numbers"]["rtf"] > 0
+    assert record["metrics"]["utterances"] == 8 and record["metrics"]["rtf"] > 0
     assert set(record["outputs"]) == {"scores.tsv", "labels.tsv", "speakers.tsv", "set_aside.tsv"}
     assert decode_with(world, systems, family, "lid", tmp_path / "b")["outputs"] == record["outputs"]
     raw = decode_with(world, systems, family, "lid", tmp_path / "c", priors=False)
@@ -181,7 +181,7 @@ def test_decode_scores_languages(world, systems, tmp_path, family):
 def test_lora_is_merged_and_trains_less(world, tmp_path, family, task):
     cfg = train_cfg(task, "lora", lora={"rank": 2})
     record = done(train, cfg, tmp_path / "train.json", **train_paths(world, family, tmp_path, task))
-    numbers, model = record["numbers"], load_model(tmp_path / "model")
+    numbers, model = record["metrics"], load_model(tmp_path / "model")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").is_file() and "adapter" in record["outputs"]
     assert 0 < numbers["parameters_trained"] < numbers["parameters_total"] / 2
     assert numbers["parameters_total"] == model.parameters_total()
@@ -211,7 +211,7 @@ def test_a_base_held_in_bf16_is_saved_bit_for_bit_but_for_what_was_merged(world,
         torch.testing.assert_close(after[name], body[name] + 16 / 2 * B @ A, atol=1e-6, rtol=0)
     assert len(moved) == sum(".lora_A." in k for k in adapter) > 0
     assert not (tmp_path / "scratch").exists() or not any((tmp_path / "scratch").iterdir())
-    assert record["numbers"]["bytes"]["activations"] > 0
+    assert record["metrics"]["bytes"]["activations"] > 0
 
 
 def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tmp_path):
@@ -222,7 +222,7 @@ def test_lora_on_the_product_of_factors_is_saved_with_its_larger_ranks(world, tm
     record = done(train, cfg, tmp_path / "system" / "train.json", **paths)
     before, after = load_model(tmp_path / "low"), load_model(tmp_path / "system" / "model")
     assert set(before.plan.values()) == {6} and after.plan == dict.fromkeys(before.plan, 8)
-    assert record["numbers"]["parameters_total"] == after.parameters_total() > before.parameters_total()
+    assert record["metrics"]["parameters_total"] == after.parameters_total() > before.parameters_total()
     decode_with(
         world, {("wav2vec2", "asr"): SimpleNamespace(model=tmp_path / "system" / "model")}, "wav2vec2", "asr", tmp_path
     )
@@ -244,7 +244,7 @@ def test_a_trained_system_is_a_base_with_the_outputs_that_it_learnt(world, syste
     cfg, out = train_cfg("asr", "none"), tmp_path / "system"
     paths = train_paths(world, "wav2vec2", out, model=tmp_path / "base")
     record = done(train, cfg, out / "train.json", **paths)
-    assert not record["numbers"]["new_head"] and record["numbers"]["parameters_trained"] == 0
+    assert not record["metrics"]["new_head"] and record["metrics"]["parameters_trained"] == 0
 
 
 def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):
@@ -252,12 +252,12 @@ def test_head_alone_leaves_the_body_bit_for_bit(world, tmp_path):
     record = done(train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path, "lid"))
     assert moved_in_body(load_model(world.base["wav2vec2"]), load_model(tmp_path / "model")) == set()
     heads = [v for k, v in load_file(tmp_path / "model" / "model.safetensors").items() if not k.startswith("wav2vec2.")]
-    assert record["numbers"]["parameters_trained"] == sum(v.numel() for v in heads) > 0
+    assert record["metrics"]["parameters_trained"] == sum(v.numel() for v in heads) > 0
 
 
 def test_nothing_to_train_keeps_the_model(world, tmp_path):
     record = done(train, train_cfg("asr", "none"), tmp_path / "train.json", **train_paths(world, "whisper", tmp_path))
-    assert record["numbers"]["parameters_trained"] == 0
+    assert record["metrics"]["parameters_trained"] == 0
     before, after = (load_file(f / "model.safetensors") for f in (world.base["whisper"], tmp_path / "model"))
     assert before.keys() == after.keys() and all(torch.equal(before[k], after[k]) for k in before)
 
@@ -265,5 +265,5 @@ def test_nothing_to_train_keeps_the_model(world, tmp_path):
 def test_segments_cut_lid_to_the_seconds_asked_for(world, systems, tmp_path):
     cfg = train_cfg("lid") | {"task": {"type": "lid", "segment": {"seconds": 0.2}}}
     record = done(train, cfg, tmp_path / "train.json", **train_paths(world, "wav2vec2", tmp_path, "lid"))
-    whole = systems["wav2vec2", "lid"].record["numbers"]["seconds_speech"]
-    assert record["numbers"]["seconds_speech"] == pytest.approx(8 * 0.2, abs=8 * 0.02) and whole > 2.2
+    whole = systems["wav2vec2", "lid"].record["metrics"]["seconds_speech"]
+    assert record["metrics"]["seconds_speech"] == pytest.approx(8 * 0.2, abs=8 * 0.02) and whole > 2.2

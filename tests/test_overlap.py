@@ -38,7 +38,7 @@ def test_splits_that_share_nothing(tmp_path, train):
     test = index(tmp_path, "c", "test", [("x", "s8", "8"), ("y", "s9", "9")])
     assert run(tmp_path, ("train", train), ("test", test), cfg='{"roles": {"train": ["c/train"]}}') == 0
     record = json.loads((tmp_path / "o" / "overlap.json").read_text())
-    assert record["numbers"] == {
+    assert record["metrics"] == {
         "splits": [
             {"role": "train", "split": "c/train", "utterances": 3},
             {"role": "test", "split": "c/test", "utterances": 2},
@@ -86,7 +86,7 @@ def test_speakers_are_reported(tmp_path, capfd, train):
     assert run(tmp_path, ("train", train), ("pretrain", train), ("test", test)) == 0
     said = capfd.readouterr().err
     assert "WARNING overlap: 2 speakers of train (c/train) stand in test (c/test) too, s1 among them" in said
-    found = json.loads((tmp_path / "o" / "overlap.json").read_text())["numbers"]["shared_speakers"]
+    found = json.loads((tmp_path / "o" / "overlap.json").read_text())["metrics"]["shared_speakers"]
     assert [(f["role"], f["other_role"], f["speakers"], f["examples"]) for f in found] == [
         ("train", "test", 2, ["s1", "s2"]),
         ("pretrain", "test", 2, ["s1", "s2"]),

@@ -63,7 +63,7 @@ def stage(tmp_path):
         record = json.loads(manifest.read_text())
         print(f"{name} -> {manifest.name}: {time.monotonic() - start:.1f} s, {record['peak_bytes'] / 1e9:.2f} GB")
         assert record["peak_bytes"] < MEMORY
-        return record["numbers"]
+        return record["metrics"]
 
     yield run
     # pytest keeps the folders of three sessions: up to 5 GB each here.

@@ -62,7 +62,7 @@ def test_manifest_names_every_output(tree):
     names = {"results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"}
     assert set(manifest["outputs"]) == names
     assert {path.name for path in (tree / "report").iterdir()} == names | {"report.json"}
-    numbers = manifest.get("metrics", manifest.get("numbers"))
+    numbers = manifest["metrics"]
     assert (numbers["systems"], numbers["results"], len(numbers["summary"])) == (20, 20, 3)
     for name in ("error", "cost", "curves"):
         data = (tree / f"report/{name}.png").read_bytes()
@@ -302,7 +302,7 @@ def test_first_screen_says_in_three_sentences_what_came_out(tree, more):
     assert re.findall(r"<p>(\w+ \w+)", summary) == ["20 systems", "In asr", "Beside full"]
     assert "within the intervals" in summary and "95\N{NO-BREAK SPACE}% interval" in summary
     more = json.loads((more / "report/report.json").read_text())
-    said = more.get("metrics", more.get("numbers"))["summary"]
+    said = more["metrics"]["summary"]
     assert "decoded by greedy and beam4 (asr), tested on in_domain and out_of_domain (asr)" in said[0]
     assert said[1].startswith("In asr on in_domain, ")
 

@@ -32,7 +32,7 @@ def test_asr(tmp_path):
     )
     assert run(folder, tmp_path / "score.json", type="asr") == 0
     record = read_manifest(tmp_path / "score.json", "score")
-    numbers = record["numbers"]
+    numbers = record["metrics"]
     assert (numbers["type"], numbers["wer"], numbers["deletions"]) == ("asr", 0.2, 1)
     assert numbers["by_language"]["de"]["wer"] == 0.5 and "by_speaker" not in numbers
     assert len(numbers["interval"]["wer"]) == 2
@@ -43,7 +43,7 @@ def test_asr(tmp_path):
 def test_asr_with_speakers(tmp_path):
     folder = decoded(tmp_path / "d", ref_txt="a x\nb x\n", hyp_txt="a x\nb y\n", speakers_tsv="a s\nb t\n")
     assert run(folder, tmp_path / "score.json", type="asr") == 0
-    numbers = read_manifest(tmp_path / "score.json")["numbers"]
+    numbers = read_manifest(tmp_path / "score.json")["metrics"]
     assert numbers["resampled"] == "speakers" and numbers["by_speaker"]["t"]["wer"] == 1
 
 
@@ -55,7 +55,7 @@ def test_lid(tmp_path):
     )
     options = {"bootstrap": 50, "minimum": "per-language", "p_target": [0.5]}
     assert run(folder, tmp_path / "score.json", type="lid", score=options) == 0
-    numbers = read_manifest(tmp_path / "score.json")["numbers"]
+    numbers = read_manifest(tmp_path / "score.json")["metrics"]
     assert numbers["accuracy"] == pytest.approx(2 / 3)
     assert numbers["minimum"] == "per-language" and list(numbers["act_cavg"]) == ["0.5"]
     assert numbers["chance"] == {
@@ -72,7 +72,7 @@ def test_the_same_run_gives_the_same_numbers(tmp_path):
     folder = decoded(tmp_path / "d", ref_txt="a x y z\nb x y\nc p\n", hyp_txt="a x y\nb x y\nc q\n")
     for name in ("one.json", "two.json"):
         run(folder, tmp_path / name, type="asr")
-    one, two = (read_manifest(tmp_path / name)["numbers"] for name in ("one.json", "two.json"))
+    one, two = (read_manifest(tmp_path / name)["metrics"] for name in ("one.json", "two.json"))
     assert one == two
 
 

@@ -115,7 +115,7 @@ def test_a_training_utterance_without_language_in_lid(world, tmp_path):
     out = tmp_path / "out"
     paths = train_paths(world, "wav2vec2", out, "lid", train_cuts=cuts)
     record = done(train, train_cfg("lid"), out / "train.json", **paths)
-    assert record["numbers"]["set_aside"] == {"unknown language": 1}
+    assert record["metrics"]["set_aside"] == {"unknown language": 1}
 
 
 def test_one_language_in_the_config_is_nothing_to_tell_apart(world, tmp_path, capsys):
@@ -138,7 +138,7 @@ def test_a_single_utterance_can_be_trained_on(world, tmp_path):
     cuts = make_features(world, "wav2vec2", world.cuts["train"][:1], tmp_path, "train")
     out = tmp_path / "out"
     paths = train_paths(world, "wav2vec2", out, train_cuts=cuts)
-    assert done(train, train_cfg(), out / "train.json", **paths)["numbers"]["steps"] == 2
+    assert done(train, train_cfg(), out / "train.json", **paths)["metrics"]["steps"] == 2
 
 
 def test_another_task_keeps_every_weight_of_the_body(world):
@@ -192,7 +192,7 @@ def test_ctc_alone_needs_no_language(world, tmp_path):
     paths = {"train_cuts": tmp_path / "odd.jsonl.gz", "dev_cuts": world.corpus / "dev.jsonl.gz"}
     paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
     cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
-    assert done(base, cfg, tmp_path / "base.json", **paths)["numbers"]["set_aside"] == {}
+    assert done(base, cfg, tmp_path / "base.json", **paths)["metrics"]["set_aside"] == {}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_pretraining_of_whisper_at_the_edge_of_its_window(world, tmp_path, secon
     paths |= {"lang": world.lang["whisper"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
     cfg = {"seed": 1, "family": "whisper", "source": "scratch", "model": MODEL["whisper"], "pretrain": RECIPE}
     record = done(base, cfg, tmp_path / "base.json", **paths)
-    assert record["numbers"]["set_aside"] == ({} if kept else {"longer than the model's window": 1})
+    assert record["metrics"]["set_aside"] == ({} if kept else {"longer than the model's window": 1})
 
 
 CUT = '{"id": "u", "start": 0, "duration": %s, "channel": 0, "supervisions": [], "type": "MonoCut"}\n'

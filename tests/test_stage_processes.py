@@ -44,7 +44,7 @@ def test_two_processes_train_what_one_trains_with_twice_the_batches(world, tmp_p
     assert found.stderr.count("utterances, ") == 1  # the second process is silent
     record = json.loads((tmp_path / "two" / "train.json").read_text(encoding="utf-8"))
     for key in ("steps", "epochs", "utterances_train", "dev_metric", "parameters_trained"):
-        assert record["numbers"][key] == alone["numbers"][key], key
+        assert record["metrics"][key] == alone["metrics"][key], key
     left, right = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
     start = load_file(world.base["wav2vec2"] / "model.safetensors")
     assert any(not torch.allclose(start[n], p, atol=1e-3) for n, p in left.items())

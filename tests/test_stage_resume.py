@@ -89,7 +89,7 @@ def test_a_run_that_goes_on_passes_over_no_cuts(world, tmp_path, monkeypatch, ta
     paths = aside_paths(world, task, tmp_path)
     whole = done(train, cfg, manifest, **paths)
     aside = (paths["out"] / "set_aside.tsv").read_bytes()
-    assert whole["numbers"]["set_aside"] and not list(paths["scratch"].iterdir())
+    assert whole["metrics"]["set_aside"] and not list(paths["scratch"].iterdir())
     shutil.rmtree(paths["out"])
     kill(monkeypatch, train, cfg, manifest, **paths)
     for owner, name in ((Split, "cuts"), (loop, "plan")):
@@ -98,7 +98,7 @@ def test_a_run_that_goes_on_passes_over_no_cuts(world, tmp_path, monkeypatch, ta
     for key in ("outputs", "cfg", "seed"):
         assert again[key] == whole[key]
     for key in ("set_aside", "utterances_train", "labels", "steps"):
-        assert again["numbers"][key] == whole["numbers"][key]
+        assert again["metrics"][key] == whole["metrics"][key]
     assert (paths["out"] / "set_aside.tsv").read_bytes() == aside
     assert not list(paths["scratch"].iterdir())
 
@@ -120,7 +120,7 @@ def test_prepared_cuts_that_are_not_whole_are_made_again(world, tmp_path, monkey
     else:
         (folder / lost).unlink()
     again = done(train, cfg, manifest, **paths)
-    assert again["outputs"] == whole["outputs"] and again["numbers"]["set_aside"] == whole["numbers"]["set_aside"]
+    assert again["outputs"] == whole["outputs"] and again["metrics"]["set_aside"] == whole["metrics"]["set_aside"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_run_with_another_key_starts_beside_the_old_one(world, tmp_path, monke
         new["lang"] = shutil.copytree(paths["lang"], tmp_path / "lang")
         file = new["lang"] / "lang.json"
         record = json.loads(file.read_text())
-        record["numbers"]["normalise"]["replace"] = {"ä": "a"}
+        record["metrics"]["normalise"]["replace"] = {"ä": "a"}
         file.write_text(json.dumps(record))
     else:
         (tmp_path / "new").mkdir()

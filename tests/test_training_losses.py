@@ -143,7 +143,7 @@ def train_with(world, tmp_path, more, split="train"):
     cuts = make_features(world, "whisper", [*world.cuts[split], *more], tmp_path, split)
     out = tmp_path / "out"
     paths = train_paths(world, "whisper", out, **{f"{split}_cuts": cuts})
-    numbers = done(train, train_cfg(), out / "train.json", **paths)["numbers"]
+    numbers = done(train, train_cfg(), out / "train.json", **paths)["metrics"]
     return {row["id"]: (row["reason"], row["detail"]) for row in table(out / "set_aside.tsv")}, numbers
 
 
@@ -191,7 +191,7 @@ def test_an_unknown_language_of_dev_is_set_aside_beside_recognition(world, tmp_p
     paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
     recipe = RECIPE | {"language_weight": 0.5}
     cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": recipe}
-    assert done(base, cfg, tmp_path / "base.json", **paths)["numbers"]["set_aside"] == {"unknown language": 2}
+    assert done(base, cfg, tmp_path / "base.json", **paths)["metrics"]["set_aside"] == {"unknown language": 2}
 
 
 @pytest.mark.parametrize(

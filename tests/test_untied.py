@@ -52,7 +52,7 @@ def test_folders_sizes_and_outputs(tied, hub, tmp_path):
     assert (back.proj_out.weight is back.model.decoder.embed_tokens.weight) == tied
 
     cfg = {"seed": 1, "factorise": {"layers": "all", "rank": 5}}
-    report = done(factorise, cfg, tmp_path / "f.json", model=folder, out=tmp_path / "low")["numbers"]
+    report = done(factorise, cfg, tmp_path / "f.json", model=folder, out=tmp_path / "low")["metrics"]
     low = load_model(tmp_path / "low")
     assert report["parameters_after"] == low.parameters_total() == count(model=str(tmp_path / "low"))["total_after"]
     assert report["parameters_before"] == low.dense_parameters() == total

@@ -280,7 +280,7 @@ def test_the_chain_of_stages(short, corpus, tmp_path, kind):
         cfg |= {"lora": {"rank": 2}} if adapt == "lora" else {}
         paths = {f"{split}_cuts": tmp_path / f"{split}.jsonl.gz" for split in ("train", "dev")} | words
         record = done(train, cfg, out / "train.json", model=model, out=out, scratch=out / "scratch", **paths)
-        assert record["numbers"]["utterances_train"] == 9
+        assert record["metrics"]["utterances_train"] == 9
         rows = table(out / "set_aside.tsv")
         assert [row["id"] for row in rows] == ["train-2.5", "dev-2.5"]
         assert {(row["reason"], row["detail"]) for row in rows} == {("longer than the model's window", told)}
@@ -288,7 +288,7 @@ def test_the_chain_of_stages(short, corpus, tmp_path, kind):
         assert trained.window == 100 * SHORT
         assert WhisperFeatureExtractor.from_pretrained(out / "model").chunk_length == SHORT
         paths = {"model": out / "model", "cuts": tmp_path / "test.jsonl.gz", "out": out / "decoded"} | words
-        numbers = done(decode, {"task": {"type": task}}, out / "decode.json", **paths)["numbers"]
+        numbers = done(decode, {"task": {"type": task}}, out / "decode.json", **paths)["metrics"]
         assert numbers["utterances"] == 9 and numbers["set_aside"] == {"longer than the model's window": 1}
         assert [row["id"] for row in table(out / "decoded" / "set_aside.tsv")] == ["test-2.5"]
     paths = {"model": tmp_path / "asr" / "full" / "model", "out": tmp_path / "dense"}

@@ -41,7 +41,7 @@ def test_a_whole_run_gives_the_table_and_runs_again_what_changed(tmp_path):
         record = json.loads(
             (tmp_path / f"exp/tiny/train/{row['base']}/{row['task']}/{row['method']}/train.json").read_text()
         )
-        numbers = record["numbers"]
+        numbers = record["metrics"]
         assert 0 < numbers["parameters_trained"] < numbers["parameters_total"]
         assert (numbers["parameters_total"] < numbers["parameters_dense"]) == (row["method"] == "lowrank")
     assert "lowrank" in (report / "results.txt").read_text(encoding="utf-8")

@@ -339,18 +339,20 @@ def _check_jobs(config: Mapping[str, Any]) -> None:
     for name in config["systems"]["bases"]:
         if config["bases"][name]["source"] == "scratch":
             found = slices.base(System(name, "", ""))
-            once(TrainConfig, found.cfg["pretrain"], f"bases.{name}.pretrain", f"the pretraining of {name}")
+            where, whose = f"bases.{name}.pretrain", f"the pretraining of {name}"
+            _check_device(where, found.cfg["pretrain"], found.runtime, whose)
+            once(TrainConfig, found.cfg["pretrain"], where, whose)
     for system in systems(config):
         found = slices.train(system)
-        _check_device(found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
+        _check_device("training", found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
         once(TrainConfig, found.cfg["training"], "training", f"the system {'/'.join(system)}")
 
 
-def _check_device(recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: str) -> None:
+def _check_device(where: str, recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: str) -> None:
     if recipe["precision"] == "fp16" and runtime["device"] == "cpu":
         raise UserError(
-            f"training.precision: {whose} has precision: fp16 and device: cpu; fp16 needs CUDA: take bf16 or fp32, or "
-            f"device: cuda"
+            f"{where}: precision is fp16 and device cpu: fp16 needs CUDA: set precision: bf16 or fp32, or device: cuda "
+            f"({whose})"
         )
 
 

@@ -167,7 +167,7 @@ class TrainConfig:
             )
         if self.warmup + self.hold > 1:
             raise ValueError(
-                f"warmup + hold is {self.warmup + self.hold:g}: they are shares of all steps, at most 1 together"
+                f"warmup is {self.warmup:g} and hold {self.hold:g}: they are shares of all steps, at most 1 together"
             )
         if self.compile_buckets is not None and not self.compile:
             raise ValueError("compile_buckets is given, and compile is false: set compile: true, or remove it")
