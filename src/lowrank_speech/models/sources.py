@@ -7,6 +7,7 @@ model (``trust_remote_code`` stays off). What was resolved ends up in the stage'
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -36,12 +37,15 @@ class Source:
     revision: str | None
 
 
-def resolve(source: str, revision: str | None) -> Source:
-    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one)."""
+def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERNS) -> Source:
+    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one).
+
+    ``patterns``: which files of a hub name are fetched. UserError where there is no such model.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"base model {source}: the folder has no config.json")
+            raise UserError(f"base model {source}: the folder has no config.json; give the folder of a model")
         return Source(folder, revision)
     if not _HUB_NAME.fullmatch(source):
         raise UserError(f"base model {source}: neither a folder nor a hub name of the form owner/name")
@@ -49,14 +53,25 @@ def resolve(source: str, revision: str | None) -> Source:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WANTED))
+        path = snapshot_download(source, revision=revision, allow_patterns=list(patterns), ignore_patterns=NOT_WANTED)
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had "
-            f"from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
+            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor can it be "
+            f"fetched from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
             f"(`hf download {source}`), or give a folder as `source`"
         ) from error
+    path = Path(path)
     return Source(path, path.name if path.parent.name == "snapshots" else revision)
+
+
+def config_folder(model: str, revision: str | None = None) -> Path:
+    """A folder with the config.json of ``model``, a folder or a hub name, of which only that file is fetched."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or _HUB_NAME.fullmatch(model):
+        return resolve(model, revision, ["config.json"]).folder
+    raise UserError(
+        f"{model} is not a model folder, a hub name of the form owner/name, or a preset (--preset lists them)"
+    )
 
 
 def is_wanted(path: Path) -> bool:

@@ -62,6 +62,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     from lowrank_speech.factorising.calibration import calibrate
+    from lowrank_speech.features.store import load_cuts
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
 
@@ -73,6 +74,7 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     numbers = calibrate(
         model,
         arguments.model,
+        load_cuts(arguments.cuts),
         arguments.cuts,
         arguments.out,
         config.layers,

@@ -108,8 +108,9 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     from lowrank_speech.lang.select import SetAside
     from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
-    from lowrank_speech.lowrank.lora import merge, save_adapter
+    from lowrank_speech.lowrank.lora import merge
     from lowrank_speech.lowrank.structure import low_rank_layers
+    from lowrank_speech.models.adapters import save_adapter
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import load_model, save_model
@@ -161,7 +162,7 @@ def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list
     if peft_model is not None:
         outputs.append(out / "adapter")
         with atomic(out / "adapter") as temporary:
-            save_adapter(peft_model, temporary)
+            save_adapter(model, peft_model, temporary)
 
         merge(peft_model)
         if model.plan:  # adapters on the product add to the ranks
