@@ -146,6 +146,8 @@ def test_a_choice_in_the_settings_is_kept(copy, tmp_path):
     out = imported(copy, tmp_path / "base")
     found = json.loads((out / "generation_config.json").read_text())
     assert found["suppress_tokens"] == [5] and found["max_length"] == 9 and not found.get("begin_suppress_tokens")
+    again = imported(out, tmp_path / "again")
+    assert (again / "generation_config.json").read_bytes() == (out / "generation_config.json").read_bytes()
 
 
 @torch.no_grad()
