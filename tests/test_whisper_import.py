@@ -90,6 +90,8 @@ def test_only_files_of_the_model_are_copied(family, tmp_path):
     out = tmp_path / "base"
     assert base.main(["--cfg", json.dumps(cfg), "--out", str(out), "--manifest", str(tmp_path / "base.json")]) == 0
     assert {path.name for path in out.iterdir()} == expected
+    numbers = json.loads((tmp_path / "base.json").read_text())["numbers"]
+    assert list(numbers["source_sha256"]) == ["model.safetensors"]  # training_args.bin is not a file of weights
     assert {"LICENSE", "preprocessor_config.json", "config.json"} <= expected
 
 

@@ -16,7 +16,7 @@ import torch
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.build import quiet_config, wrap
-from lowrank_speech.models.files import KEY
+from lowrank_speech.models.files import KEY, LEGAL
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.registry import family_class, family_of
 from lowrank_speech.models.speech import Meta, SpeechModel
@@ -24,7 +24,7 @@ from lowrank_speech.models.speech import Meta, SpeechModel
 log = logging.getLogger(__name__)
 
 # Weights in other frameworks' formats stay away, as do MMS's language adapters: 1,107 files that nothing uses.
-PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
+PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", *LEGAL]
 NOT_WANTED = ["adapter.*"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -74,9 +74,13 @@ def config_folder(model: str, revision: str | None = None) -> Path:
     )
 
 
-def is_wanted(path: Path) -> bool:
-    """Whether a file of a model's folder is one that an import reads."""
-    return not any(fnmatchcase(path.name, pattern) for pattern in NOT_WANTED)
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that an import of ``folder`` reads: safetensors where there are any, else pickles."""
+    for pattern in ("*.safetensors", "pytorch_model*.bin"):
+        found = sorted(p for p in folder.glob(pattern) if not any(fnmatchcase(p.name, other) for other in NOT_WANTED))
+        if found:
+            return found
+    return []
 
 
 def import_model(found: Source, family: str) -> SpeechModel:

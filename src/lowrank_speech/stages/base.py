@@ -104,7 +104,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.models.sources import import_model, is_wanted, resolve
+    from lowrank_speech.models.sources import import_model, resolve, weight_files
     from lowrank_speech.models.window import preprocessor, shorten
 
     if config.model or config.pretrain is not None:
@@ -115,11 +115,10 @@ def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], 
     if config.window is not None and shorten(model, config.window):
         files = preprocessor(model, found.folder)
     save_model(model, arguments.out, copy_from=found.folder, files=files)
-    weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin") and is_wanted(p))
     numbers = {
         "source": config.source,
         "revision": found.revision,
-        "source_sha256": {path.name: sha256(path) for path in weights},
+        "source_sha256": {path.name: sha256(path) for path in weight_files(found.folder)},
         "parameters": model.parameters_total(),
         "task": model.task,
     }
