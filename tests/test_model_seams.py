@@ -45,10 +45,14 @@ def test_the_constraint_and_the_hub_import_stand_apart():
     }
 
 
-def test_the_registry_needs_no_torch():
-    code = (
-        "import sys, lowrank_speech.models.registry; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    )
+LIGHT = ("models.registry", "models.files", "models.settings", "models.preprocessor", "lowrank.recipe")
+LIGHT += ("lowrank.lora_settings", "lowrank.constraint_settings", "factorising.speech")
+
+
+def test_registry_and_settings_need_no_torch():
+    heavy = ("torch", "transformers", "numpy", "lhotse", "soundfile")
+    imports = "; ".join(f"import lowrank_speech.{name}" for name in LIGHT)
+    code = f"{imports}; import sys; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
 

@@ -90,6 +90,8 @@ def test_only_files_of_the_model_are_copied(family, tmp_path):
     out = tmp_path / "base"
     assert base.main(["--cfg", json.dumps(cfg), "--out", str(out), "--manifest", str(tmp_path / "base.json")]) == 0
     assert {path.name for path in out.iterdir()} == expected
+    numbers = json.loads((tmp_path / "base.json").read_text())["numbers"]
+    assert list(numbers["source_sha256"]) == ["model.safetensors"]  # training_args.bin is not a file of weights
     assert {"LICENSE", "preprocessor_config.json", "config.json"} <= expected
 
 
@@ -128,7 +130,7 @@ def test_what_generation_settings_lack_follows_from_the_tokenizer(change, hub, c
     change(copy)
     out = imported(copy, tmp_path / "base")
     model, settings = load_model(out), json.loads((out / "generation_config.json").read_text())
-    assert settings.pop("use_cache", True)
+    assert settings.pop("use_cache", True) and not settings.pop("_from_model_config", False)
     assert settings == json.loads((tmp_path / "whole" / "generation_config.json").read_text())
     assert json.loads((out / "config.json").read_text()).get("forced_decoder_ids") is None
     tokens = WhisperTokens(out)
@@ -146,6 +148,8 @@ def test_a_choice_in_the_settings_is_kept(copy, tmp_path):
     out = imported(copy, tmp_path / "base")
     found = json.loads((out / "generation_config.json").read_text())
     assert found["suppress_tokens"] == [5] and found["max_length"] == 9 and not found.get("begin_suppress_tokens")
+    again = imported(out, tmp_path / "again")
+    assert (again / "generation_config.json").read_bytes() == (out / "generation_config.json").read_bytes()
 
 
 @torch.no_grad()
