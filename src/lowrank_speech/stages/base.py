@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 from lowrank_speech.artefact import Manifest, atomic, sha256
 from lowrank_speech.errors import UserError
+from lowrank_speech.process import leave
 from lowrank_speech.settings import resolved
 from lowrank_speech.stages import common
 from lowrank_speech.training.config import Runtime, TrainConfig, split_runtime
@@ -101,9 +102,8 @@ def body(arguments: argparse.Namespace) -> None:
             return
         run, outputs, metrics, cost = found
         manifest.device, peak = cost.pop("device"), cost.pop("peak_bytes")
-        with this.finishing():
+        with this.finishing(run.clear):
             manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=peak)
-            run.clear()
 
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
@@ -211,4 +211,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

@@ -31,6 +31,7 @@ from pydantic import Field
 
 from lowrank_speech.artefact import Manifest, atomic, write_table, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.process import leave
 from lowrank_speech.settings import REQUIRED, BelowOne, Count, Positive, Seed, key, read, resolved, settings
 from lowrank_speech.stages import common
 from lowrank_speech.training.config import Runtime, TrainConfig, split_runtime
@@ -131,9 +132,8 @@ def body(arguments: argparse.Namespace) -> None:
             return
         run, outputs, metrics, cost = found
         manifest.device, peak = cost.pop("device"), cost.pop("peak_bytes")
-        with this.finishing():
+        with this.finishing(run.clear):
             manifest.write(arguments.manifest, outputs, metrics | cost, peak_bytes=peak)
-            run.clear()
 
 
 def _run(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tuple[Any, ...] | None:
@@ -253,4 +253,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())
