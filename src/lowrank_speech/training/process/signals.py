@@ -2,8 +2,8 @@
 
 before the loop, and after it   the process ends at once, with the exit code of a stop: the last state is on disk
 in the loop                     the loop notes the signal, finishes its step, saves and ends (``Signals``)
-from the last output on         the signals are ignored until the process is gone: a stop would turn a finished run
-                                into a failed one, whose outputs Snakemake removes
+from the last output on         no signal ends the process, until it is gone by itself: a stop would turn a finished
+                                run into a failed one, whose outputs Snakemake removes
 """
 
 import contextlib
