@@ -309,9 +309,7 @@ def test_a_label_outside_the_vocabulary_is_one_line_that_names_the_cuts(cuts):  
     model.head.linear = torch.nn.Linear(model.config.hidden_size, lang.tokens.size - 1)  # of a smaller token set
     objective = built(model, TrainConfig(), lang)
     batch = loader.collate(list(cuts)[3:5])
-    with pytest.raises(
-        UserError, match=r"has the label \d; expected 1 to \d .* this output layer; the batch: u3, u4"
-    ):
+    with pytest.raises(UserError, match=r"has the label \d; expected 1 to \d .* this output layer; the batch: u3, u4"):
         objective(model, batch["features"], batch["lengths"], batch["cuts"])
 
 
