@@ -173,6 +173,9 @@ def test_a_run_with_another_key_starts_beside_the_old_one(world, tmp_path, monke
     else:
         (tmp_path / "new").mkdir()
         new[changed] = make_features(world, "wav2vec2", world.cuts["test"], tmp_path / "new", "other")
+    early = paths["scratch"] / ("0" * 12)  # of a run that was killed before its first state
+    early.mkdir()
+    (early / "train.jsonl").write_text("")
     capsys.readouterr()
     done(train, cfg, manifest, **new)
     log = capsys.readouterr().err
