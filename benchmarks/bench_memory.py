@@ -109,11 +109,11 @@ def build(arguments):
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
     from lowrank_speech.lang.tokens import CharTokens
+    from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.lowrank.structure import apply_plan
     from lowrank_speech.models.build import build as build_model
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.layers import dense_layers
-    from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
     from lowrank_speech.training.losses.loss import Materials
@@ -135,7 +135,7 @@ def build(arguments):
             torch.nn.init.zeros_(part.bias)
     freeze_for(model, "lora" if with_lora else "full", trains_head=True)
     if with_lora:
-        lora_on(model, Lora(rank=8))
+        lora_on(model, LoraSettings(rank=8))
     recipe = TrainConfig(**settings)
     lang = Lang("char", CharTokens.build(LETTERS), ("en",), Normaliser(NormaliseConfig()), "0" * 64)
     objective = make_objective("ctc", Materials(recipe, lang, lang.tokens, device="cpu")).build(model)

@@ -228,8 +228,8 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
 
 def our_stepper(arguments, lora, window=None, **settings):
     """Our engine's step; ``window``: Whisper's, in seconds."""
+    from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.models.window import shorten
-    from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.memory.layers import checkpoint_layers
     from lowrank_speech.training.memory.precision import FrozenWeights
@@ -240,7 +240,7 @@ def our_stepper(arguments, lora, window=None, **settings):
         shorten(model, window)
     freeze_for(model, "lora" if lora else "full", trains_head=True)
     if lora:
-        lora_on(model, Lora(rank=8, alpha=16.0))
+        lora_on(model, LoraSettings(rank=8, alpha=16.0))
     settings = {"precision": arguments.precision, **settings}
     loss = objective(arguments.preset, lr=LR, head_lr=LR, weight_decay=DECAY, **settings)
     recipe = loss.materials.recipe

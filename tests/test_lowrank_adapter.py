@@ -6,7 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowrank_speech.lowrank import adapter
-from lowrank_speech.lowrank.lora import LoraSettings, add_lora
+from lowrank_speech.lowrank.lora import add_lora
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from test_lowrank_lora import Net, X
 
 TARGETS = ("blocks.*.fc?",)

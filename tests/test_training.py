@@ -16,8 +16,8 @@ from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import Loader, batch_indices
 from lowrank_speech.features.kept import keep, numbered
 from lowrank_speech.lowrank.lora import frozen_digest
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.dropout import set_dropout
-from lowrank_speech.stages.train import Lora
 from lowrank_speech.training import loop, progress
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.config import Noise, Runtime, SpecAugment, TrainConfig
@@ -223,7 +223,7 @@ def test_frozen_weights_stay_bit_for_bit_in_a_training_of_the_head(cuts, tmp_pat
 def test_lora_leaves_frozen_weights_bit_for_bit(task, cuts, tmp_path):
     def prepare(model):
         freeze_for(model, "lora", trains_head=True)
-        lora_on(model, Lora(rank=2))
+        lora_on(model, LoraSettings(rank=2))
 
     config = TrainConfig(epochs=2, batch_seconds=1.5, lr=0.01, keep="last")
     trainer = trainer_of(task, tmp_path, config, prepare)
@@ -241,7 +241,7 @@ def test_lora_leaves_frozen_weights_bit_for_bit(task, cuts, tmp_path):
 def test_a_lora_target_that_matches_nothing_is_an_error_of_the_user():
     model, _, _ = setup_of("ctc")
     with pytest.raises(UserError, match=r"lora: .*nowhere"):
-        lora_on(model, Lora(targets=("*nowhere*",)))
+        lora_on(model, LoraSettings(targets=("*nowhere*",)))
     with pytest.raises(UserError, match="needs the section `lora`"):
         lora_on(model, None)
 

@@ -560,6 +560,8 @@ def test_device_is_that_of_the_slice():
 def sections() -> dict[str, tuple[type, set[str]]]:
     from lowrank_speech.corpora import digits, espeak, kaldi, parts, tsv, validate
     from lowrank_speech.lang import normalise
+    from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
+    from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.scoring.options import ScoreOptions
     from lowrank_speech.stages import base, calibrate, decode, factorise, lang, report, train
     from lowrank_speech.training.config import (
@@ -599,8 +601,8 @@ def sections() -> dict[str, tuple[type, set[str]]]:
         "training.reverberation": (Reverberation, set()),
         "task": (train.Task, {"corpus", "train", "dev", "test", "training"}),
         "segment": (train.Segment, set()),
-        "lora": (train.Lora, set()),
-        "constraint": (train.Constraint, set()),
+        "lora": (LoraSettings, set()),
+        "constraint": (ConstraintSettings, set()),
         "method": (train.Config, {"factorise", "-task"}),
         "factorise": (factorise.Factorise, set()),
         "calibrate": (calibrate.Config, {"corpus", "split", "-seed", "-layers"}),

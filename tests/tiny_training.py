@@ -14,10 +14,10 @@ from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.lang.tokens import CharTokens
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
 from lowrank_speech.lowrank.factorise import factorise
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.models.scratch import from_scratch
 from lowrank_speech.models.tasks import to_task
-from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
 from lowrank_speech.training.config import Runtime, TrainConfig
 from lowrank_speech.training.data.targets import with_targets
@@ -146,7 +146,7 @@ def lora(model, **settings):
     set_dropout(model, 0.0)
     freeze_for(model, "lora", trains_head=True)
     torch.manual_seed(3)
-    model.peft = lora_on(model, Lora(rank=2, **settings))
+    model.peft = lora_on(model, LoraSettings(rank=2, **settings))
 
 
 def low_rank_lora(model):

@@ -177,7 +177,7 @@ class PieceTokens(_Table):
                 f"{where}: ids 0 and 1 are {pieces[:2]}, not {BLANK} and {UNK}; train it with the stage lang"
             )
         super().__init__([*pieces, *([] if languages is None else special_symbols(languages))])
-        self._bytes = any(self._model.is_byte(i) for i in range(len(pieces)))
+        self.falls_back = any(self._model.is_byte(i) for i in range(len(pieces)))
         self._characters = {p for i, p in enumerate(pieces) if len(p) == 1 and not self._model.is_control(i)}
 
     @classmethod
@@ -185,10 +185,14 @@ class PieceTokens(_Table):
         """Read pieces.model."""
         return cls(Path(path).read_bytes(), languages, where=str(path))
 
+    @property
+    def scored(self) -> list[tuple[str, float]]:
+        """Pieces with their log probabilities (BPE: minus the number of the merge), in the order of their ids."""
+        return [(self.symbols[i], self._model.get_score(i)) for i in range(self.first_special)]
+
     def table(self) -> str:
         """Piece and log probability, a line each, as sentencepiece's own .vocab file: to look at, not to be read."""
-        scores = (self._model.get_score(i) for i in range(self.first_special))
-        return "".join(f"{piece}\t{score:g}\n" for piece, score in zip(self.symbols, scores, strict=False))
+        return "".join(f"{piece}\t{score:g}\n" for piece, score in self.scored)
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
         """Ids of ``text``, the most probable pieces; a run of characters that the set lacks becomes one <unk>."""
@@ -200,7 +204,7 @@ class PieceTokens(_Table):
 
     def unseen(self, text: str) -> set[str]:
         """The characters of ``text`` that the set cannot write; none where it falls back to bytes."""
-        if self._bytes:
+        if self.falls_back:
             return set()
         return {character for character in text if not character.isspace() and character not in self._characters}
 

@@ -3,6 +3,7 @@
 Imports neither torch nor transformers.
 """
 
+import json
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -24,7 +25,7 @@ TOKENIZER = (
 )
 LEGAL = ("LICENSE*", "NOTICE*", "license*")
 # Whatever else lies in a folder stays there: weights in other formats, optimiser states, model cards of the base.
-COPIED = ("generation_config.json", *PREPROCESSOR, *TOKENIZER, *LEGAL)
+COPIED = ("generation_config.json", *LEGAL)
 
 
 def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
@@ -32,11 +33,31 @@ def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def copy_files(source: Path, target: Path, patterns: tuple[str, ...] = COPIED) -> None:
-    """Copy the files of ``source`` that belong to a model beside its config and weights."""
+def copy_files(source: Path, target: Path, tokenizer: bool) -> None:
+    """Copy the files of ``source`` that belong to a model beside its config and weights.
+
+    ``tokenizer``: whether its tokenizer belongs to the model too: whether the outputs stand for those tokens.
+    """
+    patterns = (*COPIED, *PREPROCESSOR, *(TOKENIZER if tokenizer else ()))
     for path in sorted(source.iterdir()):
-        if path.is_file() and is_one_of(path.name, patterns):
+        if not path.is_file() or not is_one_of(path.name, patterns):
+            continue
+        if path.name in PREPROCESSOR and (text := _without_lm(path.read_text(encoding="utf-8"))) is not None:
+            (target / path.name).write_text(text, encoding="utf-8")
+        else:
             shutil.copyfile(path, target / path.name)
+
+
+def _without_lm(text: str) -> str | None:
+    """The text of a preprocessor file with a processor that needs no n-gram; None where it is one as it stands."""
+    try:
+        said = json.loads(text)
+        name = said["processor_class"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not str(name).endswith("WithLM"):  # its folder language_model is not copied
+        return None
+    return json.dumps(said | {"processor_class": name.removesuffix("WithLM")}, indent=2) + "\n"
 
 
 def files_read(folder: str | Path) -> list[Path]:

@@ -96,12 +96,23 @@ def save_model(
 ) -> None:
     """Write ``model`` as a folder, atomically; ``copy_from``: the folder whose other files belong to it as well.
 
-    ``files``: name -> text of files that stand in the place of those, or beside them.
+    Tokenizer files are copied only where the model's outputs still stand for those tokens. A CTC model with a new head
+    needs new ones: ``lang.tokenizer_files`` makes them. ``files``: name -> text of files that stand in the place of
+    copied ones, or beside them.
     """
     with model_folder(model, model.meta, folder, copy_from, files) as weights:
         state = model.state_dict()
         kept = {model.disk_name(name): state[name].detach().cpu().contiguous() for name in stored(model)}
         save_file(kept, weights, metadata={"format": "pt"})
+
+
+def _same_tokens(meta: Meta, source: Path) -> bool:
+    """Whether the tokenizer in the folder ``source`` is that of a model under ``meta``."""
+    if meta.task != "ctc":
+        return meta.task == "seq2seq"  # a decoder keeps its tokens
+    file = source / "config.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get(KEY, {}) if file.is_file() else {}
+    return said.get("lang_sha256") == meta.lang_sha256  # None: the head that was published with the tokenizer
 
 
 @contextlib.contextmanager
@@ -116,7 +127,7 @@ def model_folder(
     with atomic(folder) as temporary:
         temporary.mkdir()
         if copy_from is not None:
-            copy_files(Path(copy_from), temporary)
+            copy_files(Path(copy_from), temporary, tokenizer=_same_tokens(meta, Path(copy_from)))
         config = json.loads(model.config.to_json_string(use_diff=False))
         config["architectures"] = [model.architecture]
         config[KEY] = dataclasses.asdict(meta)

@@ -17,6 +17,7 @@ Dimension letters: B batch, T samples, F frames, C features, D hidden size, V vo
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -319,8 +320,11 @@ class SpeechModel(nn.Module):
         )
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
-        """UserError where a published checkpoint in ``folder`` is of a form that the package does not support."""
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
+        """UserError where a published checkpoint in ``folder`` lacks files or has a form that is not supported."""
+
+    def imported(self, folder: Path) -> None:
+        """Complete (in place) what a checkpoint, loaded from ``folder``, lacks beside its weights."""
 
     def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
         """Run the model on one utterance so that every layer of ``moments`` (``lowrank.moments``) sees its inputs."""

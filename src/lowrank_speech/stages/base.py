@@ -108,7 +108,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.models.sources import import_model, is_wanted, resolve
+    from lowrank_speech.models.sources import import_model, resolve, weight_files
     from lowrank_speech.models.window import preprocessor, shorten
 
     if config.model or config.pretrain is not None:
@@ -119,11 +119,10 @@ def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], 
     if config.window is not None and shorten(model, config.window):
         files = preprocessor(model, found.folder)
     save_model(model, arguments.out, copy_from=found.folder, files=files)
-    weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin") and is_wanted(p))
     numbers = {
         "source": config.source,
         "revision": found.revision,
-        "source_sha256": {path.name: sha256(path) for path in weights},
+        "source_sha256": {path.name: sha256(path) for path in weight_files(found.folder)},
         "parameters": model.parameters_total(),
         "task": model.task,
     }
@@ -143,6 +142,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, runtime: Runtime) ->
 
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.models.scratch import from_scratch
@@ -180,7 +180,7 @@ def _scratch(arguments: argparse.Namespace, config: Config, runtime: Runtime) ->
         return None
     model.to("cpu")
     set_dropout(model, 0.0)
-    save_model(model, arguments.out)
+    save_model(model, arguments.out, files=tokenizer_files(lang.tokens) if model.task == "ctc" else None)
     _preprocessor(model, inputs, arguments.out)
     metrics = outcome.metrics | {
         "source": "scratch",

@@ -5,8 +5,8 @@ inputs   --model     model folder of a dense model (stage base)
 outputs  --out       moments.safetensors: for each layer the mean of x xᵀ, the mean of x, the number of frames
          --manifest  which utterances were used
 
-The model runs over some utterances, one at a time, so that no padding is seen; frames of Whisper's window beyond the
-utterance do not count. Whisper's decoder is calibrated on what it recognises itself (greedy search).
+The model runs over some utterances, one at a time, so no padding counts, nor do frames of Whisper's window beyond the
+utterance. Whisper's decoder is calibrated on what it recognises itself (greedy search).
 
 python -m lowrank_speech.stages.calibrate --cfg '{"seed":1,"layers":"ffn"}' --model base/model --cuts train.jsonl.gz
     --out calibrate/moments.safetensors --manifest calibrate/calibrate.json
@@ -14,35 +14,30 @@ python -m lowrank_speech.stages.calibrate --cfg '{"seed":1,"layers":"ffn"}' --mo
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.recipe import Layers
+from lowrank_speech.settings import REQUIRED, Count, Positive, Seed, key, read, settings
 from lowrank_speech.stages import common
 
 
-@dataclass(frozen=True)
+@settings
 class Segment:
-    """Utterances are cut to at most ``seconds``."""
-
-    seconds: float | None = None
+    seconds: Positive | None = key(None, "utterances are cut to at most this; null: as they are")
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
-    """The stage's slice. ``layers`` as in the stage factorise; ``utterances`` are drawn by ``seed``."""
+    """The stage's slice."""
 
-    seed: int
-    layers: str | tuple[str, ...] = "ffn"
-    utterances: int = 64
-    segment: Segment | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-    def __post_init__(self) -> None:
-        if self.utterances < 1:
-            raise ValueError(f"utterances is {self.utterances}; expected 1 or more")
+    seed: Seed = key(REQUIRED, "draws the utterances")
+    layers: Layers = key("ffn", "ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
+    utterances: Count = key(64, "how many utterances the model sees")
+    segment: Segment | None = key(None, "how much of each")
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where it computes", runtime=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +48,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("calibrate", cfg, seed=config.seed)
     common.existing(arguments.model, "--model")
     common.existing(arguments.cuts, "--cuts")
@@ -67,6 +62,7 @@ def body(arguments: argparse.Namespace) -> None:
 
 def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     from lowrank_speech.factorising.calibration import calibrate
+    from lowrank_speech.features.store import load_cuts
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
 
@@ -78,6 +74,7 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     numbers = calibrate(
         model,
         arguments.model,
+        load_cuts(arguments.cuts),
         arguments.cuts,
         arguments.out,
         config.layers,

@@ -4,13 +4,14 @@ inputs   --model     model folder, dense or factorised (stage train; of any othe
 outputs  --out       model folder in the format
          --manifest  format, parameters; dense: how far the exported encoder is from the factorised one
 
-formats  dense    factors multiplied out (in float64): a plain Hugging Face folder, which the class that `architectures`
-                  in config.json names loads with `from_pretrained`, without this package
+formats  dense    factors multiplied out (in float64): a plain Hugging Face folder. The class that `architectures` in
+                  config.json names loads it with `from_pretrained`, without this package
          lowrank  the folder with its factors, as small as the system is: `lowrank_speech.models.folder.load_model`
                   loads it, and the plan in config.json says which layers are factors
 
-What came with the base (tokenizer, preprocessor, generation_config) is taken along. `largest_difference` is the largest
-absolute difference between the encoder states of the two models on one second of seeded noise.
+The files beside the weights (tokenizer, preprocessor, generation_config) are copied; the tokenizer is the one that the
+head's outputs stand for. `largest_difference` is the largest absolute difference between the encoder states of
+the two models on one second of seeded noise.
 
 python -m lowrank_speech.stages.export --cfg '{"format":"dense"}' --model system/model --out export/model
     --manifest export/export.json
@@ -19,12 +20,12 @@ python -m lowrank_speech.stages.export --cfg '{"format":"dense"}' --model system
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, read, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
@@ -32,11 +33,11 @@ log = logging.getLogger(__name__)
 NOISE_SEED = 0
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    format: Literal["dense", "lowrank"]
+    format: Literal["dense", "lowrank"] = key(REQUIRED, "dense: factors multiplied out; lowrank: with its factors")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +47,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("export", cfg)
     common.existing(arguments.model, "--model")
     if arguments.out.resolve() == arguments.model.resolve():

@@ -1,13 +1,13 @@
 """Stage factorise: replace linear layers of a model by two low-rank factors.
 
 inputs   --model     model folder of a dense model (stage base)
-         --moments   second moments of the layers' inputs (stage calibrate): needed by `init: activation`; with any init
-                     the report then has the output error of each layer
+         --moments   second moments of the layers' inputs (stage calibrate). `init: activation` needs them; with any
+                     init they add the output error of each layer to the report
 outputs  --out       model folder of the low-rank model; config.json holds the plan
          --manifest  parameters before and after, and a report layer by layer
 
 The keys of the section `factorise` are those of ``lowrank_speech.lowrank.recipe``. Weights are read and written layer
-by layer: a model larger than the memory can be factorised.
+by layer, so a model can be larger than the memory.
 
 python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers":"ffn","reduction":0.24}}' --model
     base/model --out factorise/model --manifest factorise/factorise.json
@@ -16,24 +16,24 @@ python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers"
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
-    """The stage's slice. ``seed`` decides `init: random` and nothing else."""
+    """The stage's slice."""
 
-    seed: int
-    factorise: Factorise
+    seed: Seed = key(REQUIRED, "decides init: random, and nothing else")
+    factorise: Factorise = key(REQUIRED, "which layers, which ranks, which start")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +44,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("factorise", cfg, seed=config.seed)
     common.existing(arguments.model, "--model")
     if arguments.moments is not None:

@@ -1,11 +1,11 @@
-"""Stage features: cuts -> what the model family eats, computed once.
+"""Stage features: cuts -> the inputs of a model family, computed once.
 
 inputs   --cuts   cuts of one split (stage corpus)
          --base   model folder of the base (stage base): its frozen front end, its number of mel bands
 outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored: samples are read and go through the front end or the filterbank each time
+kinds    waveform  nothing is stored: samples go through the front end or the filterbank each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded
@@ -18,23 +18,23 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from lowrank_speech.artefact import Manifest, atomic
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, read, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    kind: Literal["waveform", "conv", "fbank", "logmel"]
-    dtype: Literal["float32", "float16"] = "float32"
+    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what is stored; waveform: nothing")
+    dtype: Literal["float32", "float16"] = key("float32", "float16 halves what is stored, and rounds it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def body(arguments: argparse.Namespace) -> None:
     cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
+    config = read(Config, cfg)
     manifest = Manifest("features", cfg)
     common.existing(arguments.cuts, "--cuts")
 

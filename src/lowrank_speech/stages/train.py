@@ -25,14 +25,14 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
-
-from pydantic import Field
+from typing import Any, Literal
 
 from lowrank_speech.artefact import Manifest, atomic, write_table, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.process import leave
-from lowrank_speech.settings import REQUIRED, BelowOne, Count, Positive, Seed, key, read, resolved, settings
+from lowrank_speech.settings import REQUIRED, Positive, Seed, key, read, resolved, settings
 from lowrank_speech.stages import common
 from lowrank_speech.training.config import Runtime, TrainConfig, split_runtime
 
@@ -65,40 +65,16 @@ class Task:
 
 
 @settings
-class Constraint:
-    """The semi-orthogonal constraint on the first factors; see ``lowrank.constraint``."""
-
-    mode: Literal["floating", "fixed", "exact", "none"] = key("floating", "floating: the scale follows the weights")
-    scale: Positive = key(1.0, "fixed: the scale s of A Aᵀ = s² I")
-    probability: Annotated[float, Field(gt=0, le=1)] = key(0.25, "share of the steps after which it is applied")
-    every: Count | None = key(None, "apply it after every this many steps instead, and not at random")
-
-
-@settings
-class Lora:
-    """LoRA's settings; see ``lowrank.lora``."""
-
-    rank: Count = key(8, "rank of the adapters")
-    alpha: Positive = key(16.0, "the update is (alpha / rank) B A")
-    dropout: BelowOne = key(0.0, "dropout on the adapter's input")
-    targets: tuple[str, ...] | None = key(
-        None, "name patterns of layers, or a layer group; null: query, value and feed-forward"
-    )
-    where: Literal["factors", "first", "second", "product"] = key("factors", "what of a factorised layer is adapted")
-    rslora: bool = key(False, "scale by alpha / sqrt(rank)")
-    dora: bool = key(False, "train a magnitude for each output too")
-    init: str = key("default", "default, gaussian, orthogonal, pissa, pissa_niter_N or olora")
-
-
-@settings
 class Config:
     """The stage's slice."""
 
     seed: Seed = key(REQUIRED, "of everything that is drawn")
     task: Task = key(REQUIRED, "what the system learns")
     adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "what of the base trains")
-    lora: Lora | None = key(None, "LoRA's settings")
-    constraint: Constraint = key(None, "the constraint on factorised layers", default_factory=Constraint)
+    lora: LoraSettings | None = key(None, "LoRA's settings")
+    constraint: ConstraintSettings = key(
+        None, "the constraint on factorised layers", default_factory=ConstraintSettings
+    )
     training: TrainConfig = key(None, "the recipe", default_factory=TrainConfig)
 
 
@@ -142,6 +118,7 @@ def _run(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tup
 
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.tasks import to_task
@@ -207,7 +184,8 @@ def _run(arguments: argparse.Namespace, config: Config, runtime: Runtime) -> tup
     if peft_model is not None:
         outputs.append(out / "adapter")
         _merge(model, peft_model, out / "adapter")
-    save_model(model, out / "model", copy_from=arguments.model)
+    vocabulary = tokenizer_files(lang.tokens) if kind == "ctc" else None
+    save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
     rows = run.set_aside.rows
     write_table(out / "set_aside.tsv", ("id", "reason", "detail"), rows)
     if rows:
@@ -238,11 +216,12 @@ def _constraint(model: Any, config: Config) -> Any:
 
 def _merge(model: Any, peft_model: Any, folder: Path) -> None:
     """Save the adapter to ``folder``, and add it to the weights of ``model``."""
-    from lowrank_speech.lowrank.lora import merge, save_adapter
+    from lowrank_speech.lowrank.lora import merge
     from lowrank_speech.lowrank.structure import low_rank_layers
+    from lowrank_speech.models.adapters import save_adapter
 
     with atomic(folder) as temporary:
-        save_adapter(peft_model, temporary)
+        save_adapter(model, peft_model, temporary)
     merge(peft_model)
     if model.plan:  # adapters on the product add to the ranks
         model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}

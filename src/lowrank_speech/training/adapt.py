@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
@@ -17,28 +18,16 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
         parameter.requires_grad_(trains)
 
 
-def lora_on(model: SpeechModel, settings: Any) -> Any:
+def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:
     """Put LoRA adapters on the body of ``model``, in place; the head trains too. Returns the peft model."""
     # Here, so that the code hash of other ways to adapt can leave it out.
-    from lowrank_speech.lowrank.lora import LoraSettings, add_lora
+    from lowrank_speech.lowrank.lora import add_lora
 
     if settings is None:
         raise UserError("adapt: lora needs the section `lora`")
     patterns = model.layer_patterns(settings.targets) if settings.targets else model.LORA
     try:
-        peft_model, report = add_lora(
-            model.body,
-            LoraSettings(
-                rank=settings.rank,
-                alpha=settings.alpha,
-                dropout=settings.dropout,
-                targets=tuple(patterns),
-                where=settings.where,
-                rslora=settings.rslora,
-                dora=settings.dora,
-                init=settings.init,
-            ),
-        )
+        peft_model, report = add_lora(model.body, settings, patterns)
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
     log.info("LoRA on %d layers: %d of %d parameters train", *(report[k] for k in ("layers", "trainable", "total")))

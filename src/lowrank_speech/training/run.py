@@ -25,6 +25,7 @@ from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import SetAside
 from lowrank_speech.models.device import pick_device
+from lowrank_speech.models.files import files_read
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import Runtime, TrainConfig
 from lowrank_speech.training.data.prepared import prepared
@@ -150,7 +151,7 @@ def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Pa
     if lang is not None:
         parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, lang.normaliser.config.to_dict()]))
     if model is not None:
-        parts.append(sha256(model))
+        parts += [f"{path.name} {sha256(path)}" for path in files_read(model)]
     return parts
 
 

@@ -5,6 +5,7 @@ Multilingual Expressive and Streaming Speech Translation", 2023.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,7 +31,7 @@ class W2vBert(Encoder):
     )
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
         positions = getattr(config, "position_embeddings_type", "relative_key")
         if positions not in ("relative_key", None):
             raise UserError(

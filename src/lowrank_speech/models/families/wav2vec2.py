@@ -7,6 +7,7 @@ size.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,9 @@ from lowrank_speech.models.build import build, config_with
 from lowrank_speech.models.families.corrections import correct
 from lowrank_speech.models.families.encoders import Encoder
 from lowrank_speech.models.families.layers import groups
+from lowrank_speech.models.files import PREPROCESSOR
 from lowrank_speech.models.heads.base import Head
+from lowrank_speech.models.preprocessor import preprocessor_files
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
@@ -44,7 +47,12 @@ class Wav2vec2(Encoder):
         super().__init__(hf, head, meta)
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
+        if not preprocessor_files(folder):
+            log.warning(
+                "%s has no %s: samples are taken to be normalised to zero mean and unit variance; if the model was "
+                "trained without that, add the file with do_normalize: false", folder, " or ".join(PREPROCESSOR),
+            )  # fmt: skip
         if getattr(config, "adapter_attn_dim", None) is not None:
             log.warning(
                 "%s has MMS's language adapters in its layers: those of its main weights stay part of the model, its "

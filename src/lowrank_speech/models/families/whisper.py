@@ -5,6 +5,7 @@ B batch, F frames, C mel bands, D hidden size, L target length, V vocabulary.
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lowrank_speech.models.build import config_with
 from lowrank_speech.models.families.layers import groups
 from lowrank_speech.models.heads.registry import DEFAULT, head_class
 from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.whisper_vocabulary import checked, complete
 
 RATE, FRAMES = 16_000, 100  # samples and log-mel frames in a second
 # Bounds a decoder that does not find the end of an utterance; people speak 3 to 5 tokens a second.
@@ -216,6 +218,15 @@ class Whisper(SpeechModel):
             max_length=config.max_target_positions,
         )
         return cls(hf, None, Meta("whisper", "seq2seq"))
+
+    @classmethod
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
+        if task == "seq2seq":
+            checked(folder, config.vocab_size)
+
+    def imported(self, folder: Path) -> None:
+        if self.task == "seq2seq":
+            complete(self, folder)
 
     def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
         """The decoder's layers see what the model recognises itself (greedy search); frames of the window beyond the
