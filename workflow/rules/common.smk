@@ -139,7 +139,7 @@ def launcher(stage):
 
     def text(wildcards):
         number = processes(stage)(wildcards)
-        return f"torch.distributed.run --standalone --nproc-per-node {number} -m " if number > 1 else ""
+        return f"lowrank_speech.training.process.torchrun {number} " if number > 1 else ""
 
     return quick(text)
 
