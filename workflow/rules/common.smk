@@ -8,6 +8,7 @@
 #            functions of input or output, which Snakemake does not compare; their paths are compared as inputs already.
 #   threads  Snakemake sets OMP_NUM_THREADS and its like to it
 
+import functools
 import inspect
 import json
 import os
@@ -16,6 +17,7 @@ import shlex
 import sys
 import time
 
+from snakemake.io import strip_wildcard_constraints
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
@@ -27,7 +29,6 @@ from lowrank_speech.workflow.config import (
     DEV,
     calibrate_key,
     calibrated,
-    canonical_json,
     complete,
     factorise_key,
     lang_splits,
@@ -79,12 +80,12 @@ def quick(function):
 
 def cfg(stage):
     """The stage's slice as canonical JSON."""
-    return quick(lambda wildcards: canonical_json(getattr(slices, stage)(wildcards).cfg))
+    return quick(lambda wildcards: getattr(slices, stage)(wildcards).cfg_json)
 
 
 def runtime(stage):
     """What changes no result, as canonical JSON. A function of `output`, so that Snakemake does not compare it."""
-    return quick(lambda wildcards, output: canonical_json(getattr(slices, stage)(wildcards).runtime))
+    return quick(lambda wildcards, output: getattr(slices, stage)(wildcards).runtime_json)
 
 
 def code(stage):
@@ -160,6 +161,13 @@ def training_env(stage):
 # ---- for input: functions of the wildcards
 
 
+@functools.lru_cache(maxsize=None)
+def templates(declared):
+    """The declared outputs of a rule as format strings, the manifest first."""
+    files = [declared.manifest, *(file for file in declared if file != declared.manifest)]
+    return [strip_wildcard_constraints(str(file)) for file in files]
+
+
 def made(stage):
     """No file. Where the artefact on the disk is not what the job would make, the job runs; the log says why."""
 
@@ -167,15 +175,17 @@ def made(stage):
         if not workflow.is_main_process:
             return []
         declared = workflow.get_rule(stage).output
-        manifest = str(declared.manifest.apply_wildcards(wildcards))
-        recorded = all(workflow.persistence.metadata(file.apply_wildcards(wildcards)) for file in declared)
+        manifest, *others = (template.format(**dict(wildcards.items())) for template in templates(declared))
+        if not os.path.isfile(manifest):
+            return []  # the job runs anyway
+        recorded = all(map(workflow.persistence.metadata, (manifest, *others)))
         found = records.problem(
-            manifest, getattr(slices, stage)(wildcards).cfg, code(stage)(wildcards), recorded, sources(stage, wildcards)
-        ) or (
-            stage == "corpus"
-            and os.path.isfile(manifest)
-            and tracking.changed(manifest.removesuffix("json") + "audio.json")
-        )
+            manifest,
+            getattr(slices, stage)(wildcards).cfg_json,
+            code(stage)(wildcards),
+            recorded,
+            sources(stage, wildcards),
+        ) or (stage == "corpus" and tracking.changed(f"{manifest.removesuffix('json')}audio.json"))
         if found:
             logger.info(f"{os.path.dirname(manifest)} ({os.path.basename(manifest)}) is made again: {found}")
             # What `snakemake -R FILE` does, for a file that is found out while the graph is built.

@@ -6,11 +6,14 @@ those of other ways of adapting. Words, help texts and the workflow itself are l
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from lowrank_speech.workflow import fingerprints
 from lowrank_speech.workflow.config import System
 from lowrank_speech.workflow.fingerprints import PACKAGE
-from lowrank_speech.workflow.slices import Slices
+from lowrank_speech.workflow.slices import NAMES, Slices
+
+_KNOWN: WeakKeyDictionary[Slices, dict[tuple[str, ...], str]] = WeakKeyDictionary()
 
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 """What decides no result of any stage."""
@@ -21,8 +24,12 @@ ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions",
 
 def code_hash(stage: str, slices: Slices, wildcards: Any) -> str:
     """Hex sha256 of the code that a job of ``stage`` runs; ``wildcards`` name its artefact."""
-    left_out = tuple(sorted(f"{PACKAGE}.{name}" for name in unused(stage, slices, wildcards)))
-    return fingerprints.code_hash(f"{PACKAGE}.stages.{stage}", without=left_out)
+    key = (stage, *(getattr(wildcards, name) for name in NAMES[stage]))
+    known = _KNOWN.setdefault(slices, {})
+    if key not in known:
+        left_out = tuple(sorted(f"{PACKAGE}.{name}" for name in unused(stage, slices, wildcards)))
+        known[key] = fingerprints.code_hash(f"{PACKAGE}.stages.{stage}", without=left_out)
+    return known[key]
 
 
 def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:

@@ -15,21 +15,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.workflow.config import canonical_json
-
 Stats = Mapping[str, Any]
 
 
 def problem(
     manifest: str,
-    cfg: Mapping[str, Any],
+    cfg: str,
     code: str,
     recorded: bool,
     sources: Mapping[str, str] | None = None,
 ) -> str | None:
     """Why the artefact of ``manifest`` has to be made again, in a few words; None where it is as it should be.
 
-    ``cfg`` and ``code``: what the job would run with now; they count where Snakemake has not ``recorded`` the last run.
+    ``cfg`` (canonical JSON) and ``code``: what the job would run with now; they count where Snakemake has not
+    ``recorded`` the last run.
     ``sources``: name -> path of the files from outside that the job would read now; None: they cannot be found here,
     and are not compared. A manifest that does not exist is no problem: the job then runs anyway.
     """
@@ -49,8 +48,7 @@ def problem(
         if size != described["bytes"]:
             return f"{name} has {size} bytes; {described['bytes']} were written"
     if not recorded and (
-        record.get("cfg_sha256") != hashlib.sha256(canonical_json(cfg).encode()).hexdigest()
-        or record.get("code") != code
+        record.get("cfg_sha256") != hashlib.sha256(cfg.encode()).hexdigest() or record.get("code") != code
     ):
         return "it was made with other settings or code"
     if sources is not None:

@@ -5,14 +5,17 @@ written out, and ``runtime``, what decides how it is computed. ``wildcards`` has
 (Snakemake's own, or anything alike). Equal settings give equal slices, however they are spelt.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from lowrank_speech.workflow.config import (
     Config,
     System,
     calibrate_key,
     calibrated,
+    canonical_json,
     decoded_split,
     decoders,
     deep_merge,
@@ -28,11 +31,54 @@ from lowrank_speech.workflow.schema import Schema, resolve, runtime_keys, sectio
 Keys = dict[str, Any]
 
 
-class Slice(NamedTuple):
+NAMES = {
+    "corpus": ("corpus", "split"),
+    "overlap": ("task",),
+    "lang": ("lang",),
+    "features": ("base",),
+    "base": ("base",),
+    "calibrate": ("base", "calibration"),
+    "factorise": ("base", "factorisation"),
+    "train": ("base", "task", "method"),
+    "export": ("base", "task", "form"),
+    "emissions": ("base", "task"),
+    "decode": ("base", "task", "decoder"),
+    "score": ("task",),
+    "report": (),
+}
+"""Stage -> the wildcards on which its slice and its code depend. Large grids have few different slices."""
+
+
+@dataclass(frozen=True)
+class Slice:
     """What ``--cfg`` and ``--runtime`` get."""
 
     cfg: Keys
     runtime: Keys
+
+    @functools.cached_property
+    def cfg_json(self) -> str:
+        """``cfg`` as canonical JSON."""
+        return canonical_json(self.cfg)
+
+    @functools.cached_property
+    def runtime_json(self) -> str:
+        """``runtime`` as canonical JSON."""
+        return canonical_json(self.runtime)
+
+
+def once(method: Callable[..., Slice]) -> Callable[..., Slice]:
+    """Work a slice out once for all jobs that share it."""
+    names = NAMES[method.__name__]
+
+    @functools.wraps(method)
+    def known(self: "Slices", wildcards: Any = None) -> Slice:
+        key = (method.__name__, *(getattr(wildcards, name) for name in names))
+        if key not in self.known:
+            self.known[key] = method(self, wildcards)
+        return self.known[key]
+
+    return known
 
 
 class Slices:
@@ -40,9 +86,11 @@ class Slices:
 
     def __init__(self, config: Config, schema: Schema):
         self.config, self.schema = config, schema
+        self.known: dict[tuple[str, ...], Slice] = {}
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
+    @once
     def corpus(self, wildcards: Any) -> Slice:
         """One split: its own keys and those of the whole corpus. The seed draws parts and synthesis."""
         corpus = self.config["corpora"][wildcards.corpus]
@@ -51,16 +99,19 @@ class Slices:
         cfg = {**_without(corpus, WATCHING), "splits": own, **shared}
         return Slice({"seed": self.config["seed"], "corpus": cfg}, _only(corpus, WATCHING))
 
+    @once
     def overlap(self, wildcards: Any) -> Slice:
         """Which splits play which role in a task."""
         roles = overlaps(self.config, wildcards.task)
         return Slice({"roles": {role: ["/".join(split) for split in of] for role, of in roles.items()}}, {})
 
+    @once
     def lang(self, wildcards: Any) -> Slice:
         """The token set's own keys; its corpora and splits come as files."""
         lang = _without(self.config["langs"][wildcards.lang], ("corpora", "splits"))
         return Slice({"seed": self.config["seed"], "lang": lang}, {})
 
+    @once
     def features(self, wildcards: Any) -> Slice:
         """What the base's family eats; waveforms are not stored, so they have no format."""
         base = self.config["bases"][wildcards.base]
@@ -69,6 +120,7 @@ class Slices:
 
     # -- models --------------------------------------------------------------------------------------------------------
 
+    @once
     def base(self, wildcards: Any) -> Slice:
         """Source and window; for `source: scratch` also the model and the recipe of its pretraining."""
         base, runtime = self.config["bases"][wildcards.base], {}
@@ -81,6 +133,7 @@ class Slices:
             cfg |= _only(base, ("revision", "window"))
         return Slice(cfg, runtime)
 
+    @once
     def calibrate(self, wildcards: Any) -> Slice:
         """How to calibrate, and which layers: those of the factorise sections that share this calibration."""
         sections = (m["factorise"] for m in self.config["methods"].values() if calibrated(m))
@@ -88,12 +141,14 @@ class Slices:
         own, runtime = self._apart("calibrate", _without(self.config["calibrate"], ("corpus", "split")))
         return Slice({"seed": self.config["seed"], "layers": layers, **own}, runtime)
 
+    @once
     def factorise(self, wildcards: Any) -> Slice:
         """The factorise section that the folder is named after."""
         sections = (m["factorise"] for m in self.config["methods"].values() if m.get("factorise"))
         found = next(s for s in sections if factorise_key(s) == wildcards.factorisation)
         return Slice({"seed": self.config["seed"], "factorise": found}, {})
 
+    @once
     def train(self, wildcards: Any) -> Slice:
         """The task, the way of adapting, and the recipe with its overrides laid over each other."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
@@ -113,17 +168,20 @@ class Slices:
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
         return Slice(cfg, runtime)
 
+    @once
     def export(self, wildcards: Any) -> Slice:
         """The format, from the path that was asked for."""
         return Slice({"format": wildcards.form}, {})
 
     # -- results -------------------------------------------------------------------------------------------------------
 
+    @once
     def emissions(self, wildcards: Any) -> Slice:
         """How they are stored, and the size of batches."""
         own, runtime = self._apart("emissions", self._shared_decode("emissions"))
         return Slice({"emissions": own}, runtime)
 
+    @once
     def decode(self, wildcards: Any) -> Slice:
         """The task, and the keys of the decoder that its kind uses on models of the base's family."""
         name = self.decoder_section(wildcards)
@@ -133,6 +191,7 @@ class Slices:
         own, runtime = self._apart(name, own)
         return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
 
+    @once
     def score(self, wildcards: Any) -> Slice:
         """The type of the task and how to score it."""
         kind = self.config["tasks"][wildcards.task]["type"]
@@ -140,6 +199,7 @@ class Slices:
         own = _without(self.config["score"], others)
         return Slice({"seed": self.config["seed"], "type": kind, "score": own}, {})
 
+    @once
     def report(self, wildcards: Any = None) -> Slice:
         """The title, the systems in their order (and where their low-rank model lies), the corpora to describe."""
         rows = []
