@@ -28,16 +28,13 @@ rule base:
         code=code("base"),
         runtime=runtime("base"),
         launcher=launcher("base"),
-        train_cuts=option("--train-cuts", "train_cuts"),
-        dev_cuts=option("--dev-cuts", "dev_cuts"),
-        lang=option("--lang", "lang", folder=True),
-        out=layout.base(),
-        scratch=layout.scratch(layout.base()),
-        tensorboard=layout.tensorboard(layout.base()),
+        paths=options("train_cuts", "dev_cuts", lang="lang", out="config"),
+        scratch=scratch_folder,
+        tensorboard=tensorboard_folder,
     shell:
         # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
         # >>: a run that goes on does not wipe the log of the one before.
         "exec python -m {params.launcher}lowrank_speech.stages.base --cfg {params.cfg:q} --code {params.code}"
-        " --runtime {params.runtime:q} {params.train_cuts} {params.dev_cuts} {params.lang}"
-        " --out {params.out:q}/model --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
+        " --runtime {params.runtime:q} {params.paths}"
+        " --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
         " --manifest {output.manifest:q} >> {log:q} 2>&1"

@@ -23,8 +23,8 @@ rule calibrate:
         cfg=cfg("calibrate"),
         code=code("calibrate"),
         runtime=runtime("calibrate"),
-        model=folder_of("weights"),
+        paths=options("cuts", model="weights"),
     shell:
         "python -m lowrank_speech.stages.calibrate --cfg {params.cfg:q} --code {params.code}"
-        " --runtime {params.runtime:q} --model {params.model:q} --cuts {input.cuts:q}"
+        " --runtime {params.runtime:q} {params.paths}"
         " --out {output.moments:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -66,11 +66,11 @@ STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
 slices = Slices(CONFIG, SCHEMA)
 GRID, RESULTS = systems(CONFIG), results(CONFIG)
+ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
 def quick(function):
-    """Snakemake asks for the signature of every function of a rule for every job: a large grid is planned sooner where
-    it is known already."""
+    """Snakemake asks for the signature of every function, job by job: a large grid is planned sooner where it is known."""
     function.__signature__ = inspect.signature(function)
     return function
 
@@ -93,23 +93,37 @@ def code(stage):
     return quick(lambda wildcards: closures.code_hash(stage, slices, wildcards))
 
 
-def folder_of(name):
-    """The folder of the input `name`."""
-    return quick(lambda wildcards, input: os.path.dirname(input[name]))
+def scratch_folder(wildcards, output):
+    """Where the stage keeps the state of an unfinished run."""
+    return layout.scratch(os.path.dirname(output.manifest))
 
 
-def option(flag, name, folder=False):
-    """`--flag path ...`, quoted for the shell, where the job has an input `name`, else nothing.
+def tensorboard_folder(wildcards, output):
+    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are not outputs."""
+    return layout.tensorboard(os.path.dirname(output.manifest))
 
-    `folder`: the folder of the file in place of the file.
+
+def options(*files, **folders):
+    """`--name path ...`, quoted for the shell, where the job has such an input, else nothing: `files` are inputs with the
+    names of their options; `folders` are options for the folder of an input or output, option=name.
     """
 
-    def text(wildcards, input):
-        paths = input.get(name) or []
-        paths = [paths] if isinstance(paths, str) else paths
-        return " ".join([flag, *(shlex.quote(os.path.dirname(p) if folder else p) for p in paths)]) if paths else ""
+    def text(wildcards, input, output):
+        words = []
+        for name in files:
+            paths = input.get(name) or []
+            words += [flag(name), *([paths] if isinstance(paths, str) else paths)] if paths else []
+        for name, file in folders.items():
+            path = input.get(file) or output.get(file)
+            words += [flag(name), os.path.dirname(path)] if path else []
+        return shlex.join(words)
 
     return quick(text)
+
+
+def flag(name):
+    """`--some-name` for some_name."""
+    return f"--{name.replace('_', '-')}"
 
 
 # ---- for resources
@@ -117,6 +131,9 @@ def option(flag, name, folder=False):
 
 def gpu(stage):
     """GPUs: one for each process where the config says `device: cuda`, else none; `auto` takes what it finds."""
+
+    if not ASKS_FOR_CUDA:
+        return 0
 
     def number(wildcards):
         found = getattr(slices, stage)(wildcards)
@@ -244,8 +261,9 @@ def overlap_sources(suffix):
 
 def overlap_options(wildcards):
     """`--split ROLE=index ...` of the overlap check."""
-    pairs = [(role, split) for role, of in overlaps(CONFIG, wildcards.task).items() for split in of]
-    return " ".join("--split " + shlex.quote(f"{role}={split_file(split, 'index.tsv')}") for role, split in pairs)
+    roles = overlaps(CONFIG, wildcards.task)
+    pairs = [(role, split_file(split, "index.tsv")) for role, of in roles.items() for split in of]
+    return " ".join(f"--split {shlex.quote(f'{role}={index}')}" for role, index in pairs)
 
 
 @quick

@@ -20,10 +20,10 @@ rule corpus:
         cfg=cfg("corpus"),
         code=code("corpus"),
         runtime=runtime("corpus"),
-        out=layout.corpus(),
+        paths=options(out="manifest"),
     shell:
         "python -m lowrank_speech.stages.corpus --cfg {params.cfg:q} --code {params.code} --split {wildcards.split}"
-        " --runtime {params.runtime:q} --jobs {threads} --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        " --runtime {params.runtime:q} --jobs {threads} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
 # What the splits of a task share. It blocks the report, and not the trainings.

@@ -24,12 +24,10 @@ rule emissions:
         cfg=cfg("emissions"),
         code=code("emissions"),
         runtime=runtime("emissions"),
-        model=f"{layout.train()}/model",
-        out=layout.emissions(),
+        paths=options("cuts", model="weights", out="manifest"),
     shell:
         "python -m lowrank_speech.stages.emissions --cfg {params.cfg:q} --code {params.code}"
-        " --runtime {params.runtime:q} --model {params.model:q} --cuts {input.cuts:q}"
-        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
 rule decode:
@@ -56,11 +54,7 @@ rule decode:
         cfg=cfg("decode"),
         code=code("decode"),
         runtime=runtime("decode"),
-        model=f"{layout.train()}/model",
-        lang=option("--lang", "lang", folder=True),
-        emissions=option("--emissions", "emissions", folder=True),
-        out=layout.decode(),
+        paths=options("cuts", model="weights", lang="lang", emissions="emissions", out="manifest"),
     shell:
         "python -m lowrank_speech.stages.decode --cfg {params.cfg:q} --code {params.code}"
-        " --runtime {params.runtime:q} --model {params.model:q} --cuts {input.cuts:q} {params.lang} {params.emissions}"
-        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"

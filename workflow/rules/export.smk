@@ -19,8 +19,8 @@ rule export:
     params:
         cfg=cfg("export"),
         code=code("export"),
-        model=f"{layout.train()}/model",
-        out=layout.export(),
+        paths=options(model="weights"),
+        out=lambda wildcards, output: f"{os.path.dirname(output.manifest)}/model",
     shell:
-        "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --code {params.code} --model {params.model:q}"
-        " --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"
+        "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --code {params.code} {params.paths}"
+        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -23,9 +23,7 @@ rule factorise:
     params:
         cfg=cfg("factorise"),
         code=code("factorise"),
-        model=folder_of("weights"),
-        moments=option("--moments", "moments"),
-        out=layout.factorise(),
+        paths=options("moments", model="weights", out="config"),
     shell:
-        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --code {params.code} --model {params.model:q}"
-        " {params.moments} --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"
+        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --code {params.code} {params.paths}"
+        " --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -18,8 +18,7 @@ rule lang:
     params:
         cfg=cfg("lang"),
         code=code("lang"),
-        cuts=option("--cuts", "cuts"),
-        out=layout.lang(),
+        paths=options("cuts", out="manifest"),
     shell:
-        "python -m lowrank_speech.stages.lang --cfg {params.cfg:q} --code {params.code} {params.cuts}"
-        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        "python -m lowrank_speech.stages.lang --cfg {params.cfg:q} --code {params.code} {params.paths}"
+        " --manifest {output.manifest:q} > {log:q} 2>&1"

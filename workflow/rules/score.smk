@@ -17,7 +17,7 @@ rule score:
     params:
         cfg=cfg("score"),
         code=code("score"),
-        decoded=layout.decode(),
+        paths=options(decoded="decode"),
     shell:
-        "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --code {params.code} --decoded {params.decoded:q}"
+        "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --code {params.code} {params.paths}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

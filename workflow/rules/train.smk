@@ -31,15 +31,12 @@ rule train:
         code=code("train"),
         runtime=runtime("train"),
         launcher=launcher("train"),
-        model=folder_of("weights"),
-        lang=option("--lang", "lang", folder=True),
-        out=layout.train(),
-        scratch=layout.scratch(layout.train()),
-        tensorboard=layout.tensorboard(layout.train()),
+        paths=options("train_cuts", "dev_cuts", model="weights", lang="lang", out="manifest"),
+        scratch=scratch_folder,
+        tensorboard=tensorboard_folder,
     shell:
         # exec and >>: as for the rule base.
         "exec python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --code {params.code}"
-        " --runtime {params.runtime:q} --model {params.model:q}"
-        " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} {params.lang}"
-        " --out {params.out:q} --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
+        " --runtime {params.runtime:q} {params.paths}"
+        " --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
         " --manifest {output.manifest:q} >> {log:q} 2>&1"
