@@ -98,10 +98,10 @@ def test_asr_missing(call):
         ),
         (("score", "asr", "ref", "hyp", "--resample", "speakers"), "utt2spk"),
         (("score", "lid", "ref", "hyp"), "error: "),
-        (("params",), "either a model folder or --preset"),
-        (("params", "--preset", "a", "folder"), "either a model folder or --preset"),
+        (("params",), "either a model (folder, hub name or preset) or --preset"),
+        (("params", "--preset", "a", "folder"), "either a model (folder, hub name or preset) or --preset"),
         (("params", "folder", "--rank", "4", "--reduction", "0.2"), "either --rank R or --reduction"),
-        (("params", "folder", "--reduction", "24"), "expected a share between 0 and 1"),
+        (("params", "folder", "--reduction", "24"), "it must be a share between 0 and 1"),
     ],
 )
 def test_errors_are_one_line(call, argv, match):
@@ -153,7 +153,9 @@ def counting(monkeypatch):
 def test_params(call, counting):
     code, out, _ = call("params", "--preset", "xls-r-300m", "--layers", "ffn", "--rank", 4)
     assert code == 0
-    assert counting == [{"model": None, "preset": "xls-r-300m", "layers": "ffn", "rank": 4, "reduction": None}]
+    assert counting == [
+        {"model": None, "preset": "xls-r-300m", "layers": "ffn", "rank": 4} | dict.fromkeys(("reduction", "revision"))
+    ]
     lines = out.splitlines()
     assert lines[0] == "2,400 -> 1,800 parameters, -25.0 %"
     assert lines[-1].split() == ["encoder.layers.*.fc", "3", "40", "10", "4", "1200", "600"]

@@ -74,7 +74,8 @@ def test_text_report_and_plot(folder, tmp_path, call):
     assert low.plan == {row["name"]: row["rank"] for row in result["layers"]}
     lines = shown.splitlines()
     assert lines[0].startswith(f"{result['parameters_before']:,} -> {result['parameters_after']:,} parameters, -10.")
-    assert "%energy" in lines[2] and len(lines) == 3 + len(result["layers"])
+    assert "%energy" in lines[2] and len(lines) == 3 + len(result["layers"]) + 4
+    assert lines[-3] == f"written: {out}" and lines[-2].startswith("next: fine-tune it, as a base of an experiment")
     row, first = lines[3].split(), result["layers"][0]
     assert row[0] == first["name"] and row[3] == str(first["rank"]) and row[4] == f"{100 * first['energy']:.2f}"
     assert row[6] == "-"  # no output error without calibration
@@ -131,6 +132,7 @@ def test_hub_layouts_are_imported_first(family, form, tmp_path, call):
     hub = tmp_path / "hub"
     unwrap(MODELS[family]()).save_pretrained(hub, max_shard_size="20KB" if form == "shards" else "1GB")
     (hub / "preprocessor_config.json").write_text("{}")
+    (hub / "optimizer.pt").write_text("of a Trainer")
     tokenizer = set()
     if family == "whisper":
         save_tokenizer(hub)
@@ -187,8 +189,8 @@ def test_random_factors_have_no_spectra_to_draw(folder, tmp_path, call):
         (("--rank", 31), "would stay dense: ask for a lower rank"),
         (("--rank", 4, "--layers", "*fc9"), "'*fc9' matches no linear layer"),
         (("--rank", 4, "--layers", "fnn"), "'fnn'; expected ffn, attention or all"),
-        (("--rank", 4, "--init", "activation"), "needs --calibrate CUTS or --moments FILE"),
-        (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz: no such file"),
+        (("--rank", 4, "--init", "activation"), "needs --calibrate PATH or --moments FILE"),
+        (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz does not exist; give Lhotse cuts"),
         (("--rank", 4, "--moments", "no.safetensors"), "no.safetensors: no such file"),
         (("--rank", 4, "--moments", "a", "--calibrate", "b"), "not both"),
         (("--energy", 0.5, "--allocate"), "does not go with allocate"),

@@ -270,7 +270,7 @@ def test_what_is_factorised_already_and_what_is_no_moments_file(folder, cuts, tm
     assert "factorised already" in capsys.readouterr().err
     shutil.copy(cuts, tmp_path / "bad.safetensors")
     assert run(stage, cfg, tmp_path / "x", model=folder, moments=tmp_path / "bad.safetensors")[0] == 2
-    assert "no safetensors file" in capsys.readouterr().err
+    assert "not a safetensors file" in capsys.readouterr().err
 
 
 def test_too_short_and_too_long_utterances_are_listed(folder, tmp_path, cuts):

@@ -394,7 +394,7 @@ def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
     path = Path(batch[1].recording.sources[0].source)
     whole = path.read_bytes()
     try:
-        for content, why in ((None, "is not there"), (b"", "is empty"), (b"no sound", r"cannot be read \(.+\)")):
+        for content, why in ((None, "does not exist"), (b"", "is empty"), (b"no sound", r"cannot be read \(.+\)")):
             path.unlink() if content is None else path.write_bytes(content)
             with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; put the file back"):
                 Loader(Inputs("waveform")).collate(batch)

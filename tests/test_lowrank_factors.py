@@ -339,7 +339,7 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
     net = model()
     for plan, message in [
         ({"0": 2, "7": 2}, "'7', which the model does not have"),
-        ({"0": 2, "1": 2}, "ReLU and no linear layer"),
+        ({"0": 2, "1": 2}, "ReLU and not a linear layer"),
         ({"0": 2, "2": 9}, "rank 9 is above the full rank 8 of the layer '2'"),
         ({"0": 2.5}, "rank 2.5"),
         ({"0": 0}, "rank 0"),
@@ -347,12 +347,12 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
         with pytest.raises(ValueError, match=message):
             factorise(net, plan)
         assert not low_rank_layers(net)
-    with pytest.raises(ValueError, match="no second moment of the inputs of '0'"):
+    with pytest.raises(ValueError, match="needs the second moment of the inputs of '0'"):
         factorise(net, {"0": 2}, "activation")
     with pytest.raises(ValueError, match="expected svd, activation or random"):
         factorise(net, {"0": 2}, "lsq")
     factorise(net, {"0": 2})
     with pytest.raises(ValueError, match="factorised already"):
         factorise(net, {"0": 2})
-    with pytest.raises(ValueError, match="no second moment"):
+    with pytest.raises(ValueError, match="the moments lack the layer '0'"):
         spectra({"0": nn.Linear(2, 2)}, {})

@@ -210,6 +210,15 @@ def test_an_adapter_can_be_saved_for_a_model_that_holds_the_adapted_one_and_anot
     assert (fresh.tail.original_module.weight - whole.tail.weight).abs().max() > 0
 
 
+def test_dropout_of_the_model_is_not_that_of_the_adapters():
+    from lowrank_speech.models.dropout import set_dropout
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+    model, _ = add_lora(net, LoraSettings(rank=1, dropout=0.3, targets=("0",)))
+    set_dropout(model, 0.0)
+    assert net[1].p == 0.0 and net[0].lora_dropout["default"].p == 0.3
+
+
 def test_names_that_end_alike_are_not_adapted_too():
     net = nn.ModuleDict({"fc1": nn.Linear(4, 4), "deep": nn.ModuleDict({"fc1": nn.Linear(4, 4)})})
     with pytest.raises(ValueError, match=r"adapted other layers.*'deep.fc1'"):

@@ -107,5 +107,5 @@ def test_files_are_exact_and_broken_ones_are_named(tmp_path):
         assert read.count(name) == 15
     assert "x" not in read and read.get("x") is None
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"bad\.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"bad\.safetensors is not a safetensors file"):
         MomentsFile(tmp_path / "bad.safetensors")

@@ -29,7 +29,10 @@ MAKING = {
 HUB = {f"lowrank_speech.models.{name}" for name in ("sources", "window", "scratch", "gabor", "dropout")}
 
 
-@pytest.mark.parametrize("module", ["models.folder", "models.tasks", "models.text", "decoding.ctc", "decoding.whisper"])
+LOADS = ("models.folder", "models.tasks", "models.text", "decoding.ctc.greedy", "decoding.whisper.greedy")
+
+
+@pytest.mark.parametrize("module", LOADS)
 def test_loading_training_and_decoding_import_neither_the_making_of_factors_nor_the_hub(module):
     assert not closure(f"lowrank_speech.{module}") & (MAKING | HUB)
 
@@ -45,10 +48,14 @@ def test_the_constraint_and_the_hub_import_stand_apart():
     }
 
 
-def test_the_registry_needs_no_torch():
-    code = (
-        "import sys, lowrank_speech.models.registry; print([m for m in ('torch', 'transformers') if m in sys.modules])"
-    )
+LIGHT = ("models.registry", "models.files", "models.settings", "models.preprocessor", "lowrank.recipe")
+LIGHT += ("lowrank.lora_settings", "lowrank.constraint_settings", "factorising.speech")
+
+
+def test_registry_and_settings_need_no_torch():
+    heavy = ("torch", "transformers", "numpy", "lhotse", "soundfile")
+    imports = "; ".join(f"import lowrank_speech.{name}" for name in LIGHT)
+    code = f"{imports}; import sys; print([name for name in {heavy} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert found.stdout.strip() == "[]"
 

@@ -170,9 +170,9 @@ def test_plain_and_factorised_folders(config, architecture, prefix, family, task
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({}, "either a model folder or a preset"),
+        ({}, "either a model or a preset"),
         ({"preset": "xls-r-9b"}, "'xls-r-9b' is not a preset; presets: xls-r-300m"),
-        ({"model": "/nowhere"}, "not a model folder: config.json is missing"),
+        ({"model": "/nowhere"}, "/nowhere is not a model folder, a hub name of the form owner/name, or a preset"),
         (
             {"preset": "whisper-tiny", "layers": "fnn"},
             "'fnn' is not a group of layers of the family 'whisper'; expected one of",

@@ -8,9 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer, Wav2Vec2CTCTokenizer, Wav2Vec2FeatureExtractor, pipeline
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    SeamlessM4TFeatureExtractor,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    pipeline,
+)
 
-from lowrank_speech.decoding.ctc import greedy
+from lowrank_speech.decoding.ctc.greedy import best_paths
+from lowrank_speech.features.inputs import inputs_of
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.pieces import train_pieces
 from lowrank_speech.lang.tokenizer_files import tokenizer_files
@@ -19,7 +27,7 @@ from lowrank_speech.models.folder import load_model, save_model
 from lowrank_speech.models.tasks import to_task
 from lowrank_speech.stages import base, export, factorise, train
 from stage_world import done, train_cfg, train_paths
-from tiny_models import member, plain
+from tiny_models import BANDS, member, plain
 
 SENTENCES = ["the cat sat on the mat", "a dog and a cat", "die katze saß auf der matte", "äpfel und birnen"]
 NEW = {"vocab.json", "tokenizer_config.json", "special_tokens_map.json"}
@@ -79,21 +87,24 @@ def test_texts_become_the_same_symbols(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["characters", "unigram", "bpe"])
-@pytest.mark.parametrize("name", ["wav2vec2", "hubert"])
+@pytest.mark.parametrize("name", ["wav2vec2", "hubert", "w2v-bert"])
 @torch.no_grad()
 def test_transformers_pipeline_prints_what_the_program_prints(kind, name, tmp_path):
     tokens = TOKENS[kind]()
     model, _ = to_task(member(name, "body"), "ctc", tokens.size, lang_sha256="x", seed=1)
     torch.nn.init.normal_(model.head.linear.weight, std=2.0, generator=torch.Generator().manual_seed(3))
     save_model(model, tmp_path / "model", files=tokenizer_files(tokens))
-    extractor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
-    extractor.save_pretrained(tmp_path / "model")
+    if name == "w2v-bert":
+        SeamlessM4TFeatureExtractor(feature_size=BANDS, num_mel_bins=BANDS).save_pretrained(tmp_path / "model")
+    else:
+        Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True).save_pretrained(tmp_path / "model")
+    inputs = inputs_of(tmp_path / "model")
     recognise = pipeline("automatic-speech-recognition", model=str(tmp_path / "model"))
     printed = set()
     for seed in range(6):
         wave = torch.randn(8_000, generator=torch.Generator().manual_seed(seed)).cumsum(0) / 100
-        normal = (wave - wave.mean()) / torch.sqrt(wave.var(unbiased=False) + 1e-7)
-        (ids,) = greedy(model, normal[None], torch.tensor([8_000]))
+        read = inputs.of(wave)
+        ((ids, _),) = best_paths(model, read[None], torch.tensor([len(read)]))
         found = recognise(np.array(wave))["text"]
         assert spaced(found) == tokens.decode(ids)
         printed.add(found)

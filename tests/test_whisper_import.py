@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import WhisperTokenizer
 
-from lowrank_speech.decoding.whisper import generate
+from lowrank_speech.decoding.whisper import generate as decoding
 from lowrank_speech.models import whisper_vocabulary
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.sources import open_dense
@@ -17,6 +17,12 @@ from stage_world import refused
 from test_whisper_window import imported, mels, published, speech
 from test_whisper_window import published as published_whisper
 from tiny_models import plain
+
+
+def generate(*given):
+    """Token ids of each utterance."""
+    return [list(row.ids) for row in decoding.generate(*given)]
+
 
 CFG = {"seed": 1, "family": "whisper"}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -90,6 +96,8 @@ def test_only_files_of_the_model_are_copied(family, tmp_path):
     out = tmp_path / "base"
     assert base.main(["--cfg", json.dumps(cfg), "--out", str(out), "--manifest", str(tmp_path / "base.json")]) == 0
     assert {path.name for path in out.iterdir()} == expected
+    sources = json.loads((tmp_path / "base.json").read_text())["sources"]
+    assert expected <= {*sources, "generation_config.json"} and "training_args.bin" not in sources
     assert {"LICENSE", "preprocessor_config.json", "config.json"} <= expected
 
 
@@ -128,7 +136,7 @@ def test_what_generation_settings_lack_follows_from_the_tokenizer(change, hub, c
     change(copy)
     out = imported(copy, tmp_path / "base")
     model, settings = load_model(out), json.loads((out / "generation_config.json").read_text())
-    assert settings.pop("use_cache", True)
+    assert settings.pop("use_cache", True) and not settings.pop("_from_model_config", False)
     assert settings == json.loads((tmp_path / "whole" / "generation_config.json").read_text())
     assert json.loads((out / "config.json").read_text()).get("forced_decoder_ids") is None
     tokens = WhisperTokens(out)
@@ -146,6 +154,8 @@ def test_a_choice_in_the_settings_is_kept(copy, tmp_path):
     out = imported(copy, tmp_path / "base")
     found = json.loads((out / "generation_config.json").read_text())
     assert found["suppress_tokens"] == [5] and found["max_length"] == 9 and not found.get("begin_suppress_tokens")
+    again = imported(out, tmp_path / "again")
+    assert (again / "generation_config.json").read_bytes() == (out / "generation_config.json").read_bytes()
 
 
 @torch.no_grad()

@@ -54,7 +54,7 @@ def friendly(command: Callable) -> Callable:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (UserError, ValueError) as error:
+        except (UserError, ValueError, OSError) as error:
             typer.echo(f"error: {' '.join(_said(error).split())}", err=True)
             raise typer.Exit(2) from error
 
@@ -67,7 +67,11 @@ def _said(error: Exception) -> str:
 
     from lowrank_speech.settings_errors import first_line
 
-    return first_line(error, "") if isinstance(error, pydantic.ValidationError) else str(error)
+    if isinstance(error, pydantic.ValidationError):
+        return first_line(error, "")
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return str(error)
 
 
 def show(result: dict[str, Any], lines: Callable[[], list[str]], as_json: bool) -> None:
@@ -180,29 +184,33 @@ def score_lid(
 @app.command("params")
 @friendly
 def params(
-    model: Annotated[str | None, typer.Argument(help="A model folder.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A published architecture in its place, e.g. xls-r-300m.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="Model folder (ours or the hub's layout), hub name, or preset.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="A published architecture instead, e.g. xls-r-300m.")] = None,
     layers: Annotated[str, typer.Option(help="Which layers: ffn, attention, all, or a name pattern.")] = "ffn",
     rank: Annotated[int | None, typer.Option(help="Rank of the factors.", min=1)] = None,
     reduction: Annotated[
-        float | None, typer.Option(help="In its place: share of all parameters to save, e.g. 0.24.")
+        float | None, typer.Option(help="Instead of --rank: share of all parameters to save, e.g. 0.24.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
     as_json: Json = False,
 ) -> None:
     """Count parameters before and after, without weights.
 
-    A folder that is factorised already is counted as it is, without --rank and --reduction.
+    A folder that is factorised already is counted as it is, without --rank and --reduction. Layer names are the same
+    for a folder, a hub name and a preset, and the same that `factorise --layers` takes.
     """
     if (model is None) == (preset is None):
-        raise UserError("give either a model folder or --preset NAME")
+        raise UserError("give either a model (folder, hub name or preset) or --preset NAME")
     if rank is not None and reduction is not None:
         raise UserError("give either --rank R or --reduction SHARE, not both")
     if reduction is not None and not 0 < reduction < 1:
-        raise UserError(f"--reduction {reduction}: expected a share between 0 and 1, e.g. 0.24")
+        raise UserError(f"--reduction is {reduction}; it must be a share between 0 and 1, such as 0.24")
     from lowrank_speech.models.counting import count
     from lowrank_speech.scoring import text
 
-    result = count(model=model, preset=preset, layers=layers, rank=rank, reduction=reduction)
+    result = count(model=model, preset=preset, layers=layers, rank=rank, reduction=reduction, revision=revision)
     show(result, lambda: text.params_lines(result), as_json)
 
 
@@ -215,7 +223,7 @@ def factorise(
         list[str] | None, typer.Option(help="ffn, attention, all, or a name pattern; may be repeated.  [default: ffn]")
     ] = None,
     reduction: Annotated[float | None, typer.Option(help="Share of the whole model's parameters to save.")] = None,
-    rank: Annotated[int | None, typer.Option(help="In its place: one rank for all layers.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Or: one rank for all layers.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")] = None,
     keep: Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")] = None,
     energy: Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")] = None,
@@ -223,11 +231,16 @@ def factorise(
     multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
     init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How the factors start.")] = "svd",
     calibrate: Annotated[
-        Path | None, typer.Option(help="Lhotse cuts to calibrate on (init activation).", metavar="CUTS")
+        Path | None,
+        typer.Option(
+            help="Speech to calibrate on (init activation): Lhotse cuts, a Kaldi data directory, a table (tsv, csv), "
+            "or a folder of audio.",
+            metavar="PATH",
+        ),
     ] = None,
-    utterances: Annotated[int, typer.Option(help="How many of them, drawn by the seed.", min=1)] = 64,
+    utterances: Annotated[int, typer.Option(help="How many utterances of it, drawn by the seed.", min=1)] = 64,
     moments: Annotated[
-        Path | None, typer.Option(help="In their place: moments of the stage calibrate.", metavar="FILE")
+        Path | None, typer.Option(help="Instead of --calibrate: moments of the stage calibrate.", metavar="FILE")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the draw of utterances and of init random.", min=0)] = 1,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
@@ -254,21 +267,26 @@ def factorise(
         multiple_of=multiple_of,
         init=init,
     )
-    _check_files(out, init, calibrate, moments)
+    _check_files(out, init, calibrate, moments, (report, plot))
     from lowrank_speech.factorising.model import factorise_model
     from lowrank_speech.models.sources import open_dense
     from lowrank_speech.scoring import text
 
+    cuts = None
+    if calibrate is not None:
+        from lowrank_speech.factorising.speech import speech_of
+
+        cuts = speech_of(calibrate, utterances, seed)
     model, folder = open_dense(source, revision)
     with contextlib.ExitStack() as until_done:
-        if calibrate is not None:
-            from lowrank_speech.factorising import calibration
+        if cuts is not None:
+            from lowrank_speech.factorising.calibration import calibrate as calibrated
 
             # Beside the result: several gigabytes for a large model.
             out.parent.mkdir(parents=True, exist_ok=True)
             scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
             moments = Path(scratch) / "moments.safetensors"
-            calibration.calibrate(model, folder, calibrate, moments, recipe.layers, utterances, seed)
+            calibrated(model, folder, cuts, calibrate, moments, recipe.layers, utterances, seed)
         try:
             result = factorise_model(model, recipe, out, folder, moments, seed)
         except ValueError as error:
@@ -279,20 +297,50 @@ def factorise(
         from lowrank_speech.reporting.spectra import write_spectra
 
         write_spectra(plot, result["layers"])
-    show(result, lambda: text.factorise_lines(result), as_json)
+    show(result, lambda: [*text.factorise_lines(result), "", *_next(out)], as_json)
 
 
-def _check_files(out: Path, init: str, cuts: Path | None, moments: Path | None) -> None:
+def _next(out: Path) -> list[str]:
+    """Where the low-rank model is, and what can be done with it."""
+    return [
+        f"written: {out}",
+        f"next: fine-tune it, as a base of an experiment (in its config, bases: {{small: {{source: {out}, ...}}}}), or",
+        f"      with python -m lowrank_speech.stages.train --model {out} ... (--help has the rest)",
+    ]
+
+
+def _check_files(
+    out: Path, init: str, speech: Path | None, moments: Path | None, written: Sequence[Path | None]
+) -> None:
     """What can be said before anything large is opened."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another folder")
-    if cuts is not None and moments is not None:
-        raise UserError("give either --calibrate CUTS or --moments FILE, not both")
-    if init == "activation" and cuts is None and moments is None:
-        raise UserError("--init activation needs --calibrate CUTS or --moments FILE")
-    for path in (cuts, moments):
-        if path is not None and not path.is_file():
-            raise UserError(f"{path}: no such file")
+    if speech is not None and moments is not None:
+        raise UserError("give either --calibrate PATH or --moments FILE, not both")
+    if init == "activation" and speech is None and moments is None:
+        raise UserError("--init activation needs --calibrate PATH or --moments FILE")
+    if moments is not None and not moments.is_file():
+        raise UserError(f"{moments}: no such file")
+    if speech is not None:
+        from lowrank_speech.factorising.speech import kind_of
+
+        kind_of(speech)
+    for path in (out, *written):
+        if path is not None:
+            _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """UserError where nothing can be written at ``path``, whose parents may not exist yet."""
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        # Rights alone do not tell: nothing can be made in /proc, whoever asks.
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".lowrank-"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {parent}: {error.strerror}; name another path") from error
 
 
 def _options(**keys: Any) -> ScoreOptions:

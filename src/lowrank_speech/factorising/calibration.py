@@ -6,17 +6,17 @@ Whisper's decoder is calibrated on what it recognises itself (greedy search). Th
 
 import logging
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse import CutSet
 from tqdm import tqdm
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import Loader, segment
 from lowrank_speech.features.inputs import RATE, inputs_of
-from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lang.select import SetAside, fits_window, require
 from lowrank_speech.lowrank.moments import Moments
 from lowrank_speech.models.layers import dense_layers
@@ -28,21 +28,22 @@ log = logging.getLogger(__name__)
 def calibrate(
     model: SpeechModel,
     folder: Path,
-    path: Path,
+    cuts: Iterable[Any],
+    what: str | Path,
     out: Path,
-    layers: str | tuple[str, ...],
+    layers: str | Sequence[str],
     utterances: int,
     seed: int,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Write the moments of ``layers`` over some cuts of ``path`` to ``out``, on the device of ``model``.
+    """Write the moments of ``layers`` over some of ``cuts`` to ``out``, on the device of ``model``.
 
-    ``folder``: that of the model. ``utterances`` are drawn by ``seed``, whatever their order in the file; ``seconds``:
-    they are cut to at most that. Returns ``utterances`` (ids), ``seconds_speech``, ``frames`` (by layer) and
-    ``set_aside``. UserError where nothing is left.
+    ``folder``: that of the model; ``what``: where the cuts come from, for messages. ``utterances`` are drawn by
+    ``seed``, whatever their order; ``seconds``: they are cut to at most that. Returns ``utterances`` (ids),
+    ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. UserError where nothing is left.
     """
     chosen, set_aside = dense_layers(model, layers), SetAside()
-    cuts = _draw(path, model, utterances, seed, seconds, set_aside)
+    cuts = _draw(cuts, what, model, utterances, seed, seconds, set_aside)
     loader = Loader(inputs_of(folder))
     device = next(model.parameters()).device
     moments = Moments(chosen)
@@ -70,13 +71,16 @@ def calibrate(
 
 
 def _draw(
-    path: Path, model: SpeechModel, utterances: int, seed: int, seconds: float | None, set_aside: SetAside
+    cuts: Iterable[Any],
+    what: str | Path,
+    model: SpeechModel,
+    utterances: int,
+    seed: int,
+    seconds: float | None,
+    set_aside: SetAside,
 ) -> list[Any]:
     """``utterances`` of the usable cuts."""
-    try:
-        cuts = sorted(segment(load_cuts(path), seconds, seed), key=lambda cut: cut.id)
-    except (ValueError, OSError) as error:
-        raise UserError(f"calibrate: {path} holds no Lhotse cuts: {error}") from error
+    cuts = sorted(segment(CutSet(cuts), seconds, seed), key=lambda cut: cut.id)
     random.Random(seed).shuffle(cuts)
     usable = []
     for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # what does not fit is listed in full
@@ -88,7 +92,7 @@ def _draw(
             set_aside.add(cut.id, "shorter than one frame", f"{cut.duration:.3f} s")
         else:
             usable.append(cut)
-    require(usable, f"calibrate: {path}", set_aside)
+    require(usable, f"calibrate: {what}", set_aside)
     if len(usable) < utterances:
-        log.warning("%s has %d usable cuts, fewer than the %d asked for", path, len(usable), utterances)
+        log.warning("%s has %d usable utterances, fewer than the %d asked for", what, len(usable), utterances)
     return usable

@@ -1,4 +1,4 @@
-"""What a model eats, computed from a cut's samples: the waveform itself, filterbanks, or Whisper's log-mel."""
+"""A model's inputs, computed from a cut's samples: the waveform itself, filterbanks, or Whisper's log-mel."""
 
 import json
 from collections.abc import Callable
@@ -61,10 +61,10 @@ def _unreadable(cut: Any, error: Exception) -> str:
     paths = [Path(source.source) for recording in recordings for source in recording.sources if source.type == "file"]
     for path in paths:
         if not path.is_file():
-            return f"{path} is not there"
+            return f"{path} does not exist"
         if not path.stat().st_size:
             return f"{path} is empty"
-    # Lhotse says what each of its back ends says, one to a line; the first one, libsndfile, is the one for speech.
+    # Lhotse lists the error of each of its back ends, one to a line; the first one, libsndfile, is the one for speech.
     said = str(error).strip().splitlines() or [type(error).__name__]
     reason = next((line.rpartition(">: ")[2] for line in said if line.startswith("Exception #")), said[0])
     return f"{', '.join(map(str, paths))} cannot be read ({reason})"

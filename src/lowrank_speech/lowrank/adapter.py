@@ -1,8 +1,8 @@
 """LoRA on a linear layer, y = (W x + b) + s B (A x), without intermediate results as wide as y.
 
 peft computes B (A x), scales it and adds it: three tensors that the backward pass never reads. Under autocast it also
-brings x to float32, only for the product to round it again. Here scale and sum are parts of one ``addmm``. What that
-takes and gives is in benchmarks/RESULTS-memory.md.
+converts x to float32, and the product rounds it again. Here one ``addmm`` scales and adds. benchmarks/RESULTS-memory.md
+has the cost and the gain.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def plus_update(result: Tensor, x: Tensor, first: nn.Linear, second: nn.Linear, 
 
 
 class LinearLora(Linear):
-    """peft's layer around an ``nn.Linear``; one plain adapter goes the short way, everything else peft's own."""
+    """peft's layer around an ``nn.Linear``: one ``addmm`` for a plain adapter, peft's own code for everything else."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self._one_plain_adapter()
@@ -33,7 +33,7 @@ class LinearLora(Linear):
         return plus_update(self.base_layer(x), self.lora_dropout[name](x), first, second, self.scaling[name])
 
     def _one_plain_adapter(self) -> str | None:
-        """Its name, where all that is to be done is to add its update."""
+        """The name of the only active adapter, where the layer only has to add its update; else None."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(names) != 1 or names[0] in self.lora_variant:
             return None

@@ -1,11 +1,12 @@
-"""Rank allocation: under a budget of parameters, the ranks that lose least energy over all layers together.
+"""Rank allocation: the ranks that lose least energy over all layers together, within a budget of parameters.
 
-Layer l at rank r costs r (d_out + d_in) parameters and loses the squares of its discarded singular values; left dense
-it costs d_out d_in and loses nothing. The points (cost, loss) of a layer are convex but for the last, so the steps are
-taken along each layer's lower convex hull in the order of loss saved per parameter (the Lagrangian's solution, optimal
-at the budgets that it meets), and what the budget then leaves is filled by single steps of rank in the same order.
-Squared singular values of W make this the weights' squared error; those of W C^(1/2), with C the second moment of the
-layer's inputs, the squared error of the layer's output.
+Layer l at rank r costs r (d_out + d_in) parameters and loses the squares of its discarded singular values. Left dense
+it costs d_out d_in and loses nothing. The points (cost, loss) of a layer are convex except for the last one. The search
+therefore climbs each layer's lower convex hull, in the order of loss saved per parameter: the Lagrangian's solution,
+optimal at the budgets that it meets. Single steps of rank, in the same order, use up what is left of the budget.
+
+The loss is the squared error of the weights with the singular values of W, and the squared error of the layer's output
+with those of W C^(1/2), where C is the second moment of the layer's inputs.
 """
 
 import bisect
@@ -33,7 +34,7 @@ def allocate_ranks(
     budget = sum(_cost(shapes[name], rank) for name, rank in start.items())
     at = dict.fromkeys(points, 0)
     left = budget - sum(p[0][0] for p in points.values())
-    if left < 0:  # the multiples are too coarse for a start below them
+    if left < 0:  # the the smallest multiples already cost more
         return dict(start)
     left = _climb(points, {name: _hull(p) for name, p in points.items()}, at, left)
     _climb(points, {name: list(range(len(p))) for name, p in points.items()}, at, left)

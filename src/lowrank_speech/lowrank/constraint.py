@@ -4,18 +4,18 @@ With P = M Mᵀ (the transpose of M where it has more rows than columns, so that
 
     M <- M - 4 (nu / s²) (P - s² I) M,    nu = 1/8
 
-On the singular values x = sigma / s this is x -> (3 x - x³) / 2, quadratic near 1. The scale s is fixed, or floats:
-s² = tr(P Pᵀ) / tr(P); then, far from the goal, ratio = tr(P Pᵀ) rows / tr(P)² > 1.02 halves nu, and > 1.1 once more.
-It is done after the optimiser's step, for each layer with probability 1/4.
+On the singular values x = sigma / s this is x -> (3 x - x³) / 2, quadratic near 1. The scale s is fixed, or it floats:
+s² = tr(P Pᵀ) / tr(P). With a floating scale nu is halved where ratio = tr(P Pᵀ) rows / tr(P)² is above 1.02, and halved
+again above 1.1. The update follows the optimiser's step, for each layer with probability 1/4.
 
     floating  Kaldi's choice for TDNN-F (constraint -1.0)
     fixed     s = ``scale``
     exact     M = L Q, M <- s Q, N <- N L / s: the function does not change; costs a QR
     none      nothing
 
-Source: Kaldi, src/nnet3/nnet-utils.cc, ConstrainOrthonormal; Povey et al., Interspeech 2018. Own addition: with a fixed
-scale Kaldi's step flips the sign of a singular value above sqrt(3) s and diverges above sqrt(5) s; where there is one,
-nu is made small enough that the largest is halved.
+Source: Kaldi, src/nnet3/nnet-utils.cc, ConstrainOrthonormal; Povey et al., Interspeech 2018. Our own addition: with a
+fixed scale Kaldi's step flips the sign of a singular value above sqrt(3) s and diverges above sqrt(5) s. Where there is
+one, nu is small enough to halve the largest.
 """
 
 from typing import Any, Literal
@@ -30,7 +30,7 @@ Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu
 LEAST_TRACE = 1e-15
 SMALL = 0.002
-AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not public: it may go
+AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not a public function: it may disappear
 
 
 @torch.no_grad()
@@ -72,11 +72,11 @@ def _pull(M: Tensor, scale: float | None) -> None:
 
 
 def _bf16_suffices(change: Tensor) -> bool:
-    """Whether the product with ``change`` (..., rows, rows) may be computed in bfloat16, which AMX does far faster.
+    """Whether the product with ``change`` (..., rows, rows) may be computed in bfloat16, which is far faster with AMX.
 
-    Near the goal the product is a correction of at most ``SMALL`` of M, as root mean square over the rows: in 8 bits it
-    is off by 1e-5 of M. P itself is always computed in full precision, so the next update mends what this one missed.
-    On a GPU, asking for the size would cost more than the product.
+    Near the goal the product corrects M by at most ``SMALL`` of it (root mean square over the rows), so that 8 bits are
+    off by 1e-5 of M. P is always computed in full precision: the next update corrects the error of this one. On a GPU,
+    computing the size of the change would cost more than the product.
     """
     if change.dtype != torch.float32 or change.device.type != "cpu" or not AMX:
         return False
@@ -90,7 +90,7 @@ def _trace(P: Tensor) -> Tensor:
 def _guarded(P: Tensor, square: Tensor) -> Tensor:
     """nu for a fixed scale: Kaldi's while the largest eigenvalue of P is at most 3 s², else what halves its root."""
     nu = torch.full_like(square, UPDATE_SPEED)
-    # The largest row sum bounds the largest eigenvalue: near the goal it spares the eigenvalues.
+    # The largest row sum bounds the largest eigenvalue, which near the goal need not be computed.
     if (P.abs().sum(-1).amax(-1) <= 3 * square).all():
         return nu
     largest = torch.linalg.eigvalsh(P)[..., -1] / square
@@ -118,8 +118,8 @@ class SemiOrthogonal:
     """Keeps the first factors of a model's ``LowRankLinear`` layers semi-orthogonal; call ``step()`` after the
     optimiser.
 
-    ``every`` = k takes all layers at every k-th step; without it each layer is drawn with ``probability`` from an own
-    generator, as in Kaldi. Frozen layers are left alone. Layers of one shape are updated as one batched product.
+    ``every`` = k updates all layers at every k-th step. Without it each layer is drawn with ``probability``, from a
+    generator of the object's own, as in Kaldi. Frozen layers do not change. Layers of one shape are updated together.
     ValueError on an unknown mode, a value out of range, or a model without such layers.
     """
 
@@ -141,7 +141,9 @@ class SemiOrthogonal:
             )
         self.layers = low_rank_layers(model)
         if not self.layers:
-            raise ValueError("the model has no LowRankLinear layer to constrain")
+            raise ValueError(
+                "the model has no factorised layer to constrain: factorise it, or leave the constraint out"
+            )
         self.mode, self.scale, self.probability, self.every = mode, scale, probability, every
         self.steps = 0
         self._generator = torch.Generator().manual_seed(seed)
@@ -179,7 +181,7 @@ class SemiOrthogonal:
             return
         M = torch.stack(first)
         if M.shape[-2] > M.shape[-1]:
-            raise ValueError(f"a first factor is {tuple(M.shape[1:])}: the exact move needs no more rows than columns")
+            raise ValueError(f"a first factor is {tuple(M.shape[1:])}; mode: exact needs no more rows than columns")
         second = torch.stack([layer.second.weight for layer in layers])
         Q, product = orthonormal_first(*(x if x.dtype == torch.float64 else x.float() for x in (M, second)))
         for layer, q, n in zip(layers, Q, product, strict=True):
@@ -202,7 +204,7 @@ class SemiOrthogonal:
         return {name: deviation(layer.first.weight, self._scale).item() for name, layer in self.layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to draw the same layers: tensors and numbers only."""
+        """What a resumed run needs to draw the same layers; only tensors and numbers."""
         return {"steps": self.steps, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

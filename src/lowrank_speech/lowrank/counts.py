@@ -1,4 +1,4 @@
-"""Counting parameters: in total, trainable, by group; tied ones once."""
+"""Counting parameters: in total, trainable, by group. Tied parameters count once."""
 
 from typing import Any
 

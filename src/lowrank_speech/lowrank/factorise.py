@@ -33,7 +33,7 @@ POINTS = 64  # of a spectrum in the report
 
 
 class Factored(NamedTuple):
-    """State of the ``LowRankLinear`` in place of a layer, in the layer's dtype, and its row of the report."""
+    """State of the ``LowRankLinear`` that replaces a layer, in the layer's dtype, and its row of the report."""
 
     state: dict[str, Tensor]
     row: dict[str, Any]
@@ -52,13 +52,13 @@ def factorise(
 
     ``moments``: name -> second moment (d_in, d_in) of the layer's input; needed by ``activation``, and where given the
     report has the output error. ``means``: name -> mean (d_in,) of the layer's input; with ``activation`` the mean of
-    what a layer loses then goes into its bias, where it has one. ``seed`` decides ``random``. Returns one row a layer:
+    a layer's error then goes into its bias, where it has one. ``seed`` decides ``random``. Returns one row a layer:
 
         name, d_out, d_in, rank, before, after   the last two in parameters, bias included
         energy         share of the squared singular values kept (of the whitened weight with ``activation``;
                        None with ``random``)
         weight_error   ||W - N M||_F / ||W||_F
-        output_error   root mean square of what the layer's output loses over that of W x, or None without moments
+        output_error   root mean square of the error of the layer's output over that of W x; None without moments
         spectrum       the singular values behind ``energy`` over the largest, in falling order; at most 64, evenly
                        spaced from the first to the last
 
@@ -127,7 +127,7 @@ def _factored(
         raise ValueError(f"init is {init!r}; expected svd, activation or random")
     for name in layers:
         if init == "activation" and name not in (moments or {}):
-            raise ValueError(f"init: activation, but there is no second moment of the inputs of {name!r}")
+            raise ValueError(f"init: activation needs the second moment of the inputs of {name!r}: calibrate it")
     generator = torch.Generator().manual_seed(seed)
     for name, layer in tqdm(layers.items(), desc="factorise", unit="layer", disable=None):
         moment = moments.get(name) if moments else None
@@ -141,7 +141,7 @@ def _factored(
 
 
 def _mean(name: str, layer: nn.Linear, means: Mapping[str, Tensor] | None) -> Tensor | None:
-    """The mean of the layer's inputs where it can be made up for: where it is known, and the layer has a bias."""
+    """The mean of the layer's inputs, where it is known and the layer has a bias to put the error's mean into."""
     return means.get(name) if means is not None and layer.bias is not None else None
 
 
@@ -163,7 +163,7 @@ def _factor(
     if layer.bias is not None:
         bias = layer.bias if mean is None else layer.bias.double() + bias_shift(W, factors, mean)
         state["second.bias"] = bias.to(dtype)
-    # Of what is stored: its rounding counts too.
+    # The error of the stored factors, rounding included.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     error = torch.addmm(W.to(wide), state["second.weight"].to(wide), state["first.weight"].to(wide), alpha=-1)
     squares = factors.spectrum.square()
@@ -210,7 +210,7 @@ def spectra(
         if moments is None:
             found[name] = spectrum(layer.weight)
         elif name not in moments:
-            raise ValueError(f"there is no second moment of the inputs of {name!r}")
+            raise ValueError(f"the moments lack the layer {name!r}: calibrate with the same layers")
         else:
             found[name] = spectrum(layer.weight, moments[name].to(layer.weight.device), _mean(name, layer, means))
     return found

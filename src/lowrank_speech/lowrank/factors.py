@@ -1,19 +1,19 @@
 """Factors of a weight: truncated SVD, activation-aware, random.
 
-All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d_out, r), in float64; what they differ
-in is the product N M that they put in place of W (d_out, d_in):
+All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d_out, r), in float64. Their product N M
+replaces W (d_out, d_in); they differ in how close it is:
 
-    svd         the nearest to W:                       least ||W - N M||_F
-    activation  the nearest on the inputs x seen:       least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
-    random      none of W, only its scale (for comparison)
+    svd         nearest to W:                    least ||W - N M||_F
+    activation  nearest on the inputs x seen:    least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
+    random      only the scale of W (for comparison)
 
-C is the second moment E x xᵀ. Where the layer has a bias b, the mean of what is lost goes into it, m being E x:
-b' = b + (W - N M) m, and the mean square of the rest is tr((W - N M) (C - m mᵀ) (W - N M)ᵀ). So the best factors of
-such a layer are those for the covariance C - m mᵀ: that is what the functions take for C when they get ``mean``.
+C is the second moment E x xᵀ. Where the layer has a bias b, the mean of the error goes into it: b' = b + (W - N M) m,
+m = E x. The mean square of the remaining error is tr((W - N M) (C - m mᵀ) (W - N M)ᵀ), so the best factors of a layer
+with a bias are those for the covariance C - m mᵀ. The functions use it instead of C when they get ``mean``.
 
 The decompositions are symmetric eigenproblems of the smaller Gram matrix in float64: several times faster than an SVD,
-and more accurate than one in float32 (singular values to 1e-8 of the largest; the rows are made orthonormal again
-afterwards). Activation-aware: Chen et al., "DRONE", NeurIPS 2021; Yuan et al., "ASVD", 2023; Wang et al., "SVD-LLM",
+and more accurate than one in float32 (singular values to 1e-8 of the largest; the rows are then made orthonormal
+again). Activation-aware: Chen et al., "DRONE", NeurIPS 2021; Yuan et al., "ASVD", 2023; Wang et al., "SVD-LLM",
 2024; Kamahori et al., "LiteASR", 2025.
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
 
-# Part of the mean input power that is added to every direction. It decides among directions that no input has shown.
+# Share of the mean input power that every direction gets. It ranks directions that no input has.
 RIDGE = 1e-11
 WELL_CONDITIONED = 1e-3  # smallest over largest squared singular value: above, rows of Uᵀ W are orthogonal as they are
 
@@ -59,9 +59,9 @@ def svd_factors(weight: Tensor, rank: int) -> Factors:
 def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor | None = None) -> Factors:
     """The factors of least output error on inputs with the second moment ``moment`` (d_in, d_in).
 
-    With ``mean`` (d_in,), that of the inputs, least beside a bias that ``bias_shift`` is added to. The optimum is
-    N M = U_r U_rᵀ W with U_r the leading left singular vectors of W C^(1/2): C is never inverted, so it may be
-    rank-deficient. ``spectrum`` are the singular values of W C^(1/2): the squares that are cut sum to the output error.
+    ``mean`` (d_in,): mean of the inputs, for a layer whose bias gets ``bias_shift``. The optimum is N M = U_r U_rᵀ W
+    with U_r the leading left singular vectors of W C^(1/2). C is never inverted, so it may be rank-deficient.
+    ``spectrum`` are the singular values of W C^(1/2); the squares of those that are cut sum to the output error.
     ValueError as ``svd_factors``, and when the moment does not fit or is not finite.
     """
     W = _checked(weight, rank)
@@ -114,7 +114,7 @@ def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None =
 def weighted_norm(error: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> float:
     """||E||_F, or with ``moment`` sqrt(tr(E C Eᵀ)): the root mean square of the output error E x.
 
-    With ``mean`` as well, C is the covariance: what is left once the error's mean has gone into the bias.
+    With ``mean`` as well, C is the covariance: the error that is left when its mean is in the bias.
     """
     if moment is None:
         return float(torch.linalg.vector_norm(error.detach(), dim=-1).double().norm())
@@ -128,7 +128,7 @@ def _checked(weight: Tensor, rank: int) -> Tensor:
     if not 1 <= rank <= full:
         raise ValueError(f"rank {rank} of a {tuple(weight.shape)} weight is out of range: expected 1 to {full}")
     W = weight.detach().double()
-    if not torch.isfinite(W.sum()):  # several times faster than asking every value
+    if not torch.isfinite(W.sum()):  # several times faster than testing every value
         raise ValueError(f"the {tuple(weight.shape)} weight has values that are not finite")
     return W
 
@@ -176,7 +176,7 @@ def _orthonormal_rows(rows: Tensor, squares: Tensor) -> Tensor:
     """
     if squares[-1] > 1e-10 * squares[0]:
         rows = rows / squares.sqrt()[:, None]
-        # The rows are orthogonal to about eps / (smallest / largest square). Two Newton-Schulz steps mend 1e-5.
+        # The rows are orthogonal to about eps / (smallest / largest square). Two Newton-Schulz steps repair 1e-5.
         for _ in range(0 if squares[-1] > WELL_CONDITIONED * squares[0] else 2):
             rows = 1.5 * rows - 0.5 * (rows @ rows.T) @ rows
         return rows

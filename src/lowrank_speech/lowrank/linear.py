@@ -1,8 +1,8 @@
 """``LowRankLinear``: a linear layer as two factors.
 
 A dense layer ``y = W x + b`` with W (d_out, d_in) becomes ``y = N (M x) + b``: ``first`` is M (r, d_in) without bias,
-kept semi-orthogonal (``M Mᵀ = s² I``), ``second`` is N (d_out, r) with the bias of the dense layer. r (d_in + d_out)
-parameters stand in place of d_in d_out.
+kept semi-orthogonal (``M Mᵀ = s² I``), ``second`` is N (d_out, r) with the bias of the dense layer. The two have
+r (d_in + d_out) parameters instead of d_in d_out.
 
 Source: Povey et al., "Semi-orthogonal low-rank matrix factorization for deep neural networks", Interspeech 2018.
 """
@@ -35,7 +35,7 @@ class LowRankLinear(nn.Module):
         place = {"device": device or dense.weight.device, "dtype": dense.weight.dtype}
         bias = dense.bias is not None
         result = cls(
-            # skip_init draws nothing: building a structure must not move the global random state.
+            # skip_init draws nothing: building a structure must not change the global random state.
             nn.utils.skip_init(nn.Linear, dense.in_features, rank, bias=False, **place),
             nn.utils.skip_init(nn.Linear, rank, dense.out_features, bias=bias, **place),
         )
@@ -61,7 +61,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The product N M (d_out, d_in), differentiable: for code that reads a linear layer's weight."""
+        """The product N M (d_out, d_in), differentiable, for code that reads a linear layer's weight."""
         return self.second.weight @ self.first.weight
 
     @property

@@ -1,7 +1,7 @@
 """LoRA adapters through ``peft``, on dense and on factorised models.
 
-Targets are ``fnmatch`` patterns on qualified names; a ``LowRankLinear`` that matches gets its adapters on its factors,
-or one on their product (``lowrank.product``).
+Targets are ``fnmatch`` patterns on qualified names. A ``LowRankLinear`` that matches gets adapters on its factors, or
+one on their product (``lowrank.product``).
 ``peft`` has no default targets for speech models and silently skips what it does not find. Here each pattern must
 match, and the adapted layers are checked and counted.
 
@@ -71,8 +71,8 @@ def add_lora(
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if adapted != set(names):
         odd = sorted(adapted ^ set(names))
-        raise ValueError(f"peft adapted other layers than were asked for; the first that differs is {odd[0]!r}")
-    # peft holds a set here, whose order in the saved file would change from run to run.
+        raise ValueError(f"peft adapted other layers than the targets name; the first that differs is {odd[0]!r}")
+    # peft has a set here, whose order in the saved file would change from run to run.
     peft_model.peft_config["default"].target_modules = sorted(names)
     if CHANGES_BASE.fullmatch(settings.init):
         peft_model.initial_adapter = {name: tensor.clone() for name, tensor in _adapter_state(peft_model).items()}
@@ -94,7 +94,7 @@ def _inner(name: str, layer: nn.Module, where: str) -> list[str]:
 
 
 def merge(peft_model: nn.Module) -> nn.Module:
-    """Add the adapters into the weights and take them out; returns the base model, same outputs, same structure.
+    """Add the adapters to the weights and remove them; returns the base model, same outputs, same structure.
 
     With ``where: product`` the adapted factors have a larger rank afterwards.
 
@@ -166,7 +166,7 @@ def trainable(model: nn.Module) -> dict[str, Any]:
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of all frozen parameters: equal before and after training, or they moved."""
+    """sha256 over names, shapes and bytes of all frozen parameters: it changes if training moved one of them."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -1,7 +1,7 @@
-"""Second moments of the layers' inputs, streamed: what activation-aware factors are whitened with.
+"""Second moments of the layers' inputs, streamed. Activation-aware factors are whitened with them.
 
-Forward hooks add x xᵀ and x of every input frame, in float64, while the model runs; nothing else is kept. Frames under
-a mask (padding) are left out.
+Forward hooks add up x xᵀ and x of every input frame, in float64, while the model runs. Frames under a mask (padding) do
+not count.
 
 >>> moments = Moments(layers)  # name -> nn.Linear
 >>> with moments.hooked():
@@ -54,8 +54,8 @@ class Moments:
     def masked(self, mask: Tensor | Mapping[str, Tensor] | None) -> Iterator[None]:
         """While open, only frames where ``mask`` is true count: bool (B, F), as the inputs (B, F, d_in) of the layers.
 
-        A mapping gives each pattern (``fnmatch``) of layer names its own mask; the first that matches is taken, layers
-        without one count all their frames.
+        A mapping gives each pattern (``fnmatch``) of layer names its own mask. The first that matches counts; layers
+        that match none count all their frames.
         """
         self._mask = mask
         try:
@@ -80,8 +80,8 @@ class Moments:
         mask = self._mask
         if isinstance(mask, Mapping):
             mask = next((m for pattern, m in mask.items() if fnmatchcase(name, pattern)), None)
-        # Query, key and value projections read one tensor: its product is computed once.
-        version = None if inputs.is_inference() else inputs._version  # changed in place, it is another input
+        # Query, key and value projections read the same tensor: its product is computed once.
+        version = None if inputs.is_inference() else inputs._version  # another one after a change in place
         if self._last is not None and version is not None and self._last[0] is inputs:
             _, seen, same_mask, *products = self._last
             if seen == version and same_mask is mask:
@@ -110,7 +110,7 @@ class Moments:
 
     def _require(self, name: str) -> None:
         if not self.count.get(name):
-            raise ValueError(f"the layer {name!r} saw no input frame: it has no second moment")
+            raise ValueError(f"the layer {name!r} saw no input frame: calibrate on more speech")
 
     def save(self, path: str | Path) -> None:
         """Write all layers to ``path``. ValueError when one of them saw no frame."""
@@ -130,10 +130,10 @@ class MomentsFile(Mapping):
             with safe_open(self._path, "pt") as file:
                 keys = list(file.keys())
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
         self._names = [key.removesuffix(".second") for key in keys if key.endswith(".second")]
         if not self._names:
-            raise ValueError(f"{path} holds no second moments (stage calibrate)")
+            raise ValueError(f"{path} holds no second moments; give the file that the stage calibrate wrote")
 
     def _read(self, key: str) -> Tensor:
         with safe_open(self._path, "pt") as file:

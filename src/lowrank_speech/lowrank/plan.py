@@ -7,9 +7,9 @@ Ranks come from one of five wishes:
     keep       share of its parameters that each layer keeps: r = keep * d_out d_in / (d_out + d_in)
     energy     the smallest rank that keeps this share of the layer's squared singular values
     reduction  share of the *whole model's* parameters that goes: one ``keep`` for all layers, the largest that
-               saves so much; where that is more than 0.2 % too much, some layers get one step of rank more
+               saves as much; where that saves 0.2 % too much, some layers get one step of rank more
 
-and, with ``allocate``, are then redistributed over the layers so that together they lose least energy at that size
+With ``allocate`` the parameters are then redistributed over the layers so that together they lose least energy
 (``lowrank.allocate``). A layer whose factors would not be smaller than its matrix stays dense and is reported.
 """
 
@@ -56,7 +56,7 @@ def plan_ranks(
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(wishes)}; given: {', '.join(given) or 'none'}")
     if not shapes:
-        raise ValueError("there is no layer to factorise")
+        raise ValueError("there is no layer to factorise; name some")
     if multiple_of < 1:
         raise ValueError(f"multiple_of is {multiple_of}; expected 1 or more")
     kind, value = given[0], wishes[given[0]]
@@ -91,7 +91,7 @@ def _check(kind: str, value: float, multiple_of: int) -> None:
         if value < 1:
             raise ValueError(f"rank is {value}; expected 1 or more")
         if value % multiple_of:
-            raise ValueError(f"rank {value} is no multiple of {multiple_of} (multiple_of)")
+            raise ValueError(f"rank {value} is not a multiple of {multiple_of} (multiple_of); give one that is")
     elif not 0 < value <= 1 or (kind == "reduction" and value == 1):
         raise ValueError(f"{kind} is {value}; expected a share between 0 and 1")
 
@@ -108,7 +108,7 @@ def _rank(kind: str, value: float, name: str, shape: Shape, multiple_of: int, sp
         wanted = _keep_rank(Fraction(value), shape, multiple_of)
     else:
         squares = spectrum.double().square().cumsum(0)
-        # Rounding must not ask for one more value than the sum needs.
+        # Rounding must not require one more value than the sum needs.
         needed = int((squares < value * squares[-1] * (1 - 1e-12)).sum()) + 1
         wanted = math.ceil(needed / multiple_of) * multiple_of
     return min(max(wanted, multiple_of), full)
@@ -119,16 +119,15 @@ def _keep_rank(keep: Fraction, shape: Shape, multiple_of: int) -> int:
 
 
 def _by_reduction(shapes: Mapping[str, Shape], total: int, reduction: float, multiple_of: int) -> dict[str, int | None]:
-    """One keep ratio for all layers, the one that comes nearest; None: no rank makes the layer smaller."""
+    """One keep ratio for all layers, the one that comes nearest. None: no rank makes the layer smaller."""
     able = {name: shape for name, shape in shapes.items() if largest_rank(shape, multiple_of)}
     target = reduction * total
     lowest = sum(dense_size(s) - factored_size(s, multiple_of) for s in able.values())
     if target > lowest:
         reachable = math.floor(1e4 * lowest / total) / 1e4
         raise ValueError(
-            f"a reduction of {reduction:.4g} is out of reach with these {len(shapes)} layers: at rank {multiple_of} "
-            f"in each the whole model of {total:,} parameters loses {reachable}, and no more; ask for less, or "
-            f"name more layers"
+            f"a reduction of {reduction:.4g} is out of reach with these {len(shapes)} layers: at rank {multiple_of} in "
+            f"each, the whole model of {total:,} parameters loses only {reachable}; ask for less, or name more layers"
         )
     counts: dict[Shape, int] = {}
     for shape in able.values():

@@ -16,7 +16,7 @@ EXAMPLES = 6
 def linears(model: nn.Module, low_rank: bool = False) -> dict[str, nn.Module]:
     """Qualified name -> module of every ``nn.Linear``, in the model's order.
 
-    With ``low_rank`` a ``LowRankLinear`` counts as one layer under its own name; else it is left out. Its two inner
+    With ``low_rank`` a ``LowRankLinear`` counts as one layer under its own name, without it is left out. Its two inner
     layers are never listed.
     """
     found: dict[str, nn.Module] = {}
@@ -41,7 +41,7 @@ def select(
     """
     patterns, exclude = tuple(patterns), tuple(exclude)
     if not patterns:
-        raise ValueError("no layers were asked for: the list of patterns is empty")
+        raise ValueError("the list of layer patterns is empty; name some")
     candidates = {
         name: module
         for name, module in linears(model, low_rank).items()
@@ -65,6 +65,6 @@ def _examples(candidates: dict[str, nn.Module]) -> str:
     names = list(candidates)
     if not names:
         return "the model has none"
-    # From both ends and the middle: the first names are often all of one block.
+    # Spread over the model: the first names are often all of one block.
     step = max(1, len(names) // EXAMPLES)
-    return f"names of such layers here are: {', '.join(names[::step][:EXAMPLES])}"
+    return f"names of linear layers here: {', '.join(names[::step][:EXAMPLES])}"

@@ -1,12 +1,12 @@
-"""Writing a safetensors file tensor by tensor: names, dtypes and shapes come first, values as they get ready.
+"""Writing a safetensors file tensor by tensor: names, dtypes and shapes first, then values in any order.
 
 >>> with TensorWriter("out.safetensors", {"w": (torch.float32, (2, 3))}) as writer:
 ...     writer.write("w", torch.zeros(2, 3))
 
-The bytes are those of ``safetensors.torch.save_file``, which wants all tensors at once.
+The bytes are those of ``safetensors.torch.save_file``, which needs all tensors at once.
 
-Format: https://huggingface.co/docs/safetensors: a header of JSON after its length in 8 bytes, then the values, little
-end first. As there, the widest types come first and names decide within a type, so that all values are aligned.
+Format: https://huggingface.co/docs/safetensors. The length of the header in 8 bytes, a JSON header, the values, little
+endian. The widest types come first and names decide within a type, so that all values are aligned.
 """
 
 import json
@@ -66,7 +66,7 @@ class TensorWriter:
         self._left = set(self._forms)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put the values of ``name`` in their place."""
+        """Write the values of ``name``."""
         if name not in self._left:
             raise ValueError(f"tensor {name!r}: {'written twice' if name in self._forms else 'not in the header'}")
         form = (tensor.dtype, tuple(tensor.shape))
@@ -83,4 +83,4 @@ class TensorWriter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
         if kind is None and self._left:
-            raise ValueError(f"{len(self._left)} tensors were not written, {min(self._left)!r} among them")
+            raise ValueError(f"{len(self._left)} tensors were not written, the first of them {min(self._left)!r}")

@@ -19,8 +19,9 @@ from lowrank_speech.lowrank.structure import Plan
 from lowrank_speech.models.build import skeleton
 from lowrank_speech.models.files import KEY
 from lowrank_speech.models.folder import structure_of
-from lowrank_speech.models.presets import build_meta
+from lowrank_speech.models.presets import PRESETS, build_meta
 from lowrank_speech.models.registry import family_class, family_of
+from lowrank_speech.models.sources import config_folder
 from lowrank_speech.models.speech import SpeechModel
 
 
@@ -30,10 +31,12 @@ def count(
     layers: str = "ffn",
     rank: int | None = None,
     reduction: float | None = None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
     """Parameters of a model before and after its ``layers`` get ``rank``, or the rank that ``reduction`` asks for.
 
-    ``model`` is a model folder, ``preset`` a name of ``presets.PRESETS``: one of the two. Without ``rank`` and
+    ``model`` is a model folder, a hub name (at ``revision``) or a preset, ``preset`` a name of ``presets.PRESETS``: one
+    of the two. Of a hub name only config.json is fetched. Without ``rank`` and
     ``reduction`` nothing is factorised; a factorised folder is counted with its own plan.
 
     Returns ``model``, ``class`` (of transformers), ``total_before``, ``total_after``, ``reduction`` (share of
@@ -42,8 +45,10 @@ def count(
     on a folder, preset, pattern, rank or reduction that does not work.
     """
     if (model is None) == (preset is None):
-        raise UserError("count: give either a model folder or a preset")
-    dense, own = (build_meta(preset), None) if preset is not None else _from_folder(Path(model))
+        raise UserError("count: give either a model or a preset")
+    if model in PRESETS and not Path(model).is_dir():
+        model, preset = None, model
+    dense, own = (build_meta(preset), None) if preset is not None else _from_folder(config_folder(model, revision))
     if own and (rank is not None or reduction is not None):
         raise UserError(f"{model} is factorised already ({len(own)} layers): count it without rank and reduction")
     total = dense.parameters_total()
@@ -96,8 +101,6 @@ def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None]:
     from transformers import AutoConfig
 
     file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} is not a model folder: config.json is missing")
     raw = json.loads(file.read_text(encoding="utf-8"))
     if KEY in raw:
         low = structure_of(raw, file)

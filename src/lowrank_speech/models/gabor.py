@@ -1,9 +1,9 @@
-"""A head start for a wav2vec 2.0 trained from scratch: its first convolution begins as a mel-spaced Gabor filterbank.
+"""Gabor initialisation of a wav2vec 2.0 from scratch: its first convolution starts as a mel-spaced filterbank.
 
-From random filters a small wav2vec 2.0 spends most of a short training on finding a spectrum. Cosine and sine pairs
-under a Gaussian window, at mel-spaced centres, give it one at step 0; everything stays trainable. After LEAF
-(Zeghidour et al. 2021) and SincNet (Ravanelli and Bengio 2018), which build such filters in; here they are an
-initialisation only, so the model remains a plain Wav2Vec2Model.
+With random filters a small wav2vec 2.0 spends most of a short training on finding a spectrum. Cosine and sine pairs
+under a Gaussian window, at mel-spaced centres, give it one at step 0. They stay trainable, and the model stays a plain
+Wav2Vec2Model. Source: LEAF (Zeghidour et al. 2021) and SincNet (Ravanelli and Bengio 2018) use fixed filters of this
+kind.
 """
 
 import math
@@ -46,7 +46,7 @@ def gabor_start(feature_extractor: nn.Module) -> None:
     conv = feature_extractor.conv_layers[0].conv
     channels, _, width = conv.weight.shape
     if channels % 2:
-        raise ValueError(f"the first convolution has {channels} channels: Gabor filters come in pairs")
+        raise ValueError(f"the first convolution has {channels} channels; it must be even for Gabor filters")
     with torch.no_grad():
         conv.weight.copy_(gabor_filters(channels // 2, width)[:, None, :])
         if conv.bias is not None:

@@ -7,15 +7,15 @@ model (``trust_remote_code`` stays off). What was resolved ends up in the stage'
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.build import quiet_config, wrap
-from lowrank_speech.models.files import KEY
+from lowrank_speech.models.files import KEY, LEGAL
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.registry import family_class, family_of
 from lowrank_speech.models.speech import Meta, SpeechModel
@@ -23,7 +23,7 @@ from lowrank_speech.models.speech import Meta, SpeechModel
 log = logging.getLogger(__name__)
 
 # Weights in other frameworks' formats stay away, as do MMS's language adapters: 1,107 files that nothing uses.
-PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
+PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", *LEGAL]
 NOT_WANTED = ["adapter.*"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -36,12 +36,15 @@ class Source:
     revision: str | None
 
 
-def resolve(source: str, revision: str | None) -> Source:
-    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one)."""
+def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERNS) -> Source:
+    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one).
+
+    ``patterns``: which files of a hub name are fetched. UserError where there is no such model.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"base model {source}: the folder has no config.json")
+            raise UserError(f"base model {source}: the folder has no config.json; give the folder of a model")
         return Source(folder, revision)
     if not _HUB_NAME.fullmatch(source):
         raise UserError(f"base model {source}: neither a folder nor a hub name of the form owner/name")
@@ -49,19 +52,25 @@ def resolve(source: str, revision: str | None) -> Source:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WANTED))
+        path = snapshot_download(source, revision=revision, allow_patterns=list(patterns), ignore_patterns=NOT_WANTED)
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had "
-            f"from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
+            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor can it be "
+            f"fetched from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
             f"(`hf download {source}`), or give a folder as `source`"
         ) from error
+    path = Path(path)
     return Source(path, path.name if path.parent.name == "snapshots" else revision)
 
 
-def is_wanted(path: Path) -> bool:
-    """Whether a file of a model's folder is one that an import reads."""
-    return not any(fnmatchcase(path.name, pattern) for pattern in NOT_WANTED)
+def config_folder(model: str, revision: str | None = None) -> Path:
+    """A folder with the config.json of ``model``, a folder or a hub name, of which only that file is fetched."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or _HUB_NAME.fullmatch(model):
+        return resolve(model, revision, ["config.json"]).folder
+    raise UserError(
+        f"{model} is not a model folder, a hub name of the form owner/name, or a preset (--preset lists them)"
+    )
 
 
 def import_model(found: Source, family: str) -> SpeechModel:

@@ -10,16 +10,21 @@ Source: transformers/models/whisper (tokenization, generation) 5.x; openai/whisp
 import json
 import logging
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.models.files import KEY
 
 log = logging.getLogger(__name__)
 
 SOT, TRANSCRIBE, NO_TIMESTAMPS = "<|startoftranscript|>", "<|transcribe|>", "<|notimestamps|>"
+SILENT = (SOT, "<|translate|>", TRANSCRIBE, "<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|nocaptions|>")
 LANGUAGE = re.compile(r"<\|([a-z]{2,3}(?:-[A-Za-z0-9]+)*)\|>")
+# Facts of the tokenizer, whatever a file says.
+FACTS = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "decoder_start_token_id")
 ENGLISH_EOT = 50256  # of GPT-2's English vocabulary; the multilingual one has one token more before it
 TIMESTAMPS = 1501  # <|0.00|> to <|30.00|>, which some tokenizers leave out
 PADDING = 128  # embeddings are padded to a multiple of as much
@@ -37,6 +42,7 @@ class Vocabulary:
     languages: dict[str, int]
     tasks: dict[str, int]
     previous: int | None
+    silent: tuple[int, ...]  # special tokens that no transcript holds
 
     @classmethod
     def of(cls, tokenizer: Any, where: str | Path) -> "Vocabulary":
@@ -60,6 +66,7 @@ class Vocabulary:
             languages={} if english else dict(sorted(languages.items(), key=lambda pair: pair[1])),
             tasks={} if english else {t: ids[f"<|{t}|>"] for t in ("transcribe", "translate") if f"<|{t}|>" in ids},
             previous=ids.get("<|startofprev|>"),
+            silent=tuple(ids[token] for token in SILENT if token in ids),
         )
 
 
@@ -111,7 +118,8 @@ def complete(model: Any, folder: Path) -> None:
         forced = vars(holder).pop("forced_decoder_ids", None)
         if forced is not None:
             log.warning("%s: forced_decoder_ids %s are dropped", folder, forced)
-    generation._from_model_config = False  # else transformers makes them anew from config.json
+    if vars(generation).get("_from_model_config"):  # transformers would make them anew from config.json
+        generation._from_model_config = False
     wanted: dict[str, Any] = {
         "is_multilingual": bool(tokens.languages),
         "no_timestamps_token_id": tokens.no_timestamps,
@@ -122,31 +130,38 @@ def complete(model: Any, folder: Path) -> None:
         "prev_sot_token_id": tokens.previous,
         "max_length": config.max_target_positions,
         "max_initial_timestamp_index": 50,
+        "return_timestamps": False,
     }
     # Published vocabularies only: in others the ids would mean other tokens.
-    space = {ENGLISH_EOT: NON_SPEECH_TOKENS, ENGLISH_EOT + 1: NON_SPEECH_TOKENS_MULTI}.get(tokens.eot)
-    wanted["suppress_tokens"] = list(space or [])
-    wanted["begin_suppress_tokens"] = [220, tokens.eot] if space else []
+    speechless = {ENGLISH_EOT: NON_SPEECH_TOKENS, ENGLISH_EOT + 1: NON_SPEECH_TOKENS_MULTI}.get(tokens.eot)
+    wanted["suppress_tokens"] = sorted({*speechless, *tokens.silent}) if speechless else []
+    wanted["begin_suppress_tokens"] = [220, tokens.eot] if speechless else []
     if tokens.languages:
         wanted["lang_to_id"] = {f"<|{language}|>": i for language, i in tokens.languages.items()}
         wanted["task_to_id"] = dict(tokens.tasks)
-    # The language tokens are facts of the tokenizer, whatever the file says; the rest may be a choice.
-    facts = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "decoder_start_token_id")
     changed = []
     for name, value in wanted.items():
-        now = getattr(generation, name, None)
-        if (name in facts and now != value) or (now is None and name not in said and value is not None):
+        # The rest may be a choice of whoever made the file.
+        free = name in FACTS or (name not in said and value is not None)
+        if free and getattr(generation, name, None) != value:
             setattr(generation, name, value)
             changed.append(name)
     if changed:
         log.info("%s: generation settings completed from the tokenizer: %s", folder, ", ".join(changed))
 
 
-def _said(folder: Path) -> set[str]:
-    """Keys that the checkpoint's generation settings have, be it null; those of 2022 are in config.json."""
+class _Everything:
+    def __contains__(self, name: str) -> bool:
+        return True
+
+
+def _said(folder: Path) -> Container[str]:
+    """Keys that the checkpoint's generation settings decide, be it by null; those of 2022 are in config.json."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if KEY in config:  # completed when it was imported; null is not written then
+        return _Everything()
     file = folder / "generation_config.json"
     if file.is_file():
         return set(json.loads(file.read_text(encoding="utf-8")))
-    # There transformers writes null for whatever it does not find.
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return {name for name, value in config.items() if value is not None}
+    # There transformers writes null, or an English model's default, for whatever it does not find.
+    return {name for name, value in config.items() if value is not None and value != [220, ENGLISH_EOT]}

@@ -1,4 +1,4 @@
-"""A Whisper whose window is shorter than the published 30 s: less padding to encode.
+"""A Whisper whose window is shorter than the published 30 s, and which encodes less padding.
 
 inputs   a model of the family whisper, a window in seconds, the folder that the model came from
 outputs  the model with the first rows of its encoder's positional table; the preprocessor files that say so
@@ -6,11 +6,11 @@ outputs  the model with the first rows of its encoder's positional table; the pr
     shorten(model, 10.0)
     save_model(model, out, copy_from=folder, files=preprocessor(model, folder))
 
-The sinusoids of a position don't depend on how many follow it, so the cut table is that of a model built with the short
-window, and the result is a plain Hugging Face folder. On an input padded to the short window it computes what the long
-model would with its table cut; it is not the function of the long model on an input padded to 30 s, because encoder and
-decoder attend to the padding (transformers' encoder takes no mask, its decoder passes none to the cross-attention).
-Generation settings name no length of the window: transformers reads ``max_source_positions``.
+The sinusoids of a position do not depend on how many follow it. The cut table is therefore that of a model built with
+the short window, and the result is a plain Hugging Face folder. On an input padded to the short window it computes what
+the long model would with its table cut. On an input padded to 30 s the long model computes something else, because
+encoder and decoder attend to the padding: transformers' encoder takes no mask, and its decoder passes none to the
+cross-attention. Generation settings do not hold the window: transformers reads ``max_source_positions``.
 Source: transformers/models/whisper (modeling_whisper.py, feature_extraction_whisper.py, generation_whisper.py), 5.x.
 """
 
@@ -43,7 +43,7 @@ def shorten(model: SpeechModel, seconds: float) -> bool:
     positions, own = round(seconds * POSITIONS), model.config.max_source_positions
     if positions > own:
         raise UserError(
-            f"window: {seconds:g} s are more than the {own / POSITIONS:g} s of the model; give less, or remove the key"
+            f"window is {seconds:g} s, and the model has {own / POSITIONS:g} s; give less, or remove the key"
         )
     if positions == own:
         return False
@@ -58,7 +58,7 @@ def shorten(model: SpeechModel, seconds: float) -> bool:
 
 
 def extractor(model: SpeechModel) -> Any:
-    """Transformers' WhisperFeatureExtractor for the model's window, in whole seconds and so never below it."""
+    """Transformers' WhisperFeatureExtractor for the model's window, rounded up to whole seconds."""
     from transformers import WhisperFeatureExtractor
 
     return WhisperFeatureExtractor(feature_size=model.config.num_mel_bins, chunk_length=_chunk(model))
@@ -67,13 +67,13 @@ def extractor(model: SpeechModel) -> Any:
 def preprocessor(model: SpeechModel, folder: Path) -> dict[str, str]:
     """Name -> text of the preprocessor files of ``folder``, changed to the window of ``model``; one where it has none.
 
-    A window that is not of whole seconds is rounded up there, with a warning: the extractor knows whole ones alone.
+    The extractor knows only whole seconds: another window is rounded up there, with a warning.
     """
     chunk = _chunk(model)
     if model.window != chunk * FRAMES:
         log.warning(
-            "the window of %g s is not of whole seconds: transformers' own WhisperFeatureExtractor pads to %d s and "
-            "has to be called with max_length=%d",
+            "the window of %g s is not a whole number of seconds: transformers' own WhisperFeatureExtractor pads to "
+            "%d s; call it with max_length=%d",
             model.window / FRAMES,
             chunk,
             model.window * RATE // FRAMES,

@@ -5,8 +5,8 @@ inputs   --model     model folder of a dense model (stage base)
 outputs  --out       moments.safetensors: for each layer the mean of x xᵀ, the mean of x, the number of frames
          --manifest  which utterances were used
 
-The model runs over some utterances, one at a time, so that no padding is seen; frames of Whisper's window beyond the
-utterance do not count. Whisper's decoder is calibrated on what it recognises itself (greedy search).
+The model runs over some utterances, one at a time, so no padding counts, nor do frames of Whisper's window beyond the
+utterance. Whisper's decoder is calibrated on what it recognises itself (greedy search).
 
 python -m lowrank_speech.stages.calibrate --cfg '{"seed":1,"layers":"ffn"}' --model base/model --cuts train.jsonl.gz
     --out calibrate/moments.safetensors --manifest calibrate/calibrate.json
@@ -60,6 +60,7 @@ def body(run: common.Run) -> None:
 
 def _calibrate(run: common.Run) -> dict[str, Any]:
     from lowrank_speech.factorising.calibration import calibrate
+    from lowrank_speech.features.store import load_cuts
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
 
@@ -72,6 +73,7 @@ def _calibrate(run: common.Run) -> dict[str, Any]:
     return calibrate(
         model,
         arguments.model,
+        load_cuts(arguments.cuts),
         arguments.cuts,
         arguments.out,
         config.layers,

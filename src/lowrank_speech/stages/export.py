@@ -4,13 +4,14 @@ inputs   --model     model folder, dense or factorised (stage train; of any othe
 outputs  --out       model folder in the format
          --manifest  format, parameters; dense: how far the exported encoder is from the factorised one
 
-formats  dense    factors multiplied out (in float64): a plain Hugging Face folder, which the class that `architectures`
-                  in config.json names loads with `from_pretrained`, without this package
+formats  dense    factors multiplied out (in float64): a plain Hugging Face folder. The class that `architectures` in
+                  config.json names loads it with `from_pretrained`, without this package
          lowrank  the folder with its factors, as small as the system is: `lowrank_speech.models.folder.load_model`
                   loads it, and the plan in config.json says which layers are factors
 
-What came with the base (tokenizer, preprocessor, generation_config) is taken along. `largest_difference` is the largest
-absolute difference between the encoder states of the two models on one second of seeded noise.
+The files beside the weights (tokenizer, preprocessor, generation_config) are copied; the tokenizer is the one that the
+head's outputs stand for. `largest_difference` is the largest absolute difference between the encoder states of
+the two models on one second of seeded noise.
 
 python -m lowrank_speech.stages.export --cfg '{"format":"dense"}' --model system/model --out export/model
     --manifest export/export.json

@@ -1,13 +1,13 @@
 """Stage factorise: replace linear layers of a model by two low-rank factors.
 
 inputs   --model     model folder of a dense model (stage base)
-         --moments   second moments of the layers' inputs (stage calibrate): needed by `init: activation`; with any init
-                     the report then has the output error of each layer
+         --moments   second moments of the layers' inputs (stage calibrate). `init: activation` needs them; with any
+                     init they add the output error of each layer to the report
 outputs  --out       model folder of the low-rank model; config.json holds the plan
          --manifest  parameters before and after, and a report layer by layer
 
 The keys of the section `factorise` are those of ``lowrank_speech.lowrank.recipe``. Weights are read and written layer
-by layer: a model larger than the memory can be factorised.
+by layer, so a model can be larger than the memory.
 
 python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers":"ffn","reduction":0.24}}' --model
     base/model --out factorise/model --manifest factorise/factorise.json

@@ -1,11 +1,11 @@
-"""Stage features: cuts -> what the model family eats, computed once.
+"""Stage features: cuts -> the inputs of a model family, computed once.
 
 inputs   --cuts   cuts of one split (stage corpus)
          --base   model folder of the base (stage base): its frozen front end, its number of mel bands
 outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored: samples are read and go through the front end or the filterbank each time
+kinds    waveform  nothing is stored: samples go through the front end or the filterbank each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded

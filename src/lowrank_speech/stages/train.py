@@ -186,11 +186,12 @@ def _constraint(model: Any, config: Config) -> Any:
 
 def _merge(model: Any, peft_model: Any, folder: Path) -> None:
     """Save the adapter to ``folder``, and add it to the weights of ``model``."""
-    from lowrank_speech.lowrank.lora import merge, save_adapter
+    from lowrank_speech.lowrank.lora import merge
     from lowrank_speech.lowrank.structure import low_rank_layers
+    from lowrank_speech.models.adapters import save_adapter
 
     with atomic(folder) as temporary:
-        save_adapter(peft_model, temporary)
+        save_adapter(model, peft_model, temporary)
     merge(peft_model)
     if model.plan:  # adapters on the product add to the ranks
         model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}

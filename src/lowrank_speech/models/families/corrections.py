@@ -1,12 +1,13 @@
-"""Where a class of transformers cannot be used as it is: computations replaced in place, weights and names untouched.
+"""Computations of transformers' classes that are replaced in place; weights and names stay.
 
-WavLM            its attention reads the weights of its projections and never calls them. Adapters on them would train
-                 nothing and merge into a change, hooks would see no input, factors would be multiplied out at each
-                 step. Here the projections are called; same outputs.
-data2vec-audio   its five positional convolutions fill the padding after the first one, and the next ones read it.
-HuBERT           with ``conv_pos_batch_norm`` (mHuBERT-147) the norm fills the padding before the convolution reads it.
+WavLM            its attention reads the weights of its projections and never calls them. Adapters on them would not
+                 train, hooks would see no input, and factors would be multiplied out at each step. Here the projections
+                 are called; same outputs.
+data2vec-audio   its first positional convolution writes into the padding, and the next four read it.
+HuBERT           with ``conv_pos_batch_norm`` (mHuBERT-147) the norm writes into the padding, and the convolution reads
+                 it.
 
-The latter two made an utterance's output depend on the batch it is in; without padding, outputs are the same.
+The latter two make an utterance's output depend on its batch. Without padding the outputs are the same.
 """
 
 import types
