@@ -28,16 +28,28 @@ def test_samples_can_be_augmented_where_they_are_read():
     "path, value, message",
     [
         ("systems.tasks", ["asr", "ldi"], "systems.tasks: 'ldi' does not exist; expected one of asr, lid"),
-        ("systems.methods", ["ful"], "systems.methods: 'ful' does not exist; expected one of full, lowrank, lowrank_lora, aware (did you"),
+        (
+            "systems.methods",
+            ["ful"],
+            "systems.methods: 'ful' does not exist; expected one of full, lowrank, lowrank_lora, aware (did you",
+        ),
         ("systems.bases", ["xlsr"], "systems.bases: 'xlsr' does not exist; expected one of wav2vec2, whisper"),
         ("tasks.asr.corpus", "sea", "tasks.asr.corpus: 'sea' does not exist; expected one of babel, ocean"),
-        ("tasks.asr.test", "eval", "tasks.asr.test: 'eval' does not exist; expected one of the splits of corpora.ocean: train, dev, test"),
+        (
+            "tasks.asr.test",
+            "eval",
+            "tasks.asr.test: 'eval' does not exist; expected one of the splits of corpora.ocean: train, dev, test",
+        ),
         ("tasks.asr.dev", "train", "tasks.asr.dev: 'train' is the train split already"),
         ("tasks.asr.languages", ["de"], "tasks.asr.languages: only tasks of type lid have classes"),
         ("bases.whisper.lang", "char", "bases.whisper.lang: 'char' does not exist; expected one of chars, pieces"),
         ("bases.whisper.lang", REMOVED, "bases.whisper.lang: source: scratch needs it"),
         ("bases.whisper.pretrain", REMOVED, "bases.whisper.pretrain: source: scratch needs it"),
-        ("bases.whisper.pretrain.train", "tran", "bases.whisper.pretrain.train: 'tran' does not exist; expected one of the splits of"),
+        (
+            "bases.whisper.pretrain.train",
+            "tran",
+            "bases.whisper.pretrain.train: 'tran' does not exist; expected one of the splits of",
+        ),
         ("bases.whisper.pretrain.train", "test", "bases.whisper.pretrain.train: 'test' is the test split of tasks.lid"),
         ("bases.whisper.pretrain.dev", "pretrain", "bases.whisper.pretrain.dev: 'pretrain' is the train split already"),
         (
@@ -65,7 +77,11 @@ def test_samples_can_be_augmented_where_they_are_read():
             ["bable"],
             "langs.chars.corpora: 'bable' does not exist; expected one of babel, ocean (did you mean 'babel'?)",
         ),
-        ("langs.chars.splits", ["tain"], "langs.chars.splits: 'tain' does not exist; expected one of the splits of corpora.babel"),
+        (
+            "langs.chars.splits",
+            ["tain"],
+            "langs.chars.splits: 'tain' does not exist; expected one of the splits of corpora.babel",
+        ),
         ("langs.chars.splits", ["train", "test"], "langs.chars.splits: 'test' is the test split of tasks.lid"),
         ("methods.full.lora", {"rank": 2}, "methods.full.lora: it has no effect with adapt: full"),
         ("methods.lowrank_lora.lora", REMOVED, "methods.lowrank_lora.lora: adapt: lora needs it"),
@@ -107,7 +123,10 @@ TOGETHER = [
     ({"reverberation": {"rt60": [0, 1]}}, ".reverberation.rt60 is "),
     ({"reverberation": {"rt60": [0.5, 0.2]}}, ".reverberation.rt60 is [0.5, 0.2]; give the lowest"),
     ({"reverberation": {"direct": [3, 0]}}, ".reverberation.direct is [3.0, 0.0]; give the lowest"),
-    ({"precision": "fp16", "device": "cpu"}, ": precision is fp16 and device cpu: fp16 needs CUDA: set precision: bf16"),
+    (
+        {"precision": "fp16", "device": "cpu"},
+        ": precision is fp16 and device cpu: fp16 needs CUDA: set precision: bf16",
+    ),
 ]
 
 
@@ -218,5 +237,3 @@ def test_recognition_needs_a_token_set():
     assert refused(config).startswith("bases.whisper.lang: the task asr recognises speech and needs a token set")
     config["systems"]["tasks"] = ["lid"]
     checked(config)
-
-

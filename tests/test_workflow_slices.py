@@ -14,6 +14,7 @@ from lowrank_speech.workflow.config import (
 from workflow_config import checked, edited, refused, sliced, wildcards
 from workflow_tree import tiny_config
 
+
 def test_a_window_goes_to_the_stage_base_alone():
     hub = {"family": "whisper", "source": "openai/whisper-tiny", "lang": "own", "features": "logmel"}
     without = edited("bases.whisper", hub)
