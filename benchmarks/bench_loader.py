@@ -124,7 +124,7 @@ def child(mode, path, scratch):
     import torch
     from lhotse import CutSet
 
-    from lowrank_speech.features.batches import Loader, batch_numbers
+    from lowrank_speech.features.batches import Loader, batch_indices
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.training.data import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
 
@@ -135,7 +135,7 @@ def child(mode, path, scratch):
         cuts = CutSet.from_cuts(list(usable(path))) if mode == "eager" else prepare(path, scratch)
         found["prepare"], found["at prepare"] = cpu() - start, peak() - base_peak
         start = cpu()
-        found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_numbers(cuts, BATCH, SEED, 0)))
+        found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_indices(cuts, BATCH, SEED, 0)))
         found["count"] = cpu() - start
     if mode == "keep":
         return found

@@ -147,14 +147,14 @@ def batches_of(kind, durations, size, seed):
     """The batches of a pass as lists of numbers."""
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    from lowrank_speech.features.batches import batch_numbers
+    from lowrank_speech.features.batches import batch_indices
     from lowrank_speech.features.kept import ListedCuts
 
     number, updates = len(durations), -(-len(durations) // size)
     if kind == "duration":
         cuts = ListedCuts(SimpleNamespace(duration=seconds) for seconds in durations)
         seconds = size * float(cuts.durations.mean())
-        while len(found := list(batch_numbers(cuts, seconds, seed, 0))) > updates:
+        while len(found := list(batch_indices(cuts, seconds, seed, 0))) > updates:
             seconds *= 1.01
         return found
     generator = torch.Generator().manual_seed(seed)

@@ -118,7 +118,7 @@ def test_excerpts_are_at_16_khz_and_from_drawn_places(tmp_path, rate):
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"noise\.folder: no .* below .*give a folder of recordings"):
+    with pytest.raises(UserError, match=r"noise\.folder: .* has no \*\.wav, .* files; give a folder of recordings"):
         Augmentation(noise=Noise(folder=str(tmp_path)))
 
 

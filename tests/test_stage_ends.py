@@ -71,6 +71,7 @@ def test_a_split_of_which_nothing_is_left_says_why(world, tmp_path, capsys):
     paths = train_paths(world, "whisper", tmp_path / "out", train_cuts=cuts)
     message = "no utterance is left; set aside: 2 x no text, 1 x normalises to nothing"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
+    assert not list(paths["scratch"].iterdir())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -122,6 +123,14 @@ def test_one_language_in_the_config_is_nothing_to_tell_apart(world, tmp_path, ca
     cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de"]}}
     paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid")
     refused(capsys, "languages has only de; name at least two", train, cfg, tmp_path / "m.json", **paths)
+
+
+def test_keys_of_how_a_training_runs_are_checked(world, tmp_path, capsys):
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    message = "runtime: unknown key 'workerz' (did you mean 'workers'?)"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", runtime='{"workerz": 1}', **paths)
+    cfg = train_cfg(training={"save_minutes": 0})
+    refused(capsys, "cfg.training.save_minutes is 0; it must be above 0", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_segment_of_a_recognition_task_is_refused(world, tmp_path, capsys):

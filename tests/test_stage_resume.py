@@ -1,11 +1,13 @@
 """The stages train and base, killed and run again."""
 
 import json
+import os
 import shutil
 from unittest.mock import Mock
 
 import pytest
 
+from lowrank_speech.artefact import Manifest
 from lowrank_speech.models import folder as folder_module
 from lowrank_speech.stages import base, lang, train
 from lowrank_speech.training import loop
@@ -72,6 +74,21 @@ def test_a_training_killed_while_it_writes_its_model_goes_on(world, systems, tmp
     again = done(train, train_cfg(), tmp_path / "train.json", **paths)
     assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]
     assert not list(paths["scratch"].iterdir())
+
+
+def test_a_ctrl_c_that_meets_a_complete_training_loses_nothing(world, systems, tmp_path, monkeypatch):
+    """The stage ends with 0. Snakemake, which got the signal too, does not count that and removes the outputs."""
+    paths = train_paths(world, "wav2vec2", tmp_path)
+    with monkeypatch.context() as patch:
+        real = Manifest.write
+        patch.setattr(Manifest, "write", lambda *given, **keys: os.kill(os.getpid(), 2) or real(*given, **keys))
+        done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert states(paths)
+    shutil.rmtree(tmp_path / "model")
+    (tmp_path / "train.json").unlink()
+    monkeypatch.setattr(Stepper, "step", Mock(side_effect=AssertionError("a step was taken again")))
+    again = done(train, train_cfg(), tmp_path / "train.json", **paths)
+    assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"] and not list(paths["scratch"].iterdir())
 
 
 def aside_paths(world, task, tmp_path):
@@ -156,6 +173,9 @@ def test_a_run_with_another_key_starts_beside_the_old_one(world, tmp_path, monke
     else:
         (tmp_path / "new").mkdir()
         new[changed] = make_features(world, "wav2vec2", world.cuts["test"], tmp_path / "new", "other")
+    early = paths["scratch"] / ("0" * 12)  # of a run that was killed before its first state
+    early.mkdir()
+    (early / "train.jsonl").write_text("")
     capsys.readouterr()
     done(train, cfg, manifest, **new)
     log = capsys.readouterr().err

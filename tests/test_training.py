@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import Augmentation
-from lowrank_speech.features.batches import Loader, batch_numbers
+from lowrank_speech.features.batches import Loader, batch_indices
 from lowrank_speech.features.kept import keep, numbered
 from lowrank_speech.lowrank.lora import frozen_digest
 from lowrank_speech.lowrank.lora_settings import LoraSettings
@@ -444,7 +444,7 @@ def test_bad_steps_with_a_good_one_between_do_not_end_it(cuts, tmp_path, monkeyp
 def test_the_schedule_ends_with_the_last_step(accumulate, cuts, tmp_path):
     config = TrainConfig(epochs=10, batch_seconds=0.7, accumulate=accumulate, warmup=0.1, hold=0.2, final=0.05)
     trainer = trainer_of("ctc", tmp_path, config)
-    batches = [sum(1 for _ in batch_numbers(numbered(cuts), 0.7, 1, epoch)) for epoch in range(10)]
+    batches = [sum(1 for _ in batch_indices(numbered(cuts), 0.7, 1, epoch)) for epoch in range(10)]
     assert len(set(batches)) > 1
     numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
     assert numbers["steps"] == sum(-(-n // accumulate) for n in batches)
@@ -453,7 +453,7 @@ def test_the_schedule_ends_with_the_last_step(accumulate, cuts, tmp_path):
 
 def test_of_a_long_training_the_first_epoch_is_counted(cuts, monkeypatch):
     monkeypatch.setattr(plan, "MOST_COUNTED", 59)
-    numbers = list(batch_numbers(numbered(cuts), 0.7, 1, 0))
+    numbers = list(batch_indices(numbered(cuts), 0.7, 1, 0))
     steps, largest = plan.plan(numbered(cuts), TrainConfig(epochs=10, batch_seconds=0.7), 1)
     assert steps == 10 * len(numbers) and largest in numbers
 
@@ -467,7 +467,7 @@ def test_the_largest_batch_of_all_epochs_is_rehearsed(cuts, tmp_path, monkeypatc
     sizes = [
         len(batch) * seconds[batch].max()
         for epoch in range(10)
-        for batch in batch_numbers(numbered(cuts), 0.9, 1, epoch)
+        for batch in batch_indices(numbered(cuts), 0.9, 1, epoch)
     ]
     assert max(sizes) <= 0.9 + 1e-9
     assert len(found) * max(cut.duration for cut in found) == pytest.approx(max(sizes))

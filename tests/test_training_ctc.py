@@ -86,14 +86,14 @@ def test_losses_are_float32_under_autocast():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels": [1, 2, 2, 3, 2, 2, 2, 5]}, "utterance 3 of the batch has the label 5; legal: 1 to 4"),
+        ({"labels": [1, 2, 2, 3, 2, 2, 2, 5]}, "utterance 3 of the batch has the label 5; expected 1 to 4"),
         ({"labels": [1, 2, 2, 0, 2, 2, 2, 4]}, "utterance 0 of the batch has the label 0"),
         ({"labels": [1, 2, 2, 3, -1, 2, 2, 4]}, "utterance 2 of the batch has the label -1"),
         ({"labels": [1, 2]}, r"\(2,\) labels, but the utterances' counts are \[4, 0, 3, 1\]"),
         ({"sizes": [5, -1, 3, 1]}, r"counts are \[5, -1, 3, 1\]"),
-        ({"sizes": [4, 4]}, "4 utterances need as many numbers"),
-        ({"frames": [6, 9, 4]}, "4 utterances need as many numbers"),
-        ({"frames": [6, 10, 4, 7]}, "utterance 1 of the batch has 10 frames; legal: 0 to 9"),
+        ({"sizes": [4, 4]}, "4 utterances need as many frame counts"),
+        ({"frames": [6, 9, 4]}, "4 utterances need as many frame counts"),
+        ({"frames": [6, 10, 4, 7]}, "utterance 1 of the batch has 10 frames; expected 0 to 9"),
         ({"logits": [[0.0]]}, r"must be \(B, F, V\), these are \(1, 1\)"),
     ],
 )
@@ -309,7 +309,7 @@ def test_a_label_outside_the_vocabulary_is_one_line_that_names_the_cuts(cuts):  
     model.head.linear = torch.nn.Linear(model.config.hidden_size, lang.tokens.size - 1)  # of a smaller token set
     objective = built(model, TrainConfig(), lang)
     batch = loader.collate(list(cuts)[3:5])
-    with pytest.raises(UserError, match=r"has the label \d; legal: 1 to \d .*belong together; the batch: u3, u4"):
+    with pytest.raises(UserError, match=r"has the label \d; expected 1 to \d .* this output layer; the batch: u3, u4"):
         objective(model, batch["features"], batch["lengths"], batch["cuts"])
 
 

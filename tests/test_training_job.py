@@ -171,7 +171,7 @@ def test_a_signal_while_cuts_are_prepared_ends_with_the_code_of_a_stop(name, tmp
 
 
 FINISHED = """
-import atexit, os, signal, sys, threading
+import atexit, os, signal, sys
 from pathlib import Path
 from lowrank_speech.training.process.signals import job
 
@@ -187,20 +187,27 @@ def hit():
 atexit.register(hit)
 last = Last()
 with job(Path(sys.argv[1])) as this:
-    with this.finishing():
-        hit()
+    with this.finishing(lambda: print("cleared", flush=True)):
+        if "while it is written" in sys.argv:
+            hit()
     hit()
 hit()
+if "at once" in sys.argv:
+    from lowrank_speech.process import leave
+    leave(0)
 sys.exit(0)
 """
 
 
-def test_no_signal_fails_a_finished_run_in_any_of_the_windows_until_it_is_gone(tmp_path):
+@pytest.mark.parametrize("window", ["while it is written", "after it", "at once"])
+def test_no_signal_fails_a_finished_run_in_any_of_the_windows_until_it_is_gone(window, tmp_path):
     """While the manifest is written, after the job, at exit, and while Python clears its modules."""
     done = subprocess.run(
-        [sys.executable, "-c", FINISHED, str(tmp_path)], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", FINISHED, str(tmp_path), window], capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stderr) == (0, "")
+    # Snakemake got the signal too, and will make the outputs again: from the last state.
+    assert (done.stdout == "cleared\n") == (window != "while it is written")
 
 
 def test_handlers_are_those_of_before_where_the_run_has_not_finished(tmp_path):

@@ -24,6 +24,7 @@ from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.data.targets import targets_of, with_targets
 from lowrank_speech.training.losses.loss import Materials
 from lowrank_speech.training.losses.objective import make_objective
+from lowrank_speech.workflow import fingerprints
 from stage_world import MODEL, RECIPE, done, make_features, refused, table, train_cfg, train_paths, utterance
 from tiny_training import drawn_cuts, drawn_trainer, lang_of, lora, objective_of
 
@@ -81,6 +82,15 @@ def test_a_loss_is_one_file_and_one_line_of_the_registry(world, tmp_path):
     assert found.returncode == 0, found.stderr
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"] and rows[0]["loss"] > 1
+
+
+def test_what_a_training_does_not_use_can_be_left_out_of_its_code_hash():
+    """Other losses, other ways to adapt, and augmentation, with what only they import."""
+    names = ("lowrank.lora", "lowrank.constraint", "training.losses.seq2seq", "training.losses.classify")
+    without = tuple(f"lowrank_speech.{name}" for name in (*names, "features.augment"))
+    whole, narrow = (fingerprints.closure("lowrank_speech.stages.train", without=left) for left in ((), without))
+    only_they = {f"lowrank_speech.{name}" for name in ("lowrank.adapter", "lowrank.product", "corpora.noise")}
+    assert whole - narrow >= {*without, *only_they} and "lowrank_speech.training.losses.ctc_losses" in narrow
 
 
 def test_a_loss_that_does_not_fit_the_task_is_refused(world, tmp_path, capsys):

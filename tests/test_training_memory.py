@@ -9,7 +9,7 @@ import torch
 from conftest import REPOSITORY
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import Augmentation
-from lowrank_speech.features.batches import Loader, batch_numbers
+from lowrank_speech.features.batches import Loader, batch_indices
 from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.features.kept import ListedCuts, numbered
 from lowrank_speech.models.speech import SpeechModel
@@ -44,8 +44,8 @@ def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_l
     # A model with a window pads each utterance to it.
     assert survey([[0, 1, 2], [3, 4]], np.array([1, 1, 1, 4, 1, 2, 2]), window=5.0) == (2, [0, 1, 2])
     cuts = numbered(drawn_cuts())
-    batches = [[cuts[i] for i in batch] for batch in batch_numbers(cuts, 1.0, 1, 0)]
-    found = [cuts[i] for i in survey(batch_numbers(cuts, 1.0, 1, 0), cuts.durations)[1]]
+    batches = [[cuts[i] for i in batch] for batch in batch_indices(cuts, 1.0, 1, 0)]
+    found = [cuts[i] for i in survey(batch_indices(cuts, 1.0, 1, 0), cuts.durations)[1]]
     sizes = [max(c.duration for c in batch) * len(batch) for batch in batches]
     assert len(sizes) > 2 and max(c.duration for c in found) * len(found) == max(sizes)
 
@@ -102,7 +102,7 @@ def test_batches_fit_at_the_lowest_speed_too(quadratic):
     durations = np.random.default_rng(1).uniform(2, 12, 400)
     cuts = ListedCuts(SimpleNamespace(id=f"u{i}", duration=d) for i, d in enumerate(durations))
     sizes = durations / 0.8 + (0 if quadratic is None else (durations / 0.8) ** 2 / quadratic)
-    fullest = max(len(b) * sizes[b].max() for b in batch_numbers(cuts, *batching(config, 1, 0)))
+    fullest = max(len(b) * sizes[b].max() for b in batch_indices(cuts, *batching(config, 1, 0)))
     assert 50 < fullest <= 60.0 + 1e-9
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from lowrank_speech.stages.common import run_stage
+from lowrank_speech.training import loop
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.losses.ctc import Ctc
@@ -120,7 +121,7 @@ def prepare(point):
     elif point == "in the evaluation of the mean":
         before_errors(in_evaluation(4), kill)
     elif point == "at the end":
-        before(Trainer, "_choose", lambda trainer: True, kill)
+        loop.choose = lambda *_: kill()
     elif point == "SIGUSR1 in a step":
         only_saves_at(FIRST, FIRST + 2)
         before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))

@@ -90,7 +90,9 @@ if stage == "corpus":
         json.dump({"track": "none", "root": ".", "count": 0, "folders": {}, "files": {}}, file)
 folder = os.path.dirname(manifest)
 made = {os.path.relpath(path, folder): {"sha256": sha256(path), "bytes": os.stat(path).st_size} for path in paths}
-record = {"stage": stage, "cfg": cfg, "code": flags["--code"][0], "outputs": made, "metrics": {}}
+given = json.dumps(cfg, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+given = hashlib.sha256(given.encode()).hexdigest()
+record = {"stage": stage, "cfg_sha256": given, "code": flags["--code"][0], "outputs": made, "metrics": {}}
 record["sources"] = {name: sha256(path) for name, path in sources.items()}
 with open(manifest.removesuffix(".json") + ".cost.json", "w") as file:
     json.dump({"seconds": len(os.urandom(1)), "sources": {name: state(path) for name, path in sources.items()}}, file)
@@ -126,6 +128,7 @@ class Tree:
     def snakemake(self, *arguments: str) -> subprocess.CompletedProcess:
         """Run Snakemake in the copy; stdout has all that it says."""
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment["PATH"] = f"{self.root / 'bin'}{os.pathsep}{environment['PATH']}"
         environment["LOWRANK_SPEECH_BIN"] = str(self.root / "bin")
         command = [sys.executable, "-m", "snakemake", *arguments]
         return subprocess.run(

@@ -4,9 +4,9 @@ A stage writes each output beside its target and renames it, so that a killed st
 whole. It ends by writing
 
     <stage>.cost.json   what the run cost: time, memory, host, versions. Nothing compares it
-    <stage>.json        the manifest, what was made: outputs with size and sha256, metrics, resolved config, seed,
-                        device, hash of the code, hashes of the files from outside that were read. Equal runs write
-                        equal bytes
+    <stage>.json        the manifest, what was made: outputs with size and sha256, metrics, the settings with
+                        their defaults (cfg) and the hash of those that were given (cfg_sha256), seed, device, hash of
+                        the code, hashes of the files from outside that were read. Equal runs write equal bytes
 
 Rules downstream take the manifest as input (small, compared by content) and large weights as ``ancient()``.
 
@@ -85,6 +85,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
+def digest(value: Any) -> str:
+    """Hex sha256 of ``canonical_json(value)``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: they are no JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -151,8 +156,11 @@ class Manifest:
         seed: int | None = None,
         device: str = "cpu",
         code: str | None = None,
+        given: Mapping[str, Any] | None = None,
     ):
+        """``cfg``: the settings with every default; ``given``: as the stage was given them, default: the same."""
         self.stage, self.cfg, self.seed, self.device, self.code = stage, dict(cfg), seed, device, code
+        self.cfg_sha256 = digest(cfg if given is None else given)
         self._start = time.monotonic()
 
     def write(
@@ -178,6 +186,7 @@ class Manifest:
             "outputs": {os.path.relpath(file.resolve(), base): _described(file) for file in files},
             "metrics": dict(metrics or {}),
             "cfg": self.cfg,
+            "cfg_sha256": self.cfg_sha256,
             "seed": self.seed,
             "device": self.device,
             "code": self.code,

@@ -30,6 +30,7 @@ SECTIONS = {
         "Decoders",
         "`decoders.<name>`, by `kind`. The section `decode` holds keys that all decoders share.",
     ),
+    "decode": ("Decoding", "`decode`: keys for every decoder that has them; `decoders.<name>` overrides them."),
     "score": ("Scoring", "`score`."),
     "report": ("Report", "`report`."),
     "runtime": (
@@ -78,7 +79,7 @@ def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
     """Sections that are the same everywhere (training) stay a reference; the others are written out."""
     properties = {}
     for name, part in node.get("properties", {}).items():
-        if part.get("partial") or name == "pretrain":
+        if (part.get("partial") and part.get("$ref", "").endswith("/training")) or name == "pretrain":
             properties[name] = {
                 "type": "object",
                 "default": None,

@@ -160,7 +160,7 @@ def test_a_narrow_beam_shows_and_that_of_the_config_does_not():
 def test_what_k2_would_not_notice_is_refused():
     logits, two, one = torch.randn(1, 6, 5), torch.tensor([2]), torch.tensor([6])
     for label in (0, 5, -1):
-        with pytest.raises(ValueError, match=f"has the label {label}; legal: 1 to 4"):
+        with pytest.raises(ValueError, match=f"has the label {label}; expected 1 to 4"):
             ctc.ctc_losses(logits, one, torch.tensor([1, label]), two, k2)
     with pytest.raises(ValueError, match="1 utterances need as many"):
         ctc.ctc_losses(logits, one, torch.tensor([1, 2]), torch.tensor([1, 1]), k2)

@@ -31,9 +31,9 @@ rule base:
         train_cuts=option("--train-cuts", "train_cuts"),
         dev_cuts=option("--dev-cuts", "dev_cuts"),
         lang=option("--lang", "lang", folder=True),
-        out=out_folder,
-        scratch=scratch_folder,
-        tensorboard=tensorboard_folder,
+        out=layout.base(),
+        scratch=layout.scratch(layout.base()),
+        tensorboard=layout.tensorboard(layout.base()),
     shell:
         # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
         # >>: a run that goes on does not wipe the log of the one before.

@@ -8,6 +8,7 @@
 #            functions of input or output, which Snakemake does not compare; their paths are compared as inputs already.
 #   threads  Snakemake sets OMP_NUM_THREADS and its like to it
 
+import inspect
 import json
 import os
 import re
@@ -18,18 +19,8 @@ import time
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-SRC = os.path.join(workflow.basedir, "src")
+SRC = f"{workflow.basedir}/src"
 sys.path.insert(0, SRC)
-# What runs is the code beside this Snakefile: the code that `code` is the hash of. And the Python that has Snakemake,
-# whatever PATH says, unless conda or $LOWRANK_SPEECH_BIN (a folder with a `python`) provides another one.
-# LOWRANK_SPEECH_PARENT: a stage ends when the Snakemake that started it does.
-shell.prefix(
-    "export LOWRANK_SPEECH_PARENT=$PPID PYTHONPATH=" + shlex.quote(SRC) + "${{PYTHONPATH:+:$PYTHONPATH}}; "
-)
-if not workflow.deployment_settings.deployment_method:
-    os.environ["PATH"] = os.pathsep.join(
-        [os.environ.get("LOWRANK_SPEECH_BIN", os.path.dirname(sys.executable)), os.environ["PATH"]]
-    )
 
 from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
@@ -49,7 +40,10 @@ from lowrank_speech.workflow.config import (
 )
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.results import errors
+from lowrank_speech.workflow.shell import prefix
 from lowrank_speech.workflow.slices import Slices
+
+shell.prefix(prefix(SRC, bool(workflow.deployment_settings.deployment_method)))
 
 with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
     SCHEMA = json.load(file)
@@ -73,42 +67,34 @@ slices = Slices(CONFIG, SCHEMA)
 GRID, RESULTS = systems(CONFIG), results(CONFIG)
 
 
+def quick(function):
+    """Snakemake asks for the signature of every function of a rule for every job: a large grid is planned sooner where
+    it is known already."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
 # ---- for params
 
 
 def cfg(stage):
     """The stage's slice as canonical JSON."""
-    return lambda wildcards: canonical_json(getattr(slices, stage)(wildcards).cfg)
+    return quick(lambda wildcards: canonical_json(getattr(slices, stage)(wildcards).cfg))
 
 
 def runtime(stage):
     """What changes no result, as canonical JSON. A function of `output`, so that Snakemake does not compare it."""
-    return lambda wildcards, output: canonical_json(getattr(slices, stage)(wildcards).runtime)
+    return quick(lambda wildcards, output: canonical_json(getattr(slices, stage)(wildcards).runtime))
 
 
 def code(stage):
     """Hash of the code that the job runs."""
-    return lambda wildcards: closures.code_hash(stage, slices, wildcards)
-
-
-def out_folder(wildcards, output):
-    """The folder of the manifest: where the stage writes."""
-    return os.path.dirname(output.manifest)
-
-
-def scratch_folder(wildcards, output):
-    """Where the stage keeps the state of an unfinished run."""
-    return layout.scratch(os.path.dirname(output.manifest))
-
-
-def tensorboard_folder(wildcards, output):
-    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are not outputs."""
-    return layout.tensorboard(os.path.dirname(output.manifest))
+    return quick(lambda wildcards: closures.code_hash(stage, slices, wildcards))
 
 
 def folder_of(name):
     """The folder of the input `name`."""
-    return lambda wildcards, input: os.path.dirname(input[name])
+    return quick(lambda wildcards, input: os.path.dirname(input[name]))
 
 
 def option(flag, name, folder=False):
@@ -122,7 +108,7 @@ def option(flag, name, folder=False):
         paths = [paths] if isinstance(paths, str) else paths
         return " ".join([flag, *(shlex.quote(os.path.dirname(p) if folder else p) for p in paths)]) if paths else ""
 
-    return text
+    return quick(text)
 
 
 # ---- for resources
@@ -135,12 +121,12 @@ def gpu(stage):
         found = getattr(slices, stage)(wildcards)
         return processes(stage)(wildcards) if found.runtime.get("device") == "cuda" else 0
 
-    return number
+    return quick(number)
 
 
 def processes(stage):
     """How many processes work at the job; each has a thread."""
-    return lambda wildcards: (recipe(stage, wildcards) or {}).get("processes", 1)
+    return quick(lambda wildcards: (recipe(stage, wildcards) or {}).get("processes", 1))
 
 
 def recipe(stage, wildcards):
@@ -153,9 +139,9 @@ def launcher(stage):
 
     def text(wildcards):
         number = processes(stage)(wildcards)
-        return f"torch.distributed.run --standalone --nproc-per-node {number} -m " if number > 1 else ""
+        return f"lowrank_speech.training.process.torchrun {number} " if number > 1 else ""
 
-    return text
+    return quick(text)
 
 
 # ---- for conda
@@ -168,7 +154,7 @@ def training_env(stage):
         backend = ((recipe(stage, wildcards) or {}).get("ctc") or {}).get("backend")
         return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
 
-    return path
+    return quick(path)
 
 
 # ---- for input: functions of the wildcards
@@ -177,7 +163,7 @@ def training_env(stage):
 def made(stage):
     """No file. Where the artefact on the disk is not what the job would make, the job runs; the log says why."""
 
-    def inspect(wildcards):
+    def look(wildcards):
         if not workflow.is_main_process:
             return []
         declared = workflow.get_rule(stage).output
@@ -185,14 +171,18 @@ def made(stage):
         recorded = all(workflow.persistence.metadata(file.apply_wildcards(wildcards)) for file in declared)
         found = records.problem(
             manifest, getattr(slices, stage)(wildcards).cfg, code(stage)(wildcards), recorded, sources(stage, wildcards)
-        ) or (stage == "corpus" and os.path.isfile(manifest) and tracking.changed(manifest.removesuffix("json") + "audio.json"))
+        ) or (
+            stage == "corpus"
+            and os.path.isfile(manifest)
+            and tracking.changed(manifest.removesuffix("json") + "audio.json")
+        )
         if found:
             logger.info(f"{os.path.dirname(manifest)} ({os.path.basename(manifest)}) is made again: {found}")
             # What `snakemake -R FILE` does, for a file that is found out while the graph is built.
             workflow.dag.forcefiles.add(manifest)
         return []
 
-    return inspect
+    return quick(look)
 
 
 def sources(stage, wildcards):
@@ -216,7 +206,7 @@ def pretraining(key, suffix):
         pretrain = CONFIG["bases"][wildcards.base].get("pretrain")
         return split_file((pretrain["corpus"], pretrain[key]), suffix) if pretrain else []
 
-    return path
+    return quick(path)
 
 
 def pretraining_lang(wildcards):
@@ -226,15 +216,19 @@ def pretraining_lang(wildcards):
 
 def lang_sources(suffix):
     """split_file of every split that a token set is made from."""
-    return lambda wildcards: list(
-        dict.fromkeys(split_file(split, suffix) for split in lang_splits(CONFIG, wildcards.lang))
+    return quick(
+        lambda wildcards: list(
+            dict.fromkeys(split_file(split, suffix) for split in lang_splits(CONFIG, wildcards.lang))
+        )
     )
 
 
 def overlap_sources(suffix):
     """split_file of every split that the results of a task rest on."""
-    return lambda wildcards: list(
-        dict.fromkeys(split_file(s, suffix) for of in overlaps(CONFIG, wildcards.task).values() for s in of)
+    return quick(
+        lambda wildcards: list(
+            dict.fromkeys(split_file(s, suffix) for of in overlaps(CONFIG, wildcards.task).values() for s in of)
+        )
     )
 
 
@@ -244,11 +238,13 @@ def overlap_options(wildcards):
     return " ".join("--split " + shlex.quote(f"{role}={split_file(split, 'index.tsv')}") for role, split in pairs)
 
 
+@quick
 def base_lang(wildcards):
     """The manifest of the base's token set."""
     return f"{layout.lang(CONFIG['bases'][wildcards.base]['lang'])}/lang.json"
 
 
+@quick
 def task_lang(wildcards):
     """The same, for recognition; else nothing."""
     return base_lang(wildcards) if CONFIG["tasks"][wildcards.task]["type"] == "asr" else []
@@ -261,18 +257,18 @@ def features_file(base, split, suffix):
 
 def task_features(key, suffix):
     """features_file of the split that a task names as `key` (train, dev)."""
-    return lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix)
+    return quick(lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix))
 
 
 def test_features(suffix):
     """features_file of the split that a decoding reads."""
-    return lambda wildcards: features_file(wildcards.base, slices.split(wildcards), suffix)
+    return quick(lambda wildcards: features_file(wildcards.base, slices.split(wildcards), suffix))
 
 
 def calibration_features(suffix):
     """features_file of the split that `calibrate` names."""
     section = CONFIG.get("calibrate")
-    return lambda wildcards: features_file(wildcards.base, (section["corpus"], section["split"]), suffix)
+    return quick(lambda wildcards: features_file(wildcards.base, (section["corpus"], section["split"]), suffix))
 
 
 FACTORISATIONS = {
@@ -289,7 +285,7 @@ def moments(file):
             return []
         return f"{layout.calibrate(wildcards.base, calibrate_key(method['factorise']))}/{file}"
 
-    return path
+    return quick(path)
 
 
 def start_of(system, file=None):
@@ -310,7 +306,16 @@ def emissions(file):
             return []
         return f"{layout.emissions(wildcards.base, wildcards.task, wildcards.method, wildcards.test)}/{file}"
 
-    return path
+    return quick(path)
+
+
+def stored_base(file):
+    """A file of the base, for features that its front end computes; else nothing."""
+    return quick(
+        lambda wildcards: (
+            [] if CONFIG["bases"][wildcards.base]["features"] == "waveform" else f"{layout.base(wildcards.base)}/{file}"
+        )
+    )
 
 
 # ---- wildcards

@@ -20,7 +20,7 @@ rule corpus:
         cfg=cfg("corpus"),
         code=code("corpus"),
         runtime=runtime("corpus"),
-        out=out_folder,
+        out=layout.corpus(),
     shell:
         "python -m lowrank_speech.stages.corpus --cfg {params.cfg:q} --code {params.code} --split {wildcards.split}"
         " --runtime {params.runtime:q} --jobs {threads} --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"

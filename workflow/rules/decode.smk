@@ -24,8 +24,8 @@ rule emissions:
         cfg=cfg("emissions"),
         code=code("emissions"),
         runtime=runtime("emissions"),
-        model=folder_of("weights"),
-        out=out_folder,
+        model=f"{layout.train()}/model",
+        out=layout.emissions(),
     shell:
         "python -m lowrank_speech.stages.emissions --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} --model {params.model:q} --cuts {input.cuts:q}"
@@ -56,10 +56,10 @@ rule decode:
         cfg=cfg("decode"),
         code=code("decode"),
         runtime=runtime("decode"),
-        model=folder_of("weights"),
+        model=f"{layout.train()}/model",
         lang=option("--lang", "lang", folder=True),
         emissions=option("--emissions", "emissions", folder=True),
-        out=out_folder,
+        out=layout.decode(),
     shell:
         "python -m lowrank_speech.stages.decode --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} --model {params.model:q} --cuts {input.cuts:q} {params.lang} {params.emissions}"

@@ -19,8 +19,8 @@ rule export:
     params:
         cfg=cfg("export"),
         code=code("export"),
-        model=folder_of("weights"),
-        out=out_folder,
+        model=f"{layout.train()}/model",
+        out=layout.export(),
     shell:
         "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --code {params.code} --model {params.model:q}"
         " --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -25,7 +25,7 @@ rule factorise:
         code=code("factorise"),
         model=folder_of("weights"),
         moments=option("--moments", "moments"),
-        out=out_folder,
+        out=layout.factorise(),
     shell:
         "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --code {params.code} --model {params.model:q}"
         " {params.moments} --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"

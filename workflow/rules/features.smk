@@ -2,13 +2,6 @@
 # Waveforms leave no arrays and do not look at the base.
 
 
-def stored_base(file):
-    """A file of the base, for features that its front end computes; else nothing."""
-    return lambda wildcards: (
-        [] if CONFIG["bases"][wildcards.base]["features"] == "waveform" else f"{layout.base(wildcards.base)}/{file}"
-    )
-
-
 rule features:
     input:
         made("features"),

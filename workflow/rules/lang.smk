@@ -19,7 +19,7 @@ rule lang:
         cfg=cfg("lang"),
         code=code("lang"),
         cuts=option("--cuts", "cuts"),
-        out=out_folder,
+        out=layout.lang(),
     shell:
         "python -m lowrank_speech.stages.lang --cfg {params.cfg:q} --code {params.code} {params.cuts}"
         " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -31,7 +31,7 @@ rule report:
         cfg=cfg("report"),
         code=code("report"),
         root=lambda wildcards, output: os.path.dirname(os.path.dirname(output.manifest)),
-        out=out_folder,
+        out=layout.report(),
     shell:
         "python -m lowrank_speech.stages.report --cfg {params.cfg:q} --code {params.code} --root {params.root:q}"
         " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -17,7 +17,7 @@ rule score:
     params:
         cfg=cfg("score"),
         code=code("score"),
-        decoded=folder_of("decode"),
+        decoded=layout.decode(),
     shell:
         "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --code {params.code} --decoded {params.decoded:q}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

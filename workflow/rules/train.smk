@@ -33,9 +33,9 @@ rule train:
         launcher=launcher("train"),
         model=folder_of("weights"),
         lang=option("--lang", "lang", folder=True),
-        out=out_folder,
-        scratch=scratch_folder,
-        tensorboard=tensorboard_folder,
+        out=layout.train(),
+        scratch=layout.scratch(layout.train()),
+        tensorboard=layout.tensorboard(layout.train()),
     shell:
         # exec and >>: as for the rule base.
         "exec python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --code {params.code}"

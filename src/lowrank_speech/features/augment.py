@@ -1,10 +1,10 @@
 """Changes to the samples of a training utterance: speed, room, noise, in the order in which speech meets them.
 
-What is drawn depends on seed, epoch and the utterance's id alone: not on the order of the utterances, nor on who reads
-them, so a run that was resumed, or has more workers, draws the same.
+Draws depend only on the seed, the epoch and the utterance's id, and not on the order of the utterances or on who reads
+them: a run that was resumed, or has more workers, draws the same. (Masks on features are in ``training.data.masks``.)
 
-Letters: T samples. Sources: speed perturbation, Ko et al. 2015; the room's tail is noise that decays exponentially
-(Polack 1988), with the direct sound ahead of it.
+T samples. Sources: speed perturbation, Ko et al. 2015; the room's tail is noise that decays exponentially (Polack
+1988), after the direct sound.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class Augmentation:
         return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
 
     def at_the_slowest(self) -> "Augmentation":
-        """The same with no other speed than the lowest, which makes the longest utterances."""
+        """The same with only the lowest speed, which makes the longest utterances."""
         slowest = copy(self)
         slowest.speed = (min(self.speed),) if self.speed else ()
         return slowest
@@ -68,7 +68,7 @@ class Augmentation:
         else:
             added = noise.make(kind, len(speech), rng, RATE)
         active = noise.active(speech, RATE)
-        # Silence has no signal-to-noise ratio: it stays as it is.
+        # Silence has no signal-to-noise ratio, so it stays as it is.
         return noise.mix(speech, added, snr, RATE) if active.any() and np.any(added[active]) else speech
 
 
@@ -88,8 +88,8 @@ def room(rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """``samples`` (T,) in the room, as many and of the same power; what rings on after the end is cut off."""
-    # Imported here: it takes half a second, and trainings that augment nothing import this module too.
+    """``samples`` (T,) in the room, with the same length and power; the reverberation after the end is cut off."""
+    # The import takes half a second, and trainings without augmentation import this module too.
     from scipy.signal import fftconvolve
 
     wet = fftconvolve(samples.astype(np.float64), response)[: len(samples)]
@@ -98,16 +98,16 @@ def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def excerpt(path: Path, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """``samples`` samples of a recording (its first channel) at 16 kHz from a drawn place, repeated where too short."""
+    """``samples`` samples of a recording (first channel, 16 kHz) from a drawn place; one that is too short repeats."""
     try:
         info = soundfile.info(path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"noise.folder: {path} cannot be read ({error}); mend or remove it") from error
+        raise UserError(f"noise.folder: {path} cannot be read ({error}); replace or remove it") from error
     wanted = -(-samples * info.samplerate // RATE)
     start = int(rng.integers(max(1, info.frames - wanted + 1)))
     read = soundfile.read(path, frames=wanted, start=start, dtype="float32", always_2d=True)[0][:, 0]
     if not len(read):
-        raise UserError(f"noise.folder: {path} holds no sound; remove it")
+        raise UserError(f"noise.folder: {path} is empty; remove it")
     if info.samplerate != RATE:
         read = resample(torch.from_numpy(np.ascontiguousarray(read)), info.samplerate, RATE).numpy()
     return np.resize(read, samples).astype(np.float64)
@@ -117,5 +117,5 @@ def _recordings(folder: str | Path) -> list[Path]:
     """The recordings below ``folder``, sorted; UserError where there are none."""
     found = sorted(path for pattern in RECORDINGS for path in Path(folder).rglob(pattern))
     if not found:
-        raise UserError(f"noise.folder: no {', '.join(RECORDINGS)} below {folder}; give a folder of recordings")
+        raise UserError(f"noise.folder: {folder} has no {', '.join(RECORDINGS)} files; give a folder of recordings")
     return found

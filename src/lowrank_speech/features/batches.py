@@ -6,9 +6,9 @@ One batch is a dict (B batch, T samples, F frames, C features):
     features   float32 (B, T) waveforms, (B, F, C) front-end output or log-mel, zero beyond the lengths
     lengths    int64 (B,) valid samples or frames
 
-Cuts with stored features give those; from the others ``Inputs`` computes what the model eats. Which cuts make a batch
-is decided from their durations alone; cuts, samples and arrays are read when the batch is made, by worker processes
-where there are some. A batch does not depend on who makes it.
+For a cut with stored features, these are the input; for other cuts ``Inputs`` computes it. Only the durations decide
+which cuts make a batch. Cuts, samples and arrays are read when the batch is made, by worker processes where there are
+some. A batch is the same whichever process makes it.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from lowrank_speech.features.store import read_features
 if TYPE_CHECKING:
     from lowrank_speech.features.augment import Augmentation
 
-# Of a cut that is alone in its batch; the training says how many there are.
+# It concerns a cut that is alone in its batch; the training says how many there are.
 warnings.filterwarnings("ignore", message="We have exceeded the max_duration constraint")
 
 BUFFER = 20_000  # cuts among which Lhotse's sampler draws
@@ -45,9 +45,9 @@ Cuts = KeptCuts | ListedCuts | CutSet
 
 
 class Loader:
-    """Cuts -> batches. ``memory`` seconds of computed inputs are kept, so that short corpora are read once.
+    """Cuts -> batches. Computed inputs of up to ``memory`` seconds stay in memory: short corpora are read only once.
 
-    ``workers``: processes that make batches ahead; 0: the batch is made when it is asked for. ``augmentation`` changes
+    ``workers``: processes that make batches ahead; 0: each batch is made when it is asked for. ``augmentation`` changes
     the samples of training batches.
     """
 
@@ -55,19 +55,19 @@ class Loader:
         self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: "Augmentation | None" = None
     ):
         self.inputs, self.workers, self.augmentation = inputs, workers, augmentation
-        # What a worker keeps ends with it, after one epoch.
+        # A worker lives for one epoch, so it has no use for a memory.
         self._left, self._kept = 0.0 if workers else memory, {}
 
     def one(self, cut: Any, draw: tuple[int, int] | None = None) -> Tensor:
-        """The model's input for one cut: stored features (F, C), else computed from its samples.
+        """The model's input for one cut: its stored features (F, C), else computed from its samples.
 
-        ``draw``: (seed, epoch) that the augmentation draws by; None: the samples as they are.
+        ``draw``: (seed, epoch) of the augmentation; None: leave the samples as they are.
         """
         if getattr(cut, "has_features", False):
             return torch.from_numpy(read_features(cut))
         if draw is not None and self.augmentation is not None:
             return self.inputs(cut, lambda samples: self.augmentation(samples, *draw, cut.id))
-        name = draw is None, cut.id  # dev may have an id of train's
+        name = draw is None, cut.id  # dev and train may share an id
         kept = self._kept.get(name)
         if kept is None:
             kept = self.inputs(cut)
@@ -94,19 +94,19 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of one epoch; see ``batch_numbers``. Of the first ``skip`` nothing is read.
+        """The batches of one epoch; see ``batch_indices``. The first ``skip`` are left out without being read.
 
-        Of ``world`` processes each makes every ``world``-th batch; those of others have nothing but their ``cuts``.
+        Each of ``world`` processes makes every ``world``-th batch; the batches of the others have only their ``cuts``.
         """
         cuts = numbered(cuts)
-        numbers = batch_numbers(cuts, batch_seconds, seed, epoch, quadratic_seconds)
-        dealt = ((batch, i % world == rank) for i, batch in enumerate(numbers))
+        indices = batch_indices(cuts, batch_seconds, seed, epoch, quadratic_seconds)
+        dealt = ((batch, i % world == rank) for i, batch in enumerate(indices))
         return self.load(cuts, islice(dealt, skip, None), (seed, epoch))
 
     def all(self, cuts: Cuts, batch_seconds: float, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
         """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch.
 
-        Of ``world`` processes each gets every ``world``-th batch.
+        Each of ``world`` processes gets every ``world``-th batch.
         """
         cuts = numbered(cuts)
         dealt = ((batch, True) for batch in longest_first(cuts, batch_seconds))
@@ -118,15 +118,15 @@ class Loader:
         batches: Iterable[tuple[list[int], bool]],
         draw: tuple[int, int] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of ``cuts`` by their numbers, in that order, by the workers if there are some.
+        """The batches of ``cuts``, given as lists of indices, in that order; made by the workers if there are some.
 
-        With the numbers comes whether the batch is to be made, or its cuts suffice.
+        With the indices comes whether the batch is to be made, or only its cuts are wanted.
         """
         made = _Made(self, cuts, draw)
         if not self.workers:
             yield from (made[batch] for batch in batches)
             return
-        # A generator of its own: the loader would draw from torch's, which dropout uses.
+        # A generator of its own: else the loader would draw from torch's, which dropout uses.
         loader = DataLoader(
             made,
             batch_size=None,
@@ -144,20 +144,20 @@ class Loader:
 
 
 class _Made:
-    """What a ``DataLoader`` indexes: by the numbers of a batch's cuts, and whether it is to be made."""
+    """The data set of a ``DataLoader``. Its index: the indices of a batch's cuts, and whether it is to be made."""
 
     def __init__(self, loader: Loader, cuts: KeptCuts | ListedCuts, draw: tuple[int, int] | None):
         self.loader, self.cuts, self.draw = loader, cuts, draw
 
     def __getitem__(self, batch: tuple[list[int], bool]) -> dict[str, Any] | UserError:
-        numbers, whole = batch
-        cuts = [self.cuts[i] for i in numbers]
+        indices, whole = batch
+        cuts = [self.cuts[i] for i in indices]
         try:
             return self.loader.collate(cuts, self.draw) if whole else {"cuts": cuts}
         except UserError as error:
             if torch.utils.data.get_worker_info() is None:
                 raise
-            return error  # a worker's exceptions come with a traceback in their message
+            return error  # torch would put a traceback into the message of a worker's exception
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -166,7 +166,7 @@ def _as_it_is(batch: Any) -> Any:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch in one thread, as in a worker: sums rounded otherwise would tell workers and the main process apart."""
+    """One thread for torch, as in a worker: with more, sums would round differently from those of a worker."""
     before = torch.get_num_threads()
     if before > 1:
         torch.set_num_threads(1)
@@ -197,19 +197,19 @@ class _Lengths:
         return (_Length(int(i), float(self.durations[i])) for i in self.order)
 
 
-def batch_numbers(
+def batch_indices(
     cuts: KeptCuts | ListedCuts,
     batch_seconds: float,
     seed: int,
     epoch: int,
     quadratic_seconds: float | None = None,
 ) -> Iterator[list[int]]:
-    """The batches of one epoch as lists of the cuts' numbers: Lhotse's dynamic buckets by duration.
+    """The batches of one epoch as lists of indices of cuts: Lhotse's dynamic buckets by duration.
 
-    Order and batches are drawn from ``seed`` and ``epoch`` alone. The longest cut times the number of cuts is at most
-    ``batch_seconds``, but for a cut that is longer alone: where the one that fills Lhotse's batch is so much longer
-    than the others that it does not fit, it comes later, with others of its kind. With ``quadratic_seconds`` q a cut
-    of d seconds counts as d + d² / q: long cuts come in smaller batches.
+    Order and batches depend only on ``seed`` and ``epoch``. The longest cut times the number of cuts is at most
+    ``batch_seconds``, unless a single cut is longer than that. Where the cut that fills Lhotse's batch is too long to
+    fit, it comes later, with other cuts of its length. With ``quadratic_seconds`` q a cut of d seconds counts as
+    d + d² / q: long cuts come in smaller batches.
     """
     sizes = cuts.durations if quadratic_seconds is None else cuts.durations + cuts.durations**2 / quadratic_seconds
     late: list[int] = []
@@ -228,8 +228,8 @@ def batch_numbers(
 def _lhotses(
     cuts: KeptCuts | ListedCuts, batch_seconds: float, seed: int, epoch: int, quadratic_seconds: float | None
 ) -> Iterator[list[int]]:
-    """The batches that Lhotse's sampler makes; only the last cut of one may be too long for it."""
-    if len(cuts) < 2:  # Lhotse makes no single bucket
+    """The batches that Lhotse's sampler makes; only the last cut of each may be too long to fit."""
+    if len(cuts) < 2:  # Lhotse needs two buckets or more
         yield from [[0]] * len(cuts)
         return
     sampler = DynamicBucketingSampler(
@@ -249,10 +249,10 @@ def _lhotses(
 
 
 def bucket_bounds(durations: np.ndarray, number: int | None = None) -> list[float]:
-    """Seconds at which the next of at most ``number`` buckets begins, in rising order; each holds an equal share of the
-    speech. By default up to ten, of twenty utterances or more.
+    """The seconds at which each but the first of at most ``number`` buckets begins, in rising order; each bucket holds
+    an equal share of the speech. By default up to ten buckets of at least twenty utterances.
 
-    Lhotse would estimate them from the first 10,000 cuts, which may all be of one kind.
+    Lhotse would estimate them from the first 10,000 cuts, which may all be of similar length.
     """
     ordered, bounds, begin = np.sort(durations), [], 0.0
     total = np.cumsum(ordered)
@@ -265,7 +265,7 @@ def bucket_bounds(durations: np.ndarray, number: int | None = None) -> list[floa
 
 
 def longest_first(cuts: KeptCuts | ListedCuts, batch_seconds: float) -> Iterator[list[int]]:
-    """All cuts once as lists of their numbers, longest first, at most ``batch_seconds`` (padding included) each."""
+    """All cuts once, longest first, as lists of indices of at most ``batch_seconds`` (padding included) each."""
     batch: list[int] = []
     for number in np.argsort(-cuts.durations, kind="stable").tolist():
         if batch and cuts.durations[batch[0]] * (len(batch) + 1) > batch_seconds:
@@ -277,11 +277,11 @@ def longest_first(cuts: KeptCuts | ListedCuts, batch_seconds: float) -> Iterator
 
 
 def segment(cuts: CutSet, seconds: float | None, seed: int | None = None) -> CutSet:
-    """Cut every utterance to at most ``seconds``: from a place drawn from ``seed`` and its id, or its middle."""
+    """Cut every utterance to at most ``seconds``: at a place drawn from ``seed`` and its id, else in its middle."""
     if seconds is None:
         return cuts
     if seconds <= 0:
-        raise UserError(f"segment.seconds is {seconds}: it must be positive")
+        raise UserError(f"segment.seconds is {seconds}; it must be above 0")
     return cuts.map(partial(_window, seconds=seconds, seed=seed))
 
 
@@ -291,7 +291,7 @@ def _window(cut: Any, seconds: float, seed: int | None) -> Any:
         return cut
     place = 0.5 if seed is None else torch.rand((), generator=_generator(seed, cut.id)).item()
     offset = spare * place
-    # A whole number of frames: half a frame more would read one that is not there. In floats 2.3 / 0.02 is below 115.
+    # Whole frames: half a frame more would read one that does not exist. In floating point 2.3 / 0.02 is below 115.
     shift = cut.frame_shift if getattr(cut, "has_features", False) else 1 / RATE
     first, number = (int(x / shift + 1e-6) for x in (offset, seconds))
     return cut.truncate(offset=first * shift, duration=number * shift, preserve_id=True)

@@ -33,6 +33,7 @@ from typing import Any
 from lowrank_speech.artefact import atomic, write_text
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.settings import BaseSettings
+from lowrank_speech.process import leave
 from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 from lowrank_speech.training.config import Runtime, TrainConfig
@@ -86,9 +87,8 @@ def body(run: common.Run) -> None:
             return
         training, outputs, metrics, cost = found
         run.device, peak = cost.pop("device"), cost.pop("peak_bytes")
-        with this.finishing():
+        with this.finishing(training.clear):
             run.finish(outputs, metrics, cost, peak_bytes=peak)
-            training.clear()
 
 
 def _import(run: common.Run) -> None:
@@ -150,7 +150,7 @@ def _scratch(run: common.Run) -> tuple[Any, ...] | None:
         arguments.scratch,
         arguments.train_cuts,
         arguments.dev_cuts,
-        identity(run.cfg, arguments.code, lang),
+        identity(run.cfg, run.code, lang),
         events=arguments.tensorboard,
     )
     objective = make_objective(model.task, materials)
@@ -192,4 +192,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

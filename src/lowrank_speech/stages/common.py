@@ -52,6 +52,8 @@ class Run:
 
     stage: str
     arguments: argparse.Namespace
+    given: dict[str, Any]
+    """The slice as it was given."""
     config: Any
     """The slice, an instance of the stage's ``Config``."""
     runtime: Any
@@ -66,7 +68,7 @@ class Run:
     def __post_init__(self) -> None:
         self.cfg = resolved(self.config)
         self.code = self.arguments.code or own_code(self.stage)
-        self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=self.code)
+        self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=self.code, given=self.given)
 
     def write_set_aside(self, path: Path, rows: Iterable[Sequence[Any]], header: Sequence[str] = SET_ASIDE) -> Path:
         """Write the list of what could not be used, and say in the log how much that is, by reason."""
@@ -210,12 +212,9 @@ def main(
     arguments = command.parse_args(argv)
 
     def work() -> None:
-        run = Run(
-            stage,
-            arguments,
-            read(config, read_cfg(arguments.cfg)),
-            read(runtime, read_cfg(arguments.runtime, "--runtime"), "runtime"),
-        )
+        given = read_cfg(arguments.cfg)
+        how = read(runtime, read_cfg(arguments.runtime, "--runtime"), "runtime")
+        run = Run(stage, arguments, given, read(config, given), how)
         log.info("%s stage %s, code %s", ATTEMPT, stage, run.code[:12])
         with _alone(arguments.manifest):
             body(run)

@@ -31,6 +31,7 @@ from lowrank_speech.artefact import atomic, write_text
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
+from lowrank_speech.process import leave
 from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 from lowrank_speech.stages.task import Task
@@ -79,9 +80,8 @@ def body(run: common.Run) -> None:
             return
         training, outputs, metrics, cost = found
         run.device, peak = cost.pop("device"), cost.pop("peak_bytes")
-        with this.finishing():
+        with this.finishing(training.clear):
             run.finish(outputs, metrics, cost, peak_bytes=peak)
-            training.clear()
 
 
 def _train(run: common.Run) -> tuple[Any, ...] | None:
@@ -114,7 +114,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         arguments.scratch,
         arguments.train_cuts,
         arguments.dev_cuts,
-        identity(run.cfg, arguments.code, lang, arguments.model),
+        identity(run.cfg, run.code, lang, arguments.model),
         task.segment and task.segment.seconds,
         arguments.tensorboard,
     )
@@ -157,7 +157,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     if peft_model is not None:
         outputs.append(out / "adapter")
         _merge(model, peft_model, out / "adapter")
-    vocabulary = tokenizer_files(materials.tokens) if kind == "ctc" else None
+    vocabulary = tokenizer_files(lang.tokens) if kind == "ctc" else None
     save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
     run.write_set_aside(out / "set_aside.tsv", training.set_aside.rows)
     metrics = outcome.metrics | {
@@ -202,4 +202,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

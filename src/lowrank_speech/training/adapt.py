@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
@@ -17,7 +18,7 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
         parameter.requires_grad_(trains)
 
 
-def lora_on(model: SpeechModel, settings: Any) -> Any:
+def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:
     """Put LoRA adapters on the body of ``model``, in place; the head trains too. Returns the peft model."""
     # Here, so that the code hash of other ways to adapt can leave it out.
     from lowrank_speech.lowrank.lora import add_lora

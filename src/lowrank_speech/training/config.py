@@ -187,8 +187,9 @@ class TrainConfig:
 def split_runtime(
     section: Mapping[str, Any], runtime: Mapping[str, Any] | None = None, where: str = "cfg.training"
 ) -> tuple[dict[str, Any], Runtime]:
-    """The keys of a recipe, and how to run it: ``runtime``, over which keys of ``Runtime`` in ``section`` win."""
+    """Split the keys of ``Runtime`` off a recipe. They win over those in ``runtime``. UserError names the key."""
     names = {f.name for f in fields(Runtime)}
     own = {name: value for name, value in section.items() if name in names}
     recipe = {name: value for name, value in section.items() if name not in names}
+    read_settings(Runtime, runtime or {}, "runtime")
     return recipe, read_settings(Runtime, {**(runtime or {}), **own}, where)

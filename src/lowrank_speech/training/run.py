@@ -12,6 +12,7 @@ key starts in a folder of its own, beside the old one.
 import hashlib
 import json
 import logging
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +25,21 @@ from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.select import SetAside
 from lowrank_speech.models.device import pick_device
+from lowrank_speech.models.files import files_read
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import Runtime, TrainConfig
 from lowrank_speech.training.data.prepared import prepared
 from lowrank_speech.training.data.splits import Split, Usable, augmentation, usable_cuts
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.process.checkpoint import Checkpoints
 from lowrank_speech.training.process.distributed import Ranks
 from lowrank_speech.training.result import Outcome
 
 log = logging.getLogger(__name__)
 
 SHOWN = 12  # digits of the key that name its folder
+KEY = re.compile(f"[0-9a-f]{{{SHOWN}}}")
 
 
 class Run:
@@ -70,7 +74,10 @@ class Run:
         self.key = _key([*identity, *map(_cuts_digest, (train_cuts, dev_cuts))])
         self.scratch, self.folder = scratch, scratch / self.key[:SHOWN]
         for other in self._others():
-            log.info("%s: an unfinished run with other settings, inputs or code; it stays where it is", other)
+            if KEY.fullmatch(other.name) and not Checkpoints(other).files():
+                shutil.rmtree(other)  # killed before its first state: nothing is lost
+            else:
+                log.info("%s: an unfinished run with other settings, inputs or code; it stays where it is", other)
 
     def usable(self, model: SpeechModel, objective: Objective) -> Usable:
         """The cuts that can be used, with their targets. Only the first of several processes reads the manifests.
@@ -79,12 +86,17 @@ class Run:
         """
 
         def make() -> Usable:
-            return prepared(
-                self.folder,
-                self.key,
-                lambda: usable_cuts(self.splits, model, objective, self.folder, self.set_aside),
-                self.set_aside,
-            )
+            try:
+                return prepared(
+                    self.folder,
+                    self.key,
+                    lambda: usable_cuts(self.splits, model, objective, self.folder, self.set_aside),
+                    self.set_aside,
+                )
+            except UserError:
+                if not Checkpoints(self.folder).files():
+                    self.clear()
+                raise
 
         found = self.ranks.from_first(make)
         objective.labels[:] = found.labels
@@ -139,7 +151,7 @@ def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Pa
     if lang is not None:
         parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, lang.normaliser.config.to_dict()]))
     if model is not None:
-        parts.append(sha256(model))
+        parts += [f"{path.name} {sha256(path)}" for path in files_read(model)]
     return parts
 
 

@@ -32,8 +32,7 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         family = slices.config["bases"][wildcards.base]["family"]
         found |= _others("models.families", slices.schema["families"], {family})
         found |= {f"features.{kind}" for kind in ("fbank", "logmel") if kind != _computed(family)}
-    if stage in ("emissions", "decode", "train", "export"):
-        found |= _others("models.heads", HEADS, _heads(slices, wildcards))
+        found |= _others("models.heads", HEADS, _heads(stage, slices, wildcards))
     match stage:
         case "corpus":
             kinds = [branch["if"]["properties"]["kind"]["const"] for branch in _branches(slices, "corpora")]
@@ -92,8 +91,16 @@ def _recipe(task: str, recipe: dict[str, Any]) -> set[str]:
     return found
 
 
-def _heads(slices: Slices, wildcards: Any) -> set[str]:
-    return {{"ctc": "ctc", "classify": "pooled"}.get(slices.model_task(wildcards), "")}
+def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
+    """Heads that the models of a job may have: a published base may come with any."""
+    base = slices.config["bases"][wildcards.base]
+    found = {"ctc"} & {slices.schema["families"][base["family"]]["recognises_by"]}
+    if stage in ("train", "emissions", "decode", "export"):
+        own = {"ctc": {"ctc"}, "classify": {"pooled"}}.get(slices.model_task(wildcards), set())
+        if stage != "train":
+            return own
+        found |= own
+    return found if base["source"] == "scratch" else set(HEADS)
 
 
 def _other_decoders(slices: Slices, wildcards: Any) -> set[str]:

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech.workflow.config import canonical_json
+
 Stats = Mapping[str, Any]
 
 
@@ -46,7 +48,10 @@ def problem(
             return f"{name} is gone"
         if size != described["bytes"]:
             return f"{name} has {size} bytes; {described['bytes']} were written"
-    if not recorded and (record.get("cfg") != cfg or record.get("code") != code):
+    if not recorded and (
+        record.get("cfg_sha256") != hashlib.sha256(canonical_json(cfg).encode()).hexdigest()
+        or record.get("code") != code
+    ):
         return "it was made with other settings or code"
     if sources is not None:
         return _changed_source(manifest, record.get("sources") or {}, sources)

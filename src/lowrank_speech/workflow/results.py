@@ -56,7 +56,7 @@ def errors(layout: Layout, since: float) -> list[str]:
 
 
 def _last_error(path: Path) -> str | None:
-    """The error that ended the last attempt in a log: the stage's own, or the end of a traceback; None: there is none."""
+    """The error that ended the last attempt in a log: the stage's own, or the end of a traceback; else None."""
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()

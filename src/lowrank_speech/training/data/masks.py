@@ -1,4 +1,4 @@
-"""SpecAugment on the model's input features (Park et al. 2019), per utterance, from an own generator."""
+"""SpecAugment: masks on the model's input features, drawn for each utterance. Source: Park et al. 2019."""
 
 import torch
 from torch import Tensor
@@ -9,12 +9,12 @@ from lowrank_speech.training.config import SpecAugment
 def spec_augment(
     features: Tensor, lengths: Tensor, stacked: int = 1, *, config: SpecAugment, generator: torch.Generator
 ) -> Tensor:
-    """Masks on features (B, F, C); masked values become the utterance's mean. Lengths (B,). Returns a new tensor.
+    """Mask features (B, F, C) with (B,) valid frames: masked values become the utterance's mean. A new tensor.
 
-    ``stacked``: rows hold so many frames of C / stacked bands; a masked band is so in all of them.
+    ``stacked``: each row holds this many frames of C / stacked bands; a band is masked in all of them.
     """
     batch, frames, channels = features.shape
-    lengths = lengths.cpu()  # where the generator draws
+    lengths = lengths.cpu()  # the generator draws there
     time = torch.arange(frames)[None, :].expand(batch, frames)
     valid = time < lengths[:, None]
     sums = (features.detach().float() * valid[..., None].to(features.device)).sum((1, 2))

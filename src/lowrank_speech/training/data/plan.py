@@ -1,6 +1,6 @@
-"""What a training will do, from the durations of its utterances alone: how many steps there are, and its largest batch.
+"""What a training will do, from the durations of its utterances: the number of steps, and the largest batch.
 
-The schedule of the learning rate needs the one, the dry run the other. No cut is read.
+The schedule of the learning rate needs the first, the dry run the second. No cut is read.
 """
 
 import math
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lowrank_speech.features.batches import batch_numbers
+from lowrank_speech.features.batches import batch_indices
 from lowrank_speech.features.kept import KeptCuts, ListedCuts
 from lowrank_speech.training.config import TrainConfig
 
@@ -16,7 +16,7 @@ MOST_COUNTED = 100_000  # utterances times epochs: two to four seconds
 
 
 def batching(config: TrainConfig, seed: int, epoch: int) -> tuple[float, int, int, float | None]:
-    """How ``batch_numbers`` makes the batches of an epoch; as long as the slowest speed makes utterances, they fit."""
+    """The arguments of ``batch_indices`` for an epoch: batches fit even where all utterances get the lowest speed."""
     slowest, quadratic = min((1.0, *config.speed)), config.quadratic_seconds
     # d seconds become d / slowest, which count as that + d² / (slowest² quadratic).
     return config.batch_seconds * slowest, seed, epoch, quadratic and quadratic * slowest
@@ -25,14 +25,14 @@ def batching(config: TrainConfig, seed: int, epoch: int) -> tuple[float, int, in
 def plan(
     train: KeptCuts | ListedCuts, config: TrainConfig, seed: int, world: int = 1, window: float | None = None
 ) -> tuple[int, list[int]]:
-    """The steps of a run by ``world`` processes, and the largest batch (numbers of cuts; see ``survey``).
+    """The steps of a run by ``world`` processes, and the largest batch (indices of cuts; see ``survey``).
 
-    Epochs differ by some batches. Where counting them all takes seconds, the first one stands for them.
+    Epochs differ by a few batches. Where it would take seconds to count them all, only the first one is counted.
     """
     counted = config.epochs if len(train) * config.epochs <= MOST_COUNTED else 1
     steps, candidates = 0, []
     for epoch in range(counted):
-        batches, largest = survey(batch_numbers(train, *batching(config, seed, epoch)), train.durations, window)
+        batches, largest = survey(batch_indices(train, *batching(config, seed, epoch)), train.durations, window)
         steps += -(-batches // (config.accumulate * world))
         candidates.append(largest)
     _, largest = survey(candidates, train.durations, window)
@@ -40,7 +40,7 @@ def plan(
 
 
 def survey(batches: Iterable[list[int]], durations: np.ndarray, window: float | None = None) -> tuple[int, list[int]]:
-    """How many batches (numbers of cuts) there are, and which has most seconds, padding included; of equal ones that
+    """The number of batches (indices of cuts), and the one with most seconds, padding included; of equal ones, the one
     with the longest cut. ``window``: seconds to which a model pads every utterance.
     """
     count, largest, most = 0, [], (0.0, 0.0)

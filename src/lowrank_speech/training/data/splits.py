@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.augment import Augmentation
 from lowrank_speech.features.batches import segment
 from lowrank_speech.features.kept import KeptCuts, keep
 from lowrank_speech.features.store import fitting, load_cuts
@@ -108,6 +107,11 @@ def usable_cuts(
     return Usable(kept_train, kept_dev, languages, list(labels))
 
 
-def augmentation(recipe: TrainConfig) -> Augmentation | None:
-    """What the recipe changes in the samples of training utterances; None: nothing."""
-    return Augmentation(recipe.speed, recipe.noise, recipe.reverberation) if recipe.changes_samples else None
+def augmentation(recipe: TrainConfig) -> Any:
+    """The ``Augmentation`` of the samples of training utterances that the recipe asks for, or None."""
+    if not recipe.changes_samples:
+        return None
+    # Here, so that the code hash of a training without augmentation can leave it out.
+    from lowrank_speech.features.augment import Augmentation
+
+    return Augmentation(recipe.speed, recipe.noise, recipe.reverberation)

@@ -1,7 +1,7 @@
-"""CTC losses of single utterances by torch or by k2: equal losses and gradients from either.
+"""CTC losses of single utterances by torch or by k2, with equal losses and gradients.
 
-The one module that touches k2. It imports torch and (where asked to) k2 and nothing else, and stays within Python 3.9:
-the k2 of the package index is for that Python, and `make test-k2` loads this file there by its path.
+The only module that touches k2. It imports nothing but torch and (on request) k2, and stays within Python 3.9: the k2
+of the package index is for that Python, and `make test-k2` loads this file there by its path.
 
 B batch, F frames, V vocabulary. Blank is 0. Source: Graves et al. 2006; k2's intersect_dense over ctc_graph.
 """
@@ -26,15 +26,15 @@ def import_k2(device: str = "cpu") -> ModuleType:
     except Exception as error:  # k2 raises ImportError for another torch, the loader OSError, its dependencies anything
         raise ImportError(f"{_named()} cannot be imported: {' '.join(str(error).split())}") from error
     if not hasattr(k2, "ctc_loss"):
-        # To Python any folder of that name on its path is a package.
-        raise ImportError(f"k2 is not installed; what Python finds in its place is {next(iter(k2.__path__))}")
+        # For Python any folder of that name on its path is a package.
+        raise ImportError(f"k2 is not installed; Python finds the folder {next(iter(k2.__path__))} instead")
     if device == "cuda" and not k2.with_cuda:
         raise ImportError(f"{_named()} was built without CUDA")
     return k2
 
 
 def k2_version() -> str:
-    """The version of the installed k2, with the CUDA and torch that it was built for where its wheel says so."""
+    """The version of the installed k2, with the CUDA and torch that it was built for, if its wheel says so."""
     return importlib.metadata.version("k2")
 
 
@@ -60,19 +60,18 @@ def ctc_losses(
     labels    (sum of sizes,) labels of all utterances in one row, 1 to V - 1
     sizes     (B,) labels of each utterance, 0 or more
     k2        the module from ``import_k2``; None: torch's CTC
-    output_beam  k2 prunes what is that much less likely than the best path, in nats; from 20 on it does not show
+    output_beam  k2 prunes paths that are this much (nats) less likely than the best one; from 20 on the loss is exact
 
     Returns losses (B,) float32 in the order given, and possible (B,) bool on the CPU: False where the target needs more
-    frames (labels + adjacent repeats) than there are, or where there is no frame. There the loss is 0 and so is the
-    gradient. A loss that is not finite all the same comes from logits that are not, and stays as it is.
-    ValueError where the numbers do not fit.
+    frames (labels + adjacent repeats) than there are, or where there is no frame. There loss and gradient are 0. Where
+    logits are not finite, the loss is not finite either. ValueError where shapes or values do not fit together.
     """
     frames, labels, sizes = (t.detach().to("cpu", torch.int64) for t in (frames, labels, sizes))
     _check(logits, frames, labels, sizes)
     targets = labels.split(sizes.tolist())
     possible = possible_targets(frames, targets)
-    # Impossible ones never reach a back end: torch would give NaN gradients for them, and an infinite loss of k2 can
-    # as well mean NaN among the logits, which must not be masked.
+    # Impossible targets never reach a back end. Torch would give NaN gradients for them; and an infinite loss of k2 may
+    # also come from NaN among the logits, which must not be hidden.
     rows = possible.nonzero().flatten()
     if len(rows) == 0:
         return logits.float()[:, :0].sum((1, 2)), possible
@@ -102,7 +101,7 @@ def _torch(log_probs: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:
 
 
 def _k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, targets: list[Tensor], output_beam: float) -> Tensor:
-    # k2 takes segments [utterance, first frame, frames] by decreasing frames, on the CPU, and graphs in that order.
+    # k2 takes segments [utterance, first frame, frames] by decreasing frames, on the CPU, and graphs in the same order.
     order = frames.argsort(descending=True, stable=True)
     segments = torch.stack([order, torch.zeros_like(order), frames[order]], dim=1).to(torch.int32)
     graphs = k2.ctc_graph([targets[i].tolist() for i in order.tolist()], modified=False, device=log_probs.device)
@@ -112,24 +111,24 @@ def _k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, targets: list[Tensor]
 
 
 def _check(logits: Tensor, frames: Tensor, labels: Tensor, sizes: Tensor) -> None:
-    """What release builds of k2 do not check: a wrong number there gives a wrong loss, or reads out of bounds."""
+    """Check what release builds of k2 do not: there a wrong value gives a wrong loss, or is read out of bounds."""
     if logits.dim() != 3:
         raise ValueError(f"CTC: logits must be (B, F, V), these are {tuple(logits.shape)}")
     batch, most, vocabulary = logits.shape
     if frames.shape != (batch,) or sizes.shape != (batch,):
         raise ValueError(
-            f"CTC: {batch} utterances need as many numbers of frames and of labels; these are {tuple(frames.shape)} "
+            f"CTC: {batch} utterances need as many frame counts and label counts; these are {tuple(frames.shape)} "
             f"and {tuple(sizes.shape)}"
         )
     bad = ((frames < 0) | (frames > most)).nonzero().flatten().tolist()
     if bad:
-        raise ValueError(f"CTC: utterance {bad[0]} of the batch has {int(frames[bad[0]])} frames; legal: 0 to {most}")
+        raise ValueError(f"CTC: utterance {bad[0]} of the batch has {int(frames[bad[0]])} frames; expected 0 to {most}")
     if bool((sizes < 0).any()) or labels.shape != (int(sizes.sum()),):
         raise ValueError(f"CTC: {tuple(labels.shape)} labels, but the utterances' counts are {sizes.tolist()}")
     bad = ((labels <= BLANK) | (labels >= vocabulary)).nonzero().flatten().tolist()
     if bad:
         owner = int((sizes.cumsum(0) <= bad[0]).sum())
         raise ValueError(
-            f"CTC: utterance {owner} of the batch has the label {int(labels[bad[0]])}; legal: 1 to {vocabulary - 1} "
-            f"(0 is blank): token set and output layer do not belong together"
+            f"CTC: utterance {owner} of the batch has the label {int(labels[bad[0]])}; expected 1 to {vocabulary - 1} "
+            f"(0 is blank): the token set does not belong to this output layer"
         )

@@ -16,7 +16,7 @@ def peak_bytes(device: torch.device) -> int:
 class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
     """Counts what a forward pass saves for the backward pass: ``bytes`` of distinct storages, ``weights`` left out.
 
-    With gradient checkpointing this is what is kept between the layers; a layer's own comes on top while it is
+    With gradient checkpointing these are the activations between layers; those within a layer come on top while it is
     computed again.
     """
 
@@ -40,8 +40,8 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
 def byte_counts(modules: Iterable[nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of ``weights`` (parameters and buffers, tied ones once), ``gradients`` and ``optimiser`` state.
 
-    Gradients are those of the parameters that were ever updated: what has no state never had a gradient, unless its
-    optimiser keeps none (SGD without momentum).
+    Gradients are counted for parameters that were ever updated. These have a state, unless their optimiser keeps none
+    (SGD without momentum).
     """
     tensors = {id(t): t for module in modules for t in [*module.parameters(), *module.buffers()]}
     state = [(p, values) for p, values in optimiser.state.items() if values]

@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
-    """Forward and backward of ``batch`` without an update; the bytes of activations saved between them.
+    """Forward and backward pass of ``batch`` without an update; returns the bytes of activations saved between them.
 
-    The optimiser's state, which comes into being at the first update, is stood in for by empty tensors. UserError
-    (see ``explained``) where memory does not suffice. Weights, draws and counters stay as they are.
+    Empty tensors take the room of the optimiser's state, which the first update would make. UserError (see
+    ``explained``) where memory runs out. Weights, draws and counters stay as they are.
     """
     was_training = stepper.model.training
     stepper.model.train()
@@ -43,7 +43,7 @@ def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
 
 def room_for_state(parameters: Iterable[Tensor], config: TrainConfig) -> list[Tensor]:
     """Empty tensors as large as the optimiser's state for ``parameters``; SGD's momentum is counted as AdamW's."""
-    # bitsandbytes keeps what has fewer elements than that in float32.
+    # bitsandbytes keeps smaller tensors in float32.
     eight = config.optimiser == "adamw8bit"
     types = {p: torch.uint8 if eight and p.numel() >= 4096 else p.dtype for p in parameters}
     return [torch.empty_like(p, dtype=dtype) for p, dtype in types.items() for _ in "mv"]

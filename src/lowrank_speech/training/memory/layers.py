@@ -1,4 +1,4 @@
-"""What is done to the layers of encoder and decoder for a training: gradient checkpointing, ``torch.compile``."""
+"""The layers of encoder and decoder in training: gradient checkpointing, and ``torch.compile``."""
 
 import contextlib
 import math
@@ -23,15 +23,16 @@ def encoder_and_decoder_layers(model: SpeechModel) -> list[nn.Module]:
 
 
 def checkpoint_layers(model: SpeechModel) -> None:
-    """Compute each layer's activations again in the backward pass in place of keeping them, while the model trains.
+    """Compute each layer's activations again in the backward pass instead of keeping them, while the model trains.
 
-    By transformers' own switch; not reentrant, so that it works where a layer's input needs no gradient, as with LoRA
-    and a frozen front end. The front end is left out: frozen, it keeps nothing. UserError where a class cannot.
+    Uses transformers' own switch, in the form that is not reentrant: it also works where a layer's input needs no
+    gradient, as with LoRA and a frozen front end. The front end is left out, because it keeps nothing when it is
+    frozen. UserError where a class does not support it.
     """
     hf = model.hf
     if not hf.supports_gradient_checkpointing:
         raise UserError(f"training.gradient_checkpointing: {type(hf).__name__} of transformers does not support it")
-    # Older releases of transformers 5 know the second name alone.
+    # Older releases of transformers 5 only know the second name.
     enable = getattr(hf, "activation_checkpointing_enable", None) or hf.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     chosen = set(encoder_and_decoder_layers(model))
@@ -41,8 +42,8 @@ def checkpoint_layers(model: SpeechModel) -> None:
 
 
 def compile_layers(model: SpeechModel, static: bool = False, backend: str | Callable = "inductor") -> None:
-    """Have each layer compiled at its first use (torch.compile), once for any length, or ``static``: the encoder's for
-    each length that ``model.buckets`` lets it meet, and in training alone. The size of a batch is free in both.
+    """Compile each layer at its first use (torch.compile), once for all lengths. With ``static`` those of the encoder
+    are compiled for each length in ``model.buckets``, and only used in training. Batches may always have any size.
 
     UserError without a C++ compiler.
     """
@@ -51,9 +52,9 @@ def compile_layers(model: SpeechModel, static: bool = False, backend: str | Call
         if not any(map(shutil.which, wanted)):
             raise UserError(
                 f"training.compile: torch.compile needs a C++ compiler, and {' and '.join(wanted)} "
-                f"{'are' if len(wanted) > 1 else 'is'} not to be found: install one, or set compile: false"
+                f"{'were' if len(wanted) > 1 else 'was'} not found; install one, or set compile: false"
             )
-    # By default torch gives up after 8 graphs; layers whose adapters or frozen weights differ need one each.
+    # By default torch gives up after 8 graphs, but layers whose adapters or frozen weights differ need one each.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     encoder = {id(m) for name, m in model.body.named_modules() if "decoder" not in name.split(".")}
     for layer in encoder_and_decoder_layers(model):
@@ -67,7 +68,7 @@ def _for_each_length(layer: nn.Module, backend: str | Callable) -> Callable:
     compiled = torch.compile(layer._call_impl, backend=backend)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not layer.training:  # dev's batches have lengths of their own
+        if not layer.training:  # batches of dev have other lengths
             return layer._call_impl(*args, **kwargs)
         for tensor in (*args, *kwargs.values()):
             if isinstance(tensor, torch.Tensor) and tensor.dim():
@@ -80,10 +81,9 @@ def _for_each_length(layer: nn.Module, backend: str | Callable) -> Callable:
 
 
 def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: float) -> tuple[int, ...]:
-    """At most ``number`` lengths in frames at ``rate`` Hz, up to one of which batches are padded, in rising order.
+    """At most ``number`` lengths to which batches are padded, in frames at ``rate`` Hz, in rising order.
 
-    Between two of them lies an equal share of the speech, as between Lhotse's buckets; the last one holds the longest
-    utterance.
+    Between two of them lies an equal share of the speech, as in Lhotse's buckets; the longest utterance fits the last.
     """
     ordered = np.sort(seconds)
     last = np.searchsorted(ordered, bucket_bounds(ordered, number)) - 1
@@ -94,7 +94,7 @@ def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: flo
 
 @contextlib.contextmanager
 def compiling(enabled: bool) -> Iterator[None]:
-    """Layers are compiled at their first use, which may be inside: turn what fails there into one line."""
+    """Layers are compiled at their first use, which may be inside: turn an error of the compiler into one line."""
     if not enabled:
         yield
         return
@@ -104,11 +104,11 @@ def compiling(enabled: bool) -> Iterator[None]:
         yield
     except TorchDynamoException as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"training.compile: torch.compile fails here ({first}): set compile: false") from error
+        raise UserError(f"training.compile: torch.compile fails here ({first}); set compile: false") from error
 
 
 def as_before(model: SpeechModel) -> None:
-    """Undo both, and masks."""
+    """Undo checkpointing and compilation, and remove buckets and masks."""
     model.buckets, model.mask = (), None
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):

@@ -12,7 +12,7 @@ _SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "CUBLAS_S
 
 @contextlib.contextmanager
 def explained(batch: dict[str, Any] | None, config: TrainConfig) -> Iterator[None]:
-    """Turn an allocation that failed into one line that names the batch (None: the model) and what to lower."""
+    """Turn a failed allocation into one line that names the batch (None: the model) and says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -32,7 +32,7 @@ def padded_seconds(cuts: list[Any]) -> float:
 
 
 def described(cuts: list[Any]) -> str:
-    """What a batch is, for a message: utterances, seconds with padding, the longest."""
+    """A batch in words: its utterances, its seconds with padding, its longest utterance."""
     longest = max(cuts, key=lambda cut: cut.duration)
     return (
         f"a batch of {len(cuts)} utterance{'s' * (len(cuts) > 1)}, {padded_seconds(cuts):.1f} s with padding (longest: "
@@ -44,7 +44,7 @@ def _advice(config: TrainConfig, cuts: list[Any]) -> str:
     if len(cuts) > 1:
         todo = [f"lower training.batch_seconds ({config.batch_seconds:g}; `accumulate` makes up for it)"]
     else:
-        todo = ["cut or leave out utterances as long as that (the corpus's max_seconds, for lid segment)"]
+        todo = ["leave out utterances of that length (max_seconds of the corpus), or cut them (lid: segment)"]
     if not config.gradient_checkpointing:
         todo.append("set gradient_checkpointing: true")
     if config.precision == "fp32":

@@ -2,8 +2,8 @@
 
 before the loop, and after it   the process ends at once, with the exit code of a stop: the last state is on disk
 in the loop                     the loop notes the signal, finishes its step, saves and ends (``Signals``)
-from the last output on         the signals are ignored until the process is gone: a stop would turn a finished run
-                                into a failed one, whose outputs Snakemake removes
+from the last output on         no signal ends the process, until it is gone by itself: a stop would turn a finished
+                                run into a failed one, whose outputs Snakemake removes
 """
 
 import contextlib
@@ -11,12 +11,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
 from lowrank_speech.errors import STOPPED, Stopped
-from lowrank_speech.process import ignore_stops, locked
+from lowrank_speech.process import STOPS, ignore_stops, locked
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +32,24 @@ class Job:
         self.finished = False
 
     @contextlib.contextmanager
-    def finishing(self) -> Iterator[None]:
-        """Inside, the manifest of complete outputs is written. From here on signals that ask to stop are ignored."""
-        self.finished = True
-        ignore_stops()
+    def finishing(self, clear: Callable[[], None]) -> Iterator[None]:
+        """Inside, the manifest of complete outputs is written; then ``clear`` removes the state of the run.
+
+        From here on no signal ends the process. One that comes before ``clear`` keeps the state: Snakemake has got the
+        same Ctrl-C, will not note the success, and will run the job again.
+        """
+        self.finished, received = True, []
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPS:
+                signal.signal(number, lambda number, _: received.append(signal.Signals(number).name))
         yield
         if FINISHED in os.environ:
             Path(os.environ[FINISHED]).touch()
+        if received:
+            log.info("%s came when the outputs were complete: the state stays, in case they are removed", received[0])
+        else:
+            clear()
+        ignore_stops()
 
 
 @contextlib.contextmanager
