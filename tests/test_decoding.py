@@ -162,7 +162,7 @@ def whisper(tmp_path_factory):
 @torch.no_grad()
 def test_a_long_utterance_lends_its_bound_to_no_other(whisper):
     model, folder = whisper
-    tokens, waves = WhisperTokens(folder, model.hf.generation_config), speech(0.3, 1.9, 0.9)
+    tokens, waves = WhisperTokens(folder), speech(0.3, 1.9, 0.9)
     features, lengths = mels(model, waves)
     bounds = _bounds(lengths.tolist(), 20)
     assert bounds == [20 + int(20 * n / 100) for n in lengths.tolist()] and len(set(bounds)) == 3
@@ -180,7 +180,7 @@ def test_a_long_utterance_lends_its_bound_to_no_other(whisper):
 @torch.no_grad()
 def test_a_row_that_loops_ends_and_keeps_what_it_said(whisper):
     model, folder = whisper
-    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.3, 1.9))
+    tokens, (features, lengths) = WhisperTokens(folder), mels(model, speech(0.3, 1.9))
     free = generate(model, features, lengths, tokens, ["de", "en"])
     assert [len(row.ids) for row in free] == [116, 116] and {row.stopped for row in free} == {"bound"}
     ended = generate(model, features, lengths, tokens, ["de", "en"], loops=True)
@@ -192,7 +192,7 @@ def test_a_row_that_loops_ends_and_keeps_what_it_said(whisper):
 @torch.no_grad()
 def test_score_is_the_log_probability_of_the_tokens(whisper):
     model, folder = whisper
-    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.7))
+    tokens, (features, lengths) = WhisperTokens(folder), mels(model, speech(0.7))
     (row,) = generate(model, features, lengths, tokens, ["de"], 12)
     given = torch.tensor([tokens.prompt("de") + row.ids])
     log_probs = model.seq2seq_logits(features, lengths, given)[0].log_softmax(-1)
@@ -222,7 +222,7 @@ def saying(model, *texts):
 @torch.no_grad()
 def test_rows_that_end_by_themselves_are_those_of_plain_generate(whisper):
     model, folder = whisper
-    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.3, 1.9, 0.9))
+    tokens, (features, lengths) = WhisperTokens(folder), mels(model, speech(0.3, 1.9, 0.9))
     talk = [*range(100, 150), *([7] * 20), *([1, 2] * 12), tokens.eot]  # what is said often, and not too often
     texts = [talk, [*range(40), 9, 9, 9, tokens.eot], [3, *[5] * 115]]
     options = {"input_features": model.pad_mel(features, lengths), "num_beams": 1, "do_sample": False}
@@ -284,7 +284,7 @@ def test_utterances_in_a_language_that_whisper_does_not_know_lose_nothing(world,
 @torch.no_grad()
 def test_detection_of_one_row_is_that_of_generate(whisper):
     model, folder = whisper
-    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.3, 1.9, 0.9))
+    tokens, (features, lengths) = WhisperTokens(folder), mels(model, speech(0.3, 1.9, 0.9))
     found = generate(model, features, lengths, tokens, None, 12)
     mel = model.pad_mel(features, lengths)
     own = model.hf.generate(input_features=mel, task="transcribe", num_beams=1, do_sample=False, max_new_tokens=12)
@@ -300,7 +300,7 @@ def test_detection_of_one_row_is_that_of_generate(whisper):
 def test_codes_with_capitals_can_be_given(whisper, monkeypatch):
     """transformers looks up the lower-case code."""
     model, folder = whisper
-    tokens, (features, lengths) = WhisperTokens(folder, model.hf.generation_config), mels(model, speech(0.7))
+    tokens, (features, lengths) = WhisperTokens(folder), mels(model, speech(0.7))
     expected = generate(model, features, lengths, tokens, ["en"], 12)
     monkeypatch.setattr(tokens, "language_ids", {"pt-BR": tokens.language_ids["en"]})
     lang_to_id = {"<|pt-BR|>": tokens.language_ids["pt-BR"]}

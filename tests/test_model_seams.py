@@ -29,7 +29,10 @@ MAKING = {
 HUB = {f"lowrank_speech.models.{name}" for name in ("sources", "window", "scratch", "gabor", "dropout")}
 
 
-@pytest.mark.parametrize("module", ["models.folder", "models.tasks", "models.text", "decoding.ctc", "decoding.whisper"])
+LOADS = ("models.folder", "models.tasks", "models.text", "decoding.ctc.greedy", "decoding.whisper.greedy")
+
+
+@pytest.mark.parametrize("module", LOADS)
 def test_loading_training_and_decoding_import_neither_the_making_of_factors_nor_the_hub(module):
     assert not closure(f"lowrank_speech.{module}") & (MAKING | HUB)
 

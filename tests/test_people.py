@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from lhotse import CutSet
 
 from lowrank_speech import cli
 from lowrank_speech.factorising.speech import kind_of, speech_of
@@ -207,3 +208,22 @@ def test_layer_names_of_a_preset_a_published_folder_and_a_factorisation_are_the_
 def test_settings_that_are_refused_are_one_line(model, tmp_path, call):
     code, shown, errors = call("factorise", model, tmp_path / "x", "--keep", 1.5)
     assert (code, shown, errors) == (2, "", ["error: keep is 1.5; it must be at most 1"])
+
+
+def test_a_language_with_a_region_is_the_one_that_the_decoder_knows(cuts, tmp_path, call):  # noqa: F811
+    """en-GB calibrates as en does, and not as what the model takes it for."""
+    save_model(MODELS["whisper"](), tmp_path / "base")
+    found = []
+    for language in ("en", "en-GB", "de"):
+        path = tmp_path / f"{language}.jsonl.gz"
+        CutSet.from_file(cuts).map(lambda cut, language=language: told(cut, language)).to_file(path)
+        words = ("--rank", 6, "--layers", "ffn:decoder", "--json", "--calibrate", path)
+        code, shown, errors = call("factorise", tmp_path / "base", tmp_path / language, *words)
+        assert code == 0, errors
+        found.append([row["output_error"] for row in json.loads(shown)["layers"]])
+    assert found[0] == found[1] != found[2]
+
+
+def told(cut, language):
+    cut.supervisions[0].language = language
+    return cut

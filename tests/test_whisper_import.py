@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import WhisperTokenizer
 
-from lowrank_speech.decoding.whisper import generate
+from lowrank_speech.decoding.whisper import generate as decoding
 from lowrank_speech.models import whisper_vocabulary
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.sources import open_dense
@@ -17,6 +17,12 @@ from stage_world import refused
 from test_whisper_window import imported, mels, published, speech
 from test_whisper_window import published as published_whisper
 from tiny_models import plain
+
+
+def generate(*given):
+    """Token ids of each utterance."""
+    return [list(row.ids) for row in decoding.generate(*given)]
+
 
 CFG = {"seed": 1, "family": "whisper"}
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
@@ -90,8 +96,8 @@ def test_only_files_of_the_model_are_copied(family, tmp_path):
     out = tmp_path / "base"
     assert base.main(["--cfg", json.dumps(cfg), "--out", str(out), "--manifest", str(tmp_path / "base.json")]) == 0
     assert {path.name for path in out.iterdir()} == expected
-    numbers = json.loads((tmp_path / "base.json").read_text())["numbers"]
-    assert list(numbers["source_sha256"]) == ["model.safetensors"]  # training_args.bin is not a file of weights
+    sources = json.loads((tmp_path / "base.json").read_text())["sources"]
+    assert expected <= {*sources, "generation_config.json"} and "training_args.bin" not in sources
     assert {"LICENSE", "preprocessor_config.json", "config.json"} <= expected
 
 

@@ -320,9 +320,9 @@ def test_the_command_factorise_keeps_the_window(short, tmp_path):
     ("keys", "message"),
     [
         ({"window": 5}, "window is 5 s, and the model has 4 s"),
-        ({"window": 1.01}, "window: 1.01 s is no positive multiple of 0.02 s"),
-        ({"window": 0}, "window: 0 s is no positive multiple"),
-        ({"window": -2}, "window: -2 s is no positive multiple"),
+        ({"window": 1.01}, "window is 1.01; it must be a multiple of 0.02 s"),
+        ({"window": 0}, "window is 0; it must be above 0"),
+        ({"window": -2}, "window is -2; it must be above 0"),
         ({"window": 2, "source": "scratch"}, "set model.max_source_positions"),
         ({"window": 2, "family": "wav2vec2"}, "wav2vec2 models have none"),
         ({"window": 2, "family": "w2v-bert"}, "w2v-bert models have none"),

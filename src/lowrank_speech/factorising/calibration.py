@@ -17,6 +17,7 @@ from tqdm import tqdm
 from lowrank_speech.artefact import atomic
 from lowrank_speech.features.batches import Loader, segment
 from lowrank_speech.features.inputs import RATE, inputs_of
+from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.lang.select import SetAside, fits_window, require
 from lowrank_speech.lowrank.moments import Moments
 from lowrank_speech.models.layers import dense_layers
@@ -50,7 +51,8 @@ def calibrate(
     with moments.hooked(), torch.no_grad():
         for cut in tqdm(cuts, desc="calibrate", unit="utterance", disable=None):
             batch = loader.collate([cut])
-            model.observe(batch["features"].to(device), batch["lengths"].to(device), cut, moments)
+            language = nearest_language(cut.supervisions[0].language if cut.supervisions else None, model.languages)
+            model.observe(batch["features"].to(device), batch["lengths"].to(device), cut, language, moments)
     with atomic(out) as temporary:
         moments.save(temporary)
     speech = sum(cut.duration for cut in cuts)

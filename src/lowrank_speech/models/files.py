@@ -68,6 +68,6 @@ def files_read(folder: str | Path) -> list[Path]:
 
 def imported_files(folder: str | Path) -> list[Path]:
     """The files of a folder in the hub's layout that an import may read, sorted; its weights in one file or several."""
-    wanted = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED)
+    wanted = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED, *PREPROCESSOR, *TOKENIZER)
     found = (path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
     return sorted(path for path in found if not path.name.startswith("adapter."))

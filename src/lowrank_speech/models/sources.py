@@ -9,7 +9,6 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -72,15 +71,6 @@ def config_folder(model: str, revision: str | None = None) -> Path:
     raise UserError(
         f"{model} is not a model folder, a hub name of the form owner/name, or a preset (--preset lists them)"
     )
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files of weights that an import of ``folder`` reads: safetensors where there are any, else pickles."""
-    for pattern in ("*.safetensors", "pytorch_model*.bin"):
-        found = sorted(p for p in folder.glob(pattern) if not any(fnmatchcase(p.name, other) for other in NOT_WANTED))
-        if found:
-            return found
-    return []
 
 
 def import_model(found: Source, family: str) -> SpeechModel:

@@ -326,6 +326,14 @@ class SpeechModel(nn.Module):
     def imported(self, folder: Path) -> None:
         """Complete (in place) what a checkpoint, loaded from ``folder``, lacks beside its weights."""
 
-    def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
-        """Run the model on one utterance so that every layer of ``moments`` (``lowrank.moments``) sees its inputs."""
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the decoder can be told; empty where there is none."""
+        return ()
+
+    def observe(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None, moments: Any) -> None:
+        """Run the model on one utterance so that every layer of ``moments`` (``lowrank.moments``) sees its inputs.
+
+        ``language``: the one of ``languages`` that is spoken; None: not known.
+        """
         self.states(features, lengths)

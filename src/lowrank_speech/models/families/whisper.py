@@ -228,7 +228,14 @@ class Whisper(SpeechModel):
         if self.task == "seq2seq":
             complete(self, folder)
 
-    def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
+    @property
+    def languages(self) -> tuple[str, ...]:
+        if self.task != "seq2seq":
+            return ()
+        known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
+        return tuple(token[2:-2] for token in known)
+
+    def observe(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None, moments: Any) -> None:
         """The decoder's layers see what the model recognises itself (greedy search); frames of the window beyond the
         utterance do not count."""
         mask = torch.arange(self.config.max_source_positions)[None, :] < self.frames_of(cut)
@@ -237,10 +244,8 @@ class Whisper(SpeechModel):
                 self.states(features, lengths)
                 return
             options = {}
-            known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
-            if known:
-                language = f"<|{cut.supervisions[0].language}|>" if cut.supervisions else None
-                options = {"task": "transcribe", "language": language if language in known else None}
+            if self.languages:
+                options = {"task": "transcribe", "language": f"<|{language}|>" if language else None}
             self.hf.generate(
                 input_features=self.pad_mel(features, lengths),
                 num_beams=1,
