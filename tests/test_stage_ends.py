@@ -1,8 +1,8 @@
 """What ends the stages of models, in a line."""
 
-import argparse
 import errno
 import gzip
+import json
 import shutil
 
 import pytest
@@ -122,22 +122,24 @@ def test_a_training_utterance_without_language_in_lid(world, tmp_path):
 def test_one_language_in_the_config_is_nothing_to_tell_apart(world, tmp_path, capsys):
     cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de"]}}
     paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid")
-    refused(capsys, "languages has only de; name at least two", train, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "languages is ['de']; name two or more to tell apart", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_keys_of_how_a_training_runs_are_checked(world, tmp_path, capsys):
     paths = train_paths(world, "wav2vec2", tmp_path / "out")
     message = "runtime: unknown key 'workerz' (did you mean 'workers'?)"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", runtime='{"workerz": 1}', **paths)
-    cfg = train_cfg(training={"save_minutes": 0})
-    refused(capsys, "cfg.training.save_minutes is 0; it must be above 0", train, cfg, tmp_path / "m.json", **paths)
+    message = "runtime.save_minutes is 0; it must be above 0"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", runtime='{"save_minutes": 0}', **paths)
+    cfg = train_cfg(training={"save_minutes": 1})
+    refused(capsys, "cfg.training: unknown key 'save_minutes'", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_segment_of_a_recognition_task_is_refused(world, tmp_path, capsys):
     """The audio would be cut, and the whole transcript kept."""
     paths = train_paths(world, "wav2vec2", tmp_path / "out")
     cfg = train_cfg() | {"task": {"type": "asr", "segment": {"seconds": 1.5}}}
-    message = "cfg.task: segment.seconds is 1.5 and the task is asr"
+    message = "cfg.task: segment cuts the audio and would keep all the text"
     refused(capsys, message, train, cfg, tmp_path / "m.json", **paths)
     cfg["task"]["segment"]["seconds"] = None
     done(train, cfg, tmp_path / "m.json", **paths)
@@ -263,7 +265,8 @@ def test_stored_features_that_cannot_be_read(world, tmp_path, capsys, lost, work
         stored.write_bytes(stored.read_bytes()[:2000])
     paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=cuts)
     message = f"its features in {stored} cannot be read"
-    refused(capsys, message, train, train_cfg(training={"workers": workers}), tmp_path / "m.json", **paths)
+    paths["runtime"] = json.dumps({"workers": workers})
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 
 def test_features_of_another_family(world, tmp_path, capsys):
@@ -282,12 +285,12 @@ def test_a_scratch_folder_that_cannot_be_one(world, tmp_path, capsys):
 
 @pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system", "out/model"), KeyboardInterrupt()])
 def test_what_ends_any_stage_in_a_line(error, capsys):
-    def body(_):
+    def body():
         raise error
 
-    code = common.run_stage(body, argparse.Namespace(log_level="INFO"))
+    code = common.run_stage(body, "INFO")
     (line,) = capsys.readouterr().err.splitlines()
     if isinstance(error, OSError):
-        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change its rights" in line
+        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change its permissions" in line
     else:
         assert code == 130 and line.endswith("interrupted")

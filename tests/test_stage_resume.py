@@ -189,8 +189,11 @@ def test_a_run_with_another_key_starts_beside_the_old_one(world, tmp_path, monke
 def test_what_changes_no_result_may_change_in_a_run_that_goes_on(world, systems, tmp_path, monkeypatch, capsys):
     paths = train_paths(world, "wav2vec2", tmp_path)
     kill(monkeypatch, train, train_cfg(), tmp_path / "train.json", **paths)
-    cfg = train_cfg(training={"workers": 1, "lr": 0.003, "clip": 1.0})  # two of them spell out what holds already
-    more = {"runtime": '{"save_minutes": 1, "tensorboard": true, "device": "cpu"}', "tensorboard": tmp_path / "events"}
+    cfg = train_cfg(training={"lr": 0.003, "clip": 1.0})  # spelt out, and as before
+    more = {
+        "runtime": '{"workers": 1, "save_minutes": 1, "tensorboard": true, "device": "cpu"}',
+        "tensorboard": tmp_path / "events",
+    }
     again = done(train, cfg, tmp_path / "train.json", **paths, **more)
     assert "continuing from" in capsys.readouterr().err and list((tmp_path / "events").iterdir())
     assert again["outputs"] == systems["wav2vec2", "asr"].record["outputs"]

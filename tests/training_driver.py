@@ -7,7 +7,6 @@ python tests/training_driver.py
     spares the imports; its log goes to FOLDER/log, its exit code comes out
 """
 
-import argparse
 import json
 import os
 import resource
@@ -153,7 +152,7 @@ def main(folder, task, *point):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in point:
         prepare(name)
-    return run_stage(lambda _: train_in(Path(folder), task), argparse.Namespace(log_level="INFO"))
+    return run_stage(lambda: train_in(Path(folder), task), "INFO")
 
 
 def serve():

@@ -1,8 +1,7 @@
 """The training recipe (``TrainConfig``), and how a stage runs (``Runtime``). Defaults suit a fine-tuning."""
 
-from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -19,7 +18,6 @@ from lowrank_speech.settings import (
     key,
     settings,
 )
-from lowrank_speech.settings import read as read_settings
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -182,14 +180,3 @@ class TrainConfig:
         """The weights of auxiliary losses by name: all keys that end in ``_weight``."""
         end = "_weight"
         return {f.name.removesuffix(end): getattr(self, f.name) for f in fields(self) if f.name.endswith(end)}
-
-
-def split_runtime(
-    section: Mapping[str, Any], runtime: Mapping[str, Any] | None = None, where: str = "cfg.training"
-) -> tuple[dict[str, Any], Runtime]:
-    """Split the keys of ``Runtime`` off a recipe. They win over those in ``runtime``. UserError names the key."""
-    names = {f.name for f in fields(Runtime)}
-    own = {name: value for name, value in section.items() if name in names}
-    recipe = {name: value for name, value in section.items() if name not in names}
-    read_settings(Runtime, runtime or {}, "runtime")
-    return recipe, read_settings(Runtime, {**(runtime or {}), **own}, where)
