@@ -89,6 +89,11 @@ def train_cfg(task="asr", adapt="full", seed=1, **keys):
     return {"seed": seed, "task": {"type": task}, "adapt": adapt, "training": recipe, **keys}
 
 
+def top(record):
+    """The files and folders that hold a manifest's outputs, without what is in the folders."""
+    return {name.partition("/")[0] for name in record["outputs"]}
+
+
 def moved_in_body(before, after):
     """Names of the body's weights that differ; masked_spec_embed, which nothing uses, is left out."""
     old, new = (body_state(model)[0] for model in (before, after))

@@ -18,7 +18,8 @@ from lowrank_speech import settings
 from lowrank_speech.corpora import registry, tracking
 from lowrank_speech.corpora.common import SetAside
 from lowrank_speech.errors import UserError
-from lowrank_speech.stages import corpus
+from lowrank_speech.settings import read
+from lowrank_speech.stages import common, corpus
 
 TABLE = {"kind": "tsv", "splits": {"train": {"source": "train.tsv"}, "test": {"source": "test.tsv"}}}
 
@@ -39,10 +40,11 @@ def make_corpus(root: Path) -> Path:
     return root
 
 
-def run(out: Path, config: dict, split: str = "train", seed: int = 1, jobs: int = 1) -> int:
+def run(out: Path, config: dict, split: str = "train", seed: int = 1, jobs: int = 1, track: str = "auto") -> int:
     cfg = json.dumps({"seed": seed, "corpus": config})
+    runtime = ["--runtime", json.dumps({"track": track})]
     where = ["--out", str(out), "--manifest", str(out / f"{split}.json")]
-    return corpus.main(["--cfg", cfg, "--split", split, *where, "--jobs", str(jobs)])
+    return corpus.main(["--cfg", cfg, "--split", split, *where, *runtime, "--jobs", str(jobs)])
 
 
 def run_all(out: Path, config: dict, **options) -> list[int]:
@@ -61,14 +63,15 @@ def numbers(out: Path, split: str = "train") -> dict:
 
 def body(out: Path, config: dict, split: str = "train") -> None:
     """The stage without its handling of errors, which are the subject here."""
-    cfg = json.dumps({"seed": 1, "corpus": config})
-    corpus.body(SimpleNamespace(cfg=cfg, split=split, out=out, manifest=out / f"{split}.json", jobs=1, track=None))
+    given = {"seed": 1, "corpus": config}
+    arguments = SimpleNamespace(split=split, out=out, manifest=out / f"{split}.json", jobs=1, code="c")
+    corpus.body(common.Run("corpus", arguments, given, read(corpus.Config, given), corpus.Runtime()))
 
 
 def test_what_it_writes(tmp_path):
     root, out = make_corpus(tmp_path / "in"), tmp_path / "out"
     assert run(out, {**TABLE, "path": str(root)}) == 0
-    names = ["audio.json", "index.tsv", "json", "jsonl.gz", "set_aside.tsv"]
+    names = ["audio.json", "cost.json", "index.tsv", "json", "jsonl.gz", "set_aside.tsv"]
     assert sorted(p.name for p in out.iterdir()) == [f"train.{name}" for name in names]
     train = list(CutSet.from_file(out / "train.jsonl.gz"))
     assert [cut.id for cut in train] == ["u0", "u1", "u2", "u3", "u5"]
@@ -246,8 +249,7 @@ def test_what_was_read_is_on_record(tmp_path):
     assert tracking.changed(path) is None
     (root / "0.flac").touch()
     assert tracking.changed(path) == "0.flac has changed"
-    config = {"kind": "tsv", "path": str(root), "splits": TABLE["splits"], "track": "hash"}
-    assert run(out, config) == 0
+    assert run(out, {**TABLE, "path": str(root)}, track="hash") == 0
     assert len(json.loads(path.read_text())["files"]["0.flac"]) == 64
     # The record is no output: times differ from machine to machine, results do not.
     assert not {name for name in json.loads((out / "train.json").read_text())["outputs"] if "audio.json" in name}
@@ -293,6 +295,7 @@ def made(config, split, root, audio_dir, seed, jobs):
 @pytest.fixture
 def made_corpus(monkeypatch):
     corpus_module = SimpleNamespace(Config=MadeConfig, locate=lambda config, data_root: None, read=made)
+    corpus_module.sources = lambda config, root: []
     monkeypatch.setattr(registry, "module", lambda kind: corpus_module)
     return lambda names: {"kind": "made", "splits": {"train": {}, "dev": {}}, "names": names}
 
@@ -336,7 +339,7 @@ def test_program(tmp_path):
     arguments = ["--cfg", cfg, "--split", "train", "--out", str(tmp_path), "--manifest", str(tmp_path / "train.json")]
     result = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
+    assert [line.split()[2] for line in result.stderr.splitlines()] == ["INFO", "ERROR"]  # its header, and why not
     assert "no folder nowhere" in result.stderr
     result = subprocess.run(
         [sys.executable, "-X", "importtime", *command[1:], "--help"], capture_output=True, text=True

@@ -13,6 +13,7 @@ import transformers
 
 from conftest import REPOSITORY
 from lowrank_speech.errors import UserError
+from lowrank_speech.fingerprints import closure
 from lowrank_speech.models.build import build, quiet_config, unwrap
 from lowrank_speech.models.folder import load_model, save_model
 from lowrank_speech.models.heads.ctc import CtcSettings
@@ -20,7 +21,6 @@ from lowrank_speech.models.heads.pooled import PooledSettings
 from lowrank_speech.models.registry import FAMILIES, family_class, family_of
 from lowrank_speech.models.scratch import from_scratch
 from lowrank_speech.models.tasks import to_task
-from lowrank_speech.workflow.fingerprints import closure
 from tiny_models import MEMBERS, WAV2VEC2, member, plain, speech
 
 MAKING = {

@@ -12,6 +12,7 @@ import torch
 from lhotse import CutSet
 
 from conftest import REPOSITORY
+from lowrank_speech import fingerprints
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.kept import keep
 from lowrank_speech.lang.codes import nearest_language
@@ -24,7 +25,6 @@ from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.data.targets import targets_of, with_targets
 from lowrank_speech.training.losses.loss import Materials
 from lowrank_speech.training.losses.objective import make_objective
-from lowrank_speech.workflow import fingerprints
 from stage_world import MODEL, RECIPE, done, make_features, refused, table, train_cfg, train_paths, utterance
 from tiny_training import drawn_cuts, drawn_trainer, lang_of, lora, objective_of
 

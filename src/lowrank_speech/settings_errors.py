@@ -1,6 +1,6 @@
 """Words for what a settings class refuses: pydantic's first error as one line that names the key and the value.
 
-Apart from ``settings``, so that a change of words makes no stage run again (``workflow.fingerprints``).
+Apart from ``settings``, so that a change of words makes no stage run again (``fingerprints``).
 """
 
 import difflib

@@ -95,7 +95,7 @@ class Run:
 
 def own_code(stage: str) -> str:
     """The hash of the stage's code, for runs by hand; a rule gives the narrower one of its job."""
-    from lowrank_speech.workflow.fingerprints import code_hash
+    from lowrank_speech.fingerprints import code_hash
 
     return code_hash(f"lowrank_speech.stages.{stage}")
 

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from lowrank_speech.workflow import fingerprints
+from lowrank_speech import fingerprints
+from lowrank_speech.fingerprints import PACKAGE
 from lowrank_speech.workflow.config import System
-from lowrank_speech.workflow.fingerprints import PACKAGE
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 _KNOWN: WeakKeyDictionary[Slices, dict[tuple[str, ...], str]] = WeakKeyDictionary()

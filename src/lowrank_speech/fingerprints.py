@@ -8,6 +8,8 @@ Followed are import statements, not names given to importlib. Imports under ``if
 left out. Data files belong to the module whose name they bear: ``page.css`` and ``page.html.j2`` to ``page.py``, the
 files in ``sentences/`` to ``sentences.py``; they count byte by byte.
 
+Standard library only.
+
 ``ast.dump`` differs between minor versions of Python: another one runs everything again.
 """
 
@@ -17,8 +19,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-SRC = Path(__file__).resolve().parents[2]
+SRC = Path(__file__).resolve().parents[1]
 PACKAGE = "lowrank_speech"
+NEVER = (f"{PACKAGE}.fingerprints",)
+"""What computes a hash decides no result."""
 
 
 @functools.cache
@@ -29,7 +33,7 @@ def code_hash(module: str, src: Path = SRC, without: tuple[str, ...] = ()) -> st
     ValueError if there is no such module or a file of the closure is no valid Python.
     """
     digest = hashlib.sha256()
-    for name in sorted(closure(module, src, without)):
+    for name in sorted(closure(module, src, (*without, *NEVER))):
         digest.update(f"{name} {_read(name, src)[0]}\n".encode())
     return digest.hexdigest()
 
