@@ -209,3 +209,18 @@ def test_table_is_shown_with_the_place_of_the_report(tmp_path: Path, monkeypatch
     assert capsys.readouterr().out == "\ntable a\n\nexp/a/report/report.html\n"
     shown.main(["over.yaml"])
     assert "table b" in capsys.readouterr().out
+
+
+def test_data_that_are_not_there_are_missed_before_the_first_job(tmp_path: Path, monkeypatch):
+    monkeypatch.delenv("SPEECH_DATA", raising=False)
+    tree, config = Tree(tmp_path), tiny_config()
+    config["corpora"]["ocean"]["path"] = "data/oceam"
+    tree.write(config)
+    done = tree.snakemake("--dry-run")
+    assert done.returncode != 0 and "in the config: corpora.ocean: " in done.stdout and "data/oceam" in done.stdout
+    config["corpora"]["ocean"]["path"] = None  # below $SPEECH_DATA, which may be known elsewhere only
+    tree.write(config)
+    assert tree.due()["corpus"] == 7
+    done = tree.snakemake("--cores", "1")
+    assert done.returncode != 0 and "corpora.ocean: " in done.stdout and "SPEECH_DATA" in done.stdout
+    assert tree.made() == [] and "Traceback" not in done.stdout

@@ -332,7 +332,7 @@ CODE_EDITS = {
         {"base": 1, "calibrate": 1, "factorise": 2, **systems(8 + 4 - 4)},
     ),
     "sequence-to-sequence loss": ("training/losses/seq2seq.py", statement, {"base": 1, "features": 6, **OF_WHISPER}),
-    "classification loss": ("training/losses/classify.py", statement, systems(8)),
+    "classification loss": ("training/losses/language.py", statement, systems(8)),
     "LoRA": ("lowrank/lora.py", statement, systems(4)),
     "constraint": ("lowrank/constraint.py", statement, systems(8)),
     "ranks": ("lowrank/plan.py", statement, {"factorise": 4, **systems(12)}),
@@ -402,7 +402,7 @@ def test_data_that_are_elsewhere_now_are_no_reason_to_start_again(tree):
     moved = tree.root / "data" / "elsewhere"
     (tree.root / "data" / "ocean").rename(moved)
     try:
-        assert due_with(tree, put("corpora.ocean.path", "data/gone")) == {}
+        assert tree.due() == {}
     finally:
         moved.rename(tree.root / "data" / "ocean")
 

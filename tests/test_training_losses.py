@@ -86,7 +86,7 @@ def test_a_loss_is_one_file_and_one_line_of_the_registry(world, tmp_path):
 
 def test_what_a_training_does_not_use_can_be_left_out_of_its_code_hash():
     """Other losses, other ways to adapt, and augmentation, with what only they import."""
-    names = ("lowrank.lora", "lowrank.constraint", "training.losses.seq2seq", "training.losses.classify")
+    names = ("lowrank.lora", "lowrank.constraint", "training.losses.seq2seq", "training.losses.language")
     without = tuple(f"lowrank_speech.{name}" for name in (*names, "features.augment"))
     whole, narrow = (fingerprints.closure("lowrank_speech.stages.train", without=left) for left in ((), without))
     only_they = {f"lowrank_speech.{name}" for name in ("lowrank.adapter", "lowrank.product", "corpora.noise")}

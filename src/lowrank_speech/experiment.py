@@ -13,7 +13,7 @@ keys are enforced before the first job.
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +21,14 @@ from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.corpora import tracking
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.errors import UserError
+from lowrank_speech.exporting import registry as exports
 from lowrank_speech.lang.config import KINDS as LANGS
 from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.models.files import imported_files
+from lowrank_speech.models.heads import registry as heads
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.models.settings import BaseSettings
 from lowrank_speech.schemas import Node, Schemas, by_kind, named, nullable, partial, ref
@@ -35,6 +37,7 @@ from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
 from lowrank_speech.stages import calibrate, emissions, report
 from lowrank_speech.stages.task import Task
 from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.losses import registry as losses
 from lowrank_speech.workflow.config import System, systems
 from lowrank_speech.workflow.slices import Slices
 
@@ -182,6 +185,19 @@ def schema() -> Node:
         "decoders": {
             kind: {"types": sorted({k.type for k in decoding.kinds() if k.name == kind})} for kind in decoders
         },
+        # Modules that one job runs and another does not, for the hashes of their code.
+        "modules": {
+            "corpora": {kind: f"corpora.{kind}" for kind in corpora.KINDS},
+            "decoders": {
+                f"{k.name}.{k.task}": f"decoding.{decoding.FOLDERS[k.task]}.{k.name}" for k in decoding.kinds()
+            },
+            "families": {name: f"models.families.{name.replace('-', '_')}" for name in FAMILIES},
+            "heads": {kind: f"models.heads.{kind}" for kind in heads.KINDS},
+            "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
+            "exports": {name: f"exporting.{name}" for name in exports.FORMATS},
+        },
+        "heads": heads.DEFAULT,
+        "losses": losses.OF_TASK,
     }
 
 
@@ -359,16 +375,32 @@ def _check_device(where: str, recipe: Mapping[str, Any], runtime: Mapping[str, A
 # -- files from outside ------------------------------------------------------------------------------------------------
 
 
+def lost_corpora(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> why the data of a corpus are not to be found, of the corpora ``names`` in ``config`` (resolved)."""
+    found = {}
+    for name in names:
+        try:
+            _located(config["corpora"][name], f"corpora.{name}")
+        except UserError as error:
+            found[name] = f"corpora.{name}: {error}"
+    return found
+
+
 def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
     """Name -> path of the tables that a corpus (resolved) is made from; None: it is not to be found here."""
-    corpus = corpora.module(section["kind"])
-    data_root = os.environ.get("SPEECH_DATA")
-    config = read(corpus.Config, section, "corpora")
     try:
-        root = corpus.locate(config, Path(data_root) if data_root else None)
+        config, root = _located(section, "corpora")
     except UserError:
         return None
-    return {name: str(path) for name, path in tracking.tables(corpus.sources(config, root), root).items()}
+    sources = corpora.module(section["kind"]).sources(config, root)
+    return {name: str(path) for name, path in tracking.tables(sources, root).items()}
+
+
+def _located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
+    """The settings of a corpus and its folder. UserError where the folder is not what they say."""
+    corpus, data_root = corpora.module(section["kind"]), os.environ.get("SPEECH_DATA")
+    config = read(corpus.Config, section, where)
+    return config, corpus.locate(config, Path(data_root) if data_root else None)
 
 
 def base_sources(source: str) -> dict[str, str] | None:

@@ -75,6 +75,21 @@ def quick(function):
     return function
 
 
+# Data that are still to be read and are not where the config says. A dry run does without data that it names no path of.
+LOST = {}
+if workflow.is_main_process:
+    unread = {c for c, s in splits_used(CONFIG) if not os.path.isfile(f"{layout.corpus(c)}/{s}.json")}
+    LOST = experiment.lost_corpora(sorted(unread), CONFIG)
+    for name, why in LOST.items():
+        if CONFIG["corpora"][name].get("path") is not None:
+            raise WorkflowError(f"in the config: {why}")
+
+
+onstart:
+    for why in LOST.values():
+        raise WorkflowError(why)
+
+
 # ---- for params
 
 
@@ -179,10 +194,9 @@ def training_env(stage):
 
 
 @functools.lru_cache(maxsize=None)
-def templates(declared):
-    """The declared outputs of a rule as format strings, the manifest first."""
-    files = [declared.manifest, *(file for file in declared if file != declared.manifest)]
-    return [strip_wildcard_constraints(str(file)) for file in files]
+def template(declared):
+    """A declared output as a format string."""
+    return strip_wildcard_constraints(str(declared))
 
 
 def made(stage):
@@ -192,10 +206,10 @@ def made(stage):
         if not workflow.is_main_process:
             return []
         declared = workflow.get_rule(stage).output
-        manifest, *others = (template.format(**dict(wildcards.items())) for template in templates(declared))
+        manifest = template(declared.manifest).format(**dict(wildcards.items()))
         if not os.path.isfile(manifest):
             return []  # the job runs anyway
-        recorded = all(map(workflow.persistence.metadata, (manifest, *others)))
+        recorded = all(workflow.persistence.metadata(file.apply_wildcards(wildcards)) for file in declared)
         found = records.problem(
             manifest,
             getattr(slices, stage)(wildcards).cfg_json,

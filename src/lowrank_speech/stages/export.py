@@ -4,14 +4,11 @@ inputs   --model     model folder, dense or factorised (stage train; of any othe
 outputs  --out       model folder in the format
          --manifest  format, parameters; dense: how far the exported encoder is from the factorised one
 
-formats  dense    factors multiplied out (in float64): a plain Hugging Face folder. The class that `architectures` in
-                  config.json names loads it with `from_pretrained`, without this package
-         lowrank  the folder with its factors, as small as the system is: `lowrank_speech.models.folder.load_model`
-                  loads it, and the plan in config.json says which layers are factors
+formats  dense    factors multiplied out: a plain Hugging Face folder
+         lowrank  the folder with its factors, as small as the system is
 
-The files beside the weights (tokenizer, preprocessor, generation_config) are copied; the tokenizer is the one that the
-head's outputs stand for. `largest_difference` is the largest absolute difference between the encoder states of
-the two models on one second of seeded noise.
+Each is described in lowrank_speech/exporting. The files beside the weights (tokenizer, preprocessor, generation_config)
+are copied; the tokenizer is the one that the head's outputs stand for.
 
 python -m lowrank_speech.stages.export --cfg '{"format":"dense"}' --model system/model --out export/model
     --manifest export/export.json
@@ -21,22 +18,23 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.exporting import registry
 from lowrank_speech.settings import REQUIRED, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
-
-NOISE_SEED = 0
 
 
 @settings
 class Config:
     """The stage's slice."""
 
-    format: Literal["dense", "lowrank"] = key(REQUIRED, "dense: factors multiplied out; lowrank: with its factors")
+    format: str = key(REQUIRED, f"one of {', '.join(registry.FORMATS)}")
+
+    def __post_init__(self) -> None:
+        registry.module(self.format)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -50,33 +48,13 @@ def body(run: common.Run) -> None:
     if arguments.out.resolve() == arguments.model.resolve():
         raise UserError(f"export: --out and --model are the same folder, {arguments.out}; give another one as --out")
 
-    from lowrank_speech.lowrank.structure import densify
-    from lowrank_speech.models.folder import load_model, save_model
+    from lowrank_speech.models.folder import load_model
 
     model = load_model(arguments.model)
-    metrics: dict[str, Any] = {"format": config.format}
-    if config.format == "dense":
-        expected = _states(model, arguments.model)
-        densify(model.body)
-        model.plan = None
-        metrics["largest_difference"] = float((_states(model, arguments.model) - expected).abs().max())
+    metrics = {"format": config.format, **registry.module(config.format).write(model, arguments.model, arguments.out)}
     metrics["parameters"] = model.parameters_total()
-    save_model(model, arguments.out, copy_from=arguments.model)
     log.info("%s: %d parameters", config.format, metrics["parameters"])
     run.finish([arguments.out], metrics)
-
-
-def _states(model: Any, folder: Path) -> Any:
-    """Encoder states on noise of one second, or of the model's window where that is shorter."""
-    import torch
-
-    from lowrank_speech.features.inputs import RATE, inputs_of
-
-    seconds = min(1.0, model.window_seconds or 1.0)
-    noise = torch.randn(int(RATE * seconds), generator=torch.Generator().manual_seed(NOISE_SEED))
-    features = inputs_of(folder).of(noise)
-    with torch.inference_mode():
-        return model.states(features[None], torch.tensor([len(features)]))[0]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
