@@ -224,3 +224,12 @@ def test_data_that_are_not_there_are_missed_before_the_first_job(tmp_path: Path,
     done = tree.snakemake("--cores", "1")
     assert done.returncode != 0 and "corpora.ocean: " in done.stdout and "SPEECH_DATA" in done.stdout
     assert tree.made() == [] and "Traceback" not in done.stdout
+
+
+def test_a_key_that_occurs_twice_in_the_config_is_refused(tree):
+    text = (REPOSITORY / "config.yaml").read_text(encoding="utf-8")
+    lines = [i for i, line in enumerate(text.splitlines(), 1) if line.startswith("seed:")]
+    (tree.root / "twice.yaml").write_text(f"{text}\nseed: 2\n", encoding="utf-8")
+    done = tree.snakemake("--dry-run", "--configfile", "twice.yaml")
+    assert done.returncode != 0 and "Traceback" not in done.stdout
+    assert f"twice.yaml, lines {lines[0]} and {len(text.splitlines()) + 2}: the key seed occurs twice" in done.stdout

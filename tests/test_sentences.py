@@ -122,7 +122,7 @@ GOOD = "{name: T, voices: [en], slots: {a: [x, y]}, templates: ['{a}'], free: [F
         ("'{a}'", "'the {a}'", "slots only"),
         ("name: T, ", "", "expected the keys"),
         ("x, y", "e\u0301", "NFC"),
-        ("slots: {a: [x, y]}", "slots: {a: [x, y], a: [z]}", "lines 1 and 1: a stands twice"),
+        ("slots: {a: [x, y]}", "slots: {a: [x, y], a: [z]}", "lines 1 and 1: the key a occurs twice"),
     ],
 )
 def test_faults_of_a_sentence_file_are_named(old, new, message):

@@ -24,6 +24,7 @@ from snakemake.logging import logger
 SRC = f"{workflow.basedir}/src"
 sys.path.insert(0, SRC)
 
+from lowrank_speech import yaml_files
 from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
     DEV,
@@ -51,6 +52,9 @@ with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.j
 try:
     # A job on a cluster node reads the config again; the process that submitted it has checked it.
     if workflow.is_main_process:
+        for path in workflow.configfiles:
+            with open(path, encoding="utf-8") as file:
+                yaml_files.parse(file.read(), str(path))
         schema.validate(config, SCHEMA)
         checks.check(config, SCHEMA)
     CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)

@@ -22,8 +22,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lowrank_speech import yaml_files
 from lowrank_speech.errors import UserError
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ def parse(text: str, language: str, where: str) -> Grammar:
     """Build a Grammar from the text of a sentence file; UserError names ``where`` and what is wrong there."""
     if not unicodedata.is_normalized("NFC", text):
         raise UserError(f"{where}: the text is not in Unicode normal form NFC; normalise the file")
-    data = _mapping(text, where)
+    try:
+        data = yaml_files.parse(text, where)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     expected = {"name", "voices", "slots", "templates", "free"}
     if not isinstance(data, dict) or set(data) != expected:
         raise UserError(f"{where}: expected the keys {', '.join(sorted(expected))}")
@@ -101,26 +105,6 @@ def parse(text: str, language: str, where: str) -> Grammar:
                 f"{where}: the template {line!r} must be made of slots only: it may hold {', '.join(slots)}"
             )
     return Grammar(language, data["name"], tuple(data["voices"]), slots, templates, tuple(data["free"]))
-
-
-def _mapping(text: str, where: str) -> Any:
-    """The YAML in ``text``. UserError where a mapping has a key twice: PyYAML keeps the last one and says nothing."""
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        """Refuses what is written twice."""
-
-    def construct(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-        seen: dict[Any, int] = {}
-        for name, _ in node.value:
-            found, line = loader.construct_object(name, deep=True), name.start_mark.line + 1
-            if found in seen:
-                raise UserError(f"{where} lines {seen[found]} and {line}: {found} stands twice; remove one of them")
-            seen[found] = line
-        return loader.construct_mapping(node, deep=True)
-
-    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct)
-    return yaml.load(text, Loader)
 
 
 def written(phrases: tuple[str, ...] | list[str]) -> str:
