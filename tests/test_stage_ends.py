@@ -105,9 +105,9 @@ def test_one_language_is_nothing_to_tell_apart(world, tmp_path, capsys):
     german = [cut for cut in world.cuts["train"] if cut.supervisions[0].language == "de"]
     cuts = make_features(world, "wav2vec2", german, tmp_path, "train")
     paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid", train_cuts=cuts, dev_cuts=cuts)
-    refused(capsys, "needs two languages or more", train, train_cfg("lid"), tmp_path / "m.json", **paths)
+    refused(capsys, "needs at least two languages", train, train_cfg("lid"), tmp_path / "m.json", **paths)
     cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de", "fr"]}}
-    refused(capsys, "no training utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "the training cuts have no utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_training_utterance_without_language_in_lid(world, tmp_path):
