@@ -286,7 +286,7 @@ def test_an_error_about_an_utterance_stays_one_line(cuts, tmp_path, workers):
     kept = keep([*cuts, cuts[0].truncate(duration=0.02).with_id("short")], tmp_path / "train.jsonl")
     with pytest.raises(UserError) as error:
         list(Loader(Inputs("fbank"), workers=workers).train(kept, 2.0, 1, 0))
-    assert str(error.value).startswith("utterance short: 0.020 s are too short")
+    assert str(error.value).startswith("utterance short: 0.020 s is too short")
     assert "\n" not in str(error.value)
 
 

@@ -352,7 +352,7 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
     with pytest.raises(ValueError, match="expected svd, activation or random"):
         factorise(net, {"0": 2}, "lsq")
     factorise(net, {"0": 2})
-    with pytest.raises(ValueError, match="factorised already"):
+    with pytest.raises(ValueError, match="already factorised"):
         factorise(net, {"0": 2})
     with pytest.raises(ValueError, match="the moments lack the layer '0'"):
         spectra({"0": nn.Linear(2, 2)}, {})
