@@ -229,7 +229,7 @@ def test_w2v_bert_comes_from_a_folder_and_has_no_front_end():
     config = edited("bases.wav2vec2", base | {"features_dtype": "float16"})
     assert refused(config).endswith("take features: fbank")
     config = edited("bases.wav2vec2", base | {"source": "scratch"})
-    assert refused(config).startswith("bases.wav2vec2.source: scratch supports only wav2vec2 and whisper")
+    assert refused(config).startswith("bases.wav2vec2.source: scratch makes wav2vec2 and whisper")
 
 
 def test_recognition_needs_a_token_set():
