@@ -396,7 +396,7 @@ def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
     try:
         for content, why in ((None, "does not exist"), (b"", "is empty"), (b"no sound", r"cannot be read \(.+\)")):
             path.unlink() if content is None else path.write_bytes(content)
-            with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; put the file back"):
+            with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; restore the file"):
                 Loader(Inputs("waveform")).collate(batch)
     finally:
         path.write_bytes(whole)

@@ -100,7 +100,8 @@ def test_a_share_is_drawn_by_the_seed_before_files_are_opened(speech, tmp_path):
 def test_what_cannot_be_opened_is_left_out_and_named(speech, tmp_path, caplog):
     (tmp_path / "audio" / "bad.wav").write_bytes(b"RIFF no audio")
     (speech["segments"] / "segments").write_text("a r-u0 0.0 0.2\nb r-u1 90.0 91.0\n")
-    assert len(list(speech_of(speech["folder"], 64, 1))) == 4 and "bad.wav: " in caplog.text
+    assert len(list(speech_of(speech["folder"], 64, 1))) == 4
+    assert "leaving out" in caplog.text and "bad.wav: " in caplog.text
     assert [cut.id for cut in speech_of(speech["segments"], 64, 1)] == ["a"]
     assert ": it is 0.5 s long, and the utterance begins at 90 s" in caplog.text
 
@@ -119,7 +120,7 @@ def test_what_cannot_be_opened_is_left_out_and_named(speech, tmp_path, caplog):
         ("t.tsv", "audio\nno.wav\n", "t.tsv: none of 1 recordings can be opened"),
         ("empty/", "", "empty: contains neither wav.scp nor audio files (.wav, .flac"),
         ("k/wav.scp", "a touch x |\n", "a is a piped command"),
-        ("c.jsonl", "{nonsense\n", "c.jsonl: its cut number 1 cannot be read"),
+        ("c.jsonl", "{nonsense\n", "c.jsonl: cut number 1 cannot be read"),
     ],
 )
 def test_speech_that_cannot_be_is_refused_before_the_model_is_opened(name, content, message, tmp_path, call):
