@@ -86,7 +86,7 @@ def test_the_adapter_of_a_factorised_base_says_what_can_load_it(world, tmp_path)
     wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
     done(factorise, wish, tmp_path / "f.json", model=world.base["wav2vec2"], out=tmp_path / "low")
     trained(world, "wav2vec2", "asr", tmp_path, model=tmp_path / "low")
-    assert "factorised: transformers cannot load it" in (tmp_path / "adapter" / "README.md").read_text()
+    assert "factorised, so transformers cannot load it" in (tmp_path / "adapter" / "README.md").read_text()
     state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     inside = "base_model.model.wav2vec2.encoder.layers.0.feed_forward.intermediate_dense.first.lora_A.weight"
     assert inside in state and "base_model.model.lm_head.bias" in state

@@ -78,7 +78,7 @@ def test_whispers_encoder_has_one_length_already(tmp_path, monkeypatch):
 
 
 def test_what_a_bucket_is_for_must_be_compiled():
-    with pytest.raises(ValueError, match="compile_buckets is given, and compile is false: set compile: true"):
+    with pytest.raises(ValueError, match="compile_buckets needs compile: true; set it"):
         TrainConfig(compile_buckets=4)
     with pytest.raises(ValueError, match="compile_buckets is 0; it must be at least 1"):
         TrainConfig(compile=True, compile_buckets=0)

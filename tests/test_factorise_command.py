@@ -186,14 +186,14 @@ def test_random_factors_have_no_spectra_to_draw(folder, tmp_path, call):
         (("--rank", 0), "rank is 0; it must be at least 1"),
         (("--reduction", 24), "reduction is 24.0; it must be below 1"),
         (("--reduction", 0.99), "out of reach"),
-        (("--rank", 31), "would stay dense: ask for a lower rank"),
+        (("--rank", 31), "would stay dense; set a lower rank"),
         (("--rank", 4, "--layers", "*fc9"), "'*fc9' matches no linear layer"),
         (("--rank", 4, "--layers", "fnn"), "'fnn'; expected ffn, attention or all"),
         (("--rank", 4, "--init", "activation"), "needs --calibrate PATH or --moments FILE"),
         (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz does not exist; give Lhotse cuts"),
         (("--rank", 4, "--moments", "no.safetensors"), "no.safetensors: no such file"),
         (("--rank", 4, "--moments", "a", "--calibrate", "b"), "not both"),
-        (("--energy", 0.5, "--allocate"), "does not go with allocate"),
+        (("--energy", 0.5, "--allocate"), "cannot be combined with allocate"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(folder, tmp_path, call, words, message):

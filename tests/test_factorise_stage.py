@@ -245,13 +245,13 @@ def test_the_draw_follows_the_seed_and_not_the_order_in_the_file(folder, cuts, t
         ({}, "exactly one of rank, fraction, keep, energy, reduction; given: none"),
         ({"rank": 4, "keep": 0.5}, "given: rank, keep"),
         ({"rank": 999}, "rank 999 is above the full rank 32 of the layer"),
-        ({"rank": 31}, "layers would stay dense: ask for a lower rank"),
+        ({"rank": 31}, "layers would stay dense; set a lower rank"),
         ({"rank": 4, "layers": ["*fc9"]}, "'*fc9' matches no linear layer"),
         ({"rank": 4, "layers": "fnn"}, "'fnn'; expected ffn, attention or all"),
         ({"reduction": 0.99}, "out of reach"),
         ({"rank": 4, "init": "activation"}, "needs --moments"),
         ({"rank": 4, "innit": "svd"}, "unknown key 'innit'"),
-        ({"energy": 0.5, "allocate": True}, "does not go with allocate"),
+        ({"energy": 0.5, "allocate": True}, "cannot be combined with allocate"),
     ],
 )
 def test_errors_are_one_line(folder, tmp_path, capsys, wish, message):
@@ -265,9 +265,9 @@ def test_what_is_factorised_already_and_what_is_no_moments_file(folder, cuts, tm
     cfg = {"seed": 1, "factorise": {"rank": 4}}
     run(stage, cfg, tmp_path / "low", model=folder)
     assert run(stage, cfg, tmp_path / "twice", model=tmp_path / "low")[0] == 2
-    assert "factorised already" in capsys.readouterr().err
+    assert "already factorised" in capsys.readouterr().err
     assert run(calibrate, {"seed": 1}, tmp_path / "m.safetensors", model=tmp_path / "low", cuts=cuts)[0] == 2
-    assert "factorised already" in capsys.readouterr().err
+    assert "already factorised" in capsys.readouterr().err
     shutil.copy(cuts, tmp_path / "bad.safetensors")
     assert run(stage, cfg, tmp_path / "x", model=folder, moments=tmp_path / "bad.safetensors")[0] == 2
     assert "not a safetensors file" in capsys.readouterr().err

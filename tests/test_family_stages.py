@@ -145,7 +145,7 @@ def test_filterbanks_equal_the_published_extractor(seconds):
     valid = expected.attention_mask[0].bool()
     found = stacked_fbank(wave)
     torch.testing.assert_close(found, expected.input_features[0, valid], atol=1e-3, rtol=0)
-    with pytest.raises(ValueError, match=r"0\.035 s are too short"):
+    with pytest.raises(ValueError, match=r"0\.035 s is too short"):
         stacked_fbank(wave[:559])
 
 
@@ -174,7 +174,7 @@ def test_what_ends_a_stage(corpus, tmp_path, capsys):
     refused(capsys, "use fbank", features, {"kind": "conv"}, tmp_path / "m.json", **paths)
     CutSet.from_cuts([utterance(tmp_path, "tiny", "a", "de", seconds=0.03)]).to_file(tmp_path / "short.jsonl.gz")
     paths["cuts"] = tmp_path / "short.jsonl.gz"
-    refused(capsys, "utterance tiny: 0.030 s are too short", features, {"kind": "fbank"}, tmp_path / "m.json", **paths)
+    refused(capsys, "utterance tiny: 0.030 s is too short", features, {"kind": "fbank"}, tmp_path / "m.json", **paths)
     scratch = {"train_cuts": paths["cuts"], "dev_cuts": paths["cuts"], "lang": corpus / "lang", "scratch": tmp_path}
     cfg |= {"source": "scratch", "pretrain": RECIPE}
     refused(capsys, "scratch makes wav2vec2 and whisper", base, cfg, tmp_path / "m.json", out=tmp_path / "x", **scratch)

@@ -286,7 +286,7 @@ def test_an_error_about_an_utterance_stays_one_line(cuts, tmp_path, workers):
     kept = keep([*cuts, cuts[0].truncate(duration=0.02).with_id("short")], tmp_path / "train.jsonl")
     with pytest.raises(UserError) as error:
         list(Loader(Inputs("fbank"), workers=workers).train(kept, 2.0, 1, 0))
-    assert str(error.value).startswith("utterance short: 0.020 s are too short")
+    assert str(error.value).startswith("utterance short: 0.020 s is too short")
     assert "\n" not in str(error.value)
 
 
@@ -396,7 +396,7 @@ def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
     try:
         for content, why in ((None, "does not exist"), (b"", "is empty"), (b"no sound", r"cannot be read \(.+\)")):
             path.unlink() if content is None else path.write_bytes(content)
-            with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; put the file back"):
+            with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; restore the file"):
                 Loader(Inputs("waveform")).collate(batch)
     finally:
         path.write_bytes(whole)

@@ -133,7 +133,7 @@ def test_settings_of_a_head_are_kept_in_transformers_config(tmp_path):
     torch.testing.assert_close(hf(batch).logits, model.class_logits(batch, lengths), atol=1e-5, rtol=1e-4)
     ctc, new = to_task(member("wav2vec2"), "ctc", 12, head=CtcSettings(dropout=0.3))
     assert new and ctc.head.dropout.p == 0.3 == ctc.config.final_dropout
-    with pytest.raises(UserError, match="'pooled' is a head for 'classify', and the task is 'ctc'"):
+    with pytest.raises(UserError, match="'pooled' is a head for 'classify', but the task is 'ctc'"):
         to_task(member("wav2vec2"), "ctc", 12, head=PooledSettings())
 
 
@@ -142,10 +142,10 @@ def test_a_discarded_head_is_named_in_the_log(caplog):
     to_task(base, "ctc", 12)
     assert not caplog.text  # its own head stays
     to_task(base, "ctc", 17, lang_sha256="other")
-    assert "own head (ctc, 12 outputs) is discarded: its outputs stand for other symbols" in caplog.text
+    assert "replacing the base's head (ctc, 12 outputs): its outputs stand for other symbols" in caplog.text
     caplog.clear()
     to_task(base, "classify", 2, ["a", "b"])
-    assert "own head (ctc, 12 outputs) is discarded: it is for ctc" in caplog.text
+    assert "replacing the base's head (ctc, 12 outputs): it is for ctc" in caplog.text
 
 
 def test_which_parameters_are_the_heads():

@@ -80,4 +80,4 @@ def test_without_a_file_the_import_says_what_it_assumes(tmp_path, capsys):
     (hub / OLD).unlink()
     done(base, {"seed": 1, "family": "wav2vec2", "source": str(hub)}, tmp_path / "base.json", out=tmp_path / "base")
     assert inputs_of(tmp_path / "base").normalise
-    assert f"{hub} has no {OLD} or {NEW}: samples are taken to be normalised" in capsys.readouterr().err
+    assert f"{hub} has no {OLD} or {NEW}, so samples will be normalised" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_state_before(whole, drive, 
     scratch, last = tmp_path / "scratch", log.strip().splitlines()[-1]
     kept = Checkpoints(scratch).files()
     assert code == 2 and "Traceback" not in log
-    assert f"state of step {FIRST + 2} cannot be saved in {scratch}: File too large; make room there" in last
+    assert f"state of step {FIRST + 2} cannot be saved in {scratch}: File too large; free some space there" in last
     assert kept[0].name in last and kept[0].name.startswith(f"state-{FIRST + 1}-") and len(kept) == 2
     assert not (scratch / TEMPORARY).exists()
     assert drive(tmp_path, "ctc")[0] == 0
@@ -226,8 +226,8 @@ def test_a_broken_state_is_named_and_the_one_before_it_taken(how, cuts, tmp_path
     newest, before = run_to(tmp_path / "killed", cuts, FIRST + 2).checkpoints.files()
     damage(newest, how)
     again = run_to(tmp_path / "killed", cuts)
-    assert f"{newest} is broken and is removed: its checksum is" in caplog.text
-    assert f"going back to the state before it, {before}" in caplog.text
+    assert f"removing {newest}, which is broken: its checksum is" in caplog.text
+    assert f"going back to the previous state, {before}" in caplog.text
     assert f"continuing from {before}: epoch 2, batch 1, step {FIRST + 1}" in caplog.text
     assert again.state.history == whole.state.history
 
@@ -237,8 +237,8 @@ def test_without_a_whole_state_the_training_starts_again_and_says_so(cuts, tmp_p
     for path in run_to(tmp_path / "killed", cuts, FIRST + 2).checkpoints.files():
         damage(path, "cut")
     again = run_to(tmp_path / "killed", cuts)
-    assert caplog.text.count("is broken and is removed") == 2
-    assert f"{tmp_path / 'killed' / 'scratch'} has no whole state left: the training starts again" in caplog.text
+    assert caplog.text.count("which is broken: its checksum is") == 2
+    assert f"{tmp_path / 'killed' / 'scratch'} has no complete state left: the training starts again" in caplog.text
     assert again.state.history == whole.state.history
 
 

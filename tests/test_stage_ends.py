@@ -105,9 +105,9 @@ def test_one_language_is_nothing_to_tell_apart(world, tmp_path, capsys):
     german = [cut for cut in world.cuts["train"] if cut.supervisions[0].language == "de"]
     cuts = make_features(world, "wav2vec2", german, tmp_path, "train")
     paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid", train_cuts=cuts, dev_cuts=cuts)
-    refused(capsys, "needs two languages or more", train, train_cfg("lid"), tmp_path / "m.json", **paths)
+    refused(capsys, "needs at least two languages", train, train_cfg("lid"), tmp_path / "m.json", **paths)
     cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de", "fr"]}}
-    refused(capsys, "no training utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "the training cuts have no utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_training_utterance_without_language_in_lid(world, tmp_path):
@@ -244,7 +244,7 @@ CUT = '{"id": "u", "start": 0, "duration": %s, "channel": 0, "supervisions": [],
 def test_a_file_that_holds_no_cuts(world, systems, tmp_path, capsys, stage, content, number, reason):
     path = tmp_path / "broken.jsonl.gz"
     path.write_bytes(content)
-    message = f"{path}: its cut number {number}"
+    message = f"{path}: cut number {number}"
     if stage == "train":
         paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=path)
         refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
@@ -272,14 +272,14 @@ def test_stored_features_that_cannot_be_read(world, tmp_path, capsys, lost, work
 def test_features_of_another_family(world, tmp_path, capsys):
     cuts = world.features["whisper"] / "train.jsonl.gz"
     paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=cuts)
-    message = "numbers a frame (logmel), the model takes"
+    message = "(logmel), but the model takes size"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 
 def test_a_scratch_folder_that_cannot_be_one(world, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     paths = train_paths(world, "wav2vec2", tmp_path / "out", scratch=tmp_path / "file")
-    message = "file/lock cannot be used as a lock: File exists; give a folder that can be written to"
+    message = "file/lock cannot be used as a lock: File exists; give a writable folder"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 

@@ -380,7 +380,7 @@ def test_a_state_of_other_settings_is_refused(cuts, tmp_path, monkeypatch):
     other = trainer_of("ctc", tmp_path, config, key="b" * 64)
     with pytest.raises(
         UserError,
-        match=r"state-0-\w+\.pt belongs to a run with other settings or inputs \(aaaaaaaaaaaa, this one is bbbb",
+        match=r"state-0-\w+\.pt belongs to a run with other settings or inputs \(its key is a{12}, this run's is bbbb",
     ):
         other.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert resumable(tmp_path) and not (tmp_path / "metrics.jsonl").exists()
@@ -395,7 +395,7 @@ def test_a_state_of_another_version_is_refused(missing, cuts, tmp_path):
     (state if missing in state else state["state"]).pop(missing)
     trainer.checkpoints.save(1, state)
     with pytest.raises(
-        UserError, match=rf"state-1-\w+\.pt cannot be read: another version .* no '{missing}'\); remove"
+        UserError, match=rf"state-1-\w+\.pt cannot be read: it has no '{missing}', so another version .*; remove"
     ):
         trainer_of("ctc", tmp_path, config).run(cuts, cuts, tmp_path / "metrics.jsonl")
 
@@ -419,7 +419,7 @@ def test_a_loss_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplo
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=1.0, lr=0.01))
     seen = not_finite(monkeypatch, trainer, lambda number: number == 2)
     numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
-    assert numbers["steps_skipped"] == 1 and "step 2: the loss is nan; skipped, with u" in caplog.text
+    assert numbers["steps_skipped"] == 1 and "skipping step 2: the loss is nan, for u" in caplog.text
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
     assert all(math.isfinite(row["loss"]) for row in trainer.state.history)
 
@@ -427,7 +427,7 @@ def test_a_loss_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, caplo
 def test_too_many_in_a_row_end_the_training_with_advice(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=9, batch_seconds=1.0))
     seen = not_finite(monkeypatch, trainer, lambda number: True)
-    with pytest.raises(UserError, match=r"not finite in 11 steps in a row, the last one with u\d.*: lower lr"):
+    with pytest.raises(UserError, match=r"not finite in 11 steps in a row, the last one for u\d.*: lower lr"):
         trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
     assert len(seen) == TrainConfig().bad_patience + 1 == 11
     assert all(torch.equal(seen[0], weight) for weight in seen)
@@ -505,7 +505,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(cuts, tmp_path, monkeypatch, c
     monkeypatch.setattr(trainer.objective, "forward", forward)
     numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
     assert numbers["steps_skipped"] == trainer.state.history[0]["skipped"] == 1
-    assert "step 2: the gradient's norm is nan; skipped, with u" in caplog.text
+    assert "skipping step 2: the gradient's norm is nan, for u" in caplog.text
     assert not torch.equal(seen[0], seen[1]) and torch.equal(seen[1], seen[2]) and not torch.equal(seen[2], seen[3])
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
@@ -521,7 +521,7 @@ def test_an_epoch_of_which_every_step_was_skipped_has_no_loss(cuts, tmp_path, mo
 def test_a_run_without_a_step_that_counts_is_no_success(cuts, tmp_path, monkeypatch):
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=60))
     not_finite(monkeypatch, trainer, lambda number: True)
-    with pytest.raises(UserError, match=r"no step of 2 changed the weights: .* listen to their recordings"):
+    with pytest.raises(UserError, match=r"none of 2 steps changed the weights: .* listen to the recordings"):
         trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
 

@@ -89,12 +89,12 @@ def test_losses_are_float32_under_autocast():
         ({"labels": [1, 2, 2, 3, 2, 2, 2, 5]}, "utterance 3 of the batch has the label 5; expected 1 to 4"),
         ({"labels": [1, 2, 2, 0, 2, 2, 2, 4]}, "utterance 0 of the batch has the label 0"),
         ({"labels": [1, 2, 2, 3, -1, 2, 2, 4]}, "utterance 2 of the batch has the label -1"),
-        ({"labels": [1, 2]}, r"\(2,\) labels, but the utterances' counts are \[4, 0, 3, 1\]"),
+        ({"labels": [1, 2]}, r"labels have shape \(2,\), but the label counts are \[4, 0, 3, 1\]"),
         ({"sizes": [5, -1, 3, 1]}, r"counts are \[5, -1, 3, 1\]"),
-        ({"sizes": [4, 4]}, "4 utterances need as many frame counts"),
-        ({"frames": [6, 9, 4]}, "4 utterances need as many frame counts"),
+        ({"sizes": [4, 4]}, "expected one each for 4 utterances"),
+        ({"frames": [6, 9, 4]}, "expected one each for 4 utterances"),
         ({"frames": [6, 10, 4, 7]}, "utterance 1 of the batch has 10 frames; expected 0 to 9"),
-        ({"logits": [[0.0]]}, r"must be \(B, F, V\), these are \(1, 1\)"),
+        ({"logits": [[0.0]]}, r"logits have shape \(1, 1\); expected \(B, F, V\)"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(wrong, message):
@@ -160,7 +160,7 @@ def test_auto_takes_torchs_without_k2_and_says_why(no_k2, caplog):
         chosen = choose_ctc(CtcConfig(), CPU)
     assert (chosen.backend, chosen.version, chosen.k2) == ("torch", torch.__version__, None)
     (record,) = caplog.records
-    assert record.levelname == "INFO" and record.message.startswith("CTC by torch: k2, under torch")
+    assert record.levelname == "INFO" and record.message.startswith("CTC runs with torch: k2, under torch")
 
 
 def test_k2_asked_for_and_absent_is_one_line_with_advice(no_k2):
@@ -277,7 +277,9 @@ def test_a_state_of_the_other_back_end_is_refused(cuts, tmp_path, seen):  # noqa
     trainer_of("ctc", tmp_path, config)._save()
     sys.modules["k2"] = None
     other = trainer_of("ctc", tmp_path, config)
-    with pytest.raises(UserError, match=r"state-0-\w+\.pt belongs to a run that computed CTC by k2, and .* by torch"):
+    with pytest.raises(
+        UserError, match=r"state-0-\w+\.pt belongs to a run that computed CTC with k2, but .* with torch"
+    ):
         other.run(cuts, cuts, tmp_path / "metrics.jsonl")
     trainer_of("classify", tmp_path / "lid", config)._save()
     numbers = measured(trainer_of("classify", tmp_path / "lid", config), cuts, cuts, tmp_path / "metrics.jsonl")

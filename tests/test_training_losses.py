@@ -95,7 +95,10 @@ def test_what_a_training_does_not_use_can_be_left_out_of_its_code_hash():
 
 def test_a_loss_that_does_not_fit_the_task_is_refused(world, tmp_path, capsys):
     paths = train_paths(world, "wav2vec2", tmp_path / "out")
-    for loss, message in (("seq2seq", "seq2seq is not a loss for ctc"), ("none", "there is no loss called 'none'")):
+    for loss, message in (
+        ("seq2seq", "seq2seq is not a loss for ctc"),
+        ("none", "'none' is not a known loss; expected one of: ctc"),
+    ):
         cfg = train_cfg(training={"loss": loss})
         refused(capsys, f"training.loss: {message}", train, cfg, tmp_path / "m.json", **paths)
 
@@ -165,7 +168,7 @@ def test_a_text_that_is_longer_than_the_decoder_is_set_aside(world, tmp_path, sp
         utterance(tmp_path, "long", "abcd" * 5 + "a", "en", 0.9),
     ]
     rows, numbers = train_with(world, tmp_path, more, split)
-    assert rows == {"long": ("text longer than the decoder", "25 tokens, the decoder takes 24")}
+    assert rows == {"long": ("text longer than the decoder", "25 tokens, the decoder takes at most 24")}
     assert numbers[f"utterances_{split}"] == 9
 
 

@@ -125,8 +125,8 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(error, tmp_path, monkey
     batch = trainer.loader.collate(list(drawn_cuts())[:4])
     line = (
         r"^out of memory on a batch of 4 utterances, 2\.4 s with padding \(longest: u1, 0\.6 s\): lower "
-        r"training\.batch_seconds \(30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or set "
-        r"precision: bf16 \(with adapt: lora, frozen_dtype: bf16 too\)$"
+        r"training\.batch_seconds \(now 30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or "
+        r"set precision: bf16 \(with adapt: lora, frozen_dtype: bf16 too\)$"
     )
     for attempt in (lambda: trainer.stepper.step([batch], 10), lambda: rehearse(trainer.stepper, batch)):
         with pytest.raises(UserError, match=line):
@@ -230,5 +230,5 @@ def test_a_model_that_does_not_fit_is_an_error_of_the_user(tmp_path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(SpeechModel, "to", to)
-    with pytest.raises(UserError, match="the model itself does not fit; take a smaller base, or adapt: lora"):
+    with pytest.raises(UserError, match="the model itself does not fit; use a smaller base, or adapt: lora"):
         drawn_trainer("ctc", tmp_path, TrainConfig(), full)

@@ -358,7 +358,7 @@ def test_the_constraint_works_on_float32_weights_in_bf16(tmp_path):
 
 def test_fp16_needs_cuda(tmp_path):
     with pytest.raises(
-        UserError, match=r"training\.precision: fp16 needs CUDA.*and the device is cpu; set bf16 or fp32"
+        UserError, match=r"training\.precision: fp16 needs CUDA.*but the device is cpu; set bf16 or fp32"
     ):
         drawn_trainer("ctc", tmp_path, TrainConfig(precision="fp16"), device="cpu")
     check("fp16", torch.device("cuda"))
@@ -379,7 +379,7 @@ def test_fp16_on_cuda_learns_and_scales_its_loss(prepared, tmp_path):
 
 
 def test_settings_that_do_not_go_together_are_refused():
-    with pytest.raises(ValueError, match=r"frozen_dtype is bf16, precision fp32.*set precision: bf16"):
+    with pytest.raises(ValueError, match=r"frozen_dtype is bf16 and precision is fp32.*set precision: bf16"):
         TrainConfig(frozen_dtype="bf16")
     with pytest.raises(ValueError, match="accumulate is 0; it must be at least 1"):
         TrainConfig(accumulate=0)
@@ -477,7 +477,7 @@ def test_settings_out_of_their_range_are_named():
         ({"lr": math.nan}, "lr is nan; it must be finite"),
         ({"final": -5.0}, "final is -5.0; it must be at least 0"),
         ({"warmup": 1.5, "hold": -0.5}, "warmup is 1.5; it must be at most 1"),
-        ({"warmup": 0.6, "hold": 0.5}, "at most 1 together"),
+        ({"warmup": 0.6, "hold": 0.5}, "their sum must be at most 1"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be at least 0"),
         ({"dropout": 1.0}, "dropout is 1.0; it must be below 1"),
         ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
@@ -500,7 +500,7 @@ def test_memory_that_runs_out_in_the_update_is_explained(tmp_path, monkeypatch):
 
 
 def test_sgd_for_factors_without_factors_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"factor_sgd: there are no factors that train"):
+    with pytest.raises(UserError, match=r"factor_sgd: the model has no trainable factors"):
         drawn_trainer("ctc", tmp_path, TrainConfig(factor_sgd=FactorSgd()))
 
 

@@ -150,7 +150,7 @@ def test_a_new_token_set_replaces_the_vocabulary_in_the_model_and_in_exports(ada
     paths = train_paths(world, "wav2vec2", tmp_path, model=imported)
     paths |= {f"{split}_cuts": world.corpus / f"{split}.jsonl.gz" for split in ("train", "dev")}
     done(train, train_cfg("asr", adapt, training={"epochs": 1}), tmp_path / "train.json", **paths)
-    assert "own head (ctc, 12 outputs) is discarded: its outputs stand for other" in capsys.readouterr().err
+    assert "replacing the base's head (ctc, 12 outputs): its outputs stand for other" in capsys.readouterr().err
     lang = Lang.load(world.lang["wav2vec2"])
     expected = tokenizer_files(lang.tokens)
     done(export, {"format": "dense"}, tmp_path / "e.json", model=tmp_path / "model", out=tmp_path / "dense")

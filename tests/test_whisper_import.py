@@ -65,9 +65,9 @@ def test_a_checkpoint_without_tokenizer_files_is_refused(copy, tmp_path, capsys)
 def test_a_tokenizer_that_is_not_the_models_is_refused(copy, tmp_path, capsys):
     cfg, paths = CFG | {"source": str(copy)}, {"out": tmp_path / "base"}
     edit(copy / "config.json", vocab_size=100)
-    refused(capsys, "and config.json says vocab_size: 100; take the tok", base, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "but config.json says vocab_size: 100; use the tok", base, cfg, tmp_path / "m.json", **paths)
     edit(copy / "config.json", vocab_size=100_000)
-    refused(capsys, "and config.json says vocab_size: 100000", base, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "but config.json says vocab_size: 100000", base, cfg, tmp_path / "m.json", **paths)
     WhisperTokenizer(vocab={"a": 0}, merges=[]).save_pretrained(copy)
     refused(capsys, "does not know <|startoftranscript|> and <|notimestamps|>", base, cfg, tmp_path / "m.json", **paths)
     (copy / "tokenizer.json").write_text("{}")

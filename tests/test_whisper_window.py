@@ -319,13 +319,13 @@ def test_the_command_factorise_keeps_the_window(short, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"window": 5}, "window is 5 s, and the model has 4 s"),
+        ({"window": 5}, "window is 5 s, but the model's is 4 s"),
         ({"window": 1.01}, "window is 1.01; it must be a multiple of 0.02 s"),
         ({"window": 0}, "window is 0; it must be above 0"),
         ({"window": -2}, "window is -2; it must be above 0"),
         ({"window": 2, "source": "scratch"}, "set model.max_source_positions"),
-        ({"window": 2, "family": "wav2vec2"}, "wav2vec2 models have none"),
-        ({"window": 2, "family": "w2v-bert"}, "w2v-bert models have none"),
+        ({"window": 2, "family": "wav2vec2"}, "wav2vec2 models have no window"),
+        ({"window": 2, "family": "w2v-bert"}, "w2v-bert models have no window"),
     ],
 )
 def test_what_cannot_be_cut(hub, tmp_path, capsys, keys, message):
@@ -335,5 +335,5 @@ def test_what_cannot_be_cut(hub, tmp_path, capsys, keys, message):
 
 
 def test_another_familys_model_is_not_cut():
-    with pytest.raises(UserError, match="wav2vec2 models have none"):
+    with pytest.raises(UserError, match="wav2vec2 models have no window"):
         shorten(member("wav2vec2"), 1.0)

@@ -112,12 +112,12 @@ def test_cross_references(path, value, message):
 
 # What keys of a recipe say together: recipe, what the message says after the place.
 TOGETHER = [
-    ({"warmup": 0.7}, ": warmup is 0.7 and hold 0.4: they are shares of all steps, at most 1 together"),
-    ({"hold": 0.95}, ": warmup is 0.1 and hold 0.95: they are shares of all steps, at most 1 together"),
-    ({"frozen_dtype": "bf16"}, ": frozen_dtype is bf16, precision fp32: frozen weights are held in fp32 or in the"),
-    ({"frozen_dtype": "fp16", "precision": "bf16"}, ": frozen_dtype is fp16, precision bf16: frozen weights are held"),
-    ({"compile_buckets": 8}, ": compile_buckets is given, and compile is false: set compile: true, or remove it"),
-    ({"compile_buckets": 8, "compile": False}, ": compile_buckets is given, and compile is false: set compile: true"),
+    ({"warmup": 0.7}, ": warmup is 0.7 and hold is 0.4: they are shares of all steps, so their sum must be at most 1"),
+    ({"hold": 0.95}, ": warmup is 0.1 and hold is 0.95: they are shares of all steps, so their sum must be at most 1"),
+    ({"frozen_dtype": "bf16"}, ": frozen_dtype is bf16 and precision is fp32: frozen_dtype must be fp32 or the"),
+    ({"frozen_dtype": "fp16", "precision": "bf16"}, ": frozen_dtype is fp16 and precision is bf16: frozen_dtype must"),
+    ({"compile_buckets": 8}, ": compile_buckets needs compile: true; set it, or remove compile_buckets"),
+    ({"compile_buckets": 8, "compile": False}, ": compile_buckets needs compile: true; set it"),
     ({"noise": {"snr": [20, 5]}}, ".noise.snr is [20.0, 5.0]; give the lowest value first, then the highest"),
     ({"noise": {"kinds": []}}, ".noise: noise has neither kinds nor a folder"),
     ({"reverberation": {"rt60": [0, 1]}}, ".reverberation.rt60 is "),
@@ -178,7 +178,7 @@ def test_a_recipe_is_checked_once_its_overrides_are_laid_over_each_other():
     for name, method in config["methods"].items():
         method["training"] = {"hold": 0.3} if name != "lowrank" else {}
     message = refused(config)
-    assert message.startswith("training: warmup is 0.7 and hold 0.4") and "wav2vec2/asr/lowrank" in message
+    assert message.startswith("training: warmup is 0.7 and hold is 0.4") and "wav2vec2/asr/lowrank" in message
     config["methods"]["lowrank"]["training"]["hold"] = 0.1
     checked(config)
 

@@ -1,16 +1,16 @@
-"""Artefacts: atomic writes, hashes and the two JSON files that every stage leaves.
+"""Artefacts: atomic writes, hashes, and the two JSON files that every stage writes.
 
-A stage writes each output beside its target and renames it, so that a killed stage leaves no half file that looks
-whole. It ends by writing
+A stage writes each output beside its target and renames it, so that a killed stage never leaves a truncated file that
+looks complete. At its end, it writes
 
-    <stage>.cost.json   what the run cost: time, memory, host, versions. Nothing compares it
-    <stage>.json        the manifest, what was made: outputs with size and sha256, metrics, the settings with
-                        their defaults (cfg) and the hash of those that were given (cfg_sha256), seed, device, hash of
-                        the code, hashes of the files from outside that were read. Equal runs write equal bytes
+    <stage>.cost.json   the cost of the run: time, memory, host, versions. It is never compared
+    <stage>.json        the manifest of what was made: outputs with size and sha256, metrics, the settings with their
+                        defaults (cfg), the hash of the given settings (cfg_sha256), seed, device, hash of the code,
+                        hashes of the external files that were read. Equal runs write equal bytes
 
-Rules downstream take the manifest as input (small, compared by content) and large weights as ``ancient()``.
+Downstream rules take the manifest as input (small, compared by content) and large weights as ``ancient()``.
 
-Standard library only; imported by everyone, imports no part of the package.
+Imports only the standard library, and nothing from this package, because every module may import it.
 """
 
 import contextlib
@@ -35,16 +35,15 @@ VERSIONED = ("torch", "transformers", "peft", "lhotse", "sentencepiece", "kaldia
 
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it is renamed to ``path``, on failure removed.
+    """Yield a temporary path beside ``path``. On success it is renamed to ``path``, on failure it is removed.
 
-    Works for a file and for a folder (the body decides which of the two it makes). A folder replaces the one that
-    was there. The parent folder is made.
+    The body may create a file or a folder there. A folder replaces an existing one. The parent folder is created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffixes stay at the end: soundfile, safetensors and gzip openers look at them.
+    # Keep the suffixes at the end, because soundfile, safetensors and gzip openers look at them.
     temporary = path.with_name(f".{os.getpid()}.tmp.{path.name}")
-    # What killed runs left: one process at a time makes an artefact.
+    # Remove what killed runs left; only one process at a time makes an artefact.
     for left in path.parent.glob(f".*.tmp.{glob.escape(path.name)}"):
         _remove(left)
     try:
@@ -71,7 +70,7 @@ def write_text(path: str | Path, text: str) -> None:
 
 @contextlib.contextmanager
 def gzipped(path: str | Path) -> Iterator[BinaryIO]:
-    """Yield a binary file whose content is compressed into ``path`` (.gz), atomically; equal content, equal bytes."""
+    """Yield a binary file that compresses into ``path`` (.gz), atomically; equal content gives equal bytes."""
     with (
         atomic(path) as temporary,
         temporary.open("wb") as file,
@@ -81,7 +80,7 @@ def gzipped(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no white space: equal settings give equal strings whatever the order in the YAML."""
+    """JSON with sorted keys and no white space: equal settings give equal strings, whatever their order in YAML."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -91,14 +90,14 @@ def digest(value: Any) -> str:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN and infinity are refused: they are no JSON."""
+    """Write ``value`` as indented JSON, atomically. Raises ValueError for NaN and infinity, which are not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_table(path: str | Path, header: Iterable[str], rows: Iterable[Iterable[Any]]) -> int:
     """Write a tab-separated table with a header line, atomically; returns the number of rows.
 
-    Tabs and line ends inside a value would break the table: they are replaced by spaces.
+    Tabs and line breaks inside values are replaced by spaces, because they would break the table.
     """
     count = 0
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -111,7 +110,7 @@ def write_table(path: str | Path, header: Iterable[str], rows: Iterable[Iterable
 
 
 def sha256(path: str | Path) -> str:
-    """Hex sha256 of a file's bytes, or of a folder: names and hashes of the files in it, in sorted order."""
+    """Hex sha256 of a file's bytes, or for a folder, of the sorted names and hashes of its files."""
     path = Path(path)
     if path.is_dir():
         names = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
@@ -122,7 +121,7 @@ def sha256(path: str | Path) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the installed packages that decide numbers."""
+    """Versions of Python and of the installed packages that affect results."""
     found = {"python": platform.python_version()}
     for name in VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -134,7 +133,7 @@ def peak_memory() -> int:
     """Peak resident memory of this process so far, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # ru_maxrss starts at what the parent had when it forked.
+        # ru_maxrss starts at the parent's value at the time of the fork.
         for line in status.read_text(encoding="ascii", errors="replace").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
@@ -143,9 +142,9 @@ def peak_memory() -> int:
 
 
 class Manifest:
-    """Collects what a stage has to say about its run, and writes it last.
+    """Collects what a stage records about its run; written last.
 
-    >>> manifest = Manifest("score", cfg={"bootstrap": 1000}, seed=1)  # at the start: the clock runs
+    >>> manifest = Manifest("score", cfg={"bootstrap": 1000}, seed=1)  # at the start, because it starts the clock
     >>> manifest.write("score.json", outputs=["hyp.txt"], metrics={"wer": 0.1}, cost={"rtf": 0.01})
     """
 
@@ -158,7 +157,7 @@ class Manifest:
         code: str | None = None,
         given: Mapping[str, Any] | None = None,
     ):
-        """``cfg``: the settings with every default; ``given``: as the stage was given them, default: the same."""
+        """``cfg``: the settings with all defaults; ``given``: the settings as given to the stage (default: ``cfg``)."""
         self.stage, self.cfg, self.seed, self.device, self.code = stage, dict(cfg), seed, device, code
         self.cfg_sha256 = digest(cfg if given is None else given)
         self._start = time.monotonic()
@@ -172,12 +171,12 @@ class Manifest:
         sources: Mapping[str, str | Path] | None = None,
         peak_bytes: int | None = None,
     ) -> dict[str, Any]:
-        """Write the manifest to ``path``, the cost beside it, and return the manifest.
+        """Write the manifest to ``path`` and the cost beside it; returns the manifest.
 
-        ``outputs`` are files or folders; each file stands in the manifest relative to its own folder. ``metrics`` is
-        whatever the stage measured that equal runs measure alike, ``cost`` what they do not (both JSON values).
-        ``sources``: name -> file from outside the experiment that was read; a later run compares these. ``peak_bytes``
-        replaces the process's peak memory (by CUDA's own figure, say).
+        ``outputs`` are files or folders; the manifest lists each file relative to its own folder. ``metrics`` are
+        measurements that are the same in equal runs, ``cost`` those that are not (both JSON values). ``sources``: name
+        -> file outside the experiment that was read; a later run compares these. ``peak_bytes`` replaces the process's
+        peak memory, for example by CUDA's.
         """
         base = Path(path).resolve().parent
         files = [file for output in outputs for file in _files(Path(output))]
@@ -207,13 +206,13 @@ class Manifest:
 
 
 def cost_path(manifest: str | Path) -> Path:
-    """The file of what a run cost, beside its manifest: ``train.json`` -> ``train.cost.json``."""
+    """The file with the cost of a run, beside its manifest: ``train.json`` -> ``train.cost.json``."""
     path = Path(manifest)
     return path.with_name(f"{path.name.removesuffix('.json')}.cost.json")
 
 
 def file_state(path: str | Path) -> list[int]:
-    """Size in bytes and modification time in nanoseconds: equal, and the content is taken to be equal."""
+    """Size in bytes and modification time in nanoseconds; if they are equal, the content is assumed to be equal."""
     found = Path(path).stat()
     return [found.st_size, found.st_mtime_ns]
 
@@ -227,14 +226,14 @@ def _described(file: Path) -> dict[str, Any]:
 
 
 def read_manifest(path: str | Path, stage: str | None = None) -> dict[str, Any]:
-    """Read a manifest; ``stage`` (if given) must be the one that wrote it, else ValueError."""
+    """Read a manifest. Raises ValueError if ``stage`` is given and another stage wrote the manifest."""
     record = json.loads(Path(path).read_text(encoding="utf-8"))
     if stage is not None and record.get("stage") != stage:
-        raise ValueError(f"{path} is a manifest of the stage {record.get('stage')!r}; expected one of {stage!r}")
+        raise ValueError(f"{path} is a manifest of the stage {record.get('stage')!r}; expected the stage {stage!r}")
     return record
 
 
 def read_cost(manifest: str | Path) -> dict[str, Any]:
-    """What the run cost that wrote ``manifest``; empty where the file is gone."""
+    """The cost of the run that wrote ``manifest``; empty if the file does not exist."""
     path = cost_path(manifest)
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -1,16 +1,16 @@
-"""A fingerprint of the code that a stage runs: what decides, beside its config slice, whether it runs again.
+"""Fingerprint the code that a stage runs; together with its config slice, it decides whether the stage runs again.
 
-``code_hash`` walks the stage's imports under ``src/`` (those inside functions too, and the ``__init__`` of every parent
-package), parses each file and hashes the syntax trees without docstrings: comments, layout, docstrings change nothing,
-a helper that only one stage imports concerns that stage alone. Installed libraries are not part of it.
+``code_hash`` follows the stage's imports under ``src/`` (also those inside functions, and the ``__init__`` of every
+parent package), parses each file and hashes the syntax trees without docstrings. Comments, layout and docstrings do not
+change the hash, and a helper that only one stage imports only affects that stage. Installed libraries are not included.
 
-Followed are import statements, not names given to importlib. Imports under ``if TYPE_CHECKING:`` do not run and are
-left out. Data files belong to the module whose name they bear: ``page.css`` and ``page.html.j2`` to ``page.py``, the
-files in ``sentences/`` to ``sentences.py``; they count byte by byte.
+Only import statements are followed, not names given to importlib. Imports under ``if TYPE_CHECKING:`` do not run and
+are left out. Data files belong to the module of the same name: ``page.css`` and ``page.html.j2`` to ``page.py``, the
+files in ``sentences/`` to ``sentences.py``; their bytes are hashed.
 
-Standard library only.
+Imports only the standard library.
 
-``ast.dump`` differs between minor versions of Python: another one runs everything again.
+``ast.dump`` differs between minor versions of Python, so another version runs everything again.
 """
 
 import ast
@@ -22,15 +22,15 @@ from pathlib import Path
 SRC = Path(__file__).resolve().parents[1]
 PACKAGE = "lowrank_speech"
 NEVER = (f"{PACKAGE}.fingerprints",)
-"""What computes a hash decides no result."""
+"""Modules that never affect a result, because they only compute hashes."""
 
 
 @functools.cache
 def code_hash(module: str, src: Path = SRC, without: tuple[str, ...] = ()) -> str:
     """Hex sha256 over the import closure of ``module`` (dotted name) below ``src``.
 
-    ``without``: modules and packages that this use of the stage does not run, with what only they import.
-    ValueError if there is no such module or a file of the closure is no valid Python.
+    ``without``: modules and packages that this use of the stage does not run; modules that only they import are left
+    out too. Raises ValueError if the module does not exist or a file of the closure is not valid Python.
     """
     digest = hashlib.sha256()
     for name in sorted(closure(module, src, (*without, *NEVER))):
@@ -39,7 +39,7 @@ def code_hash(module: str, src: Path = SRC, without: tuple[str, ...] = ()) -> st
 
 
 def closure(module: str, src: Path = SRC, without: Iterable[str] = ()) -> set[str]:
-    """Names of all modules below ``src`` that ``module`` imports, directly or not, itself included."""
+    """Names of all modules below ``src`` that ``module`` imports, directly or indirectly, including itself."""
     if _file(module, src) is None:
         raise ValueError(f"there is no module {module} under {src}")
     found: set[str] = set()
@@ -67,7 +67,7 @@ def _file(name: str, src: Path) -> Path | None:
 
 @functools.cache
 def _read(name: str, src: Path) -> tuple[str, tuple[str, ...]]:
-    """Digest of a module's code and data, and the names that it imports (of modules or of what is in them)."""
+    """Digest of a module's code and data, and the names that it imports (modules or their members)."""
     path = _file(name, src)
     try:
         tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
@@ -81,7 +81,7 @@ def _read(name: str, src: Path) -> tuple[str, tuple[str, ...]]:
 
 
 class _Bare(ast.NodeTransformer):
-    """Drops what does not run: docstrings and other bare strings, and blocks for type checkers."""
+    """Drops code that does not run: docstrings and other bare strings, and blocks for type checkers."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
@@ -103,7 +103,7 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
 
 
 def _data_files(path: Path) -> list[Path]:
-    """Files that are no Python and bear the module's name, and those in a folder of that name, sorted."""
+    """Non-Python files with the module's name, and the files in a folder of that name, sorted."""
     if path.name == "__init__.py":
         return []
     beside = [p for p in path.parent.glob(f"{path.stem}.*") if p.is_file() and p.suffix not in (".py", ".pyc")]

@@ -1,10 +1,10 @@
-"""What stages are as processes: they end with the process that started them, one at a time makes an output, and no
-signal stops them once their outputs are complete.
+"""Stages as processes: they end with the process that started them, they lock their outputs, and no signal stops them
+once their outputs are complete.
 
-The rules export ``LOWRANK_SPEECH_PARENT=$PPID``: to the shell of a job that is Snakemake's process, whatever stands
-between the two. Without it (a stage started by hand, perhaps with nohup) nothing is watched.
+The rules export ``LOWRANK_SPEECH_PARENT=$PPID``, which in the shell of a job is Snakemake's process. Without it (if a
+stage was started by hand, perhaps with nohup) the stage does not watch any process.
 
-Standard library only.
+Imports only the standard library.
 """
 
 import contextlib
@@ -28,24 +28,24 @@ log = logging.getLogger(__name__)
 
 PARENT = "LOWRANK_SPEECH_PARENT"
 STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
-SECONDS_BETWEEN_LOOKS = 2.0  # where the kernel has no pidfd
-# A training whose torchrun was killed still saves its state.
+SECONDS_BETWEEN_LOOKS = 2.0  # if the kernel has no pidfd
+# Long enough for a training whose torchrun was killed to save its state.
 PATIENCE = 60.0
 
 
 def end_with_parent(pid: int | None = None) -> None:
-    """Send this process SIGTERM as soon as ``pid`` (default: $LOWRANK_SPEECH_PARENT), one of its ancestors, has ended.
+    """Send SIGTERM to this process when ``pid`` (default: $LOWRANK_SPEECH_PARENT), one of its ancestors, has ended.
 
-    Without this a stage goes on after its Snakemake was killed, and writes to the outputs that the next one makes.
+    Without this, a stage would go on after its Snakemake was killed, and write to the same outputs as the next run.
     """
     pid = int(os.environ.get(PARENT) or 0) if pid is None else pid
     if pid <= 1:
         return
     try:
         watched = os.pidfd_open(pid)
-    except (AttributeError, OSError):  # an old kernel, not Linux, or gone already
+    except (AttributeError, OSError):  # an old kernel, not Linux, or the process has already ended
         watched = None
-    # The number may belong to another process by now.
+    # The pid may belong to another process by now.
     if pid not in ancestors():
         os.kill(os.getpid(), signal.SIGTERM)
         return
@@ -53,8 +53,8 @@ def end_with_parent(pid: int | None = None) -> None:
 
 
 def _wait_for(pid: int, watched: int | None) -> None:
-    # A notice of the kernel. PR_SET_PDEATHSIG watches only the direct parent, which may be a shell, and its signal
-    # comes as soon as the thread that started this process ends.
+    # The kernel notifies us through the pidfd. PR_SET_PDEATHSIG only watches the direct parent, which may be a shell,
+    # and its signal already comes when the thread that started this process ends.
     if watched is not None:
         poll = select.poll()
         poll.register(watched, select.POLLIN)
@@ -65,9 +65,9 @@ def _wait_for(pid: int, watched: int | None) -> None:
 
 
 def ignore_stops() -> None:
-    """Ignore signals that ask for a stop from now on, also while Python shuts down: the outputs are complete.
+    """Ignore stop signals from now on, also while Python shuts down, because the outputs are complete.
 
-    If the process died of a signal now, Snakemake would take it for a failure and remove the outputs.
+    If a signal ended the process now, Snakemake would treat the job as failed and remove the outputs.
     """
     if threading.current_thread() is threading.main_thread():
         for number in STOPS:
@@ -75,12 +75,12 @@ def ignore_stops() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with ``code``; after a success at once, without the second that Python takes to shut down.
+    """Exit with ``code``; after a success, skip Python's shutdown, which takes a second.
 
-    A Ctrl-C in that second would reach Snakemake before it has noted the success.
+    A Ctrl-C in that second would reach Snakemake before it has recorded the success.
     """
     if code:
-        raise SystemExit(code)  # what runs at exit ends worker processes that an error has left
+        raise SystemExit(code)  # exit handlers end the worker processes that remain after an error
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -88,12 +88,12 @@ def leave(code: int) -> NoReturn:
 
 
 def ancestors() -> set[int]:
-    """Numbers of the processes above this one; without /proc only the parent's."""
+    """Process ids of the ancestors of this process; without /proc, only the parent's."""
     found, pid = set(), os.getppid()
     while pid > 0 and pid not in found:
         found.add(pid)
         try:
-            # The name, in parentheses, may hold spaces and parentheses.
+            # The process name, in parentheses, may itself contain spaces and parentheses.
             pid = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[1])
         except OSError:
             break
@@ -102,17 +102,17 @@ def ancestors() -> set[int]:
 
 @contextlib.contextmanager
 def locked(path: Path, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold the lock file ``path`` (made here, removed at the end) against other processes.
+    """Hold a lock on the file ``path``, which is created here and removed at the end.
 
-    UserError where another one still holds it after ``patience`` seconds. The kernel releases the lock of a killed
-    process. It is a lock of fcntl, because forked workers would keep one of flock.
+    Raises UserError if another process still holds the lock after ``patience`` seconds. The kernel releases the lock of
+    a killed process. The lock uses fcntl, because forked workers would keep an flock.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquire(path, time.monotonic() + patience)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be used as a lock: {error.strerror or error}; give a folder that can be written to"
+            f"{path} cannot be used as a lock: {error.strerror or error}; give a writable folder"
         ) from error
     try:
         file.truncate(0)
@@ -132,21 +132,21 @@ def _acquire(path: Path, deadline: float) -> TextIO:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning("%s: this file system has no locks (%s): run one stage at a time here", path, error)
+                log.warning("%s: this file system has no locks (%s); run only one stage at a time here", path, error)
                 return file
             file.seek(0)
             holder = file.read() or "another process"
             file.close()
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{path.parent} is in use by {holder}, which has locked {path.name}: wait until it ends, or end it"
+                    f"{path.parent} is in use by {holder}, which has locked {path.name}; wait until it ends, or end it"
                 ) from None
             if not said:
-                log.info("%s is in use by %s: waiting until it ends", path.parent, holder)
+                log.info("%s is in use by %s; waiting until it ends", path.parent, holder)
             said = True
             time.sleep(0.2)
             continue
-        # The process that held it removed the file: the locked one may be gone.
+        # The earlier holder removed the file, so we may have locked a deleted one.
         with contextlib.suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                 return file

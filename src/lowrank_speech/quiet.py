@@ -1,6 +1,6 @@
-"""Logs that people can read: no progress bars where nobody watches, and each warning of a library once.
+"""Readable logs: no progress bars without a terminal, and each warning of a library only once.
 
-``quiet()`` comes before the libraries are imported. Standard library only.
+Call ``quiet()`` before the libraries are imported. Imports only the standard library.
 """
 
 import logging
@@ -21,9 +21,9 @@ def quiet() -> None:
 
 
 class _Once(logging.Logger):
-    """A logger that gives each warning once; ours give all.
+    """A logger that emits each warning of other packages only once.
 
-    A filter on the root logger is not enough: transformers has a handler of its own.
+    A filter on the root logger is not enough, because transformers has its own handler.
     """
 
     seen: ClassVar[set[tuple[str, str]]] = set()
@@ -38,5 +38,5 @@ class _Once(logging.Logger):
 
 
 def _show(message, category, filename, lineno, file=None, line=None) -> None:
-    """A warning as one line of the log; Python itself gives it once for each place in the code."""
+    """Log a warning in one line; Python itself shows it once per place in the code."""
     logging.getLogger("warnings").warning("%s: %s", category.__name__, " ".join(str(message).split()))

@@ -1,13 +1,13 @@
-"""JSON schema of settings classes, in the plain form that the workflow reads without pydantic.
+"""Generate JSON schemas from settings classes, in a plain form that the workflow reads without pydantic.
 
-In: a settings class. Out: a schema (draft 2020-12) in which every object is closed, every default is written out,
-nothing is nullable by ``anyOf``, and the branches of a section with several kinds hang on the key ``kind``.
+In: a settings class. Out: a schema (draft 2020-12) with only closed objects, with all defaults, without ``anyOf`` for
+nullable values, and with the branches of a section with several kinds selected by the key ``kind``.
 
     >>> tool = Schemas()
     >>> tool.define("training", TrainConfig)
     {'$ref': '#/$defs/training'}
 
-Used by ``experiment.py``, which puts the schema of the whole config together.
+``experiment.py`` uses it to assemble the schema of the whole config.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from typing import Any
 from lowrank_speech.settings import adapter
 
 Node = dict[str, Any]
-# What pydantic says of a value that concerns one JSON type only, so that alternatives can be laid over each other.
+# Keywords of pydantic's schemas that are not needed here.
 _DROPPED = ("title", "discriminator")
 
 
@@ -27,12 +27,12 @@ class Schemas:
         self.definitions: dict[str, Node] = {}
 
     def define(self, name: str, cls: type) -> Node:
-        """Add the schema of ``cls`` under ``name``; a reference to it."""
+        """Add the schema of ``cls`` under ``name``; returns a reference to it."""
         self.definitions[name] = self.of(cls)
         return ref(name)
 
     def of(self, cls: type) -> Node:
-        """The schema of ``cls`` with everything that it refers to in place."""
+        """The schema of ``cls`` with all references resolved."""
         raw = adapter(cls).json_schema(by_alias=True)
         return _plain(raw, raw.get("$defs", {}))
 
@@ -43,7 +43,7 @@ def ref(name: str) -> Node:
 
 
 def partial(node: Node) -> Node:
-    """``node`` as a section that overrides another one: it has no defaults of its own."""
+    """``node`` as a section that overrides another one, so without its own defaults."""
     return node | {"partial": True}
 
 
@@ -62,7 +62,7 @@ def named(node: Node, least: int = 0) -> Node:
 
 
 def by_kind(branches: Mapping[str, Node], key: str = "kind") -> Node:
-    """A section whose ``key`` chooses one of ``branches`` (closed objects, which have ``key`` too)."""
+    """A section whose ``key`` selects one of ``branches`` (closed objects that also have ``key``)."""
     cases = [
         {"if": {"properties": {key: {"const": kind}}, "required": [key]}, "then": node}
         for kind, node in branches.items()
@@ -89,7 +89,7 @@ def _plain(node: Any, definitions: Mapping[str, Node]) -> Any:
         node["properties"] = {key: _property(part, definitions) for key, part in node["properties"].items()}
         node["additionalProperties"] = False
         for key, part in node["properties"].items():
-            # Sections made by a factory: pydantic leaves out what it gives. They start with their own defaults.
+            # Pydantic leaves out the defaults of a default_factory; such sections have their own defaults.
             if "default" not in part and key not in node.get("required", ()):
                 part["default"] = [] if part.get("type") == "array" else {}
     for key in ("items", "additionalProperties"):
@@ -103,7 +103,7 @@ def _property(part: Node, definitions: Mapping[str, Node]) -> Node:
 
 
 def _laid_over(node: Node, definitions: Mapping[str, Node]) -> Node:
-    """Alternatives of different JSON types as one node: every keyword but ``type`` and ``enum`` concerns one type."""
+    """Merge alternatives of different JSON types; all keywords except ``type`` and ``enum`` apply to only one type."""
     merged: Node = {}
     types: list[str] = []
     enum: list[Any] | None = None
@@ -124,7 +124,7 @@ def _laid_over(node: Node, definitions: Mapping[str, Node]) -> Node:
 
 
 def _pair(node: Node) -> Node:
-    """A tuple of fixed length, whose items are alike, as an array."""
+    """A tuple of fixed length with equal item types, as an array."""
     first, *rest = node["prefixItems"]
     assert all(item == first for item in rest), f"a tuple of different types has no plain schema: {node}"
     return {key: value for key, value in node.items() if key != "prefixItems"} | {"items": first}

@@ -1,6 +1,6 @@
-"""Format dense: the factors multiplied out (in float64), a plain Hugging Face folder.
+"""Export format dense: a plain Hugging Face folder with the factors multiplied out (in float64).
 
-The class that ``architectures`` in its config.json names loads it with ``from_pretrained``, without this package.
+The class under ``architectures`` in its config.json loads it with ``from_pretrained``, without this package.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ NOISE_SEED = 0
 
 
 def write(model: Any, source: Path, out: Path) -> dict[str, Any]:
-    """Write ``model`` with dense layers to the folder ``out``; how far its encoder then is from the factorised one.
+    """Write ``model`` with dense layers to the folder ``out``; returns how much its encoder differs from ``model``'s.
 
     ``largest_difference``: the largest absolute difference of encoder states on one second of seeded noise.
     """
@@ -26,7 +26,7 @@ def write(model: Any, source: Path, out: Path) -> dict[str, Any]:
 
 
 def _states(model: Any, folder: Path) -> Any:
-    """Encoder states on noise of one second, or of the model's window where that is shorter."""
+    """Encoder states on one second of noise, or less if the model's window is shorter."""
     import torch
 
     from lowrank_speech.features.inputs import RATE, inputs_of

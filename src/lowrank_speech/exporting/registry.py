@@ -1,8 +1,8 @@
-"""Which formats a system can be exported in: a new one is one file in this package, and one name and one ``case`` here.
+"""The export formats by name. To add one, add a file to this package, and a name and a ``case`` here.
 
 A format is a module with
 
-    write(model, source, out) -> dict    write the folder ``out``; metrics (JSON values) for the manifest
+    write(model, source, out) -> dict    writes the folder ``out``; returns metrics (JSON values) for the manifest
 
 ``model`` is the ``SpeechModel`` in the folder ``source``; ``write`` may change it. Import torch inside the function.
 """
@@ -15,7 +15,7 @@ FORMATS = ("dense", "lowrank")
 
 
 def module(name: str) -> ModuleType:
-    """The module of a format, imported now; UserError that lists the known ones."""
+    """Import the module of a format. Raises UserError with the known formats if it does not exist."""
     match name:
         case "dense":
             from lowrank_speech.exporting import dense as found

@@ -1,7 +1,7 @@
-"""Calibration: a dense model runs over some utterances, and the second moments of its layers' inputs are kept.
+"""Calibration: run a dense model over some utterances and collect the second moments of its layers' inputs.
 
-The model sees one utterance at a time, so no padding counts, nor do frames of Whisper's window beyond the utterance.
-Whisper's decoder is calibrated on what it recognises itself (greedy search). The stage and the command share this.
+The model sees one utterance at a time, so padding does not count, nor do frames of Whisper's window beyond the
+utterance. Whisper's decoder is calibrated on its own output (greedy search). The stage and the command share this code.
 """
 
 import logging
@@ -37,11 +37,11 @@ def calibrate(
     seed: int,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Write the moments of ``layers`` over some of ``cuts`` to ``out``, on the device of ``model``.
+    """Compute the moments of ``layers`` over some of ``cuts`` on the device of ``model``, and write them to ``out``.
 
-    ``folder``: that of the model; ``what``: where the cuts come from, for messages. ``utterances`` are drawn by
-    ``seed``, whatever their order; ``seconds``: they are cut to at most that. Returns ``utterances`` (ids),
-    ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. UserError where nothing is left.
+    ``folder``: the model's folder; ``what``: the source of the cuts, for messages; ``utterances``: how many cuts
+    ``seed`` draws, whatever their order; ``seconds``: cut them to at most this length. Returns ``utterances`` (ids),
+    ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. Raises UserError if no cut is usable.
     """
     chosen, set_aside = dense_layers(model, layers), SetAside()
     cuts = _draw(cuts, what, model, utterances, seed, seconds, set_aside)
@@ -57,11 +57,12 @@ def calibrate(
         moments.save(temporary)
     speech = sum(cut.duration for cut in cuts)
     frames = min(moments.count.values())
-    log.info("%d layers, %d utterances, %.1f s, %d frames at least", len(chosen), len(cuts), speech, frames)
+    log.info("%d layers, %d utterances, %.1f s, at least %d frames", len(chosen), len(cuts), speech, frames)
     widest = max(layer.in_features for layer in chosen.values())
     if frames < widest:
         log.warning(
-            "%d frames for layers of up to %d inputs: their second moments lack full rank; use more utterances",
+            "%d frames are too few for layers of up to %d inputs: their second moments lack full rank; use more "
+            "utterances",
             frames, widest,
         )  # fmt: skip
     return {
@@ -81,11 +82,11 @@ def _draw(
     seconds: float | None,
     set_aside: SetAside,
 ) -> list[Any]:
-    """``utterances`` of the usable cuts."""
+    """Draw ``utterances`` of the usable cuts."""
     cuts = sorted(segment(CutSet(cuts), seconds, seed), key=lambda cut: cut.id)
     random.Random(seed).shuffle(cuts)
     usable = []
-    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # what does not fit is listed in full
+    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # a list, to set aside all that do not fit
         if len(usable) == utterances:
             break
         if not getattr(cut, "has_features", False) and cut.sampling_rate != RATE:
@@ -96,5 +97,5 @@ def _draw(
             usable.append(cut)
     require(usable, f"calibrate: {what}", set_aside)
     if len(usable) < utterances:
-        log.warning("%s has %d usable utterances, fewer than the %d asked for", what, len(usable), utterances)
+        log.warning("%s has only %d usable utterances, %d were requested", what, len(usable), utterances)
     return usable

@@ -1,11 +1,11 @@
-"""Speech to calibrate on, from whatever a person has at hand.
+"""Read calibration speech from the formats that people have.
 
     cuts.jsonl.gz      Lhotse cuts (.jsonl, .jsonl.gz), with features or recordings
-    data/train         a Kaldi data directory: wav.scp, and segments and utt2lang where they exist
-    train.tsv          a table (.tsv, .csv) with a header: a column of audio paths, and one of languages if there is one
-    speech/            a folder of audio, searched through
+    data/train         a Kaldi data directory: wav.scp, and segments and utt2lang if they exist
+    train.tsv          a table (.tsv, .csv) with a header: a column of audio paths, and optionally one of languages
+    speech/            a folder of audio files, searched recursively
 
-Of everything but cuts, a share is drawn by the seed before any file is opened.
+Except for cuts, a share of the files is drawn by the seed before any file is opened.
 """
 
 import csv
@@ -25,12 +25,12 @@ SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".sph", ".aiff", "
 AUDIO_COLUMNS = ("audio", "path", "wav", "file", "filename", "file_name", "audio_path", "audio_filepath")
 LANGUAGE_COLUMNS = ("language", "lang", "locale")
 UNKNOWN = "und"  # ISO 639: undetermined
-# As many times more files are drawn as utterances are asked for, since some may be too long, or broken.
+# Files drawn per requested utterance, because some files may be too long or broken.
 SPARE = 4
 
 
 class Piece(NamedTuple):
-    """A part of a recording: seconds, ``end`` None: to where it ends."""
+    """A part of a recording from ``start`` to ``end`` seconds; None: to its end."""
 
     id: str
     path: Path
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """``cuts``, ``kaldi``, ``table`` or ``folder``; UserError for anything else. Opens nothing."""
+    """``cuts``, ``kaldi``, ``table`` or ``folder``. Raises UserError for anything else. Opens no file."""
     takes = "Lhotse cuts (.jsonl, .jsonl.gz), a Kaldi data directory, a table (.tsv, .csv), or a folder of audio"
     if not path.exists():
         raise UserError(f"{path} does not exist; give {takes}")
@@ -50,13 +50,13 @@ def kind_of(path: Path) -> str:
         return "cuts"
     if path.suffix.lower() in TABLES:
         return "table"
-    raise UserError(f"{path} is not speech that can be read here; give {takes}")
+    raise UserError(f"{path} is not in a supported format; give {takes}")
 
 
 def speech_of(path: Path, utterances: int, seed: int) -> Iterable[Any]:
-    """Lhotse cuts of ``path``; of files that nobody has made cuts of, some times as many as ``utterances``, drawn.
+    """Lhotse cuts from ``path``. Except for cuts files, draws up to ``SPARE`` times as many as ``utterances``.
 
-    UserError where there are none, or none can be opened.
+    Raises UserError if there are no recordings, or none of the drawn ones can be opened.
     """
     kind = kind_of(path)
     if kind == "cuts":
@@ -69,7 +69,7 @@ def speech_of(path: Path, utterances: int, seed: int) -> Iterable[Any]:
     chosen = chosen[: SPARE * utterances]
     cuts = list(_cuts(chosen))
     if not cuts:
-        raise UserError(f"{path}: none of {len(chosen)} recordings can be opened; see the lines above")
+        raise UserError(f"{path}: none of {len(chosen)} recordings can be opened; see the warnings above")
     return cuts
 
 
@@ -83,9 +83,9 @@ def _cuts(pieces: Iterable[Piece]) -> Iterator[Any]:
             if not end > piece.start:
                 raise ValueError(f"it is {recording.duration:g} s long, and the utterance begins at {piece.start:g} s")
             channel = recording.channel_ids[0]
-        except Exception as error:  # each of lhotse's back ends has its own
+        except Exception as error:  # each of lhotse's back ends raises its own exceptions
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-            log.warning("%s is left out: %s", piece.path, reason)
+            log.warning("leaving out %s: %s", piece.path, reason)
             continue
         supervision = SupervisionSegment(
             piece.id, recording.id, 0.0, end - piece.start, channel, language=piece.language or UNKNOWN
@@ -101,7 +101,7 @@ def _kaldi(folder: Path) -> Iterator[Piece]:
     for item in read_directory(root, folder.resolve().name, UNKNOWN):
         if isinstance(item, Utterance):
             audio = Path(item.audio)
-            if not audio.is_file():  # Kaldi's own paths are relative to where its scripts run
+            if not audio.is_file():  # Kaldi's own paths are relative to the folder in which its scripts run
                 audio = Path.cwd() / os.path.relpath(audio, root)
             yield Piece(item.id, audio, item.start, item.end, item.language)
 
@@ -111,7 +111,7 @@ def _table(file: Path) -> Iterator[Piece]:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             rows = list(csv.DictReader(opened, delimiter="," if file.suffix.lower() == ".csv" else "\t"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 at byte {error.start}; convert it, say with iconv") from error
+        raise UserError(f"{file}: not UTF-8 at byte {error.start}; convert it, for example with iconv") from error
     if not rows:
         raise UserError(f"{file}: expected a header line and a row for each utterance")
     header = [name for name in rows[0] if name is not None]
@@ -119,7 +119,7 @@ def _table(file: Path) -> Iterator[Piece]:
     language = next((name for name in header if name.strip().lower() in LANGUAGE_COLUMNS), None)
     if audio is None:
         raise UserError(
-            f"{file}: no column of audio paths in its header ({', '.join(header)}); name one of the columns "
+            f"{file}: its header ({', '.join(header)}) has no column of audio paths; call that column "
             f"{AUDIO_COLUMNS[0]}"
         )
     for number, row in enumerate(rows, start=2):
@@ -133,6 +133,6 @@ def _folder(folder: Path) -> list[Piece]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not found:
         raise UserError(
-            f"{folder}: neither wav.scp nor a file of audio in it ({', '.join(SUFFIXES)}); give a folder that has some"
+            f"{folder}: contains neither wav.scp nor audio files ({', '.join(SUFFIXES)}); give a folder with audio"
         )
     return [Piece(path.relative_to(folder).as_posix(), path) for path in found]

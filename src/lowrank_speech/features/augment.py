@@ -1,10 +1,11 @@
-"""Changes to the samples of a training utterance: speed, room, noise, in the order in which speech meets them.
+"""Augment the samples of a training utterance: first speed, then reverberation, then noise.
 
-Draws depend only on the seed, the epoch and the utterance's id, and not on the order of the utterances or on who reads
-them: a run that was resumed, or has more workers, draws the same. (Masks on features are in ``training.data.masks``.)
+Random draws depend only on the seed, the epoch and the utterance's id, but not on the order of the utterances or on the
+process that reads them, so a resumed run, or one with more workers, draws the same. (``training.data.masks`` has the
+masks on features.)
 
-T samples. Sources: speed perturbation, Ko et al. 2015; the room's tail is noise that decays exponentially (Polack
-1988), after the direct sound.
+T samples. Sources: speed perturbation, Ko et al. 2015; the room's tail is exponentially decaying noise after the direct
+sound (Polack 1988).
 """
 
 from collections.abc import Sequence
@@ -24,17 +25,17 @@ from lowrank_speech.errors import UserError
 
 RATE = 16_000
 RECORDINGS = ("*.wav", "*.flac", "*.ogg")
-FOLDER = "recordings"  # the kind of noise that comes from a folder
+FOLDER = "recordings"  # name for the kind of noise that comes from a folder
 
 
 class Augmentation:
     """Samples -> changed samples.
 
-    speed         factors of which one is drawn: 1.1 is 10 % faster, and higher; empty: none
-    noise         ``snr`` (lowest, highest dB), ``kinds`` (of ``corpora.noise``), ``folder`` of recordings,
-                  ``probability``; None: none
-    reverberation ``rt60`` (shortest, longest time of decay by 60 dB, seconds), ``direct`` (lowest, highest ratio of
-                  direct to reverberant sound, dB), ``probability``; None: none
+    speed         factors to draw from: 1.1 is 10 % faster, with a higher pitch; empty: no change
+    noise         ``snr`` (lowest, highest, dB), ``kinds`` (of ``corpora.noise``), ``folder`` of recordings,
+                  ``probability``; None: no noise
+    reverberation ``rt60`` (shortest, longest time of decay by 60 dB, seconds), ``direct`` (lowest, highest
+                  direct-to-reverberant ratio, dB), ``probability``; None: no reverberation
     """
 
     def __init__(self, speed: Sequence[float] = (), noise: Any = None, reverberation: Any = None):
@@ -42,7 +43,7 @@ class Augmentation:
         self.recordings = _recordings(noise.folder) if noise is not None and noise.folder is not None else []
 
     def __call__(self, samples: Tensor, seed: int, epoch: int, name: str) -> Tensor:
-        """Samples (T,) float32 at 16 kHz of the utterance ``name`` -> (T',) float32; T' differs with the speed."""
+        """Samples (T,) float32 at 16 kHz of the utterance ``name`` -> (T',) float32; T' depends on the speed."""
         rng = noise.generator(seed, "augment", str(epoch), name)
         changed = samples.numpy()
         if self.speed:
@@ -55,7 +56,7 @@ class Augmentation:
         return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
 
     def at_the_slowest(self) -> "Augmentation":
-        """The same with only the lowest speed, which makes the longest utterances."""
+        """A copy with only the lowest speed, which makes the longest utterances."""
         slowest = copy(self)
         slowest.speed = (min(self.speed),) if self.speed else ()
         return slowest
@@ -77,7 +78,7 @@ def _at_speed(samples: np.ndarray, factor: float) -> np.ndarray:
 
 
 def room(rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
-    """Impulse response (T,) float64 of a room: 1 at sample 0, then noise that decays by 60 dB in ``rt60`` seconds.
+    """A room's impulse response (T,) float64: 1 at sample 0, then noise that decays by 60 dB in ``rt60`` seconds.
 
     ``direct``: ratio of the direct sound's energy to the tail's, dB.
     """
@@ -88,8 +89,8 @@ def room(rt60: float, direct: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """``samples`` (T,) in the room, with the same length and power; the reverberation after the end is cut off."""
-    # The import takes half a second, and trainings without augmentation import this module too.
+    """``samples`` (T,) in the room, with the same length and power; the tail after their end is cut off."""
+    # Imported here: it takes half a second, and trainings without augmentation import this module too.
     from scipy.signal import fftconvolve
 
     wet = fftconvolve(samples.astype(np.float64), response)[: len(samples)]
@@ -98,7 +99,7 @@ def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 
 def excerpt(path: Path, samples: int, rng: np.random.Generator) -> np.ndarray:
-    """``samples`` samples of a recording (first channel, 16 kHz) from a drawn place; one that is too short repeats."""
+    """``samples`` samples of a recording (first channel, 16 kHz) at a random position; repeats short recordings."""
     try:
         info = soundfile.info(path)
     except (OSError, RuntimeError) as error:
@@ -114,7 +115,7 @@ def excerpt(path: Path, samples: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _recordings(folder: str | Path) -> list[Path]:
-    """The recordings below ``folder``, sorted; UserError where there are none."""
+    """The recordings below ``folder``, sorted. Raises UserError if it has none."""
     found = sorted(path for pattern in RECORDINGS for path in Path(folder).rglob(pattern))
     if not found:
         raise UserError(f"noise.folder: {folder} has no {', '.join(RECORDINGS)} files; give a folder of recordings")

@@ -1,7 +1,7 @@
-"""Cuts that stay on disk: a JSONL file, and beside it a table with the position and the duration of each cut.
+"""Cuts that stay on disk: a JSONL file, and a table with the position and the duration of each cut.
 
-Memory and the time to open do not grow with the corpus: the table (16 bytes a cut) is mapped, not read, and a cut is
-parsed when it is asked for. Processes share the mapped pages, so the workers of a loader copy nothing.
+Memory and the time to open the set do not grow with the corpus: the table (16 bytes per cut) is memory-mapped, and cuts
+are parsed on demand. Processes share the mapped pages, so the workers of a loader copy nothing.
 
     kept = keep(cuts, "scratch/train.jsonl")    # one pass over any iterable of cuts
     len(kept), kept.durations, kept[7]
@@ -48,11 +48,11 @@ class KeptCuts:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> Any:
-        """The cut at ``index``; IndexError beyond the last."""
+        """The cut at ``index``. Raises IndexError if there is none."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: there is no cut {index}, it has {len(self)}")
+            raise IndexError(f"{self.path}: there is no cut {index}, the file has {len(self)}")
         start, end = int(self._table["offset"][index]), int(self._table["offset"][index + 1])
-        # os.pread and not seek: forked workers share the file's position.
+        # Use os.pread instead of seek, because forked workers share the file's position.
         return deserialize_item(decode_json_line(os.pread(self._file.fileno(), end - start, start)))
 
     @property
@@ -61,7 +61,7 @@ class KeptCuts:
 
 
 class ListedCuts:
-    """Cuts in memory with the interface of ``KeptCuts``, for small sets."""
+    """Cuts in memory, with the interface of ``KeptCuts``, for small sets."""
 
     def __init__(self, cuts: Iterable[Any]):
         self._cuts = list(cuts)
@@ -78,7 +78,7 @@ class ListedCuts:
 
 
 def numbered(cuts: KeptCuts | ListedCuts | CutSet | Sequence[Any]) -> KeptCuts | ListedCuts:
-    """``cuts`` as a set with indices and durations; a Lhotse set is read into memory."""
+    """``cuts`` as a set with indices and durations; reads a Lhotse set into memory."""
     return cuts if isinstance(cuts, KeptCuts | ListedCuts) else ListedCuts(cuts)
 
 
@@ -99,7 +99,7 @@ def keep(cuts: Iterable[Any], path: str | Path) -> KeptCuts:
 
 
 def kept_files(path: Path) -> tuple[Path, Path]:
-    """The files that ``keep`` makes for ``path``."""
+    """The files that ``keep`` writes for ``path``."""
     return path, _table(path)
 
 

@@ -1,4 +1,4 @@
-"""Settings of the semi-orthogonal constraint (``lowrank.constraint``). Imports pydantic and nothing heavy."""
+"""Settings of the semi-orthogonal constraint (``lowrank.constraint``). Imports only pydantic, nothing heavy."""
 
 from typing import Literal
 
@@ -16,5 +16,5 @@ class ConstraintSettings:
     scale: float = Field(1.0, gt=0, description="the scale of fixed and exact")
     probability: float = Field(0.25, gt=0, le=1, description="probability that a layer is updated after a step")
     every: int | None = Field(
-        None, ge=1, le=1_000_000, description="update all layers every so many steps, instead of by probability"
+        None, ge=1, le=1_000_000, description="update all layers every N steps, instead of by probability"
     )

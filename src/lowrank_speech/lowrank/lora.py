@@ -2,8 +2,8 @@
 
 Targets are ``fnmatch`` patterns on qualified names. A ``LowRankLinear`` that matches gets adapters on its factors, or
 one on their product (``lowrank.product``).
-``peft`` has no default targets for speech models and silently skips what it does not find. Here each pattern must
-match, and the adapted layers are checked and counted.
+``peft`` has no default targets for speech models and silently skips targets that it does not find. Here each pattern
+must match, and the adapted layers are checked and counted.
 
 Source: Hu et al., "LoRA", ICLR 2022; Kalajdzievski, "rsLoRA", 2023; Liu et al., "DoRA", ICML 2024; Meng et al.,
 "PiSSA", NeurIPS 2024; Büyükakyüz, "OLoRA", 2024.
@@ -26,19 +26,19 @@ from lowrank_speech.lowrank.lora_settings import CHANGES_BASE, LoraSettings
 from lowrank_speech.lowrank.select import select
 
 _STATE, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_INSIDE = "base_model.model."  # what peft puts before the names of the model that it wraps
+_INSIDE = "base_model.model."  # peft's prefix for the names of the model that it wraps
 
 
 def add_lora(
     model: nn.Module, settings: LoraSettings, targets: Sequence[str] | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Put adapters on the targets, in place, and freeze all else. Returns the peft model and a report.
+    """Add adapters to the targets, in place, and freeze everything else. Returns the peft model and a report.
 
     ``targets``: name patterns of dense or factorised layers, by default those of ``settings``; each must match.
     The report: ``layers`` (how many have an adapter), ``targets`` (pattern -> how many layers matched), ``trainable``
-    and ``total`` (parameters), ``share``. Weights are drawn from torch's global generator.
+    and ``total`` (parameters), ``share``. The adapters are initialised with torch's global generator.
 
-    ValueError when there is no target, a pattern matches nothing, or the rank is above a target's own.
+    Raises ValueError if there is no target, a pattern matches nothing, or the rank is above a target's full rank.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -71,8 +71,8 @@ def add_lora(
     adapted = {name for name, module in model.named_modules() if hasattr(module, "lora_A")}
     if adapted != set(names):
         odd = sorted(adapted ^ set(names))
-        raise ValueError(f"peft adapted other layers than the targets name; the first that differs is {odd[0]!r}")
-    # peft has a set here, whose order in the saved file would change from run to run.
+        raise ValueError(f"peft did not adapt exactly the targets; the first difference is {odd[0]!r}")
+    # peft has a set here; its order in the saved file would differ between runs.
     peft_model.peft_config["default"].target_modules = sorted(names)
     if CHANGES_BASE.fullmatch(settings.init):
         peft_model.initial_adapter = {name: tensor.clone() for name, tensor in _adapter_state(peft_model).items()}
@@ -94,11 +94,11 @@ def _inner(name: str, layer: nn.Module, where: str) -> list[str]:
 
 
 def merge(peft_model: nn.Module) -> nn.Module:
-    """Add the adapters to the weights and remove them; returns the base model, same outputs, same structure.
+    """Merge the adapters into the weights; returns the base model with the same outputs and structure.
 
     With ``where: product`` the adapted factors have a larger rank afterwards.
 
-    ValueError when a merged weight is not finite.
+    Raises ValueError if a merged weight is not finite.
     """
     return peft_model.merge_and_unload(safe_merge=True)
 
@@ -110,14 +110,14 @@ def save_adapter(
     trained: Mapping[str, nn.Module] | None = None,
     base_class: type | None = None,
 ) -> None:
-    """Write the adapter in peft's format, for ``PeftModel.from_pretrained``; the bytes depend on the weights only.
+    """Write the adapter in peft's format, for ``PeftModel.from_pretrained``; the bytes depend only on the weights.
 
-    ``prefix``: what comes before the adapted layers' names in the model that the adapter will be loaded onto.
-    ``trained``: name in that model -> module that was trained in full beside the adapters (peft's ``modules_to_save``).
-    ``base_class``: that model's class, where it is another one than the adapted module's. No hub is asked.
+    ``prefix``: prefix of the adapted layers' names in the model onto which the adapter will be loaded.
+    ``trained``: name in that model -> module that was fully trained besides the adapters (peft's ``modules_to_save``).
+    ``base_class``: that model's class, if it differs from the adapted module's. This never accesses the hub.
 
-    Adapters of the inits that change the base are converted to plain LoRA of twice the rank, [A; A0] and [B, -B0], so
-    that they fit the base as it came.
+    Adapters with an init that changes the base are converted to plain LoRA of twice the rank, [A; A0] and [B, -B0], so
+    that they fit the original base.
     """
     folder = Path(folder)
     peft_model.save_pretrained(folder, save_embedding_layers=False)
@@ -130,7 +130,7 @@ def save_adapter(
                 state[name] = torch.cat([state[name], initial[name].cpu()], 0)
             elif ".lora_B." in name:
                 state[name] = torch.cat([state[name], -initial[name].cpu()], 1)
-        # The scaling stays: alpha / r, or alpha / sqrt(r).
+        # Keep the scaling, alpha / r or alpha / sqrt(r).
         factor = 2**0.5 if config["use_rslora"] else 2
         config |= {"r": 2 * config["r"], "lora_alpha": factor * config["lora_alpha"], "init_lora_weights": True}
     state = {f"{_INSIDE}{prefix}{name.removeprefix(_INSIDE)}": tensor for name, tensor in state.items()}
@@ -141,7 +141,7 @@ def save_adapter(
     config |= {
         "target_modules": sorted(f"{prefix}{name}" for name in config["target_modules"]),
         "modules_to_save": sorted(trained) if trained else None,
-        "base_model_name_or_path": None,  # a path of this machine would make equal runs differ
+        "base_model_name_or_path": None,  # with a local path, equal runs would differ
     }
     if base_class is not None:
         config["auto_mapping"] = {"base_model_class": base_class.__name__, "parent_library": base_class.__module__}
@@ -155,7 +155,7 @@ def _adapter_state(peft_model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def trainable(model: nn.Module) -> dict[str, Any]:
-    """``trainable``, ``total``, ``share``, and ``names`` of the tensors that train."""
+    """``trainable``, ``total``, ``share``, and ``names`` of the trainable tensors."""
     counts = count_parameters(model)
     return {
         "trainable": counts["trainable"],
@@ -166,7 +166,7 @@ def trainable(model: nn.Module) -> dict[str, Any]:
 
 
 def frozen_digest(model: nn.Module) -> str:
-    """sha256 over names, shapes and bytes of all frozen parameters: it changes if training moved one of them."""
+    """sha256 over names, shapes and bytes of all frozen parameters, to detect whether a training changed them."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:

@@ -1,4 +1,4 @@
-"""Settings of LoRA adapters (``lowrank.lora``). Imports pydantic and nothing heavy."""
+"""Settings of LoRA adapters (``lowrank.lora``). Imports only pydantic, nothing heavy."""
 
 import re
 from typing import Annotated, Literal
@@ -8,7 +8,7 @@ from pydantic.dataclasses import dataclass
 
 INITS = ("default", "gaussian", "orthogonal", "pissa", "olora")
 CHANGES_BASE = re.compile(r"pissa(_niter_\d+)?|olora")
-"""Inits that take the adapter's start out of the base weights, which therefore change once, before training."""
+"""Inits that subtract the adapter's initial value from the base weights, so these change once, before training."""
 
 
 def _check_init(value: str) -> str:
@@ -19,7 +19,7 @@ def _check_init(value: str) -> str:
 
 def _not_empty(value: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if value is not None and not value:
-        raise ValueError("is empty; name layers or patterns, or leave the key out")
+        raise ValueError("is empty; name layers or patterns, or remove the key")
     return value
 
 
@@ -31,14 +31,14 @@ class LoraSettings:
     alpha: float = Field(16.0, gt=0, description="scale of the adapters, divided by rank")
     dropout: float = Field(0.0, ge=0, lt=1, description="dropout on the adapters' inputs")
     targets: Annotated[tuple[str, ...] | None, AfterValidator(_not_empty)] = Field(
-        None, description="name patterns, or groups of layers; null: query, value and feed-forward"
+        None, description="name patterns, or layer groups; null: query, value and feed-forward"
     )
     where: Literal["factors", "first", "second", "product"] = Field(
         "factors",
-        description="what of a factorised layer is adapted; with product its rank grows when the adapter is merged",
+        description="part of a factorised layer to adapt; with product, merging the adapter increases the layer's rank",
     )
     rslora: bool = Field(False, description="divide alpha by the square root of the rank")
-    dora: bool = Field(False, description="train a magnitude for each output beside the update")
+    dora: bool = Field(False, description="DoRA: also train a magnitude for each output")
     init: Annotated[str, AfterValidator(_check_init)] = Field(
         "default", description="default (B = 0), gaussian, orthogonal, pissa, pissa_niter_N, or olora"
     )
@@ -46,10 +46,10 @@ class LoraSettings:
     def __post_init__(self) -> None:
         if self.where == "product" and (self.dora or self.init not in ("default", "gaussian")):
             raise ValueError(
-                f"where: product goes with plain LoRA (init default or gaussian), not with "
-                f"{'dora' if self.dora else f'init: {self.init}'}, which reads one weight matrix"
+                f"where: product supports only plain LoRA (init default or gaussian), not "
+                f"{'dora' if self.dora else f'init: {self.init}'}, which needs a single weight matrix"
             )
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init: orthogonal needs an even rank, not {self.rank}")
         if self.dora and CHANGES_BASE.fullmatch(self.init):
-            raise ValueError(f"dora does not go with init: {self.init}; remove one of them")
+            raise ValueError(f"dora cannot be combined with init: {self.init}; remove one of them")

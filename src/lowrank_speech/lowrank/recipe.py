@@ -1,4 +1,4 @@
-"""What a factorisation asks for: which layers, which ranks, which start. Imports pydantic and nothing heavy.
+"""Settings of a factorisation: which layers, which ranks, which init. Imports only pydantic, nothing heavy.
 
 >>> Factorise(layers="ffn", reduction=0.24)
 """
@@ -29,12 +29,12 @@ def _check_layers(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
 
 
 Layers = Annotated[str | tuple[str, ...], AfterValidator(_check_layers)]
-"""A group of layers, a name pattern (``fnmatch``, relative to the model's body), or a list of these."""
+"""A layer group, a name pattern (``fnmatch``, relative to the model's body), or a list of these."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class Factorise:
-    """Which layers become two factors, of which ranks, and how the factors start."""
+    """Which layers become two factors, with which ranks, and how to initialise the factors."""
 
     layers: Layers = Field("ffn", description="ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
     rank: int | None = Field(None, ge=1, le=MOST, description="rank of each layer")
@@ -42,10 +42,10 @@ class Factorise:
     keep: float | None = Field(None, gt=0, le=1, description="or: share of its parameters that each layer keeps")
     energy: float | None = Field(None, gt=0, le=1, description="or: share of each layer's squared singular values")
     reduction: float | None = Field(None, gt=0, lt=1, description="or: share of the whole model's parameters to save")
-    allocate: bool = Field(False, description="spread those parameters over the layers to lose least energy")
+    allocate: bool = Field(False, description="redistribute the parameters over the layers to lose the least energy")
     multiple_of: int = Field(1, ge=1, le=MOST, description="ranks are multiples of this")
     init: Literal["svd", "activation", "random"] = Field(
-        "svd", description="how the factors start; activation needs calibration, random is for comparison"
+        "svd", description="how to initialise the factors; activation needs calibration, random is for comparison"
     )
 
     def __post_init__(self) -> None:
@@ -53,7 +53,9 @@ class Factorise:
         if len(given) != 1:
             raise ValueError(f"give exactly one of {', '.join(WISHES)}; given: {', '.join(given) or 'none'}")
         if self.allocate and self.energy is not None:
-            raise ValueError("energy decides the rank layer by layer: it does not go with allocate; remove one of them")
+            raise ValueError(
+                "energy decides the rank of each layer, so it cannot be combined with allocate; remove one of them"
+            )
 
     def ranks(self) -> dict[str, Any]:
         """The arguments of ``plan_ranks``."""

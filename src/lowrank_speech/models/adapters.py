@@ -1,10 +1,10 @@
-"""A system's LoRA adapter in peft's format, with the task's head in it, for transformers' own class of the base.
+"""Save a system's LoRA adapter in peft's format, together with the task's head, for transformers' class of the base.
 
     base = Wav2Vec2ForCTC.from_pretrained(BASE, vocab_size=...)
     model = PeftModel.from_pretrained(base, "adapter")
 
-Layer names are those of that class, and the head is one of peft's ``modules_to_save``: the loaded model computes what
-the system computes. README.md in the folder has the lines for the system at hand.
+Layer names are those of that class, and the head is one of peft's ``modules_to_save``, so the loaded model has the same
+outputs as the system. README.md in the folder has the lines for the given system.
 """
 
 from pathlib import Path
@@ -20,10 +20,10 @@ HEAD = "head.safetensors"
 
 
 def save_adapter(model: SpeechModel, peft_model: nn.Module, folder: str | Path) -> None:
-    """Write the adapter of ``peft_model``, which is on the body of ``model``, and the model's head to ``folder``.
+    """Write the adapter of ``peft_model``, which wraps the body of ``model``, and the model's head to ``folder``.
 
-    The folder has ``adapter_config.json``, ``adapter_model.safetensors`` and ``README.md``; and ``head.safetensors``
-    where transformers does not know the head.
+    The folder gets ``adapter_config.json``, ``adapter_model.safetensors`` and ``README.md``, and also
+    ``head.safetensors`` if transformers has no class with that head.
     """
     import transformers
 
@@ -57,8 +57,9 @@ def _readme(model: SpeechModel) -> str:
     ]
     if model.plan:
         lines += [
-            "The adapted base is factorised: transformers cannot load it. The folder `model` beside this one has the",
-            "adapter merged, for `lowrank_speech.models.folder.load_model`; its dense export is for transformers.",
+            "The adapted base is factorised, so transformers cannot load it. The folder `model` beside this one has",
+            "the adapter merged: load it with `lowrank_speech.models.folder.load_model`, or its dense export with",
+            "transformers.",
             "",
         ]
     if model.head is not None and not model.known_head:
@@ -78,6 +79,6 @@ def _readme(model: SpeechModel) -> str:
 
 
 def _outputs(model: SpeechModel) -> dict[str, Any]:
-    """The arguments of ``from_pretrained`` that give the base a head of the right size."""
+    """The arguments of ``from_pretrained`` for a head of the right size."""
     name = "vocab_size" if model.task == "ctc" else "num_labels"
     return {name: getattr(model.config, name), "ignore_mismatched_sizes": True}

@@ -1,6 +1,6 @@
-"""The files of a model folder, by name: which belong to a model, and which of them an adaptation reads.
+"""The files of a model folder: which of them belong to a model, and which an adaptation reads.
 
-Imports neither torch nor transformers.
+This module imports neither torch nor transformers.
 """
 
 import json
@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 KEY = "lowrank_speech"
-"""Of config.json: what this package says of a model beside transformers' own config."""
+"""The key of config.json for what this package adds to transformers' own config."""
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER = (
@@ -24,7 +24,7 @@ TOKENIZER = (
     "*.model",
 )
 LEGAL = ("LICENSE*", "NOTICE*", "license*")
-# Whatever else lies in a folder stays there: weights in other formats, optimiser states, model cards of the base.
+# All other files are not copied: weights in other formats, optimiser states, model cards of the base.
 COPIED = ("generation_config.json", *LEGAL)
 
 
@@ -34,9 +34,9 @@ def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def copy_files(source: Path, target: Path, tokenizer: bool) -> None:
-    """Copy the files of ``source`` that belong to a model beside its config and weights.
+    """Copy the files of ``source`` that belong to a model, except its config and weights.
 
-    ``tokenizer``: whether its tokenizer belongs to the model too: whether the outputs stand for those tokens.
+    ``tokenizer``: whether to copy the tokenizer, because the model's outputs stand for its tokens.
     """
     patterns = (*COPIED, *PREPROCESSOR, *(TOKENIZER if tokenizer else ()))
     for path in sorted(source.iterdir()):
@@ -49,7 +49,7 @@ def copy_files(source: Path, target: Path, tokenizer: bool) -> None:
 
 
 def _without_lm(text: str) -> str | None:
-    """The text of a preprocessor file with a processor that needs no n-gram; None where it is one as it stands."""
+    """The text of a preprocessor file, changed to a processor without an n-gram; None if no change is needed."""
     try:
         said = json.loads(text)
         name = said["processor_class"]
@@ -61,13 +61,13 @@ def _without_lm(text: str) -> str | None:
 
 
 def files_read(folder: str | Path) -> list[Path]:
-    """The files of a model folder that decide what an adaptation or a decoding of it computes, sorted."""
+    """The files of a model folder that affect adaptation or decoding, sorted."""
     wanted = ("config.json", WEIGHTS, "generation_config.json", *PREPROCESSOR, *TOKENIZER)
     return sorted(path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
 
 
 def imported_files(folder: str | Path) -> list[Path]:
-    """The files of a folder in the hub's layout that an import may read, sorted; its weights in one file or several."""
+    """The files of a folder in the hub's layout that an import may read, sorted; weights may be in several files."""
     wanted = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED, *PREPROCESSOR, *TOKENIZER)
     found = (path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
     return sorted(path for path in found if not path.name.startswith("adapter."))

@@ -1,7 +1,7 @@
-"""A published model, from a local folder or the hub.
+"""Load a published model from a local folder or the hub.
 
-A hub name is resolved by huggingface_hub (cache first; ``revision`` pins it); nothing is executed that comes with a
-model (``trust_remote_code`` stays off). What was resolved ends up in the stage's manifest.
+huggingface_hub resolves hub names (cache first; ``revision`` pins the commit). Code that comes with a model is never
+executed (``trust_remote_code`` stays off). The stage's manifest records what was resolved.
 """
 
 import json
@@ -22,7 +22,7 @@ from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
 
-# Weights in other frameworks' formats stay away, as do MMS's language adapters: 1,107 files that nothing uses.
+# Not fetched: weights in other frameworks' formats, and MMS's language adapters, 1,107 files that nothing uses.
 PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", *LEGAL]
 NOT_WANTED = ["adapter.*"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -30,16 +30,16 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved source: the folder with the files, and the commit if it came from the hub."""
+    """A resolved source: the folder with the files, and the commit if it comes from the hub."""
 
     folder: Path
     revision: str | None
 
 
 def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERNS) -> Source:
-    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one).
+    """Find ``source``: an existing folder, or a hub name at ``revision`` (first in the cache, then in the network).
 
-    ``patterns``: which files of a hub name are fetched. UserError where there is no such model.
+    ``patterns``: which files to fetch from the hub. Raises UserError if the model is not found.
     """
     folder = Path(source).expanduser()
     if folder.is_dir():
@@ -55,8 +55,8 @@ def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERN
         path = snapshot_download(source, revision=revision, allow_patterns=list(patterns), ignore_patterns=NOT_WANTED)
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor can it be "
-            f"fetched from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
+            f"base model {source} (revision {revision or 'main'}) is not in the hub's local cache and cannot be "
+            f"fetched from the hub: {str(error).splitlines()[0]}. Download it on a machine with a network "
             f"(`hf download {source}`), or give a folder as `source`"
         ) from error
     path = Path(path)
@@ -64,7 +64,7 @@ def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERN
 
 
 def config_folder(model: str, revision: str | None = None) -> Path:
-    """A folder with the config.json of ``model``, a folder or a hub name, of which only that file is fetched."""
+    """A folder with the config.json of ``model``, a folder or a hub name; fetches only that file from the hub."""
     folder = Path(model).expanduser()
     if folder.is_dir() or _HUB_NAME.fullmatch(model):
         return resolve(model, revision, ["config.json"]).folder
@@ -74,11 +74,11 @@ def config_folder(model: str, revision: str | None = None) -> Path:
 
 
 def import_model(found: Source, family: str) -> SpeechModel:
-    """Load a published checkpoint for the task of the class that its config names; of pretraining classes the encoder.
+    """Load a published checkpoint for the task of the class in its config; for a pretraining class, only the encoder.
 
-    A folder that this package wrote is taken as it is, with its plan and what its outputs stand for: a system that was
-    trained can be the base of the next. Weights are float32 in memory. UserError if the folder's model type belongs to
-    another family.
+    A folder that this package wrote is loaded as it is, with its plan and its output symbols, so that a trained system
+    can be the base of another one. Weights are float32 in memory. Raises UserError if the folder's model type belongs
+    to another family.
     """
     import transformers
     from transformers import logging as hf_logging
@@ -93,18 +93,18 @@ def import_model(found: Source, family: str) -> SpeechModel:
     cls = family_class(family)
     if hasattr(config, KEY):
         model = load_model(found.folder)
-        if model.meta.lang_sha256 is None:  # it still has the tokens that it was published with
+        if model.meta.lang_sha256 is None:  # the model still has its published tokens
             model.imported(found.folder)
         return model
     named = (config.architectures or [""])[0]
     task = cls.task_of(named)
     cls.check_import(config, found.folder, task)
-    if task == "classify" and "body" in cls.TASKS:  # its labels are not ours: take the encoder, a new head is drawn
+    if task == "classify" and "body" in cls.TASKS:  # the labels are not ours: load the encoder, for a new head
         task = "body"
-        log.warning("the head of %s (%s) is discarded: its classes are not those of a task here", found.folder, named)
+        log.warning("discarding the head of %s (%s): its classes do not belong to a task here", found.folder, named)
     published = cls.published(config, task)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # what the checkpoint lacks is drawn: the same model at each import
+        torch.manual_seed(0)  # weights that the checkpoint lacks are random, but the same at each import
         hf, info = getattr(transformers, published).from_pretrained(
             found.folder,
             config=quiet_config(config),
@@ -116,7 +116,7 @@ def import_model(found: Source, family: str) -> SpeechModel:
     missing = [k for k in info["missing_keys"] if not k.endswith("masked_spec_embed")]
     if missing:
         raise UserError(
-            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, {missing[0]} among them; give a "
+            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, such as {missing[0]}; give a "
             f"complete one"
         )
     model = wrap(hf.eval(), Meta(family, task))
@@ -126,14 +126,14 @@ def import_model(found: Source, family: str) -> SpeechModel:
 
 
 def open_dense(source: str | Path, revision: str | None = None) -> tuple[SpeechModel, Path]:
-    """The dense model of a folder (ours or in the hub's layout) or hub name, and the folder where its files are.
+    """The dense model of a folder (ours or in the hub's layout) or hub name, and the folder with its files.
 
-    UserError when there is none, or it is factorised already.
+    Raises UserError if the model does not exist or is already factorised.
     """
     found = resolve(str(source), revision)
     file = found.folder / "config.json"
     model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     model = import_model(found, family_of(model_type, str(file)))
     if model.plan:
-        raise UserError(f"{source} is factorised already ({len(model.plan)} layers); give the dense model")
+        raise UserError(f"{source} is already factorised ({len(model.plan)} layers); give the dense model")
     return model, found.folder

@@ -1,4 +1,4 @@
-"""The token set of a Whisper decoder: the one that comes with a published model, or that of a base from scratch."""
+"""The token set of a Whisper decoder: a published model's own, or that of a base from scratch."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ class WhisperTokens:
         self.language_ids = self._ids.languages
 
     def prompt(self, language: str | None) -> list[int]:
-        """Ids that open a transcript in ``language``."""
+        """Ids of the prompt for a transcript in ``language``."""
         if not self.language_ids:
             return [self.sot, self._ids.no_timestamps]
         if language not in self.language_ids:
@@ -45,6 +45,6 @@ def decoder_tokens(model: SpeechModel, folder: str | Path, lang: Any) -> Any:
     if model.meta.lang_sha256 != lang.sha256:
         raise UserError(
             f"{folder}: the decoder was trained on other tokens than those in the given lang folder; a published "
-            f"Whisper needs a lang of `kind: whisper`, a base from scratch the lang that it was pretrained with"
+            f"Whisper needs a lang of `kind: whisper`, a base from scratch needs the lang of its pretraining"
         )
     return lang.tokens

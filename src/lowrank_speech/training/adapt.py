@@ -1,4 +1,4 @@
-"""What of a model trains: everything, the head, or LoRA adapters."""
+"""Choose what trains: the whole model, only the head, or LoRA adapters."""
 
 import logging
 from typing import Any
@@ -11,7 +11,7 @@ log = logging.getLogger(__name__)
 
 
 def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
-    """Set ``requires_grad``: with ``full`` everything but front end and constants, else at most the head."""
+    """Set ``requires_grad``: ``full`` trains all but the front end and constants, other values at most the head."""
     fixed = {id(p) for p in (*model.front_end(), *model.constants())}
     for name, parameter in model.named_parameters():
         trains = trains_head if model.is_head(name) else adapt == "full" and id(parameter) not in fixed
@@ -19,8 +19,8 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
 
 
 def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:
-    """Put LoRA adapters on the body of ``model``, in place; the head trains too. Returns the peft model."""
-    # Here, so that the code hash of other ways to adapt can leave it out.
+    """Add LoRA adapters to the body of ``model`` in place; the head trains too. Returns the peft model."""
+    # Imported here, so that the code hash of other ways to adapt can leave it out.
     from lowrank_speech.lowrank.lora import add_lora
 
     if settings is None:

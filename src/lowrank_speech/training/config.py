@@ -1,4 +1,4 @@
-"""The training recipe (``TrainConfig``), and how a stage runs (``Runtime``). Defaults suit a fine-tuning."""
+"""The training recipe (``TrainConfig``), and how a stage runs (``Runtime``). Defaults suit fine-tuning."""
 
 from dataclasses import fields
 from typing import Annotated, Literal
@@ -32,48 +32,48 @@ def _above_zero(pair: tuple[float, float]) -> tuple[float, float]:
 class SpecAugment:
     """Masks on the model's input features (log-mel or front-end output), drawn for each utterance."""
 
-    time_masks: CountOrZero = key(2, "masks over time")
-    time_width: CountOrZero = key(10, "the most frames that one of them covers")
-    time_share: Share = key(0.1, "the most that one of them covers of the utterance, as a share")
-    feature_masks: CountOrZero = key(2, "masks over frequency bands")
-    feature_width: CountOrZero = key(8, "the most bands that one of them covers")
+    time_masks: CountOrZero = key(2, "number of time masks")
+    time_width: CountOrZero = key(10, "maximum width of a time mask, in frames")
+    time_share: Share = key(0.1, "maximum width of a time mask, as a share of the utterance")
+    feature_masks: CountOrZero = key(2, "number of frequency masks")
+    feature_width: CountOrZero = key(8, "maximum width of a frequency mask, in bands")
 
 
 @settings
 class Noise:
-    """Noise added to the samples of training utterances, drawn anew in each epoch."""
+    """Noise added to the samples of training utterances, drawn again in each epoch."""
 
-    snr: Range = key((5.0, 20.0), "lowest and highest ratio to the speech, dB")
+    snr: Range = key((5.0, 20.0), "lowest and highest signal-to-noise ratio, dB")
     kinds: tuple[Literal["white", "pink", "brown", "hum"], ...] = key(
-        ("white", "pink", "brown", "hum"), "kinds of noise, of which one is drawn"
+        ("white", "pink", "brown", "hum"), "kinds of noise to draw from"
     )
-    folder: Annotated[str, Field(min_length=1)] | None = key(None, "folder of recordings, which are one more kind")
+    folder: Annotated[str, Field(min_length=1)] | None = key(None, "folder of recordings, used as one more kind")
     probability: Share = key(0.5, "share of the utterances that get noise")
 
     def __post_init__(self) -> None:
         if not self.kinds and self.folder is None:
-            raise ValueError("noise has neither kinds nor a folder: name one of white, pink, brown, hum")
+            raise ValueError("noise has neither kinds nor a folder: set kinds to some of white, pink, brown, hum")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"noise.kinds names a kind twice: {', '.join(self.kinds)}; name each kind once")
 
 
 @settings
 class Reverberation:
-    """Rooms for training utterances, drawn anew in each epoch."""
+    """Simulated rooms for training utterances, drawn again in each epoch."""
 
     rt60: Annotated[Range, AfterValidator(_above_zero)] = key(
         (0.2, 0.8), "shortest and longest time in which the sound decays by 60 dB, seconds"
     )
-    direct: Range = key((0.0, 15.0), "lowest and highest ratio of direct to reverberant sound, dB")
-    probability: Share = key(0.5, "share of the utterances that are put in a room")
+    direct: Range = key((0.0, 15.0), "lowest and highest direct-to-reverberant ratio, dB")
+    probability: Share = key(0.5, "share of the utterances that get reverberation")
 
 
 @settings
 class CtcConfig:
-    """Who computes CTC losses; see docs/k2.md."""
+    """The library that computes CTC losses; see docs/k2.md."""
 
-    backend: Literal["auto", "k2", "torch"] = key("auto", "auto: k2 where it works with this torch and device")
-    # 10, k2's own default, is up to 3e-2 off on flat posteriors; from 20 on the loss is torch's to 3e-5.
+    backend: Literal["auto", "k2", "torch"] = key("auto", "auto: k2 if it works with this torch and device")
+    # With 10, k2's own default, the loss is up to 3e-2 off on flat posteriors; from 20 on it equals torch's to 3e-5.
     output_beam: Positive = key(20.0, "k2 prunes paths that are this much (nats) less likely than the best one")
 
 
@@ -87,72 +87,70 @@ class FactorSgd:
 
 @settings
 class Runtime:
-    """How a stage runs: nothing here changes a result, and no hash sees it."""
+    """How a stage runs. Nothing here changes a result, so no hash includes it."""
 
     device: Literal["auto", "cpu", "cuda"] = key(
         "auto", "where to compute; cuda also asks the scheduler for a GPU for each process", runtime=True
     )
     workers: Annotated[int, Field(ge=0, le=256)] = key(
-        0, "processes that read ahead; 0: the training reads for itself", runtime=True
+        0, "processes that load data ahead; 0: the training process loads it", runtime=True
     )
     save_minutes: Positive = key(10.0, "minutes between saves within an epoch", runtime=True)
     tensorboard: bool = key(False, "write event files for TensorBoard to D/logs/", runtime=True)
     dry_run: bool | None = key(
-        None, "compute the largest batch first, to see whether it fits; null: on CUDA", runtime=True
+        None, "try the largest batch first, to see whether it fits into memory; null: only on CUDA", runtime=True
     )
 
 
 @settings
 class TrainConfig:
-    """The recipe of a training: all that decides its result. Times are in epochs or steps; see docs/training.md."""
+    """The training recipe: all that decides the result. Durations are in epochs or steps; see docs/training.md."""
 
     epochs: Count = key(10, "passes over the training cuts")
     max_steps: Large | None = key(None, "stop after this many steps, even if epochs are left")
     batch_seconds: Positive = key(60.0, "seconds of speech in a batch, padding included")
     quadratic_seconds: Positive | None = key(
-        None, "an utterance of d seconds counts as d + d² / this: long ones come in smaller batches"
+        None, "an utterance of d seconds counts as d + d² / this, so long utterances get smaller batches"
     )
     lr: Positive = key(1e-4, "peak learning rate")
     head_lr: Positive = key(1e-3, "peak learning rate of a new head")
-    warmup: Share = key(0.1, "share of all steps in which the rate rises")
-    hold: Share = key(0.4, "share of all steps in which it then stays; after that it falls linearly")
-    final: Share = key(0.05, "the rate at the end, as a share of the peak")
-    weight_decay: NotNegative = key(0.01, "AdamW's weight decay, of matrices")
-    clip: Positive = key(1.0, "the largest norm of the gradient")
+    warmup: Share = key(0.1, "share of all steps in which the learning rate rises")
+    hold: Share = key(0.4, "share of all steps in which it then stays at the peak; after that it falls linearly")
+    final: Share = key(0.05, "learning rate at the end, as a share of the peak")
+    weight_decay: NotNegative = key(0.01, "AdamW's weight decay, only for matrices")
+    clip: Positive = key(1.0, "maximum norm of the gradient")
     dropout: BelowOne | None = key(None, "dropout of the whole model; null: the base's own")
     freeze_encoder_steps: LargeOrZero = key(0, "steps at the start in which only the head trains")
     train_front_end: bool = key(False, "train wav2vec 2.0's convolutions too; needs features: waveform")
-    label_smoothing: BelowOne = key(0.0, "label smoothing of the cross-entropies")
-    loss: str | None = key(None, "the task's loss by its name in training/losses; null: the usual one of the task")
-    ctc: CtcConfig = key(None, "who computes CTC losses", default_factory=CtcConfig)
-    ctc_weight: NotNegative = key(0.0, "Whisper from scratch: weight of a CTC on the encoder")
-    language_weight: NotNegative = key(0.0, "weight of a language classification beside recognition")
+    label_smoothing: BelowOne = key(0.0, "label smoothing of the cross-entropy losses")
+    loss: str | None = key(None, "the task's loss by its name in training/losses; null: the task's usual loss")
+    ctc: CtcConfig = key(None, "the library that computes CTC losses", default_factory=CtcConfig)
+    ctc_weight: NotNegative = key(0.0, "Whisper from scratch: weight of a CTC loss on the encoder")
+    language_weight: NotNegative = key(0.0, "weight of a language classification loss beside recognition")
     spec_augment: SpecAugment | None = key(None, "masks on the model's input features")
-    speed: tuple[Positive, ...] = key((), "factors of the speed, of which one is drawn, such as [0.9, 1.0, 1.1]")
+    speed: tuple[Positive, ...] = key((), "speed factors to draw from, such as [0.9, 1.0, 1.1]")
     noise: Noise | None = key(None, "noise added to the samples; needs features: waveform")
-    reverberation: Reverberation | None = key(None, "rooms for the samples; needs features: waveform")
+    reverberation: Reverberation | None = key(None, "simulated rooms for the samples; needs features: waveform")
     evaluate_every: Count = key(1, "epochs between evaluations on dev")
-    keep: Literal["best", "last"] = key("best", "the result: the epoch that is best on dev, or the last one")
-    patience: Count | None = key(None, "stop after this many evaluations without a better one")
-    average: Count | None = key(
-        None, "take the mean of the weights at this many last evaluations, where dev finds it no worse"
-    )
+    keep: Literal["best", "last"] = key("best", "the result: the weights of the best epoch on dev, or of the last one")
+    patience: Count | None = key(None, "stop after this many evaluations without improvement")
+    average: Count | None = key(None, "average the weights of this many last evaluations, if that is no worse on dev")
     blank_patience: Count | None = key(
-        None, "CTC: end the run after this many evaluations in a row whose output is only blank"
+        None, "CTC: fail after this many evaluations in a row whose output is only blank"
     )
     bad_patience: CountOrZero = key(
-        10, "end the run after more steps in a row than this whose loss or gradient is not finite"
+        10, "fail after more than this many steps in a row whose loss or gradient is not finite"
     )
-    precision: Precision = key("fp32", "format of the computation (fp16: CUDA only); weights that train stay fp32")
-    frozen_dtype: Precision = key("fp32", "format in which frozen matrices are held: fp32, or the same as precision")
-    gradient_checkpointing: bool = key(False, "compute activations of a layer again in the backward pass: less memory")
-    accumulate: Count = key(1, "batches of one update")
+    precision: Precision = key("fp32", "number format of the computation (fp16: CUDA only); trained weights stay fp32")
+    frozen_dtype: Precision = key("fp32", "number format of frozen matrices: fp32, or the same as precision")
+    gradient_checkpointing: bool = key(False, "recompute each layer's activations in the backward pass, to save memory")
+    accumulate: Count = key(1, "batches per update")
     processes: Annotated[int, Field(ge=1, le=1024)] = key(
-        1, "processes on this machine that share the training, with `accumulate` batches each"
+        1, "processes on this machine that share the training, each with `accumulate` batches per update"
     )
-    optimiser: Literal["adamw", "adamw8bit"] = key("adamw", "adamw8bit: state in 8 bits, by the package bitsandbytes")
+    optimiser: Literal["adamw", "adamw8bit"] = key("adamw", "adamw8bit: 8-bit state, needs the package bitsandbytes")
     factor_sgd: FactorSgd | None = key(None, "SGD for the factors of low-rank layers, as in Kaldi")
-    compile: bool = key(False, "compile the layers of encoder and decoder (torch.compile); needs a C++ compiler")
+    compile: bool = key(False, "compile the encoder and decoder layers (torch.compile); needs a C++ compiler")
     compile_buckets: Count | None = key(
         None, "pad batches to this many lengths, and compile the encoder for each of them"
     )
@@ -160,15 +158,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.frozen_dtype not in ("fp32", self.precision):
             raise ValueError(
-                f"frozen_dtype is {self.frozen_dtype}, precision {self.precision}: frozen weights are held in fp32 or "
-                f"in the format of the computation; set precision: {self.frozen_dtype}"
+                f"frozen_dtype is {self.frozen_dtype} and precision is {self.precision}: frozen_dtype must be fp32 or "
+                f"the same as precision; set precision: {self.frozen_dtype}"
             )
         if self.warmup + self.hold > 1:
             raise ValueError(
-                f"warmup is {self.warmup:g} and hold {self.hold:g}: they are shares of all steps, at most 1 together"
+                f"warmup is {self.warmup:g} and hold is {self.hold:g}: they are shares of all steps, so their sum must "
+                f"be at most 1"
             )
         if self.compile_buckets is not None and not self.compile:
-            raise ValueError("compile_buckets is given, and compile is false: set compile: true, or remove it")
+            raise ValueError("compile_buckets needs compile: true; set it, or remove compile_buckets")
 
     @property
     def changes_samples(self) -> bool:
@@ -177,6 +176,6 @@ class TrainConfig:
 
     @property
     def auxiliary(self) -> dict[str, float]:
-        """The weights of auxiliary losses by name: all keys that end in ``_weight``."""
+        """The weights of auxiliary losses by name, from all keys that end in ``_weight``."""
         end = "_weight"
         return {f.name.removesuffix(end): getattr(self, f.name) for f in fields(self) if f.name.endswith(end)}

@@ -15,7 +15,7 @@ from lowrank_speech.training.process.signals import Signals
 
 
 class Dev(NamedTuple):
-    """An evaluation: loss per unit, the metric (an error rate), and for CTC the share of utterances of blank output."""
+    """An evaluation: loss per unit, error rate, and for CTC the share of utterances whose output is only blank."""
 
     loss: float
     metric: float
@@ -32,9 +32,9 @@ def evaluate(
     signals: Signals,
     ranks: Ranks,
 ) -> Dev:
-    """Evaluate on ``batches``, this process's share; leaves the model in eval mode.
+    """Evaluate ``batches``, this process's share of dev. Leaves the model in eval mode.
 
-    All processes stop where one of them gets a signal. Computes in the format in which frozen weights are held.
+    The forward pass runs in ``frozen_dtype``. When one process gets a signal, all processes stop.
     """
     model.eval()
     errors = units = utterances = blank = has_blank = 0

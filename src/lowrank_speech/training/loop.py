@@ -1,12 +1,12 @@
 """The training loop: epochs of updates (``step``), each followed by an evaluation on dev.
 
-The whole state goes to ``folder`` after every epoch and every ``save_minutes`` within one (``state``,
-``process.checkpoint``). A run that was killed, or stopped by a signal, continues from there and ends as it would have
-ended. A state is a position between two updates. The evaluation belongs to the last update of its epoch: nothing
-changes before it is over.
+The loop saves the whole state to ``folder`` after every epoch and every ``save_minutes`` within one (``state``,
+``process.checkpoint``). A run that was killed, or stopped by a signal, continues from there with the same result as
+without the interruption. A state is a position between two updates. The evaluation belongs to the last update of its
+epoch: the state does not change until the evaluation is over.
 
-Several processes (``process.distributed``) each go through the same loop. They wait for each other where they decide
-whether to save, stop or evaluate, so they all decide alike. Only the first one writes.
+With several processes (``process.distributed``), each runs the same loop. They synchronise where they decide whether
+to save, stop or evaluate, so they all decide the same. Only the first one writes.
 """
 
 import json
@@ -49,11 +49,12 @@ log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains the parameters of ``model`` that have ``requires_grad`` when the trainer is made.
+    """Trains the parameters of ``model`` that have ``requires_grad`` when the trainer is created.
 
-    ``key``: stands for settings, inputs and code; ``folder``: of the states; ``events``: of TensorBoard's files, if
-    there are to be any; ``ranks``: the processes that share the work. ``constraint`` (optional) has ``step()``,
-    ``deviation()``, ``state_dict()`` and ``load_state_dict()``. UserError where every parameter is frozen.
+    ``key``: identifies settings, inputs and code; ``folder``: where states are saved; ``events``: where TensorBoard's
+    files go, if they are wanted; ``ranks``: the processes that share the work. ``constraint`` (optional) has
+    ``step()``, ``deviation()``, ``state_dict()`` and ``load_state_dict()``. Raises UserError if every parameter is
+    frozen.
     """
 
     def __init__(
@@ -96,21 +97,21 @@ class Trainer:
         self.stepper = Stepper(model, objective, config, self.device, seed, constraint, self.ranks)
         self.parts = Parts(key, model, self.objective, self.stepper, self.ranks, self.device)
         self.ranks.copy_from_first(self.stepper.parameters)
-        if not self.ranks.first:  # each process drops out values of its own batches
+        if not self.ranks.first:  # each process draws its own dropout
             torch.manual_seed(seed + self.ranks.rank)
 
     @property
     def step(self) -> int:
-        """Updates of the weights so far, skipped ones included."""
+        """Number of updates so far, including skipped ones."""
         return self.stepper.steps
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
     def run(self, train: Cuts, dev: Cuts, metrics: Path) -> Outcome:
-        """Train to the end: the model then holds the best (or last, or mean) weights, ``metrics`` a row an epoch.
+        """Train to the end. Leaves the best (or last, or mean) weights in the model; ``metrics`` gets a row per epoch.
 
-        The states stay for the caller to remove once its outputs are written. Raises Stopped after SIGTERM or SIGUSR1,
-        when the state is saved.
+        The caller removes the states once its outputs are written. After SIGTERM or SIGUSR1, saves the state and raises
+        Stopped.
         """
         train, dev, first = numbered(train), numbered(dev), self.ranks.first
         with Signals() as self.signals, logging_redirect_tqdm():
@@ -120,7 +121,7 @@ class Trainer:
             self.curves = Curves(self.events if first else None, self.step)
             self.last_save = time.monotonic()
             try:
-                # The last step of an epoch may be done, and its end not yet.
+                # A run that continues may have done the last step of an epoch, but not its evaluation.
                 while state.epoch < self.config.epochs and (
                     state.batch or (self.step < state.steps and not out_of_patience(state, self.config))
                 ):
@@ -138,15 +139,15 @@ class Trainer:
                 self.curves.close()
             if not any(row["loss"] is not None for row in state.history):
                 raise UserError(
-                    f"no step of {self.step} changed the weights: every loss or gradient was not finite; the lines "
-                    f"above name utterances: listen to their recordings, or lower lr and head_lr"
+                    f"none of {self.step} steps changed the weights: no loss or gradient was finite; listen to the "
+                    f"recordings of the utterances named above, or lower lr and head_lr"
                 )
             chosen = choose(state, self.model, self.config, lambda: self._evaluate(dev).metric)
         self.model.eval()
         deviation = None if self.constraint is None else self.deviation()
         found = outcome(chosen, state, self.parts, deviation, self.activations)
         if self.frozen is not None:
-            self.model.to("cpu")  # a GPU that the training filled may have no room for the whole weights
+            self.model.to("cpu")  # the float32 weights may not fit on a GPU that the training filled
             self.frozen.restore()
         as_before(self.model)
         if first:
@@ -156,7 +157,7 @@ class Trainer:
         return found
 
     def _ready(self, train: KeptCuts | ListedCuts) -> None:
-        """Everything before the first step: the state of an earlier run, the plan, the dry run."""
+        """Do everything that precedes the first step: load the state of an earlier run, plan, do the dry run."""
         self._load()
         state = self.state
         if state.steps is None:
@@ -175,12 +176,12 @@ class Trainer:
         if self.config.compile_buckets is not None and self.model.frame_rate is not None:
             longest = train.durations / min((1.0, *self.config.speed))
             self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
-            log.info("encoder layers are compiled for these numbers of frames: %s", self.model.buckets)
+            log.info("compiling encoder layers for these numbers of frames: %s", self.model.buckets)
         if self.runtime.dry_run or (self.runtime.dry_run is None and self.device.type == "cuda"):
             self._rehearse([train[i] for i in state.largest])
 
     def _rehearse(self, cuts: list[Any]) -> None:
-        """A batch of ``cuts``, at the lowest speed, forward and back, without an update."""
+        """Run a batch of ``cuts``, at the lowest speed, forward and backward without an update."""
         loader = copy(self.loader)
         if loader.augmentation is not None:
             loader.augmentation = loader.augmentation.at_the_slowest()
@@ -189,7 +190,7 @@ class Trainer:
         self.activations = rehearse(self.stepper, batch)
 
     def _epoch(self, train: Cuts) -> None:
-        """The rest of an epoch, from batch number ``state.batch`` on."""
+        """Train for the rest of an epoch, from batch number ``state.batch`` on."""
         self.model.train()
         state, rank, world = self.state, self.ranks.rank, self.ranks.world
         if self.step >= state.steps:
@@ -222,7 +223,7 @@ class Trainer:
                 break
 
     def _end_of_epoch(self, dev: Cuts) -> None:
-        """Evaluate, add a row to the history, and go to the start of the next epoch."""
+        """Evaluate, add a row to the history, and move to the start of the next epoch."""
         state, number = self.state, self.state.epoch + 1
         row = {"step": self.step, "epoch": number, "loss": state.sums.mean, "skipped": state.sums.skipped}
         row["lr"] = self.stepper.optimiser.param_groups[0]["lr"]
@@ -231,7 +232,7 @@ class Trainer:
         if self.objective.backend is not None:
             row["ctc_impossible"] = state.sums.impossible
         due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= state.steps
-        # Nothing changes before the evaluation is over: until then the state is that after the epoch's last step.
+        # Until the evaluation is over, the state must stay that of the epoch's last step.
         found = self._evaluate(dev) if due else None
         if state.sums.impossible:
             log.warning(
@@ -255,13 +256,13 @@ class Trainer:
         return evaluate(self.model, self.objective, self.config, batches, self.device, self.signals, self.ranks)
 
     def deviation(self) -> float:
-        """The largest deviation of a constrained factor from semi-orthogonality."""
+        """The largest deviation from semi-orthogonality among the constrained factors."""
         return max(self.constraint.deviation().values(), default=0.0)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def _save(self) -> Path:
-        """Every process must call it; returns the state's path when it is on the disk."""
+        """Save the state; returns its path once it is on disk. Every process must call this."""
         state = pack(self.state, self.parts)
         path = self.ranks.from_first(lambda: self.checkpoints.save(self.step, state))
         self.last_save = time.monotonic()

@@ -1,7 +1,7 @@
-"""The optimiser of a training: AdamW with two learning rates, and on request SGD for the factors of low-rank layers.
+"""The optimiser: AdamW with two learning rates, and optionally SGD for the factors of low-rank layers.
 
-Kaldi trains TDNN-F by SGD, for which its semi-orthogonal update was made. AdamW takes steps of equal size whatever the
-size of the gradient (k2-fsa/snowfall#74 reports that the update works against it).
+Kaldi designed its semi-orthogonal update for SGD, with which it trains TDNN-F. AdamW takes steps of equal size whatever
+the size of the gradient (k2-fsa/snowfall#74 reports that the update works against it).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ Groups = list[dict[str, Any]]
 
 
 class MultiOptimizer:
-    """Several optimisers that step as one, with what a training uses of an optimiser."""
+    """Several optimisers that step as one, with the part of an optimiser's interface that a training uses."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]):
         self.parts = list(parts)
@@ -30,7 +30,7 @@ class MultiOptimizer:
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, Any]]:
-        # A new mapping: torch's own are defaultdicts, to which looking up a parameter would add it.
+        # A new dict, because torch's own are defaultdicts: a lookup would add the parameter.
         return {parameter: values for part in self.parts for parameter, values in part.state.items()}
 
     def step(self) -> None:
@@ -54,7 +54,7 @@ def make_optimiser(
 ) -> torch.optim.Optimizer | MultiOptimizer:
     """The optimiser of all parameters that have ``requires_grad``; each group has its ``peak`` learning rate.
 
-    UserError where nothing trains, a package is not installed, or ``factor_sgd`` finds no factors that train.
+    Raises UserError if nothing trains, a package is not installed, or ``factor_sgd`` finds no trainable factors.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     factors = _factors(model) if config.factor_sgd is not None else {}
@@ -75,14 +75,16 @@ def make_optimiser(
     if config.factor_sgd is None:
         return adamw
     if not factors:
-        raise UserError("training.factor_sgd: there are no factors that train; set it only for methods that factorise")
+        raise UserError(
+            "training.factor_sgd: the model has no trainable factors; set it only for methods that factorise"
+        )
     lr = config.factor_sgd.lr
     group = {"params": list(factors.values()), "lr": lr, "peak": lr}
     return MultiOptimizer([adamw, torch.optim.SGD([group], lr=lr, momentum=config.factor_sgd.momentum)])
 
 
 def _factors(model: SpeechModel) -> dict[int, nn.Parameter]:
-    """The factors that train of all low-rank layers, by id; biases stay with AdamW."""
+    """The trainable factors of all low-rank layers, by id; biases stay with AdamW."""
     weights = [w for layer in low_rank_layers(model.body).values() for w in (layer.first.weight, layer.second.weight)]
     return {id(weight): weight for weight in weights if weight.requires_grad}
 
@@ -96,7 +98,7 @@ def _adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
 def _bitsandbytes() -> Any:
     try:
         from bitsandbytes import optim
-    except Exception as error:  # with a broken CUDA set-up it raises more than ImportError
+    except Exception as error:  # with a broken CUDA installation it raises other errors than ImportError
         raise UserError(
             f"training.optimiser: adamw8bit needs the package bitsandbytes ({' '.join(str(error).split())}): install "
             f"it, or use adamw"

@@ -1,4 +1,4 @@
-"""What a person sees of a training under way: a bar or lines in the log, and curves for TensorBoard."""
+"""Show the progress of a training: a bar or log lines, and curves for TensorBoard."""
 
 import contextlib
 import logging
@@ -15,7 +15,7 @@ SECONDS_BETWEEN_LINES = 60.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line in the log every minute. ``done`` of ``steps`` are done already.
+    """A bar on a terminal; elsewhere a log line every minute. ``done`` of ``steps`` are already done.
 
     ``shown``: whether to show a bar at all.
     """
@@ -27,7 +27,7 @@ class Progress:
         self.bar = tqdm(total=steps, initial=done, disable=None if shown else True, unit="step")
 
     def step(self, epoch: int, loss: float | None, speech: float) -> None:
-        """Count a step in ``epoch`` (from 1) of ``speech`` seconds; ``loss``: the epoch's mean so far."""
+        """Count a step of ``speech`` seconds in ``epoch`` (from 1); ``loss``: the epoch's mean so far."""
         self.done += 1
         self.speech += speech
         now = time.monotonic()
@@ -48,9 +48,9 @@ class Progress:
 
 
 class Curves:
-    """Event files for TensorBoard in ``folder``; with None, nothing.
+    """Writes event files for TensorBoard to ``folder``; with None, does nothing.
 
-    ``step``: the step from which the run continues. TensorBoard hides what a killed run wrote after it; at 0 the event
+    ``step``: the step from which the run continues. TensorBoard hides what a killed run wrote after it. At 0, the event
     files of earlier runs are removed.
     """
 
@@ -58,7 +58,7 @@ class Curves:
         self.writer = None
         if folder is None:
             return
-        # Slow to import, and not needed without it.
+        # Imported here, because the import is slow.
         from torch.utils.tensorboard import SummaryWriter
 
         if step == 0:
@@ -67,7 +67,7 @@ class Curves:
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, step: int, group: str, values: Mapping[str, Any]) -> None:
-        """Add ``values`` at ``step`` to the curves ``group/name``; None is left out."""
+        """Add ``values`` at ``step`` to the curves ``group/name``; skips None."""
         if self.writer is None:
             return
         with self._without_room():
@@ -82,9 +82,9 @@ class Curves:
 
     @contextlib.contextmanager
     def _without_room(self) -> Iterator[None]:
-        """Where the curves cannot be written they end, and the training continues."""
+        """If the curves cannot be written, stop writing them and let the training continue."""
         try:
             yield
         except OSError as error:
-            log.warning("the curves for TensorBoard end here, they cannot be written: %s", error)
+            log.warning("the curves for TensorBoard cannot be written and end here: %s", error)
             self.writer = None

@@ -1,5 +1,5 @@
-"""The result of a training: which weights it is (of the best evaluation, of the last one, or a mean of the last), and
-what the manifest says of it.
+"""The result of a training: its weights (of the best evaluation, of the last one, or a mean of the last ones), and the
+measurements for the manifest.
 """
 
 import logging
@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Chosen(NamedTuple):
-    """The dev metric of the result, and how many evaluations' weights are averaged in it (0: none)."""
+    """The dev metric of the result, and over how many evaluations its weights are averaged (0: not averaged)."""
 
     metric: float | None
     averaged: int
@@ -36,7 +36,7 @@ def note(state: State, found: Dev, model: nn.Module, config: TrainConfig) -> Non
 
 
 def out_of_patience(state: State, config: TrainConfig) -> bool:
-    """Whether the last ``patience`` evaluations were no better than one before."""
+    """Whether the last ``patience`` evaluations were no better than an earlier one."""
     if config.patience is None:
         return False
     dev = [row["dev_metric"] for row in state.history if "dev_metric" in row]
@@ -44,14 +44,14 @@ def out_of_patience(state: State, config: TrainConfig) -> bool:
 
 
 def choose(state: State, model: nn.Module, config: TrainConfig, evaluate: Callable[[], float]) -> Chosen:
-    """Put the result into ``model``. ``evaluate()`` gives the dev metric of the weights that are in it."""
+    """Load the result into ``model``. ``evaluate()`` returns the dev metric of the model's current weights."""
     if len(state.recent) > 1:
         put(mean(state.recent), model)
         found = evaluate()
         taken = config.keep == "last" or found <= state.best_metric
         log.info(
-            "the mean of the weights at the last %d evaluations: dev error %.4f; %s",
-            *(len(state.recent), found, "taken" if taken else f"the best epoch's {state.best_metric:.4f} is better"),
+            "mean of the weights of the last %d evaluations: dev error %.4f; %s",
+            *(len(state.recent), found, "used" if taken else f"the best epoch's {state.best_metric:.4f} is better"),
         )
         if taken:
             return Chosen(found, len(state.recent))
@@ -63,7 +63,7 @@ def choose(state: State, model: nn.Module, config: TrainConfig, evaluate: Callab
 
 
 def mean(states: Sequence[Weights]) -> Weights:
-    """Means of the states' tensors, summed in float64, in their own dtype; of whole numbers, the last ones."""
+    """Means of the tensors, summed in float64 and returned in their own dtype; integers come from the last state."""
     result = {}
     for name, last in states[-1].items():
         if last.is_floating_point():
@@ -75,13 +75,13 @@ def mean(states: Sequence[Weights]) -> Weights:
 
 
 def watch_blank(state: State, found: Dev, step: int, config: TrainConfig) -> None:
-    """Warn where CTC's output for dev is only blank. UserError after ``blank_patience`` such evaluations in a row."""
+    """Warn if CTC's output for dev is only blank. Raises UserError after ``blank_patience`` evaluations in a row."""
     if found.blank != 1.0 or not math.isfinite(found.loss):
         state.blank_evaluations = 0
         return
     state.blank_evaluations += 1
     advice = "train longer (epochs), warm up longer (warmup), raise head_lr or lower lr"
-    log.warning("step %d: CTC's output for dev is only blank; if it stays so: %s", step, advice)
+    log.warning("step %d: CTC's output for dev is only blank; if this goes on, %s", step, advice)
     if state.blank_evaluations >= (config.blank_patience or math.inf):
         raise UserError(
             f"step {step}: CTC's output for dev was only blank in {state.blank_evaluations} evaluations in a row "
@@ -90,14 +90,14 @@ def watch_blank(state: State, found: Dev, step: int, config: TrainConfig) -> Non
 
 
 class Outcome(NamedTuple):
-    """What a run has measured: ``metrics`` of its result, which equal runs share, and what it ``cost``."""
+    """The measurements of a run: ``metrics``, which are the same in equal runs, and ``cost`` (time and memory)."""
 
     metrics: dict[str, Any]
     cost: dict[str, Any]
 
 
 def outcome(chosen: Chosen, state: State, parts: Parts, deviation: float | None, activations: int | None) -> Outcome:
-    """The measurements of a run that is over; and one line in the log.
+    """The measurements of a finished run; also writes a log line.
 
     ``deviation``: of the constrained factors from semi-orthogonality; ``activations``: bytes, from the dry run.
     """
@@ -118,7 +118,7 @@ def outcome(chosen: Chosen, state: State, parts: Parts, deviation: float | None,
         "bytes": held | {"activations": activations},
         "seconds_train": round(state.seconds, 3),
         "speech_seconds_per_second": round(state.speech / max(state.seconds, 1e-9), 3),
-        # A run that was continued has had more than one process.
+        # A run that was continued has used more than one process; the state holds the peak of the earlier ones.
         "peak_bytes": max(state.peak_bytes, peak_bytes(parts.device)),
         "device": str(parts.device),
     }

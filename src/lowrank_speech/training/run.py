@@ -1,12 +1,12 @@
-"""One training from its settings to its outcome: what the stages `base` (from scratch) and `train` have in common.
+"""One training from settings to outcome: what the stages `base` (from scratch) and `train` share.
 
     run = Run(recipe, runtime, seed, scratch, train_cuts, dev_cuts, identity)    # joins the other processes
-    usable = run.usable(model, objective)         # cuts with their targets; the others are in run.set_aside
+    usable = run.usable(model, objective)         # cuts with their targets; run.set_aside lists the others
     outcome = run.train(model, objective, usable, inputs, metrics)
     run.clear()                                   # once outputs and manifest are written
 
-The state of a run lies in ``scratch/<key>/``, where the key stands for settings, inputs and code. A run with another
-key starts in a folder of its own, beside the old one.
+A run keeps its state in ``scratch/<key>/``; the key identifies settings, inputs and code. A run with another key gets
+its own folder and leaves the old one alone.
 """
 
 import hashlib
@@ -38,14 +38,14 @@ from lowrank_speech.training.result import Outcome
 
 log = logging.getLogger(__name__)
 
-SHOWN = 12  # digits of the key that name its folder
+SHOWN = 12  # digits of the key in the name of its folder
 KEY = re.compile(f"[0-9a-f]{{{SHOWN}}}")
 
 
 class Run:
-    """A training by ``recipe``. ``identity``: what decides its result beside recipe, seed and cuts, as text.
+    """A training by ``recipe``. ``identity``: what else decides its result besides recipe, seed and cuts, as text.
 
-    ``seconds``: cut utterances to at most that. ``events``: the folder of TensorBoard's files, for those who ask.
+    ``seconds``: cut utterances to at most this length. ``events``: folder for TensorBoard's files, if they are wanted.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Run:
         events: Path | None = None,
     ):
         if runtime.tensorboard and events is None:
-            raise UserError("tensorboard: true needs --tensorboard, the folder of the event files")
+            raise UserError("tensorboard: true needs --tensorboard, the folder for the event files")
         self.recipe, self.runtime, self.seed = recipe, runtime, seed
         self.events = events if runtime.tensorboard else None
         self.ranks = Ranks.start(recipe.processes, pick_device(runtime.device))
@@ -75,14 +75,14 @@ class Run:
         self.scratch, self.folder = scratch, scratch / self.key[:SHOWN]
         for other in self._others():
             if KEY.fullmatch(other.name) and not Checkpoints(other).files():
-                shutil.rmtree(other)  # killed before its first state: nothing is lost
+                shutil.rmtree(other)  # the run was killed before its first state, so nothing is lost
             else:
-                log.info("%s: an unfinished run with other settings, inputs or code; it stays where it is", other)
+                log.info("keeping %s: an unfinished run with other settings, inputs or code", other)
 
     def usable(self, model: SpeechModel, objective: Objective) -> Usable:
         """The cuts that can be used, with their targets. Only the first of several processes reads the manifests.
 
-        A run that continues takes the cuts of the run before.
+        A run that continues reuses the cuts that it prepared before.
         """
 
         def make() -> Usable:
@@ -112,7 +112,7 @@ class Run:
         constraint: Any = None,
         memory: float = 0.0,
     ) -> Outcome:
-        """Train to the end; draws the heads of auxiliary losses first. See ``Trainer.run``.
+        """Initialise the heads of auxiliary losses and train to the end. See ``Trainer.run``.
 
         ``memory``: seconds of speech whose inputs stay in memory.
         """
@@ -133,11 +133,11 @@ class Run:
         return trainer.run(usable.train, usable.dev, metrics)
 
     def clear(self) -> None:
-        """Remove the state and the prepared cuts: the run is over. Others stay, and are listed."""
+        """Remove the state and the prepared cuts of this run, which is over. Lists the folders of other runs."""
         shutil.rmtree(self.folder, ignore_errors=True)
         for other in self._others():
             size = sum(path.stat().st_size for path in [other, *other.rglob("*")] if path.is_file())
-            log.info("%s (%.1f MB) belongs to a run that was not finished; remove it if not needed", other, size / 1e6)
+            log.info("%s (%.1f MB) belongs to an unfinished run; remove it if you do not need it", other, size / 1e6)
 
     def _others(self) -> list[Path]:
         if not self.ranks.first or not self.scratch.is_dir():
@@ -146,7 +146,7 @@ class Run:
 
 
 def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Path | None = None) -> list[str]:
-    """What decides the result of a training beside its cuts: settings, code, text, and the model it starts from."""
+    """What decides the result of a training besides its cuts: settings, code, text, and the initial model."""
     parts = [canonical_json(cfg), code or ""]
     if lang is not None:
         parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, lang.normaliser.config.to_dict()]))
@@ -156,7 +156,7 @@ def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Pa
 
 
 def _cuts_digest(path: Path) -> str:
-    """Digest of the cuts in ``path``, and of stored features as far as the manifest beside it has their digests."""
+    """Digest of the cuts in ``path``, and of stored features if the manifest beside it lists their digests."""
     manifest = path.with_name(f"{path.name.removesuffix('.jsonl.gz')}.json")
     stored = json.loads(manifest.read_text(encoding="utf-8")).get("outputs") if manifest.is_file() else None
     return sha256(path) + canonical_json(stored)

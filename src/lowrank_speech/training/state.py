@@ -1,4 +1,4 @@
-"""The state of a training between two updates: everything that decides how it continues."""
+"""The state of a training between two updates: all that decides how it continues."""
 
 import logging
 from dataclasses import dataclass, field, fields
@@ -23,7 +23,7 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Sums:
-    """What an epoch has summed up so far: the task's loss and its units, impossible targets, skipped steps."""
+    """Sums over an epoch so far: the task's loss and its units, impossible targets, skipped steps."""
 
     loss: float = 0.0
     units: int = 0
@@ -32,21 +32,21 @@ class Sums:
 
     @property
     def mean(self) -> float | None:
-        """The loss per unit; None where no step counted."""
+        """The loss per unit; None if every step was skipped."""
         return self.loss / self.units if self.units else None
 
 
 @dataclass
 class State:
-    """Where a training is, and what it has measured and kept until there.
+    """The position of a training, and what it has measured and kept so far.
 
-    epoch, batch        epochs that are done, and batches that are done in the next one
-    steps, largest      of the plan: steps of the whole run, indices of the cuts in its largest batch
-    sums, history       of this epoch, and a row for each one before
+    epoch, batch        number of finished epochs, and of finished batches in the current one
+    steps, largest      the plan: steps of the whole run, and the indices of the cuts in its largest batch
+    sums, history       sums of the current epoch, and a row for each earlier one
     best, best_metric   weights of the best evaluation (``keep: best``) and its metric
     recent              weights of the last evaluations (``average``)
     blank_evaluations   evaluations in a row in which CTC's output was only blank
-    speech, seconds     of training: seconds of speech, and of time inside of steps
+    speech, seconds     seconds of speech trained on, and seconds spent in steps
     """
 
     epoch: int = 0
@@ -65,7 +65,7 @@ class State:
 
 
 class Parts(NamedTuple):
-    """What has a state of its own. ``key`` stands for settings, inputs and code of the run."""
+    """The components that have a state of their own. ``key`` identifies the run's settings, inputs and code."""
 
     key: str
     model: SpeechModel
@@ -76,7 +76,7 @@ class Parts(NamedTuple):
 
     @property
     def ctc(self) -> str | None:
-        """The back end of CTC."""
+        """The CTC back end."""
         return self.objective.backend and self.objective.backend.backend
 
 
@@ -86,9 +86,9 @@ SAVED = ("key", "ctc", "model", "objective", "stepper", "state", "rng")
 
 
 def pack(state: State, parts: Parts) -> dict[str, Any]:
-    """What is written to disk. Tensors on the CPU are the training's own: write them before the next step.
+    """The state to save. It shares tensors on the CPU with the training, so write it before the next step.
 
-    Every process must call it: the first one's state holds the random generators of all.
+    Every process must call this: the first one's state holds the random generators of all.
     """
     state.peak_bytes = max(state.peak_bytes, peak_bytes(parts.device))
     return {
@@ -103,23 +103,26 @@ def pack(state: State, parts: Parts) -> dict[str, Any]:
 
 
 def unpack(path: Path, saved: dict[str, Any], parts: Parts) -> State:
-    """The state in ``saved``, read from ``path``; puts the rest into ``parts``. UserError where it is another run's."""
+    """Return the state in ``saved``, read from ``path``, and load the rest into ``parts``.
+
+    Raises UserError if it belongs to another run.
+    """
     missing = [name for name in SAVED if name not in saved]
     missing = missing or [f.name for f in fields(State) if f.name not in saved["state"]]
     if missing:
         raise UserError(
-            f"{path} cannot be read: another version of this program wrote it (it has no {missing[0]!r}); remove "
+            f"{path} cannot be read: it has no {missing[0]!r}, so another version of this program wrote it; remove "
             f"{path.parent} to start again"
         )
     if saved["key"] != parts.key:
         raise UserError(
-            f"{path} belongs to a run with other settings or inputs ({saved['key'][:12]}, this one is "
+            f"{path} belongs to a run with other settings or inputs (its key is {saved['key'][:12]}, this run's is "
             f"{parts.key[:12]}); remove {path.parent} to start again"
         )
     if parts.ctc is not None and saved["ctc"] != parts.ctc:
         raise UserError(
-            f"{path} belongs to a run that computed CTC by {saved['ctc']}, and this one computes it by {parts.ctc}; "
-            f"continue where the first one ran, or remove {path.parent} to start again"
+            f"{path} belongs to a run that computed CTC with {saved['ctc']}, but here CTC runs with {parts.ctc}; "
+            f"continue where that run started, or remove {path.parent} to start again"
         )
     put(saved["model"], parts.model)
     parts.objective.load_state_dict(saved["objective"])
@@ -134,7 +137,7 @@ def unpack(path: Path, saved: dict[str, Any], parts: Parts) -> State:
 
 
 def changing(model: nn.Module) -> Weights:
-    """Parameters that train and saved buffers (running statistics of a batch normalisation) by name; not copies."""
+    """Trainable parameters and persistent buffers (batch normalisation's running statistics) by name; not copies."""
     saved = model.state_dict().keys()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name in saved}
     return {name: p.detach() for name, p in model.named_parameters() if p.requires_grad} | buffers
@@ -147,6 +150,6 @@ def copied(weights: Weights) -> Weights:
 
 @torch.no_grad()
 def put(weights: Weights, model: nn.Module) -> None:
-    """Copy ``weights`` into ``model``; KeyError where one that trains is missing."""
+    """Copy ``weights`` into ``model``. Raises KeyError if a trainable one is missing."""
     for name, tensor in changing(model).items():
         tensor.copy_(weights[name])

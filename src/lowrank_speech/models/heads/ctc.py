@@ -42,4 +42,4 @@ class CtcHead(Head):
     def configure(cls, config: Any, settings: CtcSettings, outputs: int, labels: Sequence[str] = ()) -> None:
         super().configure(config, settings, outputs, labels)
         config.final_dropout = settings.dropout
-        config.pad_token_id = BLANK  # what transformers' CTC loss takes for the blank
+        config.pad_token_id = BLANK  # transformers' CTC loss uses this id as the blank

@@ -9,12 +9,12 @@ from lowrank_speech.training.config import SpecAugment
 def spec_augment(
     features: Tensor, lengths: Tensor, stacked: int = 1, *, config: SpecAugment, generator: torch.Generator
 ) -> Tensor:
-    """Mask features (B, F, C) with (B,) valid frames: masked values become the utterance's mean. A new tensor.
+    """Replace masked values of features (B, F, C) with (B,) valid frames by the utterance's mean. Returns a new tensor.
 
     ``stacked``: each row holds this many frames of C / stacked bands; a band is masked in all of them.
     """
     batch, frames, channels = features.shape
-    lengths = lengths.cpu()  # the generator draws there
+    lengths = lengths.cpu()  # the generator is on the CPU
     time = torch.arange(frames)[None, :].expand(batch, frames)
     valid = time < lengths[:, None]
     sums = (features.detach().float() * valid[..., None].to(features.device)).sum((1, 2))

@@ -1,6 +1,6 @@
-"""What a training will do, from the durations of its utterances: the number of steps, and the largest batch.
+"""Plan a training from the durations of its utterances: count the steps, and find the largest batch.
 
-The schedule of the learning rate needs the first, the dry run the second. No cut is read.
+The learning rate schedule needs the number of steps, the dry run needs the largest batch. Neither reads a cut.
 """
 
 import math
@@ -12,11 +12,11 @@ from lowrank_speech.features.batches import batch_indices
 from lowrank_speech.features.kept import KeptCuts, ListedCuts
 from lowrank_speech.training.config import TrainConfig
 
-MOST_COUNTED = 100_000  # utterances times epochs: two to four seconds
+MOST_COUNTED = 100_000  # utterances times epochs; counting them takes two to four seconds
 
 
 def batching(config: TrainConfig, seed: int, epoch: int) -> tuple[float, int, int, float | None]:
-    """The arguments of ``batch_indices`` for an epoch: batches fit even where all utterances get the lowest speed."""
+    """The arguments of ``batch_indices`` for an epoch. Batches fit even if all utterances get the lowest speed."""
     slowest, quadratic = min((1.0, *config.speed)), config.quadratic_seconds
     # d seconds become d / slowest, which count as that + d² / (slowest² quadratic).
     return config.batch_seconds * slowest, seed, epoch, quadratic and quadratic * slowest
@@ -25,9 +25,9 @@ def batching(config: TrainConfig, seed: int, epoch: int) -> tuple[float, int, in
 def plan(
     train: KeptCuts | ListedCuts, config: TrainConfig, seed: int, world: int = 1, window: float | None = None
 ) -> tuple[int, list[int]]:
-    """The steps of a run by ``world`` processes, and the largest batch (indices of cuts; see ``survey``).
+    """The number of steps of a run by ``world`` processes, and the largest batch (indices of cuts; see ``survey``).
 
-    Epochs differ by a few batches. Where it would take seconds to count them all, only the first one is counted.
+    Epochs differ by a few batches. If counting all of them would take seconds, only the first one is counted.
     """
     counted = config.epochs if len(train) * config.epochs <= MOST_COUNTED else 1
     steps, candidates = 0, []
@@ -40,8 +40,9 @@ def plan(
 
 
 def survey(batches: Iterable[list[int]], durations: np.ndarray, window: float | None = None) -> tuple[int, list[int]]:
-    """The number of batches (indices of cuts), and the one with most seconds, padding included; of equal ones, the one
-    with the longest cut. ``window``: seconds to which a model pads every utterance.
+    """The number of ``batches`` (indices of cuts), and the largest one: that with the most seconds including padding.
+
+    The longest cut decides between equal ones. ``window``: seconds to which a model pads every utterance.
     """
     count, largest, most = 0, [], (0.0, 0.0)
     for batch in batches:

@@ -1,7 +1,7 @@
-"""The cuts that a training can use, found in one pass over the manifests. A run that continues takes them from here.
+"""The cuts that a training can use, found in one pass over the manifests. A run that continues reads them from here.
 
-folder/train.jsonl, dev.jsonl    the cuts with their targets, each file with its table (features.kept)
-folder/prepared.json             whose they are, what was set aside, which languages there are; written last
+folder/train.jsonl, dev.jsonl    the cuts with their targets; each file has its table (features.kept)
+folder/prepared.json             the key of their run, what was set aside, which languages there are; written last
 """
 
 import json
@@ -22,9 +22,9 @@ RECORD = "prepared.json"
 
 
 def prepared(folder: Path, key: str, make: Callable[[], Usable], set_aside: SetAside) -> Usable:
-    """What ``make`` wrote to ``folder`` in an earlier run with the same ``key``; else what it makes now.
+    """Read what ``make`` wrote to ``folder`` in an earlier run with the same ``key``, or call it now.
 
-    ``key`` stands for everything that decides which cuts can be used. ``set_aside`` gets the rows of that run.
+    ``key`` identifies all that decides which cuts can be used. ``set_aside`` gets the rows of the earlier run.
     """
     record = _read(folder)
     if record is None or record["key"] != key:
@@ -43,14 +43,14 @@ def prepared(folder: Path, key: str, make: Callable[[], Usable], set_aside: SetA
         return usable
     set_aside.rows.extend(map(tuple, record["set_aside"]))
     train, dev = (KeptCuts(folder / name) for name in SPLITS)
-    log.info("using the cuts that the run before has prepared")
+    log.info("using the cuts that an earlier run prepared")
     return Usable(train, dev, Languages(Counter(record["counts"]), record["without"]), record["labels"])
 
 
 def _read(folder: Path) -> dict[str, Any] | None:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        # After a power cut the record may be whole, and the files not.
+        # After a power cut the record may be complete and the files truncated.
         return record if "key" in record and record["bytes"] == _bytes(folder) else None
     except (FileNotFoundError, ValueError, KeyError):
         return None

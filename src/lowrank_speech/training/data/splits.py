@@ -1,4 +1,4 @@
-"""The cuts that a training can use, with their targets; the others are set aside before the first step."""
+"""Select the cuts that a training can use, with their targets, and set the others aside before the first step."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,10 +21,10 @@ SPLITS = ("train.jsonl", "dev.jsonl")
 
 @dataclass
 class Split:
-    """A split's cuts, as often as they are asked for.
+    """A split, whose cuts can be read several times.
 
     ``what``: its name in messages; ``recipe``: only for the training split, whose speed may change; ``seconds``: cut
-    utterances to at most that, at a place drawn from ``seed`` (None: the middle).
+    utterances to at most this length, at a position drawn from ``seed`` (None: the middle).
     """
 
     what: str
@@ -34,29 +34,29 @@ class Split:
     seed: int | None = None
 
     def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
-        """The cuts that fit the model's window, one by one. UserError: stored features cannot be augmented."""
+        """Yield the cuts that fit the model's window. Raises UserError if they have stored features to augment."""
         cuts = segment(load_cuts(self.path, lazy=True), self.seconds, self.seed)
         slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
         cuts = one_supervision(fitting(cuts, model.feature_size, self.path), set_aside)
         for cut in fits_window(cuts, model.window_seconds, set_aside, slowest):
             if self.recipe and self.recipe.changes_samples and getattr(cut, "has_features", False):
                 raise UserError(
-                    f"{self.path} has stored features, which speed, noise and reverberation cannot change: take "
-                    f"features: waveform, or leave these out"
+                    f"{self.path} has stored features, which speed, noise and reverberation cannot change; set "
+                    f"features: waveform, or remove these keys"
                 )
-            # A second is long enough for every model, and asking one costs time on long corpora.
+            # A second is long enough for every model. Asking the model costs time on long corpora.
             if cut.duration < 1.0 and self.frames(model, cut) < 1:
                 set_aside.add(cut.id, "too short", f"{cut.duration:.3f} s, less than one frame of the model")
                 continue
             yield cut
 
     def frames(self, model: SpeechModel, cut: Any) -> int:
-        """The encoder frames of a cut, at the highest speed."""
+        """Number of encoder frames of a cut, at the highest speed."""
         fastest = max(self.recipe.speed, default=1.0) if self.recipe else 1.0
         return model.frames_of(cut if fastest <= 1.0 else cut.perturb_speed(fastest))
 
     def usable(self, model: SpeechModel, objective: Objective, set_aside: SetAside) -> Iterator[Any]:
-        """The cuts that have a target for each loss, with these targets."""
+        """Yield the cuts that have a target for each loss, together with these targets."""
         frames = partial(self.frames, model)
         for cut in self.cuts(model, set_aside):
             found = objective.prepare(cut, frames)
@@ -68,9 +68,9 @@ class Split:
 
 @dataclass
 class Usable:
-    """The cuts of both splits that can be used, on disk. Processes may send it to each other.
+    """The usable cuts of both splits, on disk. Processes can send this object to each other.
 
-    ``languages``: of the training cuts; ``labels``: those that the losses tell apart.
+    ``languages``: of the training cuts; ``labels``: the languages that the losses distinguish.
     """
 
     train: KeptCuts
@@ -82,13 +82,13 @@ class Usable:
 def usable_cuts(
     splits: Sequence[Split], model: SpeechModel, objective: Objective, folder: Path, set_aside: SetAside
 ) -> Usable:
-    """The usable cuts of the training and the dev split, written to ``folder`` in one pass.
+    """Write the usable cuts of the training and the dev split to ``folder`` in one pass.
 
-    Fills the objective's ``labels`` where the config names none. UserError where a split has no usable cut, or where
-    the training cuts do not suffice for a loss.
+    Fills the objective's ``labels`` if the config does not name them. Raises UserError if a split has no usable cut, or
+    if the training cuts do not suffice for a loss.
     """
     (train, dev), languages, labels = splits, Languages(), objective.labels
-    if objective.task.wants_labels and not labels:  # a pass of its own: the labels decide which cuts can be used
+    if objective.task.wants_labels and not labels:  # needs its own pass: the labels decide which cuts can be used
         found = Languages()
         for _ in found.over(train.cuts(model, SetAside())):
             pass
@@ -108,10 +108,10 @@ def usable_cuts(
 
 
 def augmentation(recipe: TrainConfig) -> Any:
-    """The ``Augmentation`` of the samples of training utterances that the recipe asks for, or None."""
+    """The ``Augmentation`` of training samples that the recipe asks for, or None."""
     if not recipe.changes_samples:
         return None
-    # Here, so that the code hash of a training without augmentation can leave it out.
+    # Imported here, so that the code hash of a training without augmentation can leave it out.
     from lowrank_speech.features.augment import Augmentation
 
     return Augmentation(recipe.speed, recipe.noise, recipe.reverberation)

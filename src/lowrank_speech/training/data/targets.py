@@ -1,4 +1,4 @@
-"""Where the targets of a cut are kept: in the cut, under the names of the losses, so that they travel with it."""
+"""Store the targets of a cut in the cut itself, under the names of the losses."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ KEY = "targets"
 
 
 def with_targets(cut: Any, targets: dict[str, Any]) -> Any:
-    """A copy of ``cut`` with its targets by the names of the losses, of types that JSON has."""
-    if hasattr(cut, "tracks"):  # a mixture keeps nothing of its own: its first speech does
+    """A copy of ``cut`` with JSON-serialisable targets by the names of the losses."""
+    if hasattr(cut, "tracks"):  # a MixedCut has no custom fields; its first track with speech has them
         tracks, number = list(cut.tracks), next(i for i, t in enumerate(cut.tracks) if hasattr(t.cut, "supervisions"))
         tracks[number] = fastcopy(tracks[number], cut=with_targets(tracks[number].cut, targets))
         return fastcopy(cut, tracks=tracks)

@@ -1,7 +1,7 @@
-"""CTC over characters or pieces, per label, by k2 or torch. Dev metric: token error rate of the greedy path.
+"""CTC over characters or pieces, per label, computed by k2 or torch. Dev metric: token error rate of the greedy path.
 
-As the loss of a task it reads the model's own head; as an auxiliary one it has a head of its own on the encoder of a
-Whisper, as in hybrid CTC / attention training (Watanabe et al. 2017).
+As a task's loss it uses the model's head. As an auxiliary loss it has its own head on a Whisper encoder, as in hybrid
+CTC / attention training (Watanabe et al. 2017).
 """
 
 import itertools
@@ -36,14 +36,14 @@ class Ctc(Loss):
         self.head: nn.Linear | None = None
         if materials.lang is None or materials.lang.tokens is None:
             raise UserError(
-                "training.ctc_weight: CTC needs a token set of kind char or sentencepiece, and this model brings "
+                "training.ctc_weight: CTC needs a token set of kind char or sentencepiece, but this model uses "
                 "Whisper's own tokenizer; set ctc_weight: 0"
                 if auxiliary
                 else "train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer"
             )
 
     def prepare(self, utterance: Utterance) -> list[int] | Reason:
-        """The ids of the text, unless they need more frames than there are."""
+        """The ids of the text, unless they need more frames than the utterance has."""
         if isinstance(utterance.text, Reason):
             return utterance.text
         ids = self.materials.lang.tokens.encode(utterance.text)
@@ -58,7 +58,7 @@ class Ctc(Loss):
         self.backend = choose_ctc(self.materials.recipe.ctc, pick_device(self.materials.device))
 
     def collate(self, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        """Labels of all utterances in one row, (sum of lengths,) int64, and their numbers (B,) int64."""
+        """Concatenated labels of all utterances, (sum of lengths,) int64, and the lengths (B,) int64."""
         return torch.tensor([i for row in targets for i in row]), torch.tensor([len(row) for row in targets])
 
     def forward(
@@ -79,7 +79,7 @@ class Ctc(Loss):
         return int(sizes[possible_targets(frames().cpu(), labels.split(sizes.tolist()))].sum())
 
     def errors(self, logits: Tensor, frames: Tensor, target: tuple[Tensor, Tensor]) -> Errors:
-        """Edits that make the targets from the greedy paths of ``logits`` (B, F, V)."""
+        """Edit distance between the targets and the greedy paths of ``logits`` (B, F, V)."""
         labels, sizes = target
         errors = blank = 0
         for row, n, ids in zip(logits.argmax(-1).cpu(), frames.tolist(), labels.split(sizes.tolist()), strict=True):
@@ -91,14 +91,14 @@ class Ctc(Loss):
 
 
 def ctc_frames_needed(ids: Sequence[int]) -> int:
-    """The smallest number of frames in which CTC can emit ``ids``: one per label, and a blank between equal neighbours.
+    """The minimum number of frames in which CTC can emit ``ids``: one per label, and a blank between equal neighbours.
 
-    With fewer frames the loss is infinite (and torch's gradient NaN). Source: Graves et al. 2006, section 3.
+    With fewer frames the loss is infinite and torch's gradient is NaN. Source: Graves et al. 2006, section 3.
     """
     return len(ids) + sum(left == right for left, right in itertools.pairwise(ids))
 
 
-# -- which back end ----------------------------------------------------------------------------------------------------
+# -- back end ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class Backend:
 
 
 def choose_ctc(config: CtcConfig, device: Any) -> Backend:
-    """The back end of ``config`` on ``device``; ``auto`` takes k2 where it works. UserError where ``k2`` does not."""
+    """The back end for ``config`` on ``device``; ``auto`` uses k2 if it works. Raises UserError if ``k2`` does not."""
     torch_ctc = Backend("torch", str(torch.__version__))
     if config.backend == "torch":
         return torch_ctc
@@ -127,8 +127,8 @@ def choose_ctc(config: CtcConfig, device: Any) -> Backend:
             raise UserError(
                 f"training.ctc.backend: {error}; install the k2 built for this torch (docs/k2.md), or set `torch`"
             ) from error
-        log.info("CTC by torch: %s", error)
+        log.info("CTC runs with torch: %s", error)
         return torch_ctc
     chosen = Backend("k2", k2_version(), k2, config.output_beam)
-    log.info("CTC by k2, version %s, output_beam %g", chosen.version, chosen.output_beam)
+    log.info("CTC runs with k2 %s, output_beam %g", chosen.version, chosen.output_beam)
     return chosen

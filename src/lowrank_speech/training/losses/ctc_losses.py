@@ -1,7 +1,7 @@
-"""CTC losses of single utterances by torch or by k2, with equal losses and gradients.
+"""CTC losses of single utterances, computed by torch or k2 with equal losses and gradients.
 
-The only module that touches k2. It imports nothing but torch and (on request) k2, and stays within Python 3.9: the k2
-of the package index is for that Python, and `make test-k2` loads this file there by its path.
+Only this module uses k2. It imports nothing but torch and (on request) k2, and stays compatible with Python 3.9: the
+k2 on PyPI is built for that Python, and `make test-k2` loads this file there by its path.
 
 B batch, F frames, V vocabulary. Blank is 0. Source: Graves et al. 2006; k2's intersect_dense over ctc_graph.
 """
@@ -20,13 +20,13 @@ BLANK = 0
 
 
 def import_k2(device: str = "cpu") -> ModuleType:
-    """k2, if it works with this torch and on ``device`` (cpu or cuda); else ImportError, one line that says why."""
+    """Import k2. Raises a one-line ImportError if it does not work with this torch on ``device`` (cpu or cuda)."""
     try:
         import k2
     except Exception as error:  # k2 raises ImportError for another torch, the loader OSError, its dependencies anything
         raise ImportError(f"{_named()} cannot be imported: {' '.join(str(error).split())}") from error
     if not hasattr(k2, "ctc_loss"):
-        # For Python any folder of that name on its path is a package.
+        # Python treats any folder of that name on its path as a namespace package.
         raise ImportError(f"k2 is not installed; Python finds the folder {next(iter(k2.__path__))} instead")
     if device == "cuda" and not k2.with_cuda:
         raise ImportError(f"{_named()} was built without CUDA")
@@ -34,7 +34,7 @@ def import_k2(device: str = "cpu") -> ModuleType:
 
 
 def k2_version() -> str:
-    """The version of the installed k2, with the CUDA and torch that it was built for, if its wheel says so."""
+    """The version of the installed k2; includes the CUDA and torch versions it was built for, if its wheel has them."""
     return importlib.metadata.version("k2")
 
 
@@ -53,25 +53,26 @@ def ctc_losses(
     k2: ModuleType | None = None,
     output_beam: float = 20.0,
 ) -> tuple[Tensor, Tensor]:
-    """Negative log probability of each utterance's labels, and which utterances have one.
+    """Negative log probability of each utterance's labels, and for which utterances it exists.
 
     logits    (B, F, V), any float dtype; the losses are computed in float32, also under autocast
     frames    (B,) valid frames of each utterance, 0 to F
-    labels    (sum of sizes,) labels of all utterances in one row, 1 to V - 1
-    sizes     (B,) labels of each utterance, 0 or more
+    labels    (sum of sizes,) concatenated labels of all utterances, 1 to V - 1
+    sizes     (B,) number of labels of each utterance, 0 or more
     k2        the module from ``import_k2``; None: torch's CTC
     output_beam  k2 prunes paths that are this much (nats) less likely than the best one; from 20 on the loss is exact
 
-    Returns losses (B,) float32 in the order given, and possible (B,) bool on the CPU: False where the target needs more
-    frames (labels + adjacent repeats) than there are, or where there is no frame. There loss and gradient are 0. Where
-    logits are not finite, the loss is not finite either. ValueError where shapes or values do not fit together.
+    Returns losses (B,) float32 in the order given, and possible (B,) bool on the CPU. ``possible`` is False if the
+    target needs more frames (labels + adjacent repeats) than the utterance has, or if it has no frames; then the loss
+    and its gradient are 0. If logits are not finite, the loss is not finite either. Raises ValueError if shapes or
+    values do not fit together.
     """
     frames, labels, sizes = (t.detach().to("cpu", torch.int64) for t in (frames, labels, sizes))
     _check(logits, frames, labels, sizes)
     targets = labels.split(sizes.tolist())
     possible = possible_targets(frames, targets)
-    # Impossible targets never reach a back end. Torch would give NaN gradients for them; and an infinite loss of k2 may
-    # also come from NaN among the logits, which must not be hidden.
+    # Impossible targets never reach a back end. Torch would return NaN gradients for them. An infinite loss from k2
+    # could not be replaced by 0, because NaN among the logits also causes one, and that must not be hidden.
     rows = possible.nonzero().flatten()
     if len(rows) == 0:
         return logits.float()[:, :0].sum((1, 2)), possible
@@ -89,7 +90,7 @@ def ctc_losses(
 
 
 def possible_targets(frames: Tensor, targets: Sequence[Tensor]) -> Tensor:
-    """Bool (B,): which targets (labels of an utterance each) fit into their ``frames`` (B,), on the CPU."""
+    """Which targets (the labels of one utterance each) fit into their ``frames`` (B,): bool (B,) on the CPU."""
     needed = torch.tensor([len(t) + int((t[1:] == t[:-1]).sum()) for t in targets])
     return (needed <= frames) & (frames > 0)
 
@@ -101,7 +102,7 @@ def _torch(log_probs: Tensor, frames: Tensor, targets: list[Tensor]) -> Tensor:
 
 
 def _k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, targets: list[Tensor], output_beam: float) -> Tensor:
-    # k2 takes segments [utterance, first frame, frames] by decreasing frames, on the CPU, and graphs in the same order.
+    # k2 wants segments [utterance, first frame, frames] on the CPU, by decreasing frames, and graphs in the same order.
     order = frames.argsort(descending=True, stable=True)
     segments = torch.stack([order, torch.zeros_like(order), frames[order]], dim=1).to(torch.int32)
     graphs = k2.ctc_graph([targets[i].tolist() for i in order.tolist()], modified=False, device=log_probs.device)
@@ -111,20 +112,20 @@ def _k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, targets: list[Tensor]
 
 
 def _check(logits: Tensor, frames: Tensor, labels: Tensor, sizes: Tensor) -> None:
-    """Check what release builds of k2 do not: there a wrong value gives a wrong loss, or is read out of bounds."""
+    """Check what release builds of k2 do not: there a bad value causes a wrong loss or an out-of-bounds read."""
     if logits.dim() != 3:
-        raise ValueError(f"CTC: logits must be (B, F, V), these are {tuple(logits.shape)}")
+        raise ValueError(f"CTC: logits have shape {tuple(logits.shape)}; expected (B, F, V)")
     batch, most, vocabulary = logits.shape
     if frames.shape != (batch,) or sizes.shape != (batch,):
         raise ValueError(
-            f"CTC: {batch} utterances need as many frame counts and label counts; these are {tuple(frames.shape)} "
-            f"and {tuple(sizes.shape)}"
+            f"CTC: frame counts and label counts have shapes {tuple(frames.shape)} and {tuple(sizes.shape)}; expected "
+            f"one each for {batch} utterances"
         )
     bad = ((frames < 0) | (frames > most)).nonzero().flatten().tolist()
     if bad:
         raise ValueError(f"CTC: utterance {bad[0]} of the batch has {int(frames[bad[0]])} frames; expected 0 to {most}")
     if bool((sizes < 0).any()) or labels.shape != (int(sizes.sum()),):
-        raise ValueError(f"CTC: {tuple(labels.shape)} labels, but the utterances' counts are {sizes.tolist()}")
+        raise ValueError(f"CTC: labels have shape {tuple(labels.shape)}, but the label counts are {sizes.tolist()}")
     bad = ((labels <= BLANK) | (labels >= vocabulary)).nonzero().flatten().tolist()
     if bad:
         owner = int((sizes.cumsum(0) <= bad[0]).sum())

@@ -1,7 +1,7 @@
 """Cross-entropy over the languages of utterances, from pooled encoder states. Dev metric: error rate.
 
-As the loss of a task it reads the model's own head. As an auxiliary one (``language_weight``, for the pretraining of
-bases from scratch) it has a linear layer over the mean of the states.
+As a task's loss it uses the model's head. As an auxiliary loss (``language_weight``, for pretraining bases from
+scratch) it has its own linear layer over the mean of the states.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ class Classify(Loss):
         self.head: nn.Linear | None = None
 
     def prepare(self, utterance: Utterance) -> str | Reason | None:
-        """The language's code. An auxiliary loss learns from the training cuts which languages there are."""
+        """The language's code. An auxiliary loss takes the set of languages from the training cuts."""
         labels = self.materials.labels
         return known_or_reason(utterance.language, labels) if labels or not self.auxiliary else utterance.language
 
@@ -38,13 +38,13 @@ class Classify(Loss):
         missing = [label for label in labels if not languages.counts[label]]
         if missing:
             raise UserError(
-                f"train: no training utterance in {missing[0]!r}, one of the task's languages; add some, or remove it "
-                f"from `languages`"
+                f"train: the training cuts have no utterance in {missing[0]!r}, one of the task's languages; add some, "
+                f"or remove it from `languages`"
             )
         if len(labels) < 2:
             raise UserError(
-                f"train: language recognition needs two languages or more, the training cuts have "
-                f"{', '.join(labels) or 'none'}; give cuts of at least two"
+                f"train: language recognition needs at least two languages, but the training cuts have "
+                f"{', '.join(labels) or 'none'}; add cuts of another language"
             )
 
     def build(self, model: SpeechModel) -> None:
@@ -52,7 +52,7 @@ class Classify(Loss):
             self.head = nn.Linear(model.width, len(self.materials.labels))
 
     def collate(self, targets: Sequence[str]) -> Tensor:
-        """Indices (B,) int64 of the languages among the labels."""
+        """Label indices (B,) int64 of the languages."""
         index = {label: i for i, label in enumerate(self.materials.labels)}
         return torch.tensor([index[language] for language in targets])
 
@@ -70,5 +70,5 @@ class Classify(Loss):
         return len(target)
 
     def errors(self, logits: Tensor, frames: Tensor, target: Tensor) -> Errors:
-        """Utterances whose most probable label among ``logits`` (B, labels) is not the target."""
+        """Count the utterances whose target differs from the argmax of ``logits`` (B, labels)."""
         return Errors(int((logits.argmax(-1).cpu() != target).sum()), len(target))

@@ -1,14 +1,14 @@
-"""What every loss has in common: one protocol from the cut to the gradient.
+"""The interface of all losses, from the cut to the gradient.
 
-    prepare   once for each cut, before the first step: the target as JSON, kept with the cut, or why there is none
-    build     before the first step: weights of its own, if it has a head that is thrown away afterwards
+    prepare   called once per cut before the first step: the target as JSON, stored with the cut, or why it has none
+    build     called before the first step: makes the loss's own head, if it has one; that head is not saved
     collate   targets of a batch -> tensors
-    forward   the loss of a batch, and with ``errors`` what the dev metric counts
-    units     how many labels (tokens, utterances) that loss is a mean over, before anything is computed
+    forward   the loss of a batch, and with ``errors`` the counts for the dev metric
+    units     over how many labels (tokens, utterances) that loss is a mean, without computing it
 
 To add a loss, write a file with a subclass of ``Loss`` and name it in ``registry``.
 
-Letters: B batch, F frames, D size of the encoder states, V vocabulary, L target length.
+Shapes: B batch, F frames, D size of the encoder states, V vocabulary, L target length.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,13 +26,13 @@ from lowrank_speech.training.config import TrainConfig
 
 @dataclass
 class Materials:
-    """What losses are made from.
+    """The arguments from which losses are built.
 
-    lang        normaliser and token set; recognition has one
+    lang        normaliser and token set; only recognition has one
     tokens      token set of a decoder: that of ``lang``, or Whisper's own
-    positions   the most tokens that the decoder takes
-    labels      the languages to tell apart. Losses share this list: where the config does not name the languages, it
-                is filled while cuts are prepared
+    positions   maximum number of tokens that the decoder takes
+    labels      the languages to distinguish. Losses share this list: if the config does not name the languages, it is
+                filled while cuts are prepared
     device      where the loss is computed
     """
 
@@ -45,9 +45,9 @@ class Materials:
 
 
 class Utterance:
-    """What losses read of a cut. Its text is normalised once, whatever number of losses reads it.
+    """What losses need of a cut. Its text is normalised only once, even if several losses use it.
 
-    ``frames``: a function that gives the encoder frames of a cut.
+    ``frames``: a function that returns the number of encoder frames of a cut.
     """
 
     def __init__(self, cut: Any, lang: Lang | None, frames: Callable[[Any], int]):
@@ -56,25 +56,25 @@ class Utterance:
 
     @cached_property
     def text(self) -> str | Reason:
-        """The normalised text, or why nothing can be learnt from it."""
+        """The normalised text, or why it cannot be used."""
         said = self.cut.supervisions[0].text
         text = self.lang.normalise(said, self.language) if said else ""
         if not text:
             return Reason(self.lang.usable(said, self.language), repr(said))
         if self.lang.tokens is not None:
             left = set("".join(text.split()))
-            if len(self.lang.tokens.unseen("".join(left))) == len(left):  # a training would learn <unk> only
+            if len(self.lang.tokens.unseen("".join(left))) == len(left):  # a training would only learn <unk>
                 return Reason("no character of the token set", repr(said))
         return text
 
     @cached_property
     def frames(self) -> int:
-        """Encoder frames, at the highest speed that the training asks for."""
+        """Number of encoder frames, at the training's highest speed."""
         return self._frames(self.cut)
 
 
 class Errors(NamedTuple):
-    """What the dev metric counts in a batch: errors, units, and for CTC the utterances whose greedy path is blank."""
+    """The dev metric's counts in a batch: errors, units, and for CTC the utterances whose greedy path is only blank."""
 
     errors: int
     units: int
@@ -82,7 +82,7 @@ class Errors(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A loss over a batch: the mean per unit, the number of units, utterances left out, and the dev metric's counts."""
+    """A loss over a batch: mean per unit, number of units, number of utterances left out, counts for the dev metric."""
 
     mean: Tensor
     units: int
@@ -91,17 +91,17 @@ class Term(NamedTuple):
 
 
 class TargetError(ValueError):
-    """Targets and output layer do not fit together; the message is one line."""
+    """Targets and output layer do not match; the message is one line."""
 
 
 class Loss(nn.Module):
-    """The base class. ``auxiliary``: beside the loss of the task, with a head of its own that is not saved.
+    """The base class. ``auxiliary``: added to the loss of the task, with its own head that is not saved.
 
-    name          under which the registry and the targets of a cut know it
-    tasks         tasks of a model (``SpeechModel.task``) of which it is the loss
-    beside        tasks beside whose loss it may be auxiliary
-    wants_labels  whether it tells languages apart
-    backend       what computes it, where there is a choice (``backend`` and ``version``)
+    name          its name in the registry and in the targets of a cut
+    tasks         tasks of a model (``SpeechModel.task``) whose loss it can be
+    beside        tasks for which it can be an auxiliary loss
+    wants_labels  whether it distinguishes languages
+    backend       the library that computes it, if there is a choice (``backend`` and ``version``)
     """
 
     name: ClassVar[str]
@@ -115,23 +115,23 @@ class Loss(nn.Module):
         self.materials, self.auxiliary = materials, auxiliary
 
     def prepare(self, utterance: Utterance) -> Any | Reason:
-        """The target of an utterance, of types that JSON has; or why there is none."""
+        """The JSON-serialisable target of an utterance, or why it has none."""
         raise NotImplementedError
 
     def check(self, languages: Languages) -> None:
-        """UserError where the training cuts, which have these languages, do not suffice."""
+        """Raise UserError if the training cuts, which have these languages, do not suffice."""
 
     def build(self, model: SpeechModel) -> None:
-        """Draw the weights of its own head, from torch's generator; called once, when the model is complete."""
+        """Initialise the loss's own head with torch's generator; called once, when the model is complete."""
 
     def collate(self, targets: Sequence[Any]) -> Any:
         """Tensors of the targets of a batch."""
         raise NotImplementedError
 
     def forward(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Any, errors: bool = False) -> Term:
-        """The loss for encoder states (B, F, D) with (B,) valid frames, and a ``target`` that ``collate`` gave."""
+        """The loss for encoder states (B, F, D) with (B,) valid frames, and a ``target`` from ``collate``."""
         raise NotImplementedError
 
     def units(self, target: Any, frames: Callable[[], Tensor]) -> int:
-        """The units of a batch; ``frames()`` gives the (B,) valid frames of its encoder states."""
+        """The number of units of a batch; ``frames()`` returns the (B,) valid frames of its encoder states."""
         raise NotImplementedError

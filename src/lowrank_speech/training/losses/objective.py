@@ -1,7 +1,7 @@
-"""What a training minimises: the loss of the task, and auxiliary losses beside it, each with its weight.
+"""The training objective: the loss of the task plus weighted auxiliary losses.
 
-Auxiliary losses serve the pretraining of bases from scratch (``ctc_weight``, ``language_weight``); their heads are
-thrown away afterwards.
+Auxiliary losses are for pretraining bases from scratch (``ctc_weight``, ``language_weight``); their heads are not
+saved.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +22,11 @@ from lowrank_speech.training.losses.registry import OF_TASK, loss_class
 
 @dataclass
 class Losses:
-    """Sums over a batch: the loss to differentiate (a mean), the task's own loss sum and its number of units.
+    """The losses of a batch: ``total``, the mean to differentiate; the sum and number of units of the task's loss.
 
-    ``impossible``: utterances left out of the CTC, because their target needs more frames than they have. ``terms``:
-    what ``total`` is the sum of, each with its weight, its mean over the batch, and the number of units in that mean.
-    ``errors``: the counts of the dev metric, where they were asked for.
+    ``impossible``: number of utterances that CTC leaves out, because their target needs more frames than they have.
+    ``terms``: the summands of ``total``, each with its weight, its mean over the batch, and the units in that mean.
+    ``errors``: the counts for the dev metric, if they were requested.
     """
 
     total: Tensor
@@ -37,9 +37,9 @@ class Losses:
     errors: Errors | None = None
 
     def share(self, whole: Sequence[int]) -> Tensor:
-        """This batch's part of the ``total`` over several batches, whose terms have ``whole`` units together.
+        """This batch's share of the ``total`` over several batches, whose terms have ``whole`` units together.
 
-        The parts of all batches add up to what one batch of all their utterances would give.
+        The shares of all batches add up to the ``total`` of one batch with all their utterances.
         """
         # Empty targets have a loss and no units.
         parts = [w * mean * (max(units, 1) / max(n, 1)) for (w, mean, units), n in zip(self.terms, whole, strict=True)]
@@ -47,9 +47,9 @@ class Losses:
 
 
 class Objective(nn.Module):
-    """The weighted sum of ``losses``, of which the first one is the task's; see ``make_objective``.
+    """The weighted sum of ``losses``; the first one is the task's. See ``make_objective``.
 
-    Before the first step: ``prepare`` for each cut (a run that continues has prepared cuts), ``check``, ``build``.
+    Before the first step, call ``prepare`` for each cut (a run that continues has prepared cuts), ``check``, ``build``.
     """
 
     def __init__(self, weights: Sequence[float], losses: Sequence[Loss], materials: Materials):
@@ -64,21 +64,21 @@ class Objective(nn.Module):
 
     @property
     def labels(self) -> list[str]:
-        """The languages to tell apart, shared with the losses; filled while cuts are prepared."""
+        """The languages to distinguish. The losses share this list; it is filled while cuts are prepared."""
         return self.materials.labels
 
     @property
     def wants_labels(self) -> bool:
-        """Whether a loss tells languages apart."""
+        """Whether a loss distinguishes languages."""
         return any(loss.wants_labels for loss in self.losses)
 
     @property
     def backend(self) -> Any:
-        """What computes the CTC (``backend``, ``version``); None without one."""
+        """The CTC back end (``backend``, ``version``); None without a CTC loss."""
         return next((loss.backend for loss in self.losses if loss.backend is not None), None)
 
     def prepare(self, cut: Any, frames: Callable[[Any], int]) -> dict[str, Any] | Reason:
-        """The targets of a cut by the names of the losses; or why it cannot be used. ``frames``: see ``Utterance``."""
+        """The targets of a cut by the names of the losses, or why it cannot be used. ``frames``: see ``Utterance``."""
         utterance, found = Utterance(cut, self.materials.lang, frames), {}
         for loss in self.losses:
             target = loss.prepare(utterance)
@@ -88,12 +88,12 @@ class Objective(nn.Module):
         return found
 
     def check(self, languages: Languages) -> None:
-        """UserError where the training cuts, which have these languages, do not suffice."""
+        """Raise UserError if the training cuts, which have these languages, do not suffice."""
         for loss in self.losses:
             loss.check(languages)
 
     def build(self, model: SpeechModel) -> "Objective":
-        """Draw the weights of auxiliary heads; returns itself."""
+        """Initialise the auxiliary heads; returns itself."""
         for loss in self.losses:
             loss.build(model)
         return self
@@ -101,9 +101,9 @@ class Objective(nn.Module):
     def forward(
         self, model: SpeechModel, features: Tensor, lengths: Tensor, cuts: Sequence[Any], errors: bool = False
     ) -> Losses:
-        """Losses of one batch, and with ``errors`` the counts of the dev metric from the same pass.
+        """The losses of one batch, and with ``errors`` the counts for the dev metric from the same pass.
 
-        Features and lengths as in ``batches``, on the model's device.
+        Features and lengths have the shapes of those in ``batches`` and must be on the model's device.
         """
         states, frames = model.states(features, lengths)
         found: list[Term] = []
@@ -120,7 +120,7 @@ class Objective(nn.Module):
         return Losses(total, task_sum, first.units, sum(term.impossible for term in found), terms, first.errors)
 
     def units(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
-        """The units of each term of a batch's loss, in the order of ``Losses.terms``, before anything is computed."""
+        """The units of each term of a batch's loss, in the order of ``Losses.terms``, without computing the loss."""
 
         @cache
         def frames() -> Tensor:
@@ -135,16 +135,16 @@ class Objective(nn.Module):
 
 
 def make_objective(task: str, materials: Materials) -> Objective:
-    """The objective of a model's ``task`` (``SpeechModel.task``) by the recipe in ``materials``.
+    """The objective for a model's ``task`` (``SpeechModel.task``), from the recipe in ``materials``.
 
-    UserError where its loss does not fit the task. Auxiliary losses that do not go with the task are left out, because
-    one recipe may serve several tasks.
+    Leaves out auxiliary losses that do not support the task, because one recipe may serve several tasks. Raises
+    UserError if the recipe's ``loss`` does not support the task.
     """
     recipe = materials.recipe
     name = recipe.loss or OF_TASK[task]
     main = loss_class(name)
     if task not in main.tasks:
-        raise UserError(f"training.loss: {name} is not a loss for {task}; remove it to train by {OF_TASK[task]}")
+        raise UserError(f"training.loss: {name} is not a loss for {task}; remove it to train with {OF_TASK[task]}")
     weights, losses = [1.0], [main(materials)]
     for name, weight in recipe.auxiliary.items():
         cls = loss_class(name)

@@ -1,17 +1,17 @@
-"""The losses by name: a new one is one file of that name in this package, and one name and one ``case`` here.
+"""The losses by name. To add one, add a file of that name to this package, and a name and a ``case`` here.
 
-Imports are statements, each below its name, so that a code hash can leave out unused losses.
+Each ``case`` has its own import statement, so that a code hash can leave out unused losses.
 """
 
 from lowrank_speech.errors import UserError
 
 NAMES = ("ctc", "seq2seq", "language")
 OF_TASK = {"ctc": "ctc", "seq2seq": "seq2seq", "classify": "language"}
-"""The loss of each task of a model, where the recipe names none."""
+"""The default loss for each task of a model."""
 
 
 def loss_class(name: str) -> type:
-    """The subclass of ``Loss`` called ``name``. UserError where there is none."""
+    """The subclass of ``Loss`` called ``name``. Raises UserError if it does not exist."""
     match name:
         case "ctc":
             from lowrank_speech.training.losses.ctc import Ctc

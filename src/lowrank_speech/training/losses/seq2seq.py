@@ -1,4 +1,4 @@
-"""Whisper's cross-entropy with teacher forcing, per token. Dev metric: share of wrong tokens, given the right ones."""
+"""Whisper's cross-entropy with teacher forcing, per token. Dev metric: token error rate under teacher forcing."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,12 +19,12 @@ class Seq2seq(Loss):
     tasks = ("seq2seq",)
 
     def prepare(self, utterance: Utterance) -> list[list[int]] | Reason:
-        """The prompt, and the text with its end."""
+        """The tokens of the prompt, and those of the text with the end token."""
         tokens, limit = self.materials.tokens, self.materials.positions
         if isinstance(utterance.text, Reason):
             return utterance.text
         language = utterance.language
-        if tokens.language_ids:  # English-only models have no languages in their prompt
+        if tokens.language_ids:  # English-only models have no language token in their prompt
             language = nearest_language(language, tokens.language_ids)
             if language is None:
                 return Reason(
@@ -34,14 +34,14 @@ class Seq2seq(Loss):
         prompt, text = tokens.prompt(language), [*tokens.encode(utterance.text), tokens.eot]
         read = len(prompt) + len(text) - 1  # the decoder reads all tokens but the last
         if limit is not None and read > limit:
-            return Reason("text longer than the decoder", f"{read} tokens, the decoder takes {limit}")
+            return Reason("text longer than the decoder", f"{read} tokens, the decoder takes at most {limit}")
         return [prompt, text]
 
     def collate(self, targets: Sequence[list[list[int]]]) -> tuple[Tensor, Tensor]:
         """Decoder input (B, L) and labels (B, L), int64: prompt, text, end of text.
 
-        The prompt is given to the decoder and not learnt (IGNORE), except for the language token: Whisper detects
-        languages from ``[sot] -> language``.
+        The loss ignores the labels of the prompt (IGNORE), except for the language token: Whisper detects languages
+        from ``[sot] -> language``.
         """
         longest = max(len(prompt) + len(text) for prompt, text in targets) - 1
         inputs = torch.full((len(targets), longest), self.materials.tokens.eot)
@@ -71,7 +71,7 @@ class Seq2seq(Loss):
         return int((target[1] != IGNORE).sum())
 
     def errors(self, logits: Tensor, frames: Tensor, target: tuple[Tensor, Tensor]) -> Errors:
-        """Tokens of the targets that are not the most probable ones of ``logits`` (B, L, V)."""
+        """Count the target tokens that differ from the argmax of ``logits`` (B, L, V)."""
         best, labels = logits.argmax(-1).cpu(), target[1]
         learnt = labels != IGNORE
         return Errors(int(((best != labels) & learnt).sum()), int(learnt.sum()))

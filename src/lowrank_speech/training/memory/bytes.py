@@ -1,4 +1,4 @@
-"""Bytes of a training by what holds them: weights, gradients, optimiser state, activations; and the peak."""
+"""Memory of a training: bytes of weights, gradients, optimiser state and activations, and the peak."""
 
 from collections.abc import Iterable
 
@@ -9,15 +9,15 @@ from lowrank_speech.artefact import peak_memory
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Peak memory of this process: what CUDA has allocated on a GPU, else the resident memory."""
+    """Peak memory of this process: memory allocated by CUDA on a GPU, otherwise resident memory."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_memory()
 
 
 class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
-    """Counts what a forward pass saves for the backward pass: ``bytes`` of distinct storages, ``weights`` left out.
+    """Counts what a forward pass saves for the backward pass: ``bytes`` of distinct storages, without ``weights``.
 
-    With gradient checkpointing these are the activations between layers; those within a layer come on top while it is
-    computed again.
+    With gradient checkpointing, these are only the activations between layers; those within a layer add to them while
+    it is recomputed.
     """
 
     def __init__(self, weights: Iterable[Tensor] = ()):
@@ -40,8 +40,8 @@ class SavedTensors(torch.autograd.graph.saved_tensors_hooks):
 def byte_counts(modules: Iterable[nn.Module], optimiser: torch.optim.Optimizer) -> dict[str, int]:
     """Bytes of ``weights`` (parameters and buffers, tied ones once), ``gradients`` and ``optimiser`` state.
 
-    Gradients are counted for parameters that were ever updated. These have a state, unless their optimiser keeps none
-    (SGD without momentum).
+    Counts gradients of parameters that were updated at least once: these have optimiser state, except in SGD without
+    momentum.
     """
     tensors = {id(t): t for module in modules for t in [*module.parameters(), *module.buffers()]}
     state = [(p, values) for p, values in optimiser.state.items() if values]

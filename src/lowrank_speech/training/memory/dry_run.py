@@ -1,4 +1,4 @@
-"""A dry run: the largest batch forward and back before the first step, to see whether it fits."""
+"""The dry run: run the largest batch forward and backward before the first step, to see whether it fits into memory."""
 
 import logging
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ log = logging.getLogger(__name__)
 
 
 def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
-    """Forward and backward pass of ``batch`` without an update; returns the bytes of activations saved between them.
+    """Run ``batch`` forward and backward without an update; returns the bytes of activations saved in between.
 
-    Empty tensors take the room of the optimiser's state, which the first update would make. UserError (see
-    ``explained``) where memory runs out. Weights, draws and counters stay as they are.
+    Empty tensors stand in for the optimiser's state, which the first update would allocate. Weights, random generators
+    and counters do not change. Raises UserError (see ``explained``) if memory runs out.
     """
     was_training = stepper.model.training
     stepper.model.train()
@@ -37,12 +37,12 @@ def rehearse(stepper: Any, batch: dict[str, Any]) -> int:
     del stand_in
     stepper.optimiser.zero_grad(set_to_none=True)
     stepper.model.train(was_training)
-    log.info("%s fits: its activations are %.1f MB", described(batch["cuts"]), kept.bytes / 1e6)
+    log.info("%s fits into memory: its activations take %.1f MB", described(batch["cuts"]), kept.bytes / 1e6)
     return kept.bytes
 
 
 def room_for_state(parameters: Iterable[Tensor], config: TrainConfig) -> list[Tensor]:
-    """Empty tensors as large as the optimiser's state for ``parameters``; SGD's momentum is counted as AdamW's."""
+    """Empty tensors as large as the optimiser's state for ``parameters``; SGD's state counts like AdamW's."""
     # bitsandbytes keeps smaller tensors in float32.
     eight = config.optimiser == "adamw8bit"
     types = {p: torch.uint8 if eight and p.numel() >= 4096 else p.dtype for p in parameters}

@@ -1,4 +1,4 @@
-"""The layers of encoder and decoder in training: gradient checkpointing, and ``torch.compile``."""
+"""Gradient checkpointing and ``torch.compile`` for the layers of encoder and decoder."""
 
 import contextlib
 import math
@@ -17,17 +17,17 @@ from lowrank_speech.models.speech import SpeechModel
 
 
 def encoder_and_decoder_layers(model: SpeechModel) -> list[nn.Module]:
-    """The transformer (or conformer) layers of the model's body, in their order."""
+    """The transformer (or conformer) layers of the model's body, in order."""
     lists = [m for name, m in model.body.named_modules() if name.endswith("coder.layers")]
     return [layer for layers in lists for layer in layers]
 
 
 def checkpoint_layers(model: SpeechModel) -> None:
-    """Compute each layer's activations again in the backward pass instead of keeping them, while the model trains.
+    """Recompute each layer's activations in the backward pass instead of keeping them, while the model trains.
 
-    Uses transformers' own switch, in the form that is not reentrant: it also works where a layer's input needs no
-    gradient, as with LoRA and a frozen front end. The front end is left out, because it keeps nothing when it is
-    frozen. UserError where a class does not support it.
+    Uses transformers' own switch in its non-reentrant form, which also works if a layer's input needs no gradient, as
+    with LoRA and a frozen front end. Leaves out the front end, which keeps no activations when it is frozen. Raises
+    UserError if a class does not support it.
     """
     hf = model.hf
     if not hf.supports_gradient_checkpointing:
@@ -42,19 +42,19 @@ def checkpoint_layers(model: SpeechModel) -> None:
 
 
 def compile_layers(model: SpeechModel, static: bool = False, backend: str | Callable = "inductor") -> None:
-    """Compile each layer at its first use (torch.compile), once for all lengths. With ``static`` those of the encoder
-    are compiled for each length in ``model.buckets``, and only used in training. Batches may always have any size.
+    """Compile each layer at its first use (torch.compile), once for all lengths and batch sizes.
 
-    UserError without a C++ compiler.
+    With ``static``, encoder layers are compiled for each length in ``model.buckets`` instead, and the compiled ones are
+    only used in training. Raises UserError without a C++ compiler.
     """
     if not torch.cuda.is_available():
         wanted = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "clang++"]
         if not any(map(shutil.which, wanted)):
             raise UserError(
-                f"training.compile: torch.compile needs a C++ compiler, and {' and '.join(wanted)} "
+                f"training.compile: torch.compile needs a C++ compiler, but {' and '.join(wanted)} "
                 f"{'were' if len(wanted) > 1 else 'was'} not found; install one, or set compile: false"
             )
-    # By default torch gives up after 8 graphs, but layers whose adapters or frozen weights differ need one each.
+    # By default torch gives up after 8 graphs, but layers with different adapters or frozen weights need one each.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 256)
     encoder = {id(m) for name, m in model.body.named_modules() if "decoder" not in name.split(".")}
     for layer in encoder_and_decoder_layers(model):
@@ -68,7 +68,7 @@ def _for_each_length(layer: nn.Module, backend: str | Callable) -> Callable:
     compiled = torch.compile(layer._call_impl, backend=backend)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if not layer.training:  # batches of dev have other lengths
+        if not layer.training:  # dev batches have other lengths
             return layer._call_impl(*args, **kwargs)
         for tensor in (*args, *kwargs.values()):
             if isinstance(tensor, torch.Tensor) and tensor.dim():
@@ -81,9 +81,9 @@ def _for_each_length(layer: nn.Module, backend: str | Callable) -> Callable:
 
 
 def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: float) -> tuple[int, ...]:
-    """At most ``number`` lengths to which batches are padded, in frames at ``rate`` Hz, in rising order.
+    """At most ``number`` lengths to which batches are padded, in frames at ``rate`` Hz, in ascending order.
 
-    Between two of them lies an equal share of the speech, as in Lhotse's buckets; the longest utterance fits the last.
+    Each bucket gets an equal share of the speech, as in Lhotse's buckets; the longest utterance fits the last one.
     """
     ordered = np.sort(seconds)
     last = np.searchsorted(ordered, bucket_bounds(ordered, number)) - 1
@@ -94,7 +94,7 @@ def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: flo
 
 @contextlib.contextmanager
 def compiling(enabled: bool) -> Iterator[None]:
-    """Layers are compiled at their first use, which may be inside: turn an error of the compiler into one line."""
+    """Turn a compiler error into one line. Layers are compiled at their first use, which may be inside."""
     if not enabled:
         yield
         return

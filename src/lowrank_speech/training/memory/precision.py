@@ -1,9 +1,9 @@
-"""Number formats in training: autocast, and frozen weights in half of their bytes.
+"""Mixed precision: autocast, and frozen weights in half precision.
 
-Weights that train are always float32. ``precision: bf16`` or ``fp16`` computes matrix products in that format
-(autocast). ``frozen_dtype`` also holds the frozen matrices in it: a LoRA training then needs half of the memory for its
-base. Meanwhile the original frozen weights are kept in a file. They are put back afterwards, bit for bit, and adapters
-are merged into them. Biases, norms and positions stay in float32; they are a thousandth of the weights.
+Trained weights are always float32. ``precision: bf16`` or ``fp16`` computes matrix products in that format (autocast).
+``frozen_dtype`` also holds the frozen matrices in it, so that a LoRA training needs half the memory for its base. A
+file keeps the original frozen weights; after training they are restored bit for bit, and adapters are merged into them.
+Biases, norms and positions, a thousandth of the weights, stay in float32.
 """
 
 import contextlib
@@ -20,10 +20,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def autocast(precision: str, device: torch.device, keep: bool = True) -> contextlib.AbstractContextManager:
-    """The context in which a forward pass computes in ``precision``.
+    """A context in which a forward pass computes in ``precision``.
 
-    ``keep``: hold the rounded copies of weights that train until the pass is over. The backward pass reads them, except
-    under gradient checkpointing, which rounds again: there they would take half of the model's bytes for nothing.
+    ``keep``: cache the low-precision copies of trained weights until the pass is over. The backward pass reads them,
+    except under gradient checkpointing, which casts again: there the cache would waste half of the model's bytes.
     """
     if precision == "fp32":
         return contextlib.nullcontext()
@@ -31,25 +31,25 @@ def autocast(precision: str, device: torch.device, keep: bool = True) -> context
 
 
 def check(precision: str, device: torch.device) -> None:
-    """UserError where the device cannot train in ``precision``."""
+    """Raise UserError if the device cannot train in ``precision``."""
     if precision == "fp16" and device.type != "cuda":
         raise UserError(
-            f"training.precision: fp16 needs CUDA (its small gradients need a scaled loss), and the device is "
+            f"training.precision: fp16 needs CUDA (its small gradients need a scaled loss), but the device is "
             f"{device.type}; set bf16 or fp32"
         )
 
 
 class FrozenWeights:
-    """The frozen matrices of ``model`` in another dtype, from ``hold()`` to ``restore()``.
+    """Holds the frozen matrices of ``model`` in another dtype, from ``hold()`` to ``restore()``.
 
-    ``file``: where the original values are kept meanwhile. Only the process that saves the model needs one.
+    ``file``: keeps the original values meanwhile. Only the process that saves the model needs one.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, file: Path | None):
         self.model, self.dtype, self.file = model, dtype, file
 
     def names(self) -> list[str]:
-        """Names of the frozen matrices, tied ones once, without positions (which are added, not multiplied)."""
+        """Names of the frozen matrices, tied ones once; without position embeddings, which are only added."""
         return [
             name
             for name, p in self.model.named_parameters()
@@ -58,7 +58,7 @@ class FrozenWeights:
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Write the float32 values to the file, and hold the matrices in ``dtype``."""
+        """Write the float32 values to the file, and convert the matrices to ``dtype``."""
         self._held = self.names()
         parameters = dict(self.model.named_parameters())
         if self.file is not None:
@@ -69,7 +69,7 @@ class FrozenWeights:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put the float32 values back and remove the file; without a file, convert from ``dtype``."""
+        """Restore the float32 values and remove the file; without a file, convert from ``dtype``."""
         parameters = dict(self.model.named_parameters())
         if self.file is None:
             for name in self._held:

@@ -1,4 +1,4 @@
-"""Memory that runs out: one line that names the batch, and what to lower."""
+"""Report running out of memory in one line that names the batch and says which settings to lower."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ _SIGNS = ("out of memory", "not enough memory", "DefaultCPUAllocator", "CUBLAS_S
 
 @contextlib.contextmanager
 def explained(batch: dict[str, Any] | None, config: TrainConfig) -> Iterator[None]:
-    """Turn a failed allocation into one line that names the batch (None: the model) and says what to lower."""
+    """Turn a failed allocation into a UserError that names the batch (None: the model) and says what to lower."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -20,19 +20,19 @@ def explained(batch: dict[str, Any] | None, config: TrainConfig) -> Iterator[Non
             raise
         if batch is None:
             raise UserError(
-                "out of memory before the first batch: the model itself does not fit; take a smaller base, or adapt: "
+                "out of memory before the first batch: the model itself does not fit; use a smaller base, or adapt: "
                 "lora with frozen_dtype: bf16 (and precision: bf16)"
             ) from error
         raise UserError(f"out of memory on {described(batch['cuts'])}: {_advice(config, batch['cuts'])}") from error
 
 
 def padded_seconds(cuts: list[Any]) -> float:
-    """Seconds of speech of a batch of ``cuts``, with padding."""
+    """Seconds of a batch of ``cuts``, including padding."""
     return max(cut.duration for cut in cuts) * len(cuts)
 
 
 def described(cuts: list[Any]) -> str:
-    """A batch in words: its utterances, its seconds with padding, its longest utterance."""
+    """Describe a batch for a message: its utterances, its seconds with padding, its longest utterance."""
     longest = max(cuts, key=lambda cut: cut.duration)
     return (
         f"a batch of {len(cuts)} utterance{'s' * (len(cuts) > 1)}, {padded_seconds(cuts):.1f} s with padding (longest: "
@@ -42,7 +42,7 @@ def described(cuts: list[Any]) -> str:
 
 def _advice(config: TrainConfig, cuts: list[Any]) -> str:
     if len(cuts) > 1:
-        todo = [f"lower training.batch_seconds ({config.batch_seconds:g}; `accumulate` makes up for it)"]
+        todo = [f"lower training.batch_seconds (now {config.batch_seconds:g}; `accumulate` makes up for it)"]
     else:
         todo = ["leave out utterances of that length (max_seconds of the corpus), or cut them (lid: segment)"]
     if not config.gradient_checkpointing:

@@ -1,9 +1,10 @@
-"""Training states on disk: written beside the target and renamed, checked when they are read; the last two are kept.
+"""Training states on disk: written atomically, verified when read; the last two are kept.
 
     folder/state-<step>-<first 16 digits of the file's sha256>.pt
 
-The checksum is part of the name, so that state and checksum appear in one rename. A process that is killed at any point
-leaves whole states, and a temporary file that the next save overwrites. One process at a time writes to a folder.
+The checksum is part of the name, so that one rename publishes both state and checksum. A process that is killed leaves
+only complete states, and a temporary file that the next save overwrites. Only one process at a time may write to a
+folder.
 """
 
 import hashlib
@@ -31,7 +32,7 @@ class Checkpoints:
         self.folder, self.keep = folder, keep
 
     def files(self) -> list[Path]:
-        """The states, newest first: by step, and those of the same step by time."""
+        """The states, newest first: by step, then by time."""
         if not self.folder.is_dir():
             return []
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.iterdir()]
@@ -39,7 +40,7 @@ class Checkpoints:
         return [path for *_, path in sorted(steps, reverse=True)]
 
     def save(self, step: int, state: dict[str, Any]) -> Path:
-        """Write ``state`` (of types that ``weights_only`` allows). UserError where the disk refuses it."""
+        """Write ``state`` (of types that ``weights_only`` allows). Raises UserError if it cannot be written."""
         temporary = self.folder / TEMPORARY
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -49,25 +50,25 @@ class Checkpoints:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise UserError(
-                f"the training state of step {step} cannot be saved in {self.folder}: {error.strerror or error}; make "
-                f"room there and run again: it continues from {_name(self.files())}"
+                f"the training state of step {step} cannot be saved in {self.folder}: {error.strerror or error}; free "
+                f"some space there and run again, to continue from {_name(self.files())}"
             ) from error
         for old in [p for p in self.files() if p != path][self.keep - 1 :]:
             old.unlink()
         return path
 
     def newest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest state that is not broken, and its path, or None. Names and removes broken ones."""
+        """The path and content of the newest state that is not broken, or None. Reports and removes broken ones."""
         broken = False
         for path in self.files():
             expected, digest = NAME.fullmatch(path.name)[2], sha256(path)
             if digest.startswith(expected):
                 if broken:
-                    log.warning("going back to the state before it, %s", path)
+                    log.warning("going back to the previous state, %s", path)
                 return path, torch.load(path, map_location="cpu", weights_only=True)
             broken = True
             log.warning(
-                "%s is broken and is removed: its checksum is %s, not %s (%d bytes)",
+                "removing %s, which is broken: its checksum is %s, not %s (%d bytes)",
                 path,
                 digest[:16],
                 expected,
@@ -75,12 +76,12 @@ class Checkpoints:
             )
             path.unlink()
         if broken:
-            log.warning("%s has no whole state left: the training starts again", self.folder)
+            log.warning("%s has no complete state left: the training starts again", self.folder)
         return None
 
 
 class _Hashed:
-    """A binary file that hashes what is written to it, in the order of writing, and keeps its first error."""
+    """A binary file that hashes what is written to it, in order, and keeps its first error."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.hash = file, hashlib.sha256()
@@ -89,7 +90,7 @@ class _Hashed:
     def write(self, data: bytes) -> int:
         left = memoryview(data).cast("B")
         try:
-            while len(left):  # a file without a buffer may take a part only, and torch does not check how much
+            while len(left):  # an unbuffered write may be partial, and torch does not check that
                 left = left[self.file.write(left) :]
         except OSError as error:
             self.error = self.error or error
@@ -102,13 +103,13 @@ class _Hashed:
 
 
 def _write(path: Path, state: dict[str, Any]) -> str:
-    """Write ``state`` and wait for the disk; returns the hex sha256 of the file. OSError where it does not fit."""
+    """Write ``state`` and sync it to disk; returns the hex sha256 of the file. Raises OSError if the disk is full."""
     with path.open("wb", buffering=0) as file:
         hashed = _Hashed(file)
         try:
             torch.save(state, hashed)
         except RuntimeError:
-            # Torch's writer hides the error of the file behind one about positions.
+            # Torch's writer hides the file's error behind one about positions.
             if hashed.error is not None:
                 raise hashed.error from None
             raise

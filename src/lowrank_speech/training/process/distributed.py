@@ -1,12 +1,12 @@
-"""Data-parallel training by several processes: who they are, and sums over them.
+"""Data-parallel training with several processes.
 
 ``python -m lowrank_speech.training.process.torchrun 2 lowrank_speech.stages.train ...``, and ``training.processes: 2``.
-The batches of an epoch are dealt in turn. Each process adds up the gradients of its own batches, and once per update
+The processes take the batches of an epoch in turn. Each adds up the gradients of its own batches, and once per update
 they are summed over the processes (gloo on CPUs, nccl on GPUs). Only process 0 writes.
 
-Why not accelerate: its DistributedDataParallel averages gradients over processes with equal weight. Losses here are
-means per label, so a batch has the weight of its labels. It also synchronises around the forward pass of one module, of
-which a task here calls several methods.
+Why not accelerate: its DistributedDataParallel averages gradients over processes with equal weights, but losses here
+are means per label, so a batch must be weighted by its labels. It also synchronises around the forward pass of one
+module, but a task here calls several methods of it.
 """
 
 import os
@@ -22,26 +22,26 @@ from torch import nn
 from lowrank_speech.errors import UserError
 from lowrank_speech.process import end_with_parent
 
-# Elements of gradients that are sent at once: 100 MB.
+# Number of gradient elements sent at once: 100 MB.
 CHUNK = 25_000_000
-# The others wait while the first process reads a long corpus. When a process dies, torchrun ends all of them.
+# The others wait while the first process reads a long corpus. If a process dies, torchrun ends all of them.
 LONGEST_WAIT = timedelta(hours=2)
 
 
 def rank() -> int:
-    """The number of this process, set by torchrun; 0 without it."""
+    """The rank of this process, set by torchrun; 0 without torchrun."""
     return int(os.environ.get("RANK", 0))
 
 
 class Ranks:
-    """Process number ``rank`` of ``world``; by default the only one, which sends nothing."""
+    """Process number ``rank`` of ``world``; by default the only one, which does not communicate."""
 
     def __init__(self, rank: int = 0, world: int = 1, device: torch.device | None = None):
         self.rank, self.world, self.device = rank, world, device or torch.device("cpu")
 
     @classmethod
     def start(cls, processes: int, device: torch.device) -> "Ranks":
-        """Join the other processes. UserError where there are not ``processes`` of them."""
+        """Join the other processes. Raises UserError if their number is not ``processes``."""
         world = int(os.environ.get("WORLD_SIZE", 1))
         if world != processes:
             raise UserError(
@@ -50,13 +50,13 @@ class Ranks:
             )
         if world == 1:
             return cls()
-        end_with_parent(os.getppid())  # torchrun; when it is killed, its processes must not go on
+        end_with_parent(os.getppid())  # the parent is torchrun; its processes must not outlive it
         if device.type == "cuda":
             number, there = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
             if number >= there:
                 raise UserError(
-                    f"training.processes: process {number + 1} on this machine has no GPU of its own, there "
-                    f"{'is' if there == 1 else 'are'} {there}; set processes: {there}, or device: cpu"
+                    f"training.processes: process {number + 1} on this machine has no GPU of its own, because there "
+                    f"{'is' if there == 1 else 'are'} only {there}; set processes: {there}, or device: cpu"
                 )
             torch.cuda.set_device(number)
         else:  # the processes share the cores
@@ -70,7 +70,7 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
-        """The sums of each number over the processes, the same on each."""
+        """The sum of each number over the processes; every process gets the sums."""
         if self.world == 1:
             return list(numbers)
         total = torch.tensor(numbers, dtype=torch.float64, device=self.device)
@@ -78,7 +78,7 @@ class Ranks:
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The values (CPU tensors, numbers) of all processes, in their order; every process gets them."""
+        """The values (CPU tensors, numbers) of all processes, by rank; every process gets them."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
@@ -86,9 +86,9 @@ class Ranks:
         return found
 
     def from_first(self, make: Callable[[], Any]) -> Any:
-        """The result of ``make()``, which only process 0 calls; the others wait for it and get it pickled.
+        """The result of ``make()``, which only process 0 calls; it sends the result to the others, pickled.
 
-        Its UserError ends all processes; only the first one reports it.
+        A UserError in ``make()`` ends all processes; only the first one reports it.
         """
         if self.world == 1:
             return make()
@@ -105,11 +105,11 @@ class Ranks:
         return found
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this."""
         self.sum([0.0])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum the gradients over the processes, in place; a parameter that has one in any process gets one in all."""
+        """Sum the gradients over the processes in place. A parameter with a gradient in one process gets one in all."""
         if self.world == 1:
             return
         having = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8, device=self.device)
@@ -125,7 +125,7 @@ class Ranks:
                 p.grad.copy_(part.view_as(p))
 
     def copy_from_first(self, tensors: Iterable[torch.Tensor]) -> None:
-        """Give every process the values of process 0."""
+        """Copy the values of process 0 to every process."""
         if self.world > 1:
             for tensor in tensors:
                 dist.broadcast(tensor.detach(), 0)
@@ -148,7 +148,7 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
 
 
 def grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` batches, one list for each update; the last may be shorter."""
+    """Yield lists of ``size`` batches, one per update; the last may be shorter."""
     iterator = iter(batches)
     while group := list(islice(iterator, size)):
         yield group

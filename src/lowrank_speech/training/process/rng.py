@@ -1,4 +1,4 @@
-"""The states of all random generators that a training may draw from."""
+"""The states of all random generators that a training may use."""
 
 import contextlib
 import random
@@ -10,7 +10,7 @@ import torch
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """States of torch (CPU, and ``device`` where it is a GPU), Python and NumPy, of types ``weights_only`` allows."""
+    """States of torch (CPU, and ``device`` if it is a GPU), Python and NumPy, in types that ``weights_only`` allows."""
     name, key, *rest = np.random.get_state()
     return {
         "torch": torch.get_rng_state(),
@@ -21,7 +21,7 @@ def rng_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """The opposite of ``rng_state``. A state from a CPU leaves a GPU's generator alone."""
+    """Restore what ``rng_state`` returned. A state from a CPU does not change a GPU's generator."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -32,7 +32,7 @@ def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def same_draws(generators: Iterable[torch.Generator] = ()) -> Iterator[None]:
-    """Draws inside do not affect later ones: all generators, and ``generators``, get their states of before back."""
+    """Keep draws inside from affecting later ones: restores the states of all generators, and of ``generators``."""
     generators = list(generators)
     states = [g.get_state() for g in generators]
     python, numpy = random.getstate(), np.random.get_state()

@@ -1,9 +1,9 @@
-"""Stopping a training from outside: SIGTERM, SIGUSR1 and Ctrl-C.
+"""Stop a training from outside, with SIGTERM, SIGUSR1 or Ctrl-C.
 
-before the loop, and after it   the process ends at once, with the exit code of a stop: the last state is on disk
-in the loop                     the loop notes the signal, finishes its step, saves and ends (``Signals``)
-from the last output on         no signal ends the process, until it is gone by itself: a stop would turn a finished
-                                run into a failed one, whose outputs Snakemake removes
+before and after the loop       the process exits at once, with the exit code of a stop: the last state is on disk
+in the loop                     the loop records the signal, finishes its step, saves and exits (``Signals``)
+once outputs are complete       no signal stops the process before it exits by itself: a stop would turn a finished run
+                                into a failed one, and Snakemake removes the outputs of failed jobs
 """
 
 import contextlib
@@ -21,22 +21,22 @@ from lowrank_speech.process import STOPS, ignore_stops, locked
 log = logging.getLogger(__name__)
 
 ASKING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-# Where the launcher of several processes looks for a sign that the run has finished (``torchrun``).
+# Names the file by which a stage tells the launcher of several processes (``torchrun``) that it has finished.
 FINISHED = "LOWRANK_SPEECH_FINISHED"
 
 
 class Job:
-    """A training that holds its scratch folder; see ``job``."""
+    """A training that has locked its scratch folder; see ``job``."""
 
     def __init__(self) -> None:
         self.finished = False
 
     @contextlib.contextmanager
     def finishing(self, clear: Callable[[], None]) -> Iterator[None]:
-        """Inside, the manifest of complete outputs is written; then ``clear`` removes the state of the run.
+        """Write the manifest of complete outputs inside; then ``clear`` removes the state. No signal stops this.
 
-        From here on no signal ends the process. One that comes before ``clear`` keeps the state: Snakemake has got the
-        same Ctrl-C, will not note the success, and will run the job again.
+        If a signal arrives before ``clear``, the state stays: Snakemake got the same Ctrl-C, does not record the
+        success, and will run the job again.
         """
         self.finished, received = True, []
         if threading.current_thread() is threading.main_thread():
@@ -46,7 +46,7 @@ class Job:
         if FINISHED in os.environ:
             Path(os.environ[FINISHED]).touch()
         if received:
-            log.info("%s came when the outputs were complete: the state stays, in case they are removed", received[0])
+            log.info("got %s after the outputs were complete; keeping the state in case they are removed", received[0])
         else:
             clear()
         ignore_stops()
@@ -54,14 +54,14 @@ class Job:
 
 @contextlib.contextmanager
 def job(scratch: Path) -> Iterator[Job]:
-    """Hold ``scratch`` (of several processes only the first one does), and end on signals.
+    """Lock ``scratch`` (only in the first of several processes), and exit on signals.
 
-    The handlers of before come back unless the job is finished: then the process is about to end.
+    Restores the earlier signal handlers, unless the job has finished: then the process is about to exit.
     """
 
     def end(number: int, frame: FrameType | None) -> None:
         log.info("stopped by %s; the same command continues from the last state", signal.Signals(number).name)
-        raise SystemExit(STOPPED)  # not an Exception: libraries catch those
+        raise SystemExit(STOPPED)  # libraries would catch an Exception
 
     before, made = {}, Job()
     if threading.current_thread() is threading.main_thread():
@@ -76,13 +76,13 @@ def job(scratch: Path) -> Iterator[Job]:
 
 
 class Signals(contextlib.AbstractContextManager):
-    """Notes the signals of ``ASKING`` while it is open: ``received`` is the name of the last one, or None.
+    """Records the signals of ``ASKING`` while it is open: ``received`` is the name of the last one, or None.
 
     A second Ctrl-C interrupts at once, without saving a state.
 
-    The handler only takes a note, because torch and the disk must not be interrupted. Forked workers inherit it and so
-    survive a signal to the whole process group, as SLURM sends it, until the loop ends them. Outside the main thread,
-    where Python takes no handler, signals do what they did before.
+    The handler only records the signal, because torch and disk writes must not be interrupted. Forked workers inherit
+    it, so they survive a signal to the whole process group, as SLURM sends it, until the loop ends them. Outside the
+    main thread, where Python does not allow handlers, signals keep their earlier effect.
     """
 
     def __init__(self) -> None:
@@ -104,5 +104,5 @@ class Signals(contextlib.AbstractContextManager):
         self.received = signal.Signals(number).name
 
     def stop(self) -> Stopped:
-        """What to raise where a signal has come, to this process or to another one of the training."""
+        """The exception to raise after a signal to this or another process of the training."""
         return Stopped(f"stopped by {self.received or 'a signal to another process'}")

@@ -1,9 +1,9 @@
-"""Start a stage in several processes by torchrun, and exit as the stage did.
+"""Start a stage in several processes with torchrun, and exit with the stage's exit code.
 
 python -m lowrank_speech.training.process.torchrun 2 lowrank_speech.stages.train --cfg ... (the stage's own arguments)
 
-torchrun itself ends with 1 whatever its processes end with, and with 1 where a signal comes after they have finished.
-Here the exit code is that of the stage: 0, 2 (a mistake that the user can mend), or 75 (stopped, continues).
+torchrun itself exits with 1 whenever a process fails, and also if a signal arrives after all of them have finished.
+This launcher exits with the stage's code: 0, 2 (a mistake that the user can fix), or 75 (stopped, can be continued).
 """
 
 import contextlib
@@ -25,12 +25,12 @@ FAILED = 1
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the module ``argv[1]`` with the arguments after it in ``argv[0]`` processes. The exit code."""
+    """Run the module ``argv[1]`` with the arguments after it in ``argv[0]`` processes; returns the exit code."""
     with tempfile.TemporaryDirectory() as folder:
         finished = Path(folder) / "finished"
         os.environ[FINISHED] = str(finished)
         code = _run(argv)
-        while True:  # torchrun's handlers raise, wherever the program is
+        while True:  # torchrun's signal handlers may raise at any point
             with contextlib.suppress(SignalException):
                 ignore_stops()
                 break
@@ -48,7 +48,7 @@ def _run(argv: Sequence[str]) -> int:
         return STOPPED
     except ChildFailedError as error:
         codes = {failure.exitcode for failure in error.failures.values()}
-        # Processes that waited for the one that failed are killed, and have negative codes.
+        # torchrun kills the processes that waited for the failed one; their codes are negative.
         return next((code for code in (2, STOPPED) if code in codes), FAILED)
     return 0
 
