@@ -11,7 +11,7 @@ from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
 from lowrank_speech.corpora.audio import AudioError, check_file
 from lowrank_speech.corpora.common import Checks, SetAside, Utterance
-from lowrank_speech.corpora.validate import Accepted, commonest, mark_duplicates, relocated, validate
+from lowrank_speech.corpora.validate import Accepted, mark_duplicates, most_common, relocated, validate
 
 RATE = 16_000
 
@@ -93,7 +93,7 @@ def test_ogg_cut_between_pages(tmp_path):
     path = write(tmp_path / "a.ogg", np.random.default_rng(0).normal(0, 0.1, 5 * RATE))
     content = path.read_bytes()
     cut_off(path, content.rfind(b"OggS"))
-    assert "no end" in refused(utterance(path), "truncated audio")
+    assert "no last page" in refused(utterance(path), "truncated audio")
 
 
 def test_streamed_wav_is_whole(tmp_path):
@@ -158,9 +158,9 @@ def test_ready_cuts(tmp_path):
     path = write(tmp_path / "a.wav", tone())
     cut = ready(path)
     assert one(cut).cut is cut
-    assert "16000 Hz, the manifest says 8000" in refused(ready(path, 8000, 8000), "wrong rate")
+    assert "16000 Hz, the cut says 8000" in refused(ready(path, 8000, 8000), "wrong rate")
     assert "1.500 s" in refused(ready(path, frames=24_000), "wrong duration")
-    assert "manifest" in refused(ready(write(tmp_path / "b.wav", np.stack([tone()] * 2, 1))), "several channels")
+    assert "the cut says 1" in refused(ready(write(tmp_path / "b.wav", np.stack([tone()] * 2, 1))), "several channels")
     refused(ready(tmp_path / "gone.wav"), "missing file")
 
 
@@ -255,10 +255,10 @@ def test_relocated(tmp_path):
     assert moved.load_audio().shape == (1, 3 * RATE)
 
 
-def test_commonest():
-    assert commonest([]) == ""
-    assert commonest(["silent", "too short", "too short"]) == "too short (2)"
-    assert commonest(["b", "a"]) == "a (1)"
+def test_most_common():
+    assert most_common([]) == ""
+    assert most_common(["silent", "too short", "too short"]) == "too short (2)"
+    assert most_common(["b", "a"]) == "a (1)"
 
 
 @pytest.mark.parametrize("kwargs", [{"min_seconds": 2, "max_seconds": 1}, {"channel": -1}, {"min_seconds": -1}])
@@ -274,4 +274,4 @@ def test_flac_without_a_length(tmp_path):
     content[21] &= 0xF0  # the 36 bits of the total number of samples in STREAMINFO
     content[22:26] = bytes(4)
     path.write_bytes(content)
-    assert "how long" in refused(utterance(path), "unreadable audio")
+    assert "no length" in refused(utterance(path), "unreadable audio")

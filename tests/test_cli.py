@@ -89,7 +89,7 @@ def test_asr_missing(call):
 @pytest.mark.parametrize(
     "argv, match",
     [
-        (("score", "asr", "none", "hyp"), "none: no such file"),
+        (("score", "asr", "none", "hyp"), "none: the file does not exist"),
         (("score", "asr", "ref", "extra"), "utterance 'z' has no reference"),
         (("score", "asr", "ref", "twice"), "twice:2: id 'a' has 'y' here and 'x' in line 1; keep one of the two lines"),
         (

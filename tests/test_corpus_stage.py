@@ -212,12 +212,12 @@ def test_tags_in_transcripts_are_counted_and_told(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"kind": "zip"}, "'zip' does not exist; expected one of"),
-        ({}, "'' does not exist; expected one of"),
+        ({"kind": "zip"}, "unknown kind 'zip'; expected one of"),
+        ({}, "unknown kind ''; expected one of"),
         ({**TABLE, "spilts": {}}, "cfg.corpus: unknown key 'spilts'"),
         ({**TABLE, "checks": {"chanel": 0}}, "cfg.corpus.checks: unknown key 'chanel'"),
         ({"kind": "tsv", "splits": {"dev": {"source": "train.tsv"}}}, "--split: 'train' is not one of the splits dev"),
-        ({**TABLE, "path": "/nonexistent/folder"}, "no folder /nonexistent/folder"),
+        ({**TABLE, "path": "/nonexistent/folder"}, "the folder /nonexistent/folder does not exist"),
     ],
 )
 def test_bad_settings(tmp_path, config, message):
@@ -340,7 +340,7 @@ def test_program(tmp_path):
     result = subprocess.run([*command, *arguments], capture_output=True, text=True)
     assert result.returncode == 2
     assert [line.split()[2] for line in result.stderr.splitlines()] == ["INFO", "ERROR"]  # its header, and why not
-    assert "no folder nowhere" in result.stderr
+    assert "the folder nowhere does not exist" in result.stderr
     result = subprocess.run(
         [sys.executable, "-X", "importtime", *command[1:], "--help"], capture_output=True, text=True
     )

@@ -175,8 +175,8 @@ def test_emissions_that_do_not_fit_are_refused(world, systems, stored, dummy, tm
     refused(
         capsys, "the decoder greedy needs the model; give its folder as --model", *plain, emissions=stored[0], **out
     )
-    refused(capsys, "there is no emissions.json; give a folder that the stage", *end, emissions=tmp_path, **out)
-    message = "was trained on other tokens than those of the given lang folder"
+    refused(capsys, "has no emissions.json; give a folder that the stage", *end, emissions=tmp_path, **out)
+    message = "was trained with other tokens than those of the given lang folder"
     refused(capsys, message, *end, emissions=stored[0], **out | {"lang": world.lang["whisper"]})
     other = make_features(world, "wav2vec2", [utterance(tmp_path, "other", "ab", "de")], tmp_path, "test")
     refused(capsys, f"utterance other of {other} has no emissions", *end, emissions=stored[0], **out | {"cuts": other})
@@ -186,7 +186,7 @@ def test_emissions_that_do_not_fit_are_refused(world, systems, stored, dummy, tm
     message = f"its emissions in {broken}/emissions.h5 cannot be read"
     refused(capsys, message, *end, emissions=broken, **out)
     (broken / "emissions.json").write_text("{}")
-    refused(capsys, "emissions.json: not as the stage emissions wrote it", *end, emissions=broken, **out)
+    refused(capsys, "emissions.json or a table beside it is not valid", *end, emissions=broken, **out)
 
 
 def test_only_ctc_models_have_emissions(world, systems, tmp_path, capsys):

@@ -234,7 +234,7 @@ def test_missing_and_silent_voices_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis, "say", lambda *_: np.zeros(22050, np.int16))
     with pytest.raises(UserError, match="voice 'es' is silent"):
         read(config(), tmp_path, seed=1)
-    with pytest.raises(UserError, match=r"silent: voice de\+m1, text 'Hallo.'"):
+    with pytest.raises(UserError, match=r"voice 'de\+m1' is silent on the text 'Hallo.'"):
         rendering.spoken("de+m1", "Hallo.", 170, 50, 16000)
 
 
@@ -258,7 +258,7 @@ def test_a_child_that_dies_or_hangs_is_an_error(monkeypatch):
     [
         ({"languages": ["es", "tlh"]}, r"'tlh'.*known languages: de, en"),
         ({"languages": []}, "languages"),
-        ({"languages": {"es": {"voices": ["es+m1"]}}}, "without variant"),
+        ({"languages": {"es": {"voices": ["es+m1"]}}}, "without a variant"),
         ({"splits": with_split("train", voices=["m7", "m1"])}, r"'m7'.*'test'.*'train'|'m7'.*'train'.*'test'"),
         ({"splits": with_split("train", snr=[20, 5])}, r"splits\.train.*snr"),
         ({"splits": with_split("train", rates=[100])}, "rates"),
@@ -283,5 +283,5 @@ def test_held_out_is_a_choice_and_nothing_is_read_from_disk():
     assert config().shares == {"test": 0.1}
     assert espeak.locate(config(), None) is None
     many = config(splits={"test": {"utterances": 4000, "voices": ["m7"]}})
-    with pytest.raises(UserError, match=r"split test asks for 4000"):
+    with pytest.raises(UserError, match=r"split test needs 4000"):
         planned(many, 1)

@@ -114,13 +114,16 @@ def test_settings(config, raw, language, expected):
     [
         ({"keep": "a|"}, "keep: '|' cannot be kept"),
         ({"keep": "-"}, "keep: '-' cannot be kept"),
-        ({"replace": {"ab": "c"}}, "replace: 'ab' is not one character"),
-        ({"replace": {"\u0301": ""}}, "is not one character"),
-        ({"replace": {"A": "b"}}, "replace: 'A' is never found: case comes first, and makes it 'a'"),
-        ({"replace": {"a": "b", "b": "c"}}, "replace: 'a' becomes 'b', which holds 'b', itself to be replaced"),
-        ({"replace": {"a": "xA"}}, "itself to be replaced"),
-        ({"hyphens": "keep", "replace": {"-": "‐a‐"}}, "itself to be replaced"),
-        ({"languages": {"de": Rules(replace={"ẞ": "ss"})}}, "languages.de.replace: 'ẞ' is never found"),
+        ({"replace": {"ab": "c"}}, "replace: 'ab' is not a single letter"),
+        ({"replace": {"\u0301": ""}}, "is not a single letter"),
+        ({"replace": {"A": "b"}}, "replace: 'A' never matches, because case is changed first; write 'a' instead"),
+        (
+            {"replace": {"a": "b", "b": "c"}},
+            "replace: 'a' becomes 'b', which contains 'b', another key; change one of them",
+        ),
+        ({"replace": {"a": "xA"}}, "another key"),
+        ({"hyphens": "keep", "replace": {"-": "‐a‐"}}, "another key"),
+        ({"languages": {"de": Rules(replace={"ẞ": "ss"})}}, "languages.de.replace: 'ẞ' never matches"),
     ],
 )
 def test_settings_that_cannot_work(config, message):

@@ -127,6 +127,6 @@ def test_nothing_to_learn_from(tmp_path, capsys, cuts):
 
 
 def test_config_errors_name_the_key(tmp_path, capsys, cuts):
-    refused(capsys, "cfg.lang.kind: 'word'", tmp_path / "l", cuts, kind="word")
+    refused(capsys, "cfg.lang.kind: unknown kind 'word'", tmp_path / "l", cuts, kind="word")
     refused(capsys, "min_count", tmp_path / "l", cuts, min_count=0)
     refused(capsys, "min_cuont", tmp_path / "l", cuts, min_cuont=1)

@@ -94,7 +94,7 @@ def test_the_same_run_gives_the_same_numbers(tmp_path):
             "cfg.score.minimum: 'least' is not valid; expected one of: common, per-language",
         ),
         ({"type": "asr"}, "hyp.txt: no hypothesis for utterance 'b'"),
-        ({"type": "lid"}, "scores.tsv: no such file"),
+        ({"type": "lid"}, "scores.tsv: the file does not exist"),
     ],
 )
 def test_errors_leave_no_manifest(tmp_path, capsys, cfg, match):

@@ -100,7 +100,7 @@ def test_a_split_that_runs_out_of_sentences_says_so():
     assert sorted(tiny.made()) == ["X z.", "Y z."]
     drawn = sentences.draw(tiny, 3, np.random.default_rng(0), "train", {}, free=0.5)
     assert sorted(drawn) == [("F.", True), ("X z.", False), ("Y z.", False)]
-    with pytest.raises(UserError, match=r"split train asks for 4 .*fewer utterances"):
+    with pytest.raises(UserError, match=r"split train needs 4 .*fewer utterances"):
         sentences.draw(tiny, 4, np.random.default_rng(0), "train", {}, free=0.5)
 
 

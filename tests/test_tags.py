@@ -108,12 +108,12 @@ def test_shown():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"tags": {"hes": None}}, "tags: 'hes' is not a pattern: it must begin and end with a pair of brackets"),
+        ({"tags": {"hes": None}}, "tags: 'hes' is not a pattern; it must start and end with a pair of brackets"),
         ({"tags": {"<hes]": None}}, "tags: '<hes]' is not a pattern"),
         ({"tags": {"<>": None}}, "tags: '<>' is not a pattern"),
-        ({"tags": {"<hes>": "[uh]"}}, "tags: '<hes>' becomes '[uh]', which holds the bracket '['; use words"),
+        ({"tags": {"<hes>": "[uh]"}}, "tags: '<hes>' becomes '[uh]', which contains the bracket '['; use words"),
         ({"languages": {"de": {"tags": {"x": None}}}}, "languages.de.tags: 'x' is not a pattern"),
-        ({"tags": {"<hes>": "uh", "<HES>": "er"}}, "tags: '<HES>' stands twice in different case"),
+        ({"tags": {"<hes>": "uh", "<HES>": "er"}}, "tags: '<HES>' occurs twice in different case"),
         ({"tags": {"<hes>": 5}}, "normalise.tags.<hes>: expected text, got 5"),
     ],
 )

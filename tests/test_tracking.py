@@ -93,9 +93,9 @@ def test_of_many_folders_those_above_are_watched(tmp_path, monkeypatch):
 
 
 def test_a_record_that_is_not_there_or_broken_is_a_change(tmp_path):
-    assert tracking.changed(tmp_path / "no.json") == "there is no record of its audio"
+    assert tracking.changed(tmp_path / "no.json") == "the record of its audio files is missing"
     (tmp_path / "broken.json").write_text('{"root": 1}')
-    assert tracking.changed(tmp_path / "broken.json") == "the record of its audio cannot be read"
+    assert tracking.changed(tmp_path / "broken.json") == "the record of its audio files cannot be read"
 
 
 def test_files_outside_the_folder_are_watched(tmp_path, audio):

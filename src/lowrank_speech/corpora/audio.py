@@ -1,8 +1,8 @@
-"""Is this audio file whole, and how long is it? Container, header and a full decode, with soundfile (libsndfile).
+"""Check that an audio file is complete, and find its length: container, header and a full decode with soundfile.
 
-libsndfile takes a WAV file whose data end early, and an Ogg stream cut anywhere, for shorter files without a word; it
-guesses the length of an MP3 without a tag, and of two files that were joined it reads one. So no header is believed:
-what it declares is compared with what decoding to the end gives (``containers/``). A file that passes loads with
+libsndfile silently shortens a WAV file whose data end early and an Ogg stream that was cut off. It guesses the length
+of an MP3 without a length tag, and reads only the first of two concatenated files. So the length in the header is never
+trusted: it is compared with the result of decoding the whole file (``containers/``). A file that passes loads with
 exactly the number of samples in its ``Header``.
 
     >>> header = check_file("x.flac")  # or AudioError: reason and detail
@@ -24,11 +24,11 @@ from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError
 __all__ = ["AudioError", "Header", "check_file", "check_samples", "open_once"]
 
 BLOCK = 1 << 20
-"""Frames decoded at a time: bounds the memory for long recordings."""
+"""Frames to decode at a time. Bounds the memory for long recordings."""
 LENGTHLESS = 1 << 60
-"""More frames than this is how libsndfile says that a FLAC header leaves them open: it cannot seek in such a file."""
+"""libsndfile reports more frames than this if a FLAC header has no length. It cannot seek in these files."""
 TOLERANCE = 0.1
-"""Seconds of audio that may stand behind the samples without being metadata."""
+"""Unexplained data after the samples is ignored if it is shorter than this many seconds of audio."""
 BITS = {
     "PCM_S8": 8,
     "PCM_U8": 8,
@@ -40,14 +40,14 @@ BITS = {
     "ULAW": 8,
     "ALAW": 8,
 }
-"""Bits of a sample."""
+"""Bits per sample."""
 ABOUT = {"IMA_ADPCM": 4.0, "MS_ADPCM": 4.0, "G721_32": 4.0, "G723_24": 3.0, "G723_40": 5.0, "GSM610": 1.65}
-"""The same where samples are coded in blocks."""
+"""Approximate bits per sample of codecs that code samples in blocks."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a whole file holds. ``peak`` is the largest magnitude of its samples; NaN or infinite if one of them is."""
+    """Contents of a complete file. ``peak``: largest magnitude of a sample; NaN or infinite if any sample is."""
 
     rate: int
     frames: int
@@ -56,12 +56,12 @@ class Header:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration in seconds."""
         return self.frames / self.rate
 
 
 def open_once(path: str) -> Header | AudioError:
-    """``check_file``, with its error returned; a file that has not changed is decoded once in the life of a process."""
+    """Like ``check_file``, but return the error, and cache the result as long as the file does not change."""
     try:
         found = Path(path).stat()
         return _open(path, found.st_size, found.st_mtime_ns)
@@ -78,9 +78,9 @@ def _open(path: str, size: int, time: int) -> Header | AudioError:
 
 
 def check_file(path: str | Path) -> Header:
-    """Decode a whole file and return what it holds.
+    """Decode a whole file and return its properties.
 
-    AudioError if it is missing, unreadable, truncated or empty, or holds audio that loading it would not give.
+    AudioError: the file is missing, unreadable, truncated or empty, or contains audio that loading would skip.
     """
     path = Path(path)
     if not path.is_file():
@@ -111,38 +111,38 @@ def _check(file: BinaryIO, size: int, path: Path) -> Header:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _check_frames(data, header, path, *((extent.start, extent.end) if extent else (base, None)))
     elif header.frames < declared:
-        raise AudioError(TRUNCATED, f"{path}: the header says {declared} samples, the file holds {header.frames}")
+        raise AudioError(TRUNCATED, f"{path}: the header declares {declared} samples, the file has {header.frames}")
     elif form == "FLAC":
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             flac.check(data, path, base)
     elif extent is not None and extent.end is not None:
         _compare(header, subtype, form, extent, path)
     if header.frames == 0:
-        raise AudioError("zero length", f"{path} holds no samples")
+        raise AudioError("zero length", f"{path} has no samples")
     return header
 
 
 def _decode(source: Path | io.BytesIO, path: Path) -> tuple[str, str, int, Header]:
-    """Container, coding, the number of frames that libsndfile reads from the header, and what decoding gives."""
+    """Container, codec, number of frames that libsndfile reads from the header, and the result of decoding."""
     decoded, peak = 0, 0.0
     try:
         with soundfile.SoundFile(source) as sound:
             rate, frames, channels = sound.samplerate, sound.frames, sound.channels
             if frames > LENGTHLESS:
-                raise AudioError("unreadable audio", f"{path}: the header does not say how long it is; encode it again")
+                raise AudioError("unreadable audio", f"{path}: the header has no length; encode the file again")
             while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
                 decoded += len(block)
                 peak = float(np.maximum(peak, np.abs(block).max()))  # keeps NaN
             return sound.format, sound.subtype, frames, Header(rate, decoded, channels, peak)
     except soundfile.SoundFileError as error:
         raise AudioError("unreadable audio", f"{path}: {_line(error)} (after {decoded} samples)") from error
-    except TypeError as error:  # of soundfile itself, for a name that ends in .raw
-        detail = f"{path}: a file with this ending has no header that says its rate; convert it to FLAC or WAV"
+    except TypeError as error:  # soundfile raises it for names that end in .raw
+        detail = f"{path}: files with this suffix have no header with the sampling rate; convert it to FLAC or WAV"
         raise AudioError("unreadable audio", detail) from error
 
 
 def _compare(header: Header, subtype: str, form: str, extent: Extent, path: Path) -> None:
-    """What the header declares against what was decoded, and against the rest of the file."""
+    """Compare the length in the header with the decoded samples and with the rest of the file."""
     held = extent.end - extent.start
     bits = None if form == "SDS" else BITS.get(subtype, ABOUT.get(subtype))  # SDS has packets
     decoded = held if bits is None else header.frames * header.channels * bits / 8
@@ -150,40 +150,40 @@ def _compare(header: Header, subtype: str, form: str, extent: Extent, path: Path
     if extent.rest > slack:
         raise AudioError(
             MORE,
-            f"{path}: the header says {held} bytes of samples, {extent.rest} bytes follow that are not metadata (a "
-            f"second recording, or a header that was never completed?); convert or split the file",
+            f"{path}: the header declares {held} bytes of samples, but {extent.rest} more bytes follow (a second "
+            f"recording, or a header that was never completed); convert or split the file",
         )
     if subtype in ABOUT:
         slack += 0.1 * held
     if decoded > held + slack:
         raise AudioError(
-            MORE, f"{path}: the header says {held} bytes of samples, {decoded:.0f} would be read; convert the file"
+            MORE, f"{path}: the header declares {held} bytes of samples, {decoded:.0f} would be read; convert the file"
         )
     if decoded < held - slack:
-        raise AudioError(TRUNCATED, f"{path}: the header says {held} bytes of samples, {decoded:.0f} can be read")
+        raise AudioError(TRUNCATED, f"{path}: the header declares {held} bytes of samples, {decoded:.0f} can be read")
 
 
 def _ogg(path: Path) -> Header:
-    """The length of the last page against a decode that goes on to the real end."""
+    """Compare the length in the last page with a decode that continues to the real end."""
     data = path.read_bytes()
     found = ogg.pages(data, path)
     serials = {page.serial for page in found}
-    if len(serials) > 1:  # a video, say: its parts end in their own ways
+    if len(serials) > 1:  # for example a video, whose streams end separately
         _, _, declared, header = _decode(path, path)
         allowed = 0
     else:
-        # Of what a decoder gives, the last page's number cuts off what the encoder added: at most a block.
-        _, _, _, header = _decode(io.BytesIO(ogg.opened(data, found)), path)
+        # The length in the last page cuts off the encoder's padding, which is at most one block.
+        _, _, _, header = _decode(io.BytesIO(ogg.without_length(data, found)), path)
         declared = _declared(path)
         allowed = ogg.trimmed(data, found, header.rate)
     if header.frames < declared:
-        raise AudioError(TRUNCATED, f"{path}: the header says {declared} samples, the file holds {header.frames}")
+        raise AudioError(TRUNCATED, f"{path}: the header declares {declared} samples, the file has {header.frames}")
     if header.frames > declared + allowed:
         raise AudioError(
-            MORE, f"{path}: the last page says {declared} samples, the file holds {header.frames}; encode it again"
+            MORE, f"{path}: the last page declares {declared} samples, the file has {header.frames}; encode it again"
         )
     if declared == 0:
-        raise AudioError("zero length", f"{path} holds no samples")
+        raise AudioError("zero length", f"{path} has no samples")
     return Header(header.rate, declared, header.channels, header.peak)
 
 
@@ -195,7 +195,7 @@ def _declared(path: Path) -> int:
 
 
 def _check_frames(data: mmap.mmap, header: Header, path: Path, start: int, end: int | None) -> None:
-    """The number of frames against what was decoded: an MPEG stream has no header to be believed."""
+    """Compare the number of MPEG frames with the decoded samples, because an MPEG stream has no reliable length."""
     stream = mpeg.count(data, path, start, end)
     if stream is None:
         detail = f"{path}: the frames of this MPEG stream cannot be counted; convert it to FLAC or WAV"
@@ -204,9 +204,9 @@ def _check_frames(data: mmap.mmap, header: Header, path: Path, start: int, end: 
 
 
 def check_samples(samples: np.ndarray, what: str) -> None:
-    """AudioError if ``samples`` (C, T) are none, not finite, or all zero. ``what`` names them in the message."""
+    """AudioError if ``samples`` (C, T) are empty, not finite, or all zero. ``what`` names them in the message."""
     if samples.size == 0:
-        raise AudioError("zero length", f"{what} holds no samples")
+        raise AudioError("zero length", f"{what} has no samples")
     peak = float(np.abs(samples).max())
     if not np.isfinite(peak):
         count = int((~np.isfinite(samples)).sum())

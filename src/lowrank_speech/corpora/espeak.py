@@ -1,12 +1,12 @@
-"""A synthetic corpus in several languages, made with eSpeak NG at build time: no download, no licence to accept.
+"""A synthetic corpus in several languages, spoken by eSpeak NG: nothing to download, no licence to accept.
 
-In: only the config (languages, and per split the number of utterances, voices, rates, pitches, noise). Out: 16-bit
-FLAC files and Lhotse cuts with text, language and speaker. Sentences come from ``corpora/sentences``. Held-out splits
-share neither sentences nor voices with any other split. The same config and seed give the same samples, whatever the
-number of processes, and the first n utterances of a language stay the same when more are asked for. A split needs to
-know of the others only ``held_out``: their names and their shares of the sentences.
+In: only the config (languages, and for each split the number of utterances, voices, rates, pitches, noise). Out: 16-bit
+FLAC files, and Lhotse cuts with text, language and speaker. Sentences come from ``corpora/sentences``. Held-out splits
+share neither sentences nor voices with any other split. The same config and seed give the same samples for any number
+of processes, and asking for more utterances keeps the first ones of each language. To make one split, only the names
+and shares of the held-out splits are needed from the others (``held_out``).
 
-Use it to see the pipeline run, never as evidence: synthetic languages are far too easy to tell apart.
+Use it to try out the pipeline, not as evidence: synthetic languages are far too easy to tell apart.
 
     corpora: {babel: {kind: espeak, languages: [de, nl], splits: {train: {utterances: 100, voices: [m1, f2]}}}}
 
@@ -56,41 +56,43 @@ Several = Annotated[tuple[str, ...], AfterValidator(_different)]
 
 @settings
 class LanguageConfig:
-    """How one language is spoken."""
+    """The voices of one language."""
 
-    voices: Several = key((), "eSpeak NG voices (accents) of the language; empty: those of its sentence file")
+    voices: Several = key((), "eSpeak NG voices (accents) of the language; empty: those in its sentence file")
 
     def __post_init__(self) -> None:
         if any("+" in voice or not voice for voice in self.voices):
-            raise ValueError(f"voices are {list(self.voices)}; name voices without variant (without +m1, say)")
+            raise ValueError(f"voices is {list(self.voices)}; name voices without a variant (without +m1, for example)")
 
 
 @settings
 class SplitConfig:
-    """One split. Pairs are ranges, both ends included, from which every utterance draws its own value."""
+    """One split. Pairs are ranges, both ends included, from which a value is drawn for each utterance."""
 
     utterances: Count = key(REQUIRED, "number of utterances per language")
     voices: Annotated[Several, Field(min_length=1)] = key(
-        REQUIRED, "eSpeak voice variants (m1, f2 ...), in held-out splits others than anywhere else"
+        REQUIRED, "eSpeak voice variants (m1, f2 ...); a held-out split shares none of them with another split"
     )
     rates: Annotated[tuple[Rate, Rate], AfterValidator(_ordered)] = key((140, 200), "speaking rate, words per minute")
     pitches: Annotated[tuple[Pitch, Pitch], AfterValidator(_ordered)] = key((30, 70), "pitch, 0 to 100")
     snr: Annotated[tuple[Decibels, Decibels], AfterValidator(_ordered)] | None = key(
-        (5.0, 20.0), "noise below the active speech, dB; null: clean speech"
+        (5.0, 20.0), "signal-to-noise ratio over the active speech, in dB; null: clean speech"
     )
     noises: Annotated[tuple[Noise, ...], AfterValidator(_different), Field(min_length=1)] = key(
         ("white", "pink", "brown", "babble", "hum"), "kinds of noise to draw from"
     )
     silence: Annotated[tuple[Silence, Silence], AfterValidator(_ordered)] = key(
-        (0.05, 0.3), "silence before and after the speech, seconds"
+        (0.05, 0.3), "silence before and after the speech, in seconds"
     )
-    peak: Annotated[tuple[Peak, Peak], AfterValidator(_ordered)] = key((0.3, 0.9), "loudest sample, of full scale 1")
-    free: Share = key(0.1, "share of free sentences, the rest comes from a grammar; held-out splits have none")
-    share: Some = key(0.1, "held-out splits: share of all sentences that this one owns")
+    peak: Annotated[tuple[Peak, Peak], AfterValidator(_ordered)] = key(
+        (0.3, 0.9), "magnitude of the loudest sample; full scale is 1"
+    )
+    free: Share = key(0.1, "share of free sentences, the others come from a grammar; held-out splits have none")
+    share: Some = key(0.1, "held-out splits: share of all sentences that is reserved for this split")
 
     def __post_init__(self) -> None:
         if any(not voice or set(voice) & set(" +/\\") for voice in self.voices):
-            raise ValueError(f"voices are {list(self.voices)}; name variants without blank or +, such as m1 or f2")
+            raise ValueError(f"voices is {list(self.voices)}; name variants without blanks or +, such as m1 or f2")
 
 
 def _splits() -> dict[str, SplitConfig]:
@@ -108,16 +110,16 @@ class Config:
 
     kind: Literal["espeak"] = key("espeak", "speech synthesised by eSpeak NG")
     languages: Several | dict[str, LanguageConfig] = key(
-        ("de", "en", "es", "nl", "pl", "pt"), "languages that have a sentence file: a list, or code -> its voices"
+        ("de", "en", "es", "nl", "pl", "pt"), "languages with a sentence file: a list, or language code -> voices"
     )
-    splits: dict[str, SplitConfig] = key(None, "name -> what is synthesised", default_factory=_splits)
+    splits: dict[str, SplitConfig] = key(None, "name -> what to synthesise", default_factory=_splits)
     held_out: Several | dict[str, Some] | None = key(
         None,
-        "splits whose sentences and voices stand in no other split: a list, or name -> share of the sentences; null: "
-        "dev and test, where they exist",
+        "splits that share no sentence and no voice with any other split: a list, or name -> share of the sentences; "
+        "null: dev and test, if they exist",
     )
     sample_rate: Annotated[int, Field(ge=8000, le=22_050)] = key(
-        SAMPLING_RATE, "rate of the files in Hz; 8000 gives telephone bandwidth. Cuts load at 16000 whatever it is"
+        SAMPLING_RATE, "sampling rate of the files in Hz; 8000 gives telephone bandwidth. Cuts always load at 16000"
     )
 
     def __post_init__(self) -> None:
@@ -125,21 +127,23 @@ class Config:
         for language in self.languages:
             if language not in known:
                 raise ValueError(
-                    f"languages: no sentences are written for {language!r}; known languages: {', '.join(known)}"
+                    f"languages: there is no sentence file for {language!r}; known languages: {', '.join(known)}"
                 )
         if not self.languages or not self.splits:
-            raise ValueError(f"{'splits' if self.languages else 'languages'}: name at least one")
+            raise ValueError(f"{'splits' if self.languages else 'languages'} is empty; name at least one")
         unknown = set(self.held_out or ()) - set(self.splits)
         if unknown and not isinstance(self.held_out, dict):
             raise ValueError(f"held_out: {min(unknown)!r} is not one of the splits {', '.join(self.splits)}")
         if sum(self.shares.values()) >= 1:
-            raise ValueError("the shares of the held-out splits must sum to less than 1: nothing is left to train on")
+            raise ValueError(
+                "the shares of the held-out splits sum to 1 or more, so no sentence is left to train on; lower them"
+            )
         for split, other in itertools.permutations(self.splits, 2):
             common = sorted(set(self.splits[split].voices) & set(self.splits[other].voices))
             if split in self.shares and common:
                 raise ValueError(
-                    f"the voice {common[0]!r} stands in the held-out split {split!r} and in {other!r}: give them "
-                    f"different voices, or take {split!r} out of held_out"
+                    f"the voice {common[0]!r} is in the held-out split {split!r} and in {other!r}; give them different "
+                    f"voices, or remove {split!r} from held_out"
                 )
 
     @property
@@ -158,7 +162,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Prompt:
-    """All that decides one utterance's samples (with the seed and the talkers of the babble)."""
+    """Everything that determines the samples of one utterance, apart from the seed and the talkers of the babble."""
 
     id: str
     split: str
@@ -180,18 +184,17 @@ def locate(config: Config, data_root: Path | None) -> Path | None:
 
 
 def sources(config: Config, root: Path | None) -> list[Path]:
-    """None: the sentences are part of the program."""
+    """Empty: the sentences are part of the program."""
     return []
 
 
 def read(
     config: Config, split: str, root: Path | None, audio_dir: Path, seed: int, jobs: int = 1
 ) -> Iterator["MonoCut"]:
-    """Synthesise one split into ``audio_dir`` with ``jobs`` processes; yields its cuts in the order of the languages.
+    """Synthesise one split into ``audio_dir`` with ``jobs`` processes, and yield its cuts, language by language.
 
-    ``root`` is not used. The id of a cut is also the name of its FLAC file. ``cut.custom`` holds voice, rate, pitch,
-    snr (dB over the active speech; None when clean), noise, peak and free. UserError for a voice that is missing or
-    silent.
+    ``root`` is not used. A cut's id is the name of its FLAC file. ``cut.custom`` has voice, rate, pitch, snr (dB over
+    the active speech; None if clean), noise, peak and free. UserError: a voice does not exist or is silent.
     """
     from lowrank_speech.corpora import synthesis
     from lowrank_speech.corpora.rendering import render_all
@@ -201,7 +204,7 @@ def read(
         for accent in config.accents(language):
             for voice in [accent, *(f"{accent}+{variant}" for variant in sorted(config.splits[split].voices))]:
                 synthesis.check(voice, sentences.load(language).free[0])
-    # All is spoken before Lhotse (hence torch) is imported: forking a large process takes longer.
+    # Synthesise before importing Lhotse (and so torch), because forking a large process takes longer.
     lengths = render_all(prompts, config, audio_dir, seed, jobs)
     log.info("synthesised %d utterances, %.1f min", len(prompts), sum(lengths) / config.sample_rate / 60)
     for prompt, samples in zip(prompts, lengths, strict=True):
@@ -209,7 +212,7 @@ def read(
 
 
 def plan(config: Config, split: str, seed: int) -> list[Prompt]:
-    """Draw every utterance of a split, without speaking any. UserError when the split's sentences do not suffice."""
+    """Draw the prompts of a split, without synthesising them. UserError: the split has too few sentences."""
     from lowrank_speech.corpora import noise
 
     result = []

@@ -1,8 +1,8 @@
-"""Splits that are parts of a source: disjoint by speaker or by utterance, the same on every machine.
+"""Splits as parts of a source: disjoint by speaker or by utterance, and the same on every machine.
 
-Speakers (or utterances) of each language are put in the order of sha256(seed, name), and a split takes the stretch
-``part: [from, to)`` of that order. Another utterance of a known speaker therefore moves nobody, and two splits with
-stretches that do not overlap share no speaker. Small runs limit a split likewise: a larger limit gives a superset.
+The speakers (or utterances) of each language are sorted by sha256(seed, name), and a split takes the range
+``part: [from, to)`` of that order. So a new utterance of a known speaker does not move other utterances, and two splits
+whose ranges do not overlap share no speaker. Limits use a hash order too: a larger limit gives a superset.
 
     splits:
       train: {source: train, part: [0.0, 0.9], by: speaker}
@@ -23,7 +23,7 @@ from lowrank_speech.corpora.common import SetAside, Utterance
 from lowrank_speech.settings import REQUIRED, Large, Positive, Share, key, settings
 
 
-def _stretch(part: tuple[float, float]) -> tuple[float, float]:
+def _range(part: tuple[float, float]) -> tuple[float, float]:
     if part[0] >= part[1]:
         raise ValueError(f"is {list(part)}; expected [from, to] with 0 <= from < to <= 1")
     return part
@@ -34,18 +34,18 @@ class SplitConfig:
     """One split: a part of a source of the corpus."""
 
     source: Annotated[str, Field(min_length=1)] = key(
-        REQUIRED, "where it comes from, below the corpus's folder: a data directory (kaldi) or a table (tsv)"
+        REQUIRED, "data directory (kaldi) or table (tsv), relative to the corpus's folder"
     )
-    part: Annotated[tuple[Share, Share], AfterValidator(_stretch)] = key(
-        (0.0, 1.0), "which stretch of the speakers (utterances) of each language, as fractions [from, to)"
+    part: Annotated[tuple[Share, Share], AfterValidator(_range)] = key(
+        (0.0, 1.0), "which part of each language's speakers (or utterances), as fractions [from, to)"
     )
-    by: Literal["speaker", "utterance"] = key("speaker", "what is put in order and cut into parts")
-    max_utterances: Large | None = key(None, "at most so many utterances in the split; null: all")
-    max_seconds_per_language: Positive | None = key(None, "at most so many seconds of each language; null: all")
+    by: Literal["speaker", "utterance"] = key("speaker", "whether the parts divide the speakers or the utterances")
+    max_utterances: Large | None = key(None, "maximum number of utterances in the split; null: no limit")
+    max_seconds_per_language: Positive | None = key(None, "maximum seconds of each language; null: no limit")
 
 
 def check_splits(splits: Mapping[str, SplitConfig]) -> None:
-    """ValueError if there is no split, or if two splits take overlapping parts of one source. Looks at no data."""
+    """ValueError: there is no split, or two splits take overlapping parts of one source. Does not open any data."""
     if not splits:
         raise ValueError("splits: name at least one split")
     for (a, one), (b, other) in itertools.combinations(splits.items(), 2):
@@ -53,7 +53,8 @@ def check_splits(splits: Mapping[str, SplitConfig]) -> None:
             continue
         if one.by != other.by:
             raise ValueError(
-                f"splits {a} and {b} cut {one.source} by {one.by} and by {other.by}: they would overlap; use one `by`"
+                f"splits {a} and {b} divide {one.source} by {one.by} and by {other.by}, so they would overlap; give "
+                f"both the same `by`"
             )
         if one.part[0] < other.part[1] and other.part[0] < one.part[1]:
             raise ValueError(
@@ -65,10 +66,10 @@ def check_splits(splits: Mapping[str, SplitConfig]) -> None:
 def items_of_split(
     items: Iterable[Utterance | SetAside], split: SplitConfig, seed: int
 ) -> Iterator[Utterance | SetAside]:
-    """Of all items of a source: what could not be read, which belongs to no part, then the utterances of one split.
+    """Yield all unreadable items of a source (they belong to no part), then the utterances of one split.
 
-    Of several utterances with one id the first of the source counts, whatever split it is in; the others become
-    SetAside.
+    If several utterances share an id, the first one of the source counts, even if it is in another split. The others
+    become SetAside.
     """
     first: dict[str, Utterance] = {}
     utterances: list[Utterance] = []
@@ -87,14 +88,14 @@ def items_of_split(
 
 
 def rank(seed: int, name: str) -> str:
-    """The key that orders names: hex sha256 of seed and name."""
+    """Sort key of a name: hex sha256 of seed and name."""
     return hashlib.sha256(f"{seed}\t{name}".encode()).hexdigest()
 
 
 def select(utterances: Sequence[Utterance], split: SplitConfig, seed: int) -> list[Utterance]:
-    """The utterances of one split of a source, in the order in which they came.
+    """The utterances of one split of a source, in the given order.
 
-    A speaker of several languages counts with the alphabetically first, so that nobody stands in two parts.
+    A speaker of several languages counts under the alphabetically first one, so that no speaker is in two parts.
     """
 
     def unit(utterance: Utterance) -> str:
@@ -110,7 +111,7 @@ def select(utterances: Sequence[Utterance], split: SplitConfig, seed: int) -> li
     chosen = set()
     for names in units.values():
         names.sort(key=lambda name: rank(seed, name))
-        # The same rounding for the end of one part and the start of the next: no gap, no overlap.
+        # The end of one part and the start of the next are rounded alike, so there is no gap and no overlap.
         first, last = (round(bound * len(names)) for bound in split.part)
         chosen.update(names[first:last])
     return _limit([u for u in utterances if unit(u) in chosen], split, seed)
@@ -126,7 +127,7 @@ def _limit(utterances: list[Utterance], split: SplitConfig, seed: int) -> list[U
         if len(kept) == split.max_utterances:
             break
         if limit is not None:
-            # The first that does not fit closes its language: a larger limit then gives a superset.
+            # The first utterance that does not fit ends its language, so that a larger limit gives a superset.
             code = utterances[i].language
             if total[code] <= limit:
                 total[code] += _seconds(utterances[i])
@@ -137,7 +138,7 @@ def _limit(utterances: list[Utterance], split: SplitConfig, seed: int) -> list[U
 
 
 def _seconds(utterance: Utterance) -> float:
-    """Duration: of the segment, as declared, or decoded, since headers lie; 0 for a broken file (set aside later)."""
+    """Duration of the segment, else as declared, else as decoded (headers lie); 0 for a broken file."""
     from lowrank_speech.corpora.audio import AudioError, open_once
 
     if utterance.end is not None:

@@ -1,7 +1,7 @@
-"""The audio of the synthetic corpus: what eSpeak NG says, the noise around it, and the FLAC files.
+"""Render the audio of the synthetic corpus: eSpeak NG's speech, mixed with noise, as FLAC files.
 
-In: prompts, which espeak.py draws. Out: 16-bit FLAC files. A prompt and the seed decide every sample: neither the
-number of processes nor the other prompts do.
+In: prompts from espeak.py. Out: 16-bit FLAC files. The samples depend only on the prompt and the seed, not on the
+number of processes or on other prompts.
 
     python -c "from lowrank_speech.corpora import rendering; print(rendering.spoken('de+m3', 'Hallo.', 170, 50, 16000))"
 
@@ -26,13 +26,13 @@ from lowrank_speech.errors import UserError
 if TYPE_CHECKING:
     from lowrank_speech.corpora.espeak import Config, Prompt
 
-BABBLERS = 4  # talkers for babble, of every language's voices
+BABBLERS = 4  # talkers for babble noise, for each voice of each language
 
 
 def render_all(prompts: "Sequence[Prompt]", config: "Config", audio_dir: Path, seed: int, jobs: int) -> list[int]:
-    """Write the FLAC file of every prompt of a split into ``audio_dir`` with ``jobs`` processes; numbers of samples.
+    """Write a FLAC file for each prompt into ``audio_dir`` with ``jobs`` processes; return their numbers of samples.
 
-    UserError for a voice that is missing or silent.
+    UserError: a voice does not exist or is silent.
     """
     audio_dir.mkdir(parents=True, exist_ok=True)
     work = (talkers(config, seed), audio_dir, seed, config.sample_rate)
@@ -44,10 +44,10 @@ def render_all(prompts: "Sequence[Prompt]", config: "Config", audio_dir: Path, s
 
 
 def talkers(config: "Config", seed: int) -> list[np.ndarray]:
-    """What babble is made of: free sentences of all languages, by the plain voices, which no split uses.
+    """Speech for babble noise: free sentences in all languages, spoken by the plain voices, which no split uses.
 
-    Returns float64 (T,) arrays at the config's sample rate; empty when no split has babble. All languages together, so
-    that the noise does not give the language away.
+    Returns float64 (T,) arrays at the config's sample rate, or nothing if no split has babble. All languages are mixed,
+    so that the noise does not reveal the language.
     """
     if not any(split.snr is not None and "babble" in split.noises for split in config.splits.values()):
         return []
@@ -62,21 +62,21 @@ def talkers(config: "Config", seed: int) -> list[np.ndarray]:
 
 
 def spoken(voice: str, text: str, rate: int, pitch: int, sample_rate: int) -> np.ndarray:
-    """The clean speech, float64 (T,) in -1..1 at ``sample_rate``, without the silence that eSpeak puts around it."""
+    """Clean speech, float64 (T,) in -1..1 at ``sample_rate``, without leading and trailing silence."""
     samples = synthesis.say(voice, text, rate, pitch) / 32768
     up, down = Fraction(sample_rate, synthesis.RATE).as_integer_ratio()
     samples = resample_poly(samples, up, down, window=_low_pass(up, down))
     heard = np.flatnonzero(noise.active(samples, sample_rate))
     if len(heard) == 0:
         raise UserError(
-            f"eSpeak NG was silent: voice {voice}, text {text!r}; choose another voice in the corpus's config"
+            f"the eSpeak NG voice {voice!r} is silent on the text {text!r}; choose another voice in the corpus's config"
         )
     return samples[heard[0] : heard[-1] + 1]
 
 
 @functools.cache
 def _low_pass(up: int, down: int) -> np.ndarray:
-    """The filter that resample_poly would design anew for every utterance."""
+    """The low-pass filter that resample_poly would otherwise design again for each utterance."""
     most = max(up, down)
     return firwin(20 * most + 1, 1 / most, window=("kaiser", 5.0))
 
@@ -84,7 +84,7 @@ def _low_pass(up: int, down: int) -> np.ndarray:
 def mixture(
     prompt: "Prompt", babblers: Sequence[np.ndarray], seed: int, sample_rate: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One utterance's padded clean speech and its mixture with noise, both float64 (T,); the mixture peaks as drawn."""
+    """Padded clean speech of an utterance, and its mixture with noise scaled to the drawn peak; both float64 (T,)."""
     speech = spoken(prompt.voice, prompt.text, prompt.rate, prompt.pitch, sample_rate)
     speech = np.pad(speech, [round(seconds * sample_rate) for seconds in prompt.silence])
     mixed = speech
@@ -102,7 +102,7 @@ def render(prompt: "Prompt", babblers: Sequence[np.ndarray], audio_dir: Path, se
     return len(mixed)
 
 
-_WORK: list = []  # a worker's babblers, folder, seed and sample rate: sent once, not with every utterance
+_WORK: list = []  # babblers, folder, seed and sample rate, sent to each worker only once
 
 
 def _start(*work: object) -> None:

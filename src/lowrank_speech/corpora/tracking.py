@@ -1,22 +1,21 @@
-"""Has the audio of a split changed since the stage read it? A record of what was read, and a cheap look at the disk.
+"""Detect changes to the audio of a split since the stage corpus read it, without reading the audio again.
 
-The tables of a corpus are small, and hashed. Its audio may be a million files, at which planning must not look one by
-one. The record, ``{split}.audio.json`` beside the split's manifest, says how the audio is watched (key ``track``):
+The tables of a corpus are small, so they are hashed. Its audio may be a million files, which planning must not visit
+one by one. The record, ``{split}.audio.json`` beside the split's manifest, says what is compared (key ``track``):
 
-    auto  size and modification time of every file, up to 10,000 files; above that the modification times of their
-          folders, which see a file that is added, removed, renamed or replaced, but not one that is written over
-    stat  size and modification time of every file, however many
+    auto  size and modification time of every file, up to 10,000 files; above that, the modification times of their
+          folders, which change if a file is added, removed, renamed or replaced, but not if it is overwritten in place
+    stat  size and modification time of every file, however many there are
     hash  the content of every file, which is read each time
     none  nothing
 
     >>> changed("exp/mine/corpus/mine/train.audio.json")
     'audio/a7.flac has changed'
 
-    auto  size and modification time of every file, up to 10,000 files; above that the modification times of the
-calls ``changed`` when it plans.
+The workflow calls ``changed`` while it plans, so this module imports only the standard library.
 """
 
-# Strings: to make a Path of each of many names takes longer than to look at the file.
+# Paths are strings here, because creating a Path object takes longer than a stat.
 
 import hashlib
 import json
@@ -26,20 +25,20 @@ from pathlib import Path
 from typing import Any
 
 MANY = 10_000
-"""Files, or folders, that ``auto`` looks at one by one."""
+"""Maximum number of files (or folders) that ``auto`` visits one by one."""
 
 
 def record(root: str | Path, files: Iterable[str], track: str, listed: Sequence[str | Path] = ()) -> dict[str, Any]:
-    """What there is to be recorded of the audio ``files`` of a corpus in the folder ``root``.
+    """The record of the audio ``files`` of a corpus in the folder ``root``, as JSON.
 
-    ``listed``: folders whose files all belong to the corpus, new ones too.
+    ``listed``: folders in which every file belongs to the corpus, including files that are added later.
     """
     found = {entry.path for folder in listed for entry in os.scandir(folder) if entry.is_file()}
     paths = sorted({*files, *found})
     watched = {"auto": "stat" if len(paths) <= MANY else "folders"}.get(track, track)
     folders = {os.fspath(path) for path in listed} if watched != "none" else set()
     if watched == "folders":
-        folders |= _few({os.path.dirname(path) for path in paths})
+        folders |= _limited({os.path.dirname(path) for path in paths})
     each = paths if watched in ("stat", "hash") else []
     return {
         "track": watched,
@@ -51,11 +50,11 @@ def record(root: str | Path, files: Iterable[str], track: str, listed: Sequence[
 
 
 def changed(path: str | Path) -> str | None:
-    """What is not as the record at ``path`` has it, in a few words; None where all is as it was."""
+    """The first difference between the disk and the record at ``path``, in a few words; None if there is none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         root, track = found["root"], found["track"]
-        if not os.path.isdir(root):  # not mounted here: nothing can be said
+        if not os.path.isdir(root):  # not mounted on this machine, so nothing can be compared
             return None
         for name, time in found["folders"].items():
             if _time(os.path.join(root, name)) != time:
@@ -65,19 +64,19 @@ def changed(path: str | Path) -> str | None:
             if now != state:
                 return f"{name} {'is gone' if now is None else 'is new' if state is None else 'has changed'}"
     except FileNotFoundError:
-        return "there is no record of its audio"
+        return "the record of its audio files is missing"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "the record of its audio cannot be read"
+        return "the record of its audio files cannot be read"
     return None
 
 
 def tables(paths: Iterable[str | Path], root: str | Path | None) -> dict[str, Path]:
-    """Name below ``root`` -> path, of those of ``paths`` that exist: the files whose content a rerun hangs on."""
+    """Name relative to ``root`` -> path, for those of ``paths`` that exist: files that are compared by content."""
     return {_relative(path, root or "."): Path(path) for path in paths if os.path.isfile(path)}
 
 
-def _few(folders: set[str]) -> set[str]:
-    """The folders, or those above them where they are too many to look at."""
+def _limited(folders: set[str]) -> set[str]:
+    """The folders, or their parents if there are too many folders to visit."""
     while len(folders) > MANY:
         above = {os.path.dirname(folder) for folder in folders}
         if above == folders:
@@ -87,7 +86,7 @@ def _few(folders: set[str]) -> set[str]:
 
 
 def _state(path: str, track: str) -> list[int] | str | None:
-    """None for a file that is not there: it may come."""
+    """Hash, or size and modification time; None for a file that does not exist (yet)."""
     try:
         if track == "hash":
             with open(path, "rb") as file:
@@ -106,6 +105,6 @@ def _time(path: str | Path) -> int | None:
 
 
 def _relative(path: str | Path, root: str | Path) -> str:
-    """Below ``root``, else as it is."""
+    """``path`` relative to ``root`` if it is below it, else unchanged."""
     name, above = os.fspath(path), os.path.join(os.fspath(root), "")
     return name.removeprefix(above)

@@ -1,8 +1,9 @@
-"""Tables: a tab-separated file per source with a header line, a row per utterance.
+"""Tables: one tab-separated file per source, with a header line and one row per utterance.
 
-In: a folder with ``train.tsv`` and the like (``id audio language speaker seconds text``; other names by ``columns``);
-relative paths of audio start at that folder. An empty text means: no transcript (language recognition can use it).
-Out: utterances, to be checked and made into cuts by validate.py. The default folder below $SPEECH_DATA is voices.
+In: a folder with files such as ``train.tsv`` (columns ``id audio language speaker seconds text``; ``columns`` maps
+other names). Relative audio paths start at that folder. An utterance with an empty text has no transcript; it can be
+used for language recognition. Out: utterances, which validate.py checks and makes into cuts. The default folder below
+$SPEECH_DATA is ``voices``.
 
     corpora:
       voices: {kind: tsv, languages: [de, en, es, fr, nl],
@@ -40,13 +41,13 @@ class Columns:
     """Names of the columns."""
 
     id: str = key("id", "column of the utterance's id")
-    audio: str = key("audio", "column of the path of the audio, absolute or below the table's folder")
+    audio: str = key("audio", "column of the audio path, absolute or relative to the table's folder")
     language: str = key("language", "column of the language code")
     speaker: str = key("speaker", "column of the speaker")
     seconds: str | None = key(
-        SECONDS, "column of the duration, to be compared with the audio; null or absent: not compared"
+        SECONDS, "column of the duration, which is compared with the audio; null or no such column: not compared"
     )
-    text: str | None = key("text", "column of the transcript; null: the table has none")
+    text: str | None = key("text", "column of the transcript; null: the table has no transcripts")
 
 
 @settings
@@ -55,11 +56,11 @@ class Config:
 
     kind: Literal["tsv"] = key(REQUIRED, "tab-separated tables")
     splits: dict[str, SplitConfig] = key(REQUIRED, "name -> which table, and which part of it")
-    path: str | None = key(None, "the folder of the tables; null: `folder` below $SPEECH_DATA")
-    folder: str = key("voices", "the folder below $SPEECH_DATA, where `path` is null")
-    languages: tuple[str, ...] = key((), "languages that are wanted, others are set aside; empty: all")
+    path: str | None = key(None, "folder of the tables; null: `folder` below $SPEECH_DATA")
+    folder: str = key("voices", "folder below $SPEECH_DATA, used if `path` is null")
+    languages: tuple[str, ...] = key((), "languages to use, others are set aside; empty: all languages")
     columns: Columns = key(None, "names of the columns", default_factory=Columns)
-    checks: Checks = key(None, "which audio is taken", default_factory=Checks)
+    checks: Checks = key(None, "which audio is accepted", default_factory=Checks)
     track: Track = key("auto", TRACK, runtime=True)
 
     def __post_init__(self) -> None:
@@ -67,7 +68,7 @@ class Config:
 
 
 def locate(config: Config, data_root: Path | None) -> Path:
-    """The folder of the tables, absolute; UserError if it or a table is absent."""
+    """The absolute folder of the tables. UserError: it or a table does not exist."""
     sources = sorted({split.source for split in config.splits.values()})
     holds = f"tab-separated tables with a header line ({', '.join(sources)}) and the audio they name"
     return find_folder(config.kind, config.path, data_root, config.folder, holds, sources)
@@ -81,10 +82,10 @@ def sources(config: Config, root: Path) -> list[Path]:
 def read(
     config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
 ) -> Iterator[Utterance | SetAside]:
-    """Yield the utterances of one split in the order of its table, and before them what could not be one.
+    """Yield first the rejected rows, then the utterances of one split, in the order of its table.
 
-    UserError if a language of ``languages`` has no row in the split, or if an id has rows that differ. ``audio_dir``
-    and ``jobs`` are not used: nothing is written, and validate.py opens the audio.
+    UserError: a language of ``languages`` has no row in the split, or an id has two different rows. ``audio_dir`` and
+    ``jobs`` are not used, because no audio is written, and validate.py opens it.
     """
     wanted = {code.lower() for code in config.languages}
     part = config.splits[split]
@@ -102,31 +103,31 @@ def _check_languages(
     for code in sorted(wanted - {u.language for u in chosen}):
         speakers = {u.speaker for u in utterances if u.language == code}
         if not speakers:
-            found = ", ".join(sorted({u.language for u in utterances})) or "none of those that are wanted"
-            raise UserError(f"{table}: no row has the language {code!r} of `languages`; it has {found}")
+            found = ", ".join(sorted({u.language for u in utterances})) or "no language of `languages`"
+            raise UserError(f"{table}: no row has the language {code!r} of `languages`; the table has {found}")
         raise UserError(
-            f"split {name}: part {list(split.part)} by {split.by} of {table} has no row of the language {code!r}, "
-            f"which has {len(speakers)} speaker(s) there; widen the part or the limits, or use `by: utterance`"
+            f"split {name}: part {list(split.part)} by {split.by} of {table} has no row in the language {code!r} (the "
+            f"table has {len(speakers)} speaker(s) of it); widen the part or the limits, or use `by: utterance`"
         )
 
 
 def read_table(root: Path, source: str, columns: Columns, wanted: set[str]) -> Iterator[Utterance | SetAside]:
-    """The rows of the table ``root/source``; an empty ``wanted`` takes all languages.
+    """Yield the rows of the table ``root/source``. If ``wanted`` is empty, all languages are accepted.
 
-    UserError for an id that stands in two rows with different values.
+    UserError: an id occurs in two rows with different values.
     """
     path = root / source
     lines = read_lines(path)
     _, first = next(lines, (0, ""))
     if not first:
-        raise UserError(f"{path}: the file is empty; it needs a header line and a row per utterance")
+        raise UserError(f"{path}: the file is empty; it needs a header line and one row per utterance")
     header = first.split("\t")
     named = _places(header, columns, path)
     rows: dict[str, tuple[int, list[str]]] = {}
     for line, content in lines:
         values, where = content.split("\t"), f"{path} line {line}"
         if len(values) != len(header):
-            detail = f"{where}: {len(values)} columns where the header has {len(header)}"
+            detail = f"{where}: {len(values)} columns, but the header has {len(header)}"
             yield SetAside(values[0] or f"{source}:{line}", "malformed row", detail)
             continue
         row = {name: values[place].strip() for name, place in named.items()}
@@ -139,7 +140,7 @@ def read_table(root: Path, source: str, columns: Columns, wanted: set[str]) -> I
 
 
 def _places(header: list[str], columns: Columns, path: Path) -> dict[str, int]:
-    """Key of ``columns`` -> position of its column; UserError where the header lacks one, or has it twice."""
+    """Key of ``columns`` -> index of its column. UserError: the header lacks a column, or has it twice."""
     places = {}
     for name in (field.name for field in fields(columns)):
         column = getattr(columns, name)
@@ -147,7 +148,7 @@ def _places(header: list[str], columns: Columns, path: Path) -> dict[str, int]:
             continue
         if column not in header:
             raise UserError(
-                f"{path}: no column {column!r} (`columns.{name}`) in the header; it has {', '.join(header)}"
+                f"{path}: the header has no column {column!r} (`columns.{name}`); it has {', '.join(header)}"
             )
         if header.count(column) > 1:
             raise UserError(f"{path}: the header has the column {column!r} twice; rename or remove one of them")
@@ -164,7 +165,7 @@ def _utterance(row: dict[str, str], root: Path, wanted: set[str], where: str) ->
         except ValueError:
             seconds = math.nan
         if not seconds >= 0 or math.isinf(seconds):
-            return SetAside(row["id"], "malformed row", f"{where}: seconds are {row['seconds']!r}")
+            return SetAside(row["id"], "malformed row", f"{where}: the duration is {row['seconds']!r}")
     if not language:
         return SetAside(row["id"], "no language", f"{where}: the language is empty")
     if wanted and language not in wanted:
@@ -172,7 +173,7 @@ def _utterance(row: dict[str, str], root: Path, wanted: set[str], where: str) ->
     if not row["speaker"]:
         return SetAside(row["id"], "no speaker", f"{where}: the speaker is empty")
     if not row["audio"]:
-        return SetAside(row["id"], "no recording", f"{where}: the path of the audio is empty")
+        return SetAside(row["id"], "no recording", f"{where}: the audio path is empty")
     return Utterance(
         id=row["id"],
         audio=os.path.normpath(root / row["audio"]),

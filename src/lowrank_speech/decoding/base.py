@@ -1,19 +1,20 @@
-"""What all decoders share: the hypothesis that they return, and the interface of a kind.
+"""Shared by all decoders: the interface of a decoder kind, and the hypothesis that it returns.
 
 A kind of decoder is a module ``decoding/<folder>/<kind>.py`` with
 
-    READS                              "model" or "emissions": what its batches hold
+    READS                              "model" or "emissions": the input of the decoder
     Settings                           settings class: ``kind``, the keys of :class:`Decoding`, and the kind's own keys
-    open(source, lang, settings)       a function from a batch to a list with a :class:`Hypothesis` for each of its rows
+    open(source, lang, settings)       returns a function from a batch to a list with one :class:`Hypothesis` per row
 
-``source`` is ``decoding.sources.Network`` or ``decoding.sources.Stored``, by READS; ``lang`` is the ``lang.load.Lang``
-of a recognition task, else None. A batch is a dict (B batch, T samples, F frames, C features, V vocabulary):
+``source`` is a ``decoding.sources.Network`` or ``decoding.sources.Stored``, depending on READS. ``lang`` is the
+``lang.load.Lang`` of a recognition task, else None. A batch is a dict (B batch, T samples, F frames, C features, V
+vocabulary):
 
     cuts       list of B Lhotse cuts
-    features   of a network: (B, T) or (B, F, C) float32, its model's input, and ``lengths`` (B,) int64
-    log_probs  of stored emissions: (B, F, V) float32, zero beyond ``frames`` (B,) int64
+    features   with READS = "model": the model's input, (B, T) or (B, F, C) float32, and ``lengths`` (B,) int64
+    log_probs  with READS = "emissions": (B, F, V) float32, zero beyond ``frames`` (B,) int64
 
-The config check reads ``Settings`` before the first job, so a kind imports torch inside its functions.
+Modules must import torch inside functions, because the config check reads ``Settings`` before the first job.
 
     decoder = registry.module("greedy", "ctc").open(source, lang, settings)
     hypotheses = decoder(batch)
@@ -37,16 +38,16 @@ class Word:
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """What a decoder makes of an utterance.
+    """The result of decoding an utterance.
 
-    ids        token ids without prompt, blanks and end of text; the class in language recognition
-    text       the ids as text, before normalisation; the language in language recognition
-    score      log probability; None where the decoder has none
-    nbest      alternatives with their scores, the best first and this one among them; empty: the decoder has none
-    words      words with times; empty: the decoder has none
-    scores     language recognition: a log-likelihood for each label of the model, in the labels' order
-    language   the language that the decoder detected because it was given none
-    stopped    why the decoder stopped before the model ended: ``bound`` (of the number of tokens), ``loop``; else None
+    ids        token ids without prompt, blanks and end of text; in language recognition the class
+    text       the ids as text, before normalisation; in language recognition the language
+    score      log probability; None: not available
+    nbest      alternatives with their scores, the best first, including this one; empty: not available
+    words      words with times; empty: not available
+    scores     language recognition: log-likelihood of each label of the model, in the order of the labels
+    language   the language that the decoder detected, if none was given
+    stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``, or None
     """
 
     ids: tuple[int, ...]
@@ -63,11 +64,11 @@ class Hypothesis:
 class Decoding:
     """Keys of every decoder."""
 
-    batch_seconds: Positive = key(60.0, "seconds of speech decoded at once")
+    batch_seconds: Positive = key(60.0, "seconds of speech in a batch")
 
 
 @settings
 class Runtime:
-    """Where a network runs: no hash sees these keys."""
+    """Where a network runs. No hash includes these keys."""
 
-    device: Literal["auto", "cpu", "cuda"] = key("auto", "where to compute; auto: CUDA if there is one", runtime=True)
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where to compute; auto: CUDA if available", runtime=True)

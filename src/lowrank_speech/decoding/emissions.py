@@ -1,13 +1,13 @@
-"""CTC log probabilities of a test set, computed once and read by every decoder that searches in them.
+"""Store and load the CTC log probabilities of a test set, which several decoders share.
 
-A folder of the stage emissions holds
+A folder of the stage emissions has
 
     emissions.h5      an array (F, V) for each utterance, under its id: natural-log probabilities, symbol 0 is blank
-    frames.tsv        id, frames, seconds (of speech): what there is, without opening the arrays
-    set_aside.tsv     id, reason, detail: what the network could not take
-    emissions.json    the manifest; its metrics say what the outputs stand for
+    frames.tsv        id, frames, seconds (of speech): the contents of emissions.h5
+    set_aside.tsv     id, reason, detail: utterances that the network cannot process
+    emissions.json    the manifest; its metrics identify the symbols
 
-float32 is lossless. float16 halves the size, and is off by up to 0.004 at a log probability of -10.
+float32 is lossless. float16 halves the size; at a log probability of -10 its error is up to 0.004.
 
 F frames, V vocabulary.
 """
@@ -28,7 +28,7 @@ Dtype = Literal["float32", "float16"]
 
 
 def write(folder: Path, rows: Iterable[tuple[str, float, np.ndarray]], dtype: Dtype) -> dict[str, int]:
-    """Store (id, seconds of speech, log probabilities (F, V)) of every utterance; counts for the manifest."""
+    """Store (id, seconds of speech, log probabilities (F, V)) of every utterance; return counts for the manifest."""
     listed, symbols = [], 0
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / ARRAYS) as temporary, NumpyHdf5Writer(temporary) as writer:
@@ -43,15 +43,15 @@ def write(folder: Path, rows: Iterable[tuple[str, float, np.ndarray]], dtype: Dt
 class Emissions:
     """The emissions in a folder: ``emissions[id]`` is (F, V) float32.
 
-    ``task``, ``lang_sha256``: of the model that they come from. ``set_aside``: id -> reason and detail.
-    UserError where the folder is not one of the stage emissions, or an array cannot be read.
+    ``task``, ``lang_sha256``: task and token set of the model that computed them. ``set_aside``: id -> reason, detail.
+    UserError: the folder was not made by the stage emissions, or an array cannot be read.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         path = self.folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{self.folder}: there is no {MANIFEST}; give a folder that the stage emissions made")
+            raise UserError(f"{self.folder} has no {MANIFEST}; give a folder that the stage emissions made")
         try:
             record = read_manifest(path, "emissions")
             metrics = record["metrics"]
@@ -60,7 +60,7 @@ class Emissions:
             rows = _rows(self.folder / ASIDE)
             self.set_aside = {row["id"]: (row["reason"], row["detail"]) for row in rows}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: not as the stage emissions wrote it ({error}); run the stage again") from error
+            raise UserError(f"{path} or a table beside it is not valid ({error}); run the stage again") from error
         self._file: Any = None
 
     def __contains__(self, name: str) -> bool:
@@ -74,7 +74,7 @@ class Emissions:
             self._file = self._file or h5py.File(path, "r")
             array = np.asarray(self._file[name], dtype=np.float32)
             if len(array) != self._frames[name]:
-                raise ValueError(f"{len(array)} frames, {FRAMES} has {self._frames[name]}")
+                raise ValueError(f"{len(array)} frames, but {FRAMES} says {self._frames[name]}")
         except (OSError, KeyError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(

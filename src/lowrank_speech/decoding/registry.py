@@ -1,13 +1,13 @@
-"""Which decoders there are: kind and the model's task -> module. A new decoder is one file and one case here.
+"""Registry of decoders: kind and task of the model -> module. A new decoder is one file, and one case here.
 
-One name may stand for a decoder of each family: ``greedy`` is the best path on a CTC model, and greedy search on
-Whisper. Neither the registry nor the kinds' modules import anything heavy: the config check reads the settings of the
+A name may stand for one decoder per model task: ``greedy`` is the best path on CTC models, and greedy search on
+Whisper. Neither the registry nor the modules import anything heavy, because the config check reads the settings of the
 decoders before the first job.
 
     >>> module("greedy", "ctc").Settings(batch_seconds=20)
     Settings(batch_seconds=20.0, kind='greedy')
 
-Import statements, not names for importlib: the fingerprint of the stage's code follows statements.
+The cases are import statements instead of importlib calls because the code hash follows import statements.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from lowrank_speech.settings import read
 from lowrank_speech.settings_errors import nearest
 
 FOLDERS = {"ctc": "ctc", "seq2seq": "whisper", "classify": "language"}
-"""Task of a model -> the folder of the decoders that serve it."""
+"""Task of a model -> folder of its decoders."""
 TYPES = {"ctc": "asr", "seq2seq": "asr", "classify": "lid"}
-"""Task of a model -> type of the config's task."""
+"""Task of a model -> type of the task in the config."""
 DEFAULT = {"asr": "greedy", "lid": "scores"}
-"""Type of a task -> the kind that decodes it where the config names none."""
+"""Type of a task -> default kind of decoder."""
 
 
 def _listed(kind: str, task: str) -> ModuleType | None:
@@ -43,13 +43,13 @@ def _listed(kind: str, task: str) -> ModuleType | None:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of decoder on models of one task.
+    """A kind of decoder for models of one task.
 
     name      ``kind`` in the config
-    task      task of the models that it serves: ctc, seq2seq, classify
-    type      type of the config's tasks that it serves: asr, lid
-    reads     ``model``: the decoder runs the model; ``emissions``: it reads what the stage emissions stored
-    settings  class of its keys
+    task      task of its models: ctc, seq2seq, classify
+    type      type of its tasks in the config: asr, lid
+    reads     ``model``: the decoder runs the model; ``emissions``: it reads the output of the stage emissions
+    settings  its settings class
     """
 
     name: str
@@ -60,20 +60,20 @@ class Kind:
 
 
 def kinds(type: str | None = None, task: str | None = None) -> list[Kind]:
-    """All kinds, or those for a type of task (asr, lid) or for models of a ``task`` (ctc, seq2seq, classify)."""
+    """All kinds, or those for a ``type`` of task (asr, lid) or for models of a ``task`` (ctc, seq2seq, classify)."""
     result = []
     for served, folder in FOLDERS.items():
         if task not in (None, served) or type not in (None, TYPES[served]):
             continue
         for file in sorted((Path(__file__).parent / folder).glob("*.py")):
-            # Beside the kinds there are files that several of them share.
+            # The folders also contain files that several kinds share.
             if (found := _listed(file.stem, served)) is not None:
                 result.append(Kind(file.stem, served, TYPES[served], found.READS, found.Settings))
     return result
 
 
 def module(kind: str, task: str) -> ModuleType:
-    """The module of a kind for models of a task, imported now; UserError where that kind does not serve that task."""
+    """Import and return the module of a kind for models of a task. UserError: there is no such decoder."""
     found = _listed(kind, task)
     if found is None:
         known = _expected(kinds(task=task), kind)
@@ -82,9 +82,9 @@ def module(kind: str, task: str) -> ModuleType:
 
 
 def check(type: str, decoder: Mapping[str, Any]) -> None:
-    """Whether ``decoder`` (its keys as JSON) is one for tasks of ``type``, before it is known which model it decodes.
+    """Check the section ``decoder`` for tasks of ``type``, before the model is known.
 
-    ValueError: unknown kind, or keys that no decoder of that name takes.
+    ValueError: unknown kind, or keys that no decoder of that kind accepts.
     """
     kind = decoder.get("kind", DEFAULT[type])
     served = [known for known in kinds(type) if known.name == kind]
@@ -98,7 +98,7 @@ def check(type: str, decoder: Mapping[str, Any]) -> None:
             return
         except UserError as error:
             problems.append(str(error))
-    # A decoder of the other family may lack a key that is given: what is wrong with the last one says most.
+    # A decoder for models of another task may lack a given key; the last problem is the most informative.
     raise ValueError(problems[-1])
 
 

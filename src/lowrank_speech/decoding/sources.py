@@ -1,7 +1,7 @@
-"""What decoders read, batch by batch: a network that is run on features, or emissions that were stored.
+"""The input of decoders, batch by batch: a network with features, or stored emissions.
 
 Inputs   a model folder, or a folder of the stage emissions; test cuts
-Output   batches as in ``decoding.base``, and the time that decoding them took
+Output   batches as in ``decoding.base``, and the time that decoding takes
 """
 
 import time
@@ -27,7 +27,7 @@ Batch = dict[str, Any]
 
 
 class Network:
-    """A system's model, ready to be run on the device ``device`` (auto, cpu, cuda)."""
+    """The model of a system, on ``device`` (auto, cpu, cuda)."""
 
     reads = "model"
 
@@ -38,21 +38,21 @@ class Network:
         self._loader = Loader(inputs_of(folder))
 
     def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
-        """The cuts (of the file ``path``) that the model takes; longer ones than its window are set aside."""
+        """Yield the cuts (from the file ``path``) that the model accepts; set aside those longer than its window."""
         return fits_window(fitting(cuts, self.model.feature_size, path), self.model.window_seconds, set_aside)
 
     def batches(self, cuts: list[Any], batch_seconds: float) -> Iterator[Batch]:
-        """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch."""
+        """Yield all cuts once, longest first, with at most ``batch_seconds`` per batch, padding included."""
         for batch in self._loader.all(cuts, batch_seconds):
             yield batch | {name: batch[name].to(self.device) for name in ("features", "lengths")}
 
     def peak(self) -> int | None:
-        """CUDA's peak of allocated bytes; None on a CPU."""
+        """Peak of the memory that CUDA allocated, in bytes; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
 
 
 class Stored:
-    """Emissions in a folder of the stage emissions."""
+    """Stored emissions, in a folder of the stage emissions."""
 
     reads = "emissions"
 
@@ -62,7 +62,10 @@ class Stored:
         self.task, self.lang_sha256 = self._emissions.task, self._emissions.lang_sha256
 
     def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
-        """The cuts (of the file ``path``), which all have emissions but for those that the network could not take."""
+        """Yield the cuts (from the file ``path``) with emissions; set aside those that the network could not process.
+
+        UserError: other cuts have no emissions.
+        """
         for cut in cuts:
             if cut.id in self._emissions:
                 yield cut
@@ -74,7 +77,7 @@ class Stored:
                 )
 
     def batches(self, cuts: list[Any], batch_seconds: float) -> Iterator[Batch]:
-        """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch."""
+        """Yield all cuts once, longest first, with at most ``batch_seconds`` per batch, padding included."""
         cuts = numbered(cuts)
         for numbers in longest_first(cuts, batch_seconds):
             batch = [cuts[i] for i in numbers]
@@ -86,24 +89,24 @@ class Stored:
             }
 
     def peak(self) -> int | None:
-        """None: the process's own peak counts."""
+        """None: use the peak of the process."""
         return None
 
 
 @dataclass
 class Clock:
-    """Seconds of work and of speech so far; the first batch runs twice and counts once."""
+    """Measures seconds of work and of speech. The first batch runs twice, to warm up, and counts once."""
 
     device: torch.device
     seconds: float = 0.0
     speech: float = 0.0
 
     def over(self, batches: Iterable[Batch], work: Callable[[Batch], T]) -> Iterator[tuple[Batch, T]]:
-        """(batch, work(batch)) of every batch, timed; reading and what the caller does in between are left out."""
+        """Yield (batch, work(batch)) for each batch. Only ``work`` is timed: no reading, and no work of the caller."""
         for number, batch in enumerate(batches):
             with torch.inference_mode():
                 if number == 0:
-                    work(batch)  # the first call pays for caches and lazy imports
+                    work(batch)  # warm up caches and lazy imports
                 start = self._now()
                 found = work(batch)
                 self.seconds += self._now() - start
@@ -117,7 +120,7 @@ class Clock:
 
 
 def spoken_seconds(cut: Any) -> float:
-    """The seconds of speech in a cut: of whole stored features those of the recording, not of their frames."""
+    """Duration of a cut. For a whole recording with stored features it is the recording's, not that of the frames."""
     if getattr(cut, "has_features", False) and abs(cut.duration - cut.features.duration) < 1e-6:
         return float((cut.custom or {}).get("seconds", cut.duration))
     return float(cut.duration)

@@ -1,6 +1,6 @@
-"""Codes of languages: which of the languages that a model knows is meant by an utterance's code.
+"""Map an utterance's language code to a language that a model knows.
 
-The one place for it: training, decoding and calibration ask here. Standard library only.
+Training, decoding and calibration all use this function. Standard library only.
 """
 
 import re
@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 
 def nearest_language(code: str | None, known: Iterable[str]) -> str | None:
-    """The one of ``known`` that ``code`` means: itself, else its parent; None where there is none.
+    """The language of ``known`` that ``code`` stands for: the code itself, or else its parent; None: neither is known.
 
-    Case does not matter, and ``_`` is the same as ``-``.
+    Case is ignored, and ``_`` is the same as ``-``.
 
     >>> nearest_language("zh-CN", ["de", "zh"]), nearest_language("pt_br", ["pt", "pt-BR"])
     ('zh', 'pt-BR')

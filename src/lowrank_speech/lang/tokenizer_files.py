@@ -1,10 +1,11 @@
-"""A CTC token set as the tokenizer files that transformers looks for beside a model.
+"""Write a CTC token set as the tokenizer files of transformers.
 
-With them ``pipeline("automatic-speech-recognition", model=folder)`` prints what greedy decoding prints here. Symbol 0
-is the blank (transformers calls it padding), ``|`` or ``▁`` the space between words, U+FFFD what the set cannot write.
+With these files ``pipeline("automatic-speech-recognition", model=folder)`` prints the same text as greedy decoding
+here. Symbol 0 is the blank (transformers calls it padding), ``|`` or ``▁`` is the space between words, and U+FFFD
+stands for text that the set cannot represent.
 
 characters   vocab.json for Wav2Vec2CTCTokenizer, which also gives times of characters and words
-pieces       tokenizer.json for PreTrainedTokenizerFast: the same pieces and scores, so that text becomes the same ids
+pieces       tokenizer.json for PreTrainedTokenizerFast: the same pieces and scores, so that text gives the same ids
 
 Source: transformers/models/wav2vec2/tokenization_wav2vec2.py and convert_slow_tokenizer.py, 5.x.
 """
@@ -19,12 +20,12 @@ SPACE = "▁"  # sentencepiece's
 
 
 def tokenizer_files(tokens: CharTokens | PieceTokens) -> dict[str, str]:
-    """Name -> text of the files for a CTC model whose outputs stand for ``tokens``."""
+    """File name -> text, for a CTC model whose outputs are ``tokens``."""
     if isinstance(tokens, PieceTokens):
         unknown, shown = UNK, {"tokenizer_class": "PreTrainedTokenizerFast"}
         files = {"tokenizer.json": _pieces(tokens)}
     else:
-        # Wav2Vec2CTCTokenizer prints unknown symbols by their name.
+        # Wav2Vec2CTCTokenizer prints the name of the unknown symbol.
         unknown, shown = UNKNOWN, {
             "tokenizer_class": "Wav2Vec2CTCTokenizer",
             "word_delimiter_token": BOUNDARY,
@@ -43,7 +44,7 @@ def _json(value: Any) -> str:
 
 
 def _pieces(tokens: PieceTokens) -> str:
-    """The text of tokenizer.json."""
+    """Contents of tokenizer.json."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     scored = tokens.scored

@@ -1,7 +1,7 @@
-"""The tables beside the results: bases, corpora, what was set aside, shared speakers, factorised layers.
+"""Further tables of the report: bases, corpora, utterances set aside, shared speakers, factorised layers.
 
-Inputs: manifests under the experiment's folder and the set_aside.tsv files beside them (header `id reason detail`).
-Output: tables of strings for the page. Figures of other stages are shown under the names that they have there.
+Inputs: manifests under the experiment's folder, and the set_aside.tsv files beside them (header `id reason detail`).
+Output: tables of strings for the page. Metrics keep the names that they have in their stage.
 """
 
 import csv
@@ -11,16 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lowrank_speech.reporting import units
-from lowrank_speech.reporting.manifests import load_manifest, number
+from lowrank_speech.reporting.manifests import finite, load_manifest
 from lowrank_speech.reporting.systems import System
 
 EXAMPLES = 3
-"""Utterances named per reason."""
+"""Number of utterances to name per reason."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of strings. ``text_columns``: how many columns, from the left, hold text and not figures."""
+    """A table of strings with a title. ``text_columns``: number of columns on the left with text instead of numbers."""
 
     title: str
     header: tuple[str, ...]
@@ -30,28 +30,28 @@ class Table:
 
 
 def splits_of(root: Path, corpora: Mapping[str, Sequence[str]] | None) -> list[tuple[str, str]]:
-    """(corpus, split) of the corpora to describe; None: every one under ``root``/corpus that has a manifest."""
+    """(corpus, split) of the ``corpora`` to describe; None: all splits under ``root``/corpus that have a manifest."""
     if corpora is not None:
         return [(corpus, split) for corpus, splits in corpora.items() for split in splits]
-    # Beside {split}.json there are {split}.cost.json and other files of more parts.
+    # Skip {split}.cost.json and other files with several suffixes.
     found = (path for path in root.glob("corpus/*/*.json") if "." not in path.stem)
     return sorted((path.parent.name, path.stem) for path in found)
 
 
 def corpora_table(root: Path, splits: Sequence[tuple[str, str]]) -> Table:
-    """Utterances, duration, speakers and languages of every split."""
+    """Utterances, duration, speakers and languages of each split."""
     rows = []
     for corpus, split in splits:
         metrics = load_manifest(root / "corpus" / corpus / f"{split}.json", "corpus")["metrics"]
         spoken = metrics.get("languages") or {}
-        languages = ", ".join(f"{language} {units.count(number(n))}" for language, n in spoken.items())
-        counts = (units.count(number(metrics.get("utterances"))), units.hours(number(metrics.get("seconds"))))
-        rows.append((corpus, split, *counts, units.count(number(metrics.get("speakers"))), languages or units.DASH))
+        languages = ", ".join(f"{language} {units.count(finite(n))}" for language, n in spoken.items())
+        counts = (units.count(finite(metrics.get("utterances"))), units.hours(finite(metrics.get("seconds"))))
+        rows.append((corpus, split, *counts, units.count(finite(metrics.get("speakers"))), languages or units.DASH))
     return Table("Splits", ("corpus", "split", "utterances", "speech", "speakers", "languages"), tuple(rows), 2)
 
 
 def overlap_table(root: Path, tasks: Iterable[str]) -> Table | None:
-    """Speakers that splits of a task share, as the stage overlap found them; None where it did not run."""
+    """Speakers that splits of a task share, from the stage overlap; None if it did not run."""
     rows, checked = [], []
     for task in tasks:
         path = root / "overlap" / task / "overlap.json"
@@ -61,20 +61,20 @@ def overlap_table(root: Path, tasks: Iterable[str]) -> Table | None:
         for row in load_manifest(path, "overlap")["metrics"].get("shared_speakers") or ():
             sides = (f"{row.get(side + 'role')}: {row.get(side + 'split')}" for side in ("", "other_"))
             shown = ", ".join(map(str, row.get("examples") or ()))
-            rows.append((task, *sides, shown, units.count(number(row.get("speakers")))))
+            rows.append((task, *sides, shown, units.count(finite(row.get("speakers")))))
     if not checked:
         return None
-    note = "Results on these test sets are not those for unknown speakers." if rows else ""
-    quiet = [task for task in checked if task not in {row[0] for row in rows}]
-    if quiet:
-        note = f"{note} In {', '.join(quiet)}, no speaker is in two splits of different roles.".strip()
+    note = "Results on these test sets do not hold for unknown speakers." if rows else ""
+    apart = [task for task in checked if task not in {row[0] for row in rows}]
+    if apart:
+        note = f"{note} In {', '.join(apart)}, splits of different roles share no speaker.".strip()
     return Table("Shared speakers", ("task", "split", "and split", "for example", "speakers"), tuple(rows), 4, note)
 
 
 def set_aside_table(root: Path, splits: Sequence[tuple[str, str]], systems: Sequence[System]) -> Table:
-    """What was set aside, by place and reason, with a few of the utterances; the files list all of them.
+    """Utterances set aside, by place and reason, with examples. The files set_aside.tsv list all of them.
 
-    A list that is the same in several places (systems share their data) appears once.
+    A list that is the same in several places (systems share data) appears once.
     """
     places = [
         (f"corpus {corpus}/{split}", root / "corpus" / corpus / f"{split}.set_aside.tsv") for corpus, split in splits
@@ -93,12 +93,12 @@ def set_aside_table(root: Path, splits: Sequence[tuple[str, str]], systems: Sequ
             examples = [f"{id_} ({detail})" if detail else id_ for id_, why, detail in rows if why == reason]
             shown = "; ".join(examples[:EXAMPLES]) + (" …" if count > EXAMPLES else "")
             table.append((place, reason, shown, units.count(count)))
-    note = "The files set_aside.tsv beside the manifests list all of them." if table else "Nothing was set aside."
+    note = "The files set_aside.tsv beside the manifests list all utterances." if table else "Nothing was set aside."
     return Table("Set aside", ("where", "reason", "for example", "utterances"), tuple(table), 3, note)
 
 
 def _rows(path: Path) -> Iterable[tuple[str, str, str]]:
-    """(id, reason, detail) of a set_aside.tsv; nothing where the file does not exist."""
+    """Yield (id, reason, detail) of a set_aside.tsv; nothing if the file does not exist."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
@@ -107,19 +107,19 @@ def _rows(path: Path) -> Iterable[tuple[str, str, str]]:
 
 
 def stopped_table(systems: Sequence[System]) -> Table | None:
-    """Hypotheses that the decoder ended before the model did; None where there are none."""
+    """Hypotheses that the decoder stopped before the end of text; None if there are none."""
     rows = []
     for result in (result for system in systems for result in system.results):
         for why, count in (result.manifests.get("decode", {}).get("metrics", {}).get("stopped") or {}).items():
-            what = {"bound": "as many tokens as its length allows", "loop": "repeats itself"}.get(why, why)
-            rows.append((str(result), what, units.count(number(count)), units.count(result.numbers["utterances"])))
-    note = "hypotheses.jsonl in the folders of decode names them. They are scored as they are."
+            what = {"bound": "reached its token limit", "loop": "repeats itself"}.get(why, why)
+            rows.append((str(result), what, units.count(finite(count)), units.count(result.metrics["utterances"])))
+    note = "The files hypotheses.jsonl of the stage decode mark them. They are scored like all others."
     header = ("where", "why", "hypotheses", "of")
-    return Table("Hypotheses that the decoder ended", header, tuple(rows), 2, note) if rows else None
+    return Table("Hypotheses that the decoder stopped", header, tuple(rows), 2, note) if rows else None
 
 
 def layer_tables(systems: Sequence[System]) -> list[Table]:
-    """Layer by layer, what the factorisation did: one table per base and low-rank model, columns as they are."""
+    """Layer-by-layer results of factorisation: one table per base and low-rank model, with the columns of the stage."""
     users: dict[tuple[str, str], list[System]] = {}
     for system in systems:
         n = system.name
@@ -130,7 +130,7 @@ def layer_tables(systems: Sequence[System]) -> list[Table]:
         methods = ", ".join(dict.fromkeys(system.name.method for system in several))
         metrics = several[0].manifests["factorise"]["metrics"]
         rows = metrics["layers"]
-        # The spectrum of a layer is a list of values: the CLI plots it.
+        # Leave out the spectrum, a list of values, which the command line plots.
         header = list(dict.fromkeys(column for row in rows for column in row if column != "spectrum"))
         header.sort(key=lambda column: column != "name")
         dense = metrics.get("left_dense") or {}
@@ -142,7 +142,7 @@ def layer_tables(systems: Sequence[System]) -> list[Table]:
 
 
 def base_table(root: Path, systems: Sequence[System]) -> Table:
-    """Where the bases come from: source, pinned revision, parameters. A dash where base.json does not say."""
+    """Source, pinned revision and parameters of the bases; a dash if base.json does not have them."""
     rows = []
     for base in dict.fromkeys(system.name.base for system in systems):
         path = root / "base" / base / "base.json"
@@ -151,5 +151,5 @@ def base_table(root: Path, systems: Sequence[System]) -> Table:
             manifest = load_manifest(path, "base")
             metrics, cfg = manifest["metrics"], manifest.get("cfg", {})
         values = (cfg.get("family"), metrics.get("source", cfg.get("source")), metrics.get("revision"))
-        rows.append((base, *map(units.plain, values), units.parameters(number(metrics.get("parameters")))))
+        rows.append((base, *map(units.plain, values), units.parameters(finite(metrics.get("parameters")))))
     return Table("Bases", ("base", "family", "source", "revision", "parameters"), tuple(rows), 4)

@@ -1,7 +1,7 @@
-"""What was compared and what came out: three sentences, and a card for each task and base.
+"""Summary of an experiment: three sentences (what was compared, what came out), and a card for each task and base.
 
 The reference is full fine-tuning of the dense model: the first such system of a task and base. Each difference comes
-with whether the two intervals overlap, so that nobody reads noise as a result. Only the task's first decoder is
+with whether the two intervals overlap, so that noise is not taken for a result. Only the first decoder of a task is
 compared; the tables have the others.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from lowrank_speech.reporting import units
 from lowrank_speech.reporting.blocks import TYPES
 from lowrank_speech.reporting.data import Table
-from lowrank_speech.reporting.systems import Result, System, mass
+from lowrank_speech.reporting.systems import Result, System, confidence_level
 
 _NAMES = {"wer": "WER", "accuracy": "accuracy"}
 PERCENT = "\N{NO-BREAK SPACE}%"
@@ -22,7 +22,7 @@ ORDER = (WITHIN, EQUAL, BETTER, WORSE, f"{BETTER} ({UNKNOWN})", f"{WORSE} ({UNKN
 
 @dataclass(frozen=True)
 class Headline:
-    """``lead``: the sentence of one task and base; ``comparison``: the other methods against full fine-tuning."""
+    """``lead``: a sentence about one task and base; ``comparison``: the other methods against full fine-tuning."""
 
     task: str
     base: str
@@ -34,7 +34,7 @@ class Headline:
 
 
 def summary(systems: Sequence[System]) -> list[str]:
-    """Three sentences: what was compared, the least errors, and the other methods against full fine-tuning."""
+    """Three sentences: what was compared, the lowest errors, and the other methods against full fine-tuning."""
     return [_compared(systems), _best(systems), _methods(systems)]
 
 
@@ -54,12 +54,12 @@ def _compared(systems: Sequence[System]) -> str:
 
 
 def _counted(what: str, names: Sequence[str]) -> str:
-    """2 bases (wav2vec2, whisper), or the base whisper."""
+    """``2 bases (wav2vec2, whisper)``, or ``the base whisper``."""
     return f"{len(names)} {what}s ({', '.join(names)})" if len(names) > 1 else f"the {what} {names[0]}"
 
 
 def _best(systems: Sequence[System]) -> str:
-    """The least error of each task on its first test set, and how many of the others are within the intervals."""
+    """The lowest error of each task on its first test set, and how many other systems are within the intervals."""
     parts = []
     for task in dict.fromkeys(s.name.task for s in systems):
         members = [s for s in systems if s.name.task == task]
@@ -80,7 +80,7 @@ def _best(systems: Sequence[System]) -> str:
 
 
 def _methods(systems: Sequence[System]) -> str:
-    """How often each method is within the intervals of full fine-tuning, better or worse, and what it saves."""
+    """How often each method is within the intervals of full fine-tuning, better, or worse, and what it saves."""
     found: dict[str, Counter[str]] = {}
     members_of: dict[str, list[System]] = {}
     for members in _groups(systems):
@@ -96,20 +96,20 @@ def _methods(systems: Sequence[System]) -> str:
                 if mine and theirs and mine.error is not None and theirs.error is not None:
                     found.setdefault(system.name.method, Counter())[outcome(mine, theirs)] += 1
     if not found:
-        return "No system was fully fine-tuned with dense layers, so the methods have no common reference."
+        return "No dense model was fully fine-tuned, so there is no reference to compare the methods with."
     parts = []
     for method, outcomes in found.items():
         counts = [f"{what} in {outcomes[what]}" for what in ORDER if outcomes[what]]
         parts.append(f"{method}{_saving(members_of[method])} is {_listed(counts)}")
     most = max(outcomes.total() for outcomes in found.values())
     comparisons = "one comparison" if most == 1 else f"{most} comparisons"
-    return f"Beside full fine-tuning of the dense model ({comparisons} for each method), {'; '.join(parts)}."
+    return f"Compared with full fine-tuning of the dense model ({comparisons} for each method), {'; '.join(parts)}."
 
 
 def _saving(systems: Sequence[System]) -> str:
-    """`` (24 % fewer parameters, 2.1 % of them trained)`` of the systems of a method; what of it there is to say."""
-    fewer = [s.numbers["reduction"] for s in systems if (s.numbers["reduction"] or 0.0) >= 5e-3]
-    share = [s.numbers["trained_share"] for s in systems if (s.numbers["trained_share"] or 1.0) < 0.5]
+    """`` (24 % fewer parameters, 2.1 % of them trained)`` for the systems of a method, or the part that applies."""
+    fewer = [s.metrics["reduction"] for s in systems if (s.metrics["reduction"] or 0.0) >= 5e-3]
+    share = [s.metrics["trained_share"] for s in systems if (s.metrics["trained_share"] or 1.0) < 0.5]
     parts = [f"{_range(fewer, 0)} fewer parameters"] if fewer else []
     if share:
         parts.append(f"{_range(share, 1)} of {'them' if parts else 'the parameters'} trained")
@@ -117,13 +117,13 @@ def _saving(systems: Sequence[System]) -> str:
 
 
 def _range(shares: Sequence[float], digits: int) -> str:
-    """2.1 %, or 2.1…2.4 % where the systems differ."""
+    """``2.1 %``, or ``2.1…2.4 %`` if the systems differ."""
     ends = dict.fromkeys(units.percent(share, digits) for share in (min(shares), max(shares)))
     return "…".join(ends) + PERCENT
 
 
 def outcome(one: Result, other: Result) -> str:
-    """How the error of ``one`` is beside that of ``other``, and whether their intervals overlap."""
+    """Whether ``one`` is better or worse than ``other``, or their intervals overlap."""
     mine, theirs = one.error_interval, other.error_interval
     if mine and theirs:
         overlap = mine[0] <= theirs[1] and theirs[0] <= mine[1]
@@ -132,7 +132,7 @@ def outcome(one: Result, other: Result) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """a, b and c."""
+    """``a, b and c``."""
     *most, last = names
     return f"{', '.join(most)} and {last}" if most else last
 
@@ -155,7 +155,7 @@ def _groups(systems: Sequence[System]) -> list[list[System]]:
 
 def _reference(members: Sequence[System]) -> System | None:
     """Full fine-tuning of the dense model."""
-    full = (s for s in members if s.numbers["adapt"] == "full" and not s.low_rank)
+    full = (s for s in members if s.metrics["adapt"] == "full" and not s.low_rank)
     return next((s for s in full if any(r.error is not None for r in s.results)), None)
 
 
@@ -168,7 +168,7 @@ def _headline(members: Sequence[System]) -> Headline:
 
 
 def _lead(members: Sequence[System], test: str, several: bool) -> str:
-    """The best system on a test set, and what it has to beat."""
+    """The best system on a test set, and the baselines."""
     scored = [(s, r) for s in members if (r := s.result(test)) is not None and r.error is not None]
     unadapted = next((r for s, r in scored if s.unadapted), None)
     adapted = [r for s, r in scored if not s.unadapted]
@@ -179,17 +179,17 @@ def _lead(members: Sequence[System], test: str, several: bool) -> str:
     lead = f"{best.system.method} is best{where}: {_value(best)}"
     if unadapted is not None:
         lead += f"; the base before adaptation: {_value(unadapted)}"
-    chance = best.numbers["chance_accuracy"]
+    chance = best.metrics["chance_accuracy"]
     return lead if chance is None else f"{lead}; chance: {units.percent(chance)}{PERCENT}"
 
 
 def _value(result: Result, whole: bool = False) -> str:
-    """``WER 12.3 % (11.0…13.6)``; ``whole``: the interval is named, with its mass."""
-    text = f"{_NAMES[result.metric]} {units.percent(result.numbers[result.metric])}{PERCENT}"
-    low, high = result.numbers[f"{result.metric}_low"], result.numbers[f"{result.metric}_high"]
+    """``WER 12.3 % (11.0…13.6)``; ``whole``: with the confidence level of the interval."""
+    text = f"{_NAMES[result.metric]} {units.percent(result.metrics[result.metric])}{PERCENT}"
+    low, high = result.metrics[f"{result.metric}_low"], result.metrics[f"{result.metric}_high"]
     if low is None or high is None:
         return text
-    name = f"{mass([result])} interval " if whole and result.confidence is not None else ""
+    name = f"{confidence_level([result])} interval " if whole and result.confidence is not None else ""
     return f"{text} ({name}{units.interval(low, high)})"
 
 
@@ -202,7 +202,7 @@ _COSTS = {
 
 
 def _against(members: Sequence[System], tests: Sequence[str]) -> Table | None:
-    """Changes of error and costs from full fine-tuning to the other adapted systems; None where there are none."""
+    """Changes in error and cost from full fine-tuning to the other adapted systems; None if there are none."""
     reference, rows = _reference(members), []
     if reference is None:
         return None
@@ -223,10 +223,10 @@ def _against(members: Sequence[System], tests: Sequence[str]) -> Table | None:
 
 
 def _difference(mine: Result | None, theirs: Result | None) -> tuple[str, str]:
-    """Difference of the leading measure in points, and whether the intervals overlap or are apart."""
+    """Difference of the primary metric in points, and whether the intervals overlap or are apart."""
     if mine is None or theirs is None or mine.error is None or theirs.error is None:
         return units.DASH, units.DASH
-    difference = units.signed(mine.numbers[mine.metric] - theirs.numbers[theirs.metric])
+    difference = units.signed(mine.metrics[mine.metric] - theirs.metrics[theirs.metric])
     if not (mine.error_interval and theirs.error_interval):
         return difference, units.DASH
     (low, high), (low_2, high_2) = mine.error_interval, theirs.error_interval
@@ -234,5 +234,5 @@ def _difference(mine: Result | None, theirs: Result | None) -> tuple[str, str]:
 
 
 def _change(system: System, reference: System, key: str) -> str:
-    mine, theirs = system.numbers[key], reference.numbers[key]
+    mine, theirs = system.metrics[key], reference.metrics[key]
     return units.DASH if mine is None or not theirs else units.signed(mine / theirs - 1)

@@ -1,6 +1,6 @@
-"""What the stages left in JSON: manifests, what a run cost, and the curves of a training.
+"""Read the JSON files of the stages: manifests, costs, and training curves.
 
-A figure that is not there, or cannot be computed with, is None: the report shows a dash.
+A value that is missing or not finite is None, and the report shows a dash.
 """
 
 import json
@@ -13,9 +13,9 @@ from lowrank_speech.errors import UserError
 
 
 def load_manifest(path: Path, stage: str) -> dict[str, Any]:
-    """A stage's manifest, its ``metrics`` a dict at least empty.
+    """Read a stage's manifest; its ``metrics`` are always a dict.
 
-    UserError with the command that makes it where the file does not exist, or with what is wrong with it.
+    UserError: the file does not exist or is not a manifest of ``stage``; the message has the command that makes it.
     """
     if not path.is_file():
         raise UserError(f"{path} does not exist; make it with: snakemake --cores all {path}")
@@ -29,19 +29,19 @@ def load_manifest(path: Path, stage: str) -> dict[str, Any]:
 
 
 def load_cost(path: Path) -> dict[str, Any]:
-    """What the run cost that wrote the manifest ``path``, from the file beside it; empty where there is none."""
+    """The costs of the run that wrote the manifest ``path``, from the file beside it; empty if there is none."""
     beside = path.with_name(f"{path.name.removesuffix('.json')}.cost.json")
     if not beside.is_file():
         return {}
     try:
         cost = json.loads(beside.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{beside}: not valid JSON: {error}; remove it, the report does without") from error
+        raise UserError(f"{beside} is not valid JSON: {error}; remove it (the report then shows dashes)") from error
     return cost if isinstance(cost, dict) else {}
 
 
 def read_history(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl ({step, epoch, loss, lr, dev_loss?, dev_metric?}); [] where nothing was trained."""
+    """Rows of metrics.jsonl ({step, epoch, loss, lr, dev_loss?, dev_metric?}); [] if nothing was trained."""
     if not path.is_file():
         return []
     rows = []
@@ -51,11 +51,11 @@ def read_history(path: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {count}: not valid JSON: {error}; train the system again") from error
+            raise UserError(f"{path}, line {count} is not valid JSON: {error}; train the system again") from error
     return rows
 
 
-def number(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """``value`` if it is a finite number, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         return None
@@ -63,8 +63,8 @@ def number(value: Any) -> Any:
 
 
 def total(counts: Any) -> int | None:
-    """Sum of counts by reason, as of ``set_aside`` and ``stopped``; None where a manifest does not have them."""
+    """Sum of counts by reason, such as ``set_aside`` and ``stopped``; None if the manifest does not have them."""
     if not isinstance(counts, dict):
         return None
-    values = [number(count) for count in counts.values()]
+    values = [finite(count) for count in counts.values()]
     return None if None in values else sum(values)

@@ -1,6 +1,6 @@
-"""The files of results: results.csv (raw) and results.txt (for a terminal of 120 columns).
+"""Result files: results.csv (raw values) and results.txt (for a terminal of 120 columns).
 
-Kaldi's RESULTS files are the model of the text: what fits a terminal and can be pasted.
+results.txt follows Kaldi's RESULTS files: it fits a terminal and can be pasted.
 """
 
 import textwrap
@@ -25,7 +25,7 @@ WIDTH = 120
 def as_text(title: str, systems: Sequence[System], summary: Sequence[str] = ()) -> str:
     """The table for a terminal: aligned columns, one block per task and base.
 
-    Where a block is wider than 120 columns, the costs stand in a table of their own below the errors.
+    If a block is wider than 120 columns, the costs are in a separate table below the errors.
     """
     lines = [title, "", *(line for text in summary for line in textwrap.wrap(text, WIDTH - 10)), *[""] * bool(summary)]
     for block in blocks(systems, brief=True):
@@ -42,7 +42,7 @@ def as_text(title: str, systems: Sequence[System], summary: Sequence[str] = ()) 
 
 
 def _table(block: Block, columns: Sequence[int], costs: bool = False) -> list[str]:
-    """Lines for some columns of a block: titles, rule, rows; no row of chance where there are ``costs`` only."""
+    """Lines for some columns of a block: titles, rule, rows. A table of only ``costs`` has no chance rows."""
     rows = [cells for kind, cells in block.rows if not (costs and kind == "chance")]
     cells = [[row[i] for i in columns] for row in (*zip(*block.titles, strict=True), *rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
@@ -65,13 +65,13 @@ def _line(cells: Sequence[str], widths: Sequence[int], names: int) -> str:
 
 
 def as_frame(systems: Sequence[System]) -> pd.DataFrame:
-    """One row per result, columns `COLUMNS`, raw figures: shares as fractions, bytes, seconds; counts as Int64."""
-    frame = pd.DataFrame([result.numbers for s in systems for result in s.results], columns=list(COLUMNS))
+    """One row per result with the columns `COLUMNS`, as raw values: fractions, bytes, seconds; counts as Int64."""
+    frame = pd.DataFrame([result.metrics for s in systems for result in s.results], columns=list(COLUMNS))
     return frame.astype(dict.fromkeys(_COUNTS, "Int64"))
 
 
 def write_results(out: Path, title: str, systems: Sequence[System], summary: Sequence[str] = ()) -> list[Path]:
-    """Write results.csv and results.txt into ``out``; returns their paths. An unknown figure is an empty field."""
+    """Write results.csv and results.txt into ``out``; return their paths. Unknown values are empty fields."""
     with atomic(out / "results.csv") as temporary:
         as_frame(systems).to_csv(temporary, index=False)
     write_text(out / "results.txt", as_text(title, systems, summary))

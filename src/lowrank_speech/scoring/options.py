@@ -1,6 +1,6 @@
-"""How results are scored: the settings of the stage ``score`` and of ``lowrank-speech score``, with their defaults.
+"""Settings of the stage ``score`` and of ``lowrank-speech score``.
 
-Imports pydantic only, so that a command line can show the defaults without loading NumPy.
+Imports only pydantic, so that the command line can show defaults without loading NumPy.
 """
 
 from typing import Annotated, Literal
@@ -28,33 +28,33 @@ Prior = Annotated[float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
 class ScoreOptions:
-    """Settings of both scorers; each takes what concerns it.
+    """Settings of both scorers; each one uses only its own.
 
-    Whole speakers are the honest choice to resample where one speaker says many utterances.
+    Resample speakers if a speaker has many utterances; otherwise the intervals are too narrow.
     """
 
     bootstrap: Annotated[Most, AfterValidator(_none_or_several)] = Field(
-        1000, description="resamples behind an interval; 0: no intervals"
+        1000, description="number of bootstrap resamples; 0: no intervals"
     )
-    confidence: float = Field(0.95, gt=0, lt=1, description="mass of the (percentile) intervals")
+    confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the (percentile) intervals")
     resample: Resample = Field(
-        "auto", description="what is drawn with replacement; auto: speakers where they are known, else utterances"
+        "auto", description="units that are drawn with replacement; auto: speakers if they are known, else utterances"
     )
     characters: Characters = Field(
         "with-spaces",
         description="whether CER counts the space between two words as a character, as jiwer and ESPnet do",
     )
-    confusions: Most = Field(20, description="how many of the most frequent word errors to list")
-    worst: Most = Field(10, description="how many of the worst utterances to list")
+    confusions: Most = Field(20, description="number of most frequent word errors to list")
+    worst: Most = Field(10, description="number of worst utterances to list")
     minimum: Minimum = Field(
         "common", description="minimum C_primary: one threshold per cost for all languages, or one per language"
     )
     eer: Eer = Field(
-        "rocch", description="EER on the convex hull of the ROC (as PAV gives), or where P_miss and P_fa are nearest"
+        "rocch", description="EER on the convex hull of the ROC (as with PAV), or where P_miss and P_fa are nearest"
     )
     eer_over: EerOver = Field("pooled", description="one EER over the trials of all languages, or the languages' mean")
     p_target: tuple[Prior, ...] = Field(
-        (0.5, 0.1), min_length=1, description="target priors over which C_primary averages; those of LRE17 and LRE22"
+        (0.5, 0.1), min_length=1, description="target priors that C_primary averages over; default: LRE17 and LRE22"
     )
     c_miss: Cost = Field(1.0, description="cost of a miss")
     c_fa: Cost = Field(1.0, description="cost of a false alarm")

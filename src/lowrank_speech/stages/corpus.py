@@ -44,7 +44,7 @@ log = logging.getLogger("lowrank_speech")
 
 INDEX = ("id", "speaker", "language", "seconds", "sha256")
 SHOWN = 50
-"""Tags that the manifest lists, the commonest ones."""
+"""How many tags the manifest lists, the most frequent first."""
 
 
 @settings.settings
@@ -145,7 +145,7 @@ def write(out: Path, split: str, results: "Iterable[Accepted | SetAside]") -> tu
     UserError where no cut is left; the list is written all the same.
     """
     from lowrank_speech.corpora.common import SetAside
-    from lowrank_speech.corpora.validate import commonest
+    from lowrank_speech.corpora.validate import most_common
 
     cuts, index, listed = (out / f"{split}.{name}" for name in ("jsonl.gz", "index.tsv", "set_aside.tsv"))
     summary, set_aside = Summary(), []
@@ -161,7 +161,7 @@ def write(out: Path, split: str, results: "Iterable[Accepted | SetAside]") -> tu
         write_table(listed, ("id", "reason", "detail"), rows)
         if not summary.utterances:
             reasons = [item.reason for item in set_aside]
-            why = f"the commonest reason is {commonest(reasons)}; see {listed}" if reasons else "there was no candidate"
+            why = f"mostly {most_common(reasons)}; see {listed}" if reasons else "the corpus has no candidates"
             raise UserError(f"split {split}: no utterance is left, {len(reasons)} were set aside: {why}")
 
     write_cuts(cuts, index, accepted())

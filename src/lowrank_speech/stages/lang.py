@@ -44,7 +44,7 @@ from lowrank_speech.stages import common
 log = logging.getLogger("lowrank_speech")
 
 SHOWN = 50
-"""Tags that the manifest lists, the commonest ones."""
+"""How many tags the manifest lists, the most frequent first."""
 
 
 @settings.settings

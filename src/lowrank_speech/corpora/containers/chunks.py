@@ -1,6 +1,6 @@
-"""Containers made of chunks with a name and a size: RIFF/WAVE, RF64, Wave64, AIFF and its relatives, CAF.
+"""Containers that consist of chunks with a name and a size: RIFF/WAVE, RF64, Wave64, AIFF and its relatives, CAF.
 
-In: an open file. Out: the ``Extent`` of its samples; AudioError where the file ends before they do.
+In: an open file. Out: the ``Extent`` of its samples. AudioError: the file ends before the samples do.
 
 Source: RIFF WAVE (Microsoft, IBM 1991); EBU Tech 3306 (RF64); Sony Wave64; Apple AIFF-C 1991; Apple Core Audio Format.
 """
@@ -13,28 +13,28 @@ from typing import BinaryIO
 from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError, Extent, unexplained
 
 STREAMED = 0x7F000000
-"""A size of 32 bits from here on was written by a program that could not seek: the length is not known."""
+"""A 32-bit size at or above this was written by a program that could not seek, so the length is unknown."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one container writes its chunks."""
+    """How a container stores its chunks."""
 
     head: str
-    """Name and size, for ``struct``."""
+    """Format of a chunk header (name and size), for ``struct``."""
     first: int
-    """Where the first chunk starts."""
+    """Offset of the first chunk."""
     data: tuple[bytes, ...]
     """Names of the chunk with the samples."""
     even: int = 2
     """Chunks start at multiples of this."""
     own: int = 0
-    """Bytes of its own head that a chunk's size counts."""
+    """Bytes of the chunk header that the chunk's size includes."""
     before: int = 0
-    """Bytes between the head of the data chunk and the samples."""
+    """Bytes between the header of the data chunk and the samples."""
 
 
-WAVE64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # the end of the names of Wave64's chunks
+WAVE64 = bytes.fromhex("f3acd3118cd100c04f8edb8a")  # suffix of all chunk names in Wave64
 RIFF = Layout("<4sI", 12, (b"data",))
 IFF = Layout(">4sI", 12, (b"SSND",), before=8)
 LAYOUTS = {
@@ -49,9 +49,9 @@ LAYOUTS = {
 
 
 def extent(file: BinaryIO, base: int, size: int, path: Path) -> Extent | None:
-    """The samples of a file whose container starts at ``base``; None where it has no chunk of samples, or is another.
+    """The samples of a file whose container starts at ``base``; None: another container, or no data chunk.
 
-    AudioError: the samples end with the file before the header says so, or there are two chunks of samples.
+    AudioError: the file ends before the samples do, or has two data chunks.
     """
     file.seek(base)
     magic = file.read(12)
@@ -60,14 +60,14 @@ def extent(file: BinaryIO, base: int, size: int, path: Path) -> Extent | None:
         return None
     if magic[:4] == b"FORM" and magic[8:12] in (b"8SVX", b"16SV"):
         layout = Layout(">4sI", 12, (b"BODY",))
-    large: int | None = None  # RF64's own size of the samples
+    large: int | None = None  # RF64's 64-bit size of the data chunk
     found: Extent | None = None
     at = base + layout.first
     while at < size and (chunk := _chunk(file, at, layout)) is not None:
         name, start, length = chunk
         if name in layout.data:
             if found is not None:
-                raise AudioError(MORE, f"{path} has two chunks of samples, of which one would be read; join them first")
+                raise AudioError(MORE, f"{path} has two data chunks, of which only one would be read; join them first")
             found = _samples(start, length, large, layout, size, path)
             if found.end is None:
                 return found
@@ -76,9 +76,9 @@ def extent(file: BinaryIO, base: int, size: int, path: Path) -> Extent | None:
             file.seek(start + 8)
             large = struct.unpack("<Q", file.read(8))[0]
         elif found is not None and name in LAYOUTS:
-            raise AudioError(MORE, f"{path}: a second file begins at byte {at}; only the first would be read: split it")
+            raise AudioError(MORE, f"{path}: a second file starts at byte {at}; split the file")
         elif length < 0 or (found is not None and (not _plausible(name) or start + length > size)):
-            break  # no chunk: its size would lead back, or what follows the samples is something else
+            break  # not a chunk: its size points backwards, or other data follow the samples
         at = start + length
         at += -(at - base) % layout.even
     if found is None:
@@ -106,11 +106,11 @@ def _samples(start: int, length: int, large: int | None, layout: Layout, size: i
     end = start + max(0, length)
     if end > size:
         raise AudioError(
-            TRUNCATED, f"{path}: the header says {length} bytes of samples, there are {max(0, size - start)}"
+            TRUNCATED, f"{path}: the header declares {length} bytes of samples, the file has {max(0, size - start)}"
         )
     return Extent(start + layout.before, end)
 
 
 def _plausible(name: bytes) -> bool:
-    """Whether ``name`` may be that of a chunk."""
+    """Whether ``name`` can be the name of a chunk."""
     return name.endswith(WAVE64[4:]) if len(name) == 16 else all(32 <= c < 127 for c in name)

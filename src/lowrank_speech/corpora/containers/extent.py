@@ -1,8 +1,7 @@
-"""What a container says about how much audio there is, to be held against what the file holds.
+"""The amount of audio that a container declares, to be compared with the contents of the file.
 
-Headers are not to be trusted: a recorder that crashed leaves a size of zero, `cat` leaves two recordings of which a
-reader sees one, and a size of 32 bits overflows. libsndfile believes some headers and ignores others, silently in both
-cases.
+Headers cannot be trusted: a recorder that crashed leaves a size of zero, `cat` leaves two recordings of which a reader
+sees one, and a 32-bit size overflows. libsndfile trusts some headers and ignores others, both silently.
 """
 
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import BinaryIO
 
 
 class AudioError(Exception):
-    """A file or its samples cannot be used: ``reason`` is one of few fixed phrases, ``detail`` names file and value."""
+    """A file or its samples cannot be used. ``reason`` is a fixed phrase, ``detail`` names the file and the value."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(f"{reason}: {detail}")
@@ -22,10 +21,10 @@ TRUNCATED, MORE = "truncated audio", "more audio than declared"
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a header says that the samples lie, in bytes of the file.
+    """Position of the samples according to the header, as byte offsets.
 
-    end    behind the last sample; None: the header leaves it open, all that follows is audio
-    rest   bytes behind the samples that are not metadata: they may be audio that the header does not count
+    end    offset after the last sample; None: not declared, all following bytes are audio
+    rest   number of bytes after the samples that are not metadata, so they may be undeclared audio
     """
 
     start: int
@@ -34,7 +33,7 @@ class Extent:
 
 
 def id3_length(head: bytes) -> int:
-    """Bytes of the ID3v2 tag that ``head`` begins with; 0 where there is none. Source: ID3v2.4, section 3.1."""
+    """Length of the ID3v2 tag at the start of ``head``, in bytes; 0: no tag. Source: ID3v2.4, section 3.1."""
     if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 127:
         return 0
     size = head[6] << 21 | head[7] << 14 | head[8] << 7 | head[9]
@@ -42,18 +41,18 @@ def id3_length(head: bytes) -> int:
 
 
 def metadata_length(head: bytes) -> int:
-    """Bytes of the tag (ID3 or APE) that ``head`` begins with; 0 where there is none."""
+    """Length of the tag (ID3 or APE) at the start of ``head``, in bytes; 0: no tag."""
     if head[:3] == b"TAG":
         return 128
     if head[:8] == b"APETAGEX" and len(head) >= 24:
         size = int.from_bytes(head[12:16], "little")
-        # The size counts a footer; with a header, the flag of bit 29 says that this is it.
+        # The size includes the footer. Bit 29 is set in a header, which the size does not include.
         return 32 + size if head[23] & 0x20 else 32
     return id3_length(head)
 
 
 def unexplained(file: BinaryIO, start: int, size: int) -> int:
-    """Bytes from ``start`` to the end (``size``) that are neither tags nor zeros."""
+    """Number of bytes from ``start`` to the end (``size``), unless they are only tags and zeros; then 0."""
     while start < size:
         file.seek(start)
         length = metadata_length(file.read(32))

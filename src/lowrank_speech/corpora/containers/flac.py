@@ -1,6 +1,6 @@
-"""FLAC: is the length in the header that of the stream, and does a second stream follow?
+"""FLAC: check the length in the header against the last frame, and look for a second stream.
 
-libFLAC stops at the number of samples in STREAMINFO. Frames are numbered, so the last one says where the stream ends.
+libFLAC stops at the number of samples in STREAMINFO. Frames are numbered, so the last one tells where the stream ends.
 
 Source: RFC 9639, sections 8.2 (STREAMINFO) and 9.1 (frame header).
 """
@@ -12,30 +12,30 @@ from lowrank_speech.corpora.containers.extent import MORE, AudioError
 
 Bytes = bytes | mmap.mmap
 TAIL = 1 << 18
-"""Bytes at the end in which the last frame is looked for."""
+"""Bytes at the end of the file in which to look for the last frame."""
 
 
 def check(data: Bytes, path: Path, base: int = 0) -> None:
-    """AudioError where frames follow behind the end that the header declares.
+    """AudioError if frames follow after the end that the header declares.
 
-    ``data``: the file, in which `fLaC` stands at ``base``.
+    ``data``: the file, with the marker `fLaC` at ``base``.
     """
     info, start = _stream_info(data, base)
     if info is None:
         return
-    second = data.find(b"fLaC\0\0\0\x22", start)  # with the head of STREAMINFO, which always comes first
+    second = data.find(b"fLaC\0\0\0\x22", start)  # marker and header of STREAMINFO, which is always the first block
     if second >= 0:
-        raise AudioError(MORE, f"{path}: a second FLAC stream begins at byte {second}; only the first would be read")
+        raise AudioError(MORE, f"{path}: a second FLAC stream starts at byte {second}; split the file")
     total = int.from_bytes(info[13:18], "big") & 0xFFFFFFFFF
     found = _last_end(data[max(start, len(data) - TAIL) :], info)
     if total and found is not None and found > total:
         raise AudioError(
-            MORE, f"{path}: the header says {total} samples, the last frame ends at {found}; encode the file again"
+            MORE, f"{path}: the header declares {total} samples, the last frame ends at {found}; encode the file again"
         )
 
 
 def _stream_info(data: Bytes, base: int) -> tuple[bytes | None, int]:
-    """STREAMINFO, and where the frames begin."""
+    """STREAMINFO, and the offset of the first frame."""
     info, at, last = None, base + 4, False
     while not last and at + 4 <= len(data):
         last, kind = bool(data[at] & 0x80), data[at] & 0x7F
@@ -47,7 +47,7 @@ def _stream_info(data: Bytes, base: int) -> tuple[bytes | None, int]:
 
 
 def _last_end(tail: bytes, info: bytes) -> int | None:
-    """The number of the sample behind the last frame in ``tail``; None where no frame is found."""
+    """Number of the sample after the last frame in ``tail``; None if there is no frame."""
     at = len(tail)
     while (at := tail.rfind(b"\xff", 0, at)) >= 0:
         if tail[at + 1 : at + 2] in (b"\xf8", b"\xf9"):
@@ -58,7 +58,7 @@ def _last_end(tail: bytes, info: bytes) -> int | None:
 
 
 def _frame_end(head: bytes, info: bytes) -> int | None:
-    """The number of the sample behind the frame that starts with ``head``; None for anything but a frame's header."""
+    """Number of the sample after the frame that starts with ``head``; None if ``head`` is not a frame header."""
     if len(head) < 16 or head[3] & 1:
         return None
     size, rate, channels = head[2] >> 4, head[2] & 15, head[3] >> 4
@@ -79,12 +79,12 @@ def _frame_end(head: bytes, info: bytes) -> int | None:
     wanted = (info[12] >> 1 & 7) + 1
     if samples > largest or (channels + 1 if channels < 8 else 2) != wanted or _crc8(head[:at]) != head[at]:
         return None
-    # With one block size frames are counted, else samples.
+    # With a fixed block size the header counts frames, else samples.
     return number + samples if head[1] & 1 else number * (largest if smallest == largest else samples) + samples
 
 
 def _number(head: bytes, at: int) -> tuple[int | None, int]:
-    """A number coded like a character of UTF-8 (up to 7 bytes), and where it ends."""
+    """A number that is coded like a UTF-8 character (up to 7 bytes), and the offset after it."""
     first = head[at]
     if first < 0x80:
         return first, at + 1

@@ -1,9 +1,9 @@
-"""Containers that are a header and then the samples: AU, NIST SPHERE, Creative Voice, and rarer ones.
+"""Containers with a header followed by the samples: AU, NIST SPHERE, Creative Voice, and rarer ones.
 
-In: an open file. Out: the ``Extent`` of its samples; None for a container that is not one of these.
+In: an open file. Out: the ``Extent`` of its samples; None for other containers.
 
-Source: libsndfile's readers of the same names, which take most of these up to the end of the file, whatever the header
-says; NIST SPHERE 2.6.
+Source: libsndfile's readers of the same names, most of which read to the end of the file, whatever the header declares;
+NIST SPHERE 2.6.
 """
 
 import re
@@ -16,13 +16,13 @@ from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError
 
 HEAD = 4096
 OPEN = 0xFFFFFFFF
-"""The size that AU writes where the length is not known."""
+"""The size in an AU header if the length is unknown."""
 
 
 def extent(file: BinaryIO, form: str, base: int, size: int, path: Path) -> Extent | None:
-    """The samples of a file whose header starts at ``base``; ``form``: what libsndfile calls the container.
+    """The samples of a file whose header starts at ``base``. ``form``: libsndfile's name of the container.
 
-    AudioError: the file ends before the samples do, or is two files.
+    AudioError: the file ends before the samples do, or consists of two files.
     """
     if form not in READERS:
         return None
@@ -38,12 +38,12 @@ def extent(file: BinaryIO, form: str, base: int, size: int, path: Path) -> Exten
     end = base + start + length
     if end > size:
         held = max(0, size - base - start)
-        raise AudioError(TRUNCATED, f"{path}: the header says {length} bytes of samples, there are {held}")
+        raise AudioError(TRUNCATED, f"{path}: the header declares {length} bytes of samples, the file has {held}")
     return Extent(base + start, end, unexplained(file, end, size))
 
 
 def _refuse_joined(file: BinaryIO, base: int, head: bytes, path: Path) -> None:
-    """A header without a length that stands in the file again: the second one would be heard as samples."""
+    """AudioError if a header without a length occurs twice: the second one would be decoded as samples."""
     if len(set(head)) < 4:
         return
     before, at = b"", base + len(head)
@@ -51,12 +51,12 @@ def _refuse_joined(file: BinaryIO, base: int, head: bytes, path: Path) -> None:
     while block := file.read(1 << 20):
         found = (before + block).find(head)
         if found >= 0:
-            raise AudioError(MORE, f"{path}: a second header stands at byte {at - len(before) + found}; split the file")
+            raise AudioError(MORE, f"{path}: a second header is at byte {at - len(before) + found}; split the file")
         before, at = block[-len(head) + 1 :], at + len(block)
 
 
 Reader = Callable[[bytes], tuple[int, int | None]]
-"""The first bytes -> where the samples start, and how many bytes they take (None: not said)."""
+"""First bytes of the file -> offset of the samples, and their length in bytes (None: not declared)."""
 
 
 def _au(head: bytes) -> tuple[int, int | None]:
@@ -76,7 +76,7 @@ def _nist(head: bytes) -> tuple[int, int | None]:
 
 def _voc(head: bytes) -> tuple[int, int | None]:
     at = struct.unpack_from("<H", head, 20)[0]
-    while head[at]:  # comments and the like may stand before the sound
+    while head[at]:  # blocks with comments etc. may precede the sound
         kind, length = head[at], int.from_bytes(head[at + 1 : at + 4], "little")
         if kind in (1, 9):
             parameters = 2 if kind == 1 else 12
@@ -126,4 +126,4 @@ READERS: dict[str, Reader] = {
     "IRCAM": lambda head: (0, None),
     "XI": lambda head: (0, None),
 }
-"""libsndfile's name of the container -> reader. HTK's length libsndfile compares itself; SD2 has it nowhere."""
+"""libsndfile's name of the container -> reader. libsndfile itself checks the length of HTK files; SD2 has no length."""

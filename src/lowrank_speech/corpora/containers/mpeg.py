@@ -1,7 +1,7 @@
-"""MPEG audio (MP3 and its older layers): how many samples the frames of a stream hold, counted one by one.
+"""MPEG audio (MP3 and its older layers): count the samples of a stream frame by frame.
 
-A stream has no header. What is told of its length stands in the first frame (Xing, Info, VBRI), or nowhere: libsndfile
-then guesses from the size of the file and the bit rate of the first frame, and stops there.
+A stream has no header. Its length is in a tag in the first frame (Xing, Info, VBRI), or nowhere. Without a tag,
+libsndfile guesses the length from the file size and the bit rate of the first frame, and stops reading there.
 
 Source: ISO/IEC 11172-3 and 13818-3 (frame header); Xing and VBRI as LAME and Fraunhofer write them; RFC 3119 for terms.
 """
@@ -15,7 +15,7 @@ from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError
 
 Bytes = bytes | mmap.mmap
 SAME = 0xFFFE0C00
-"""Bits of a frame header that stay through a stream: sync, version, layer, sampling rate."""
+"""Bits of a frame header that are constant within a stream: sync, version, layer, sampling rate."""
 RATES = {3: (44100, 48000, 32000), 2: (22050, 24000, 16000), 0: (11025, 12000, 8000)}
 KILOBITS = {
     (True, 1): (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
@@ -29,7 +29,7 @@ KILOBITS = {
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame: its header, length in bytes, samples per channel."""
+    """One frame: its header, its length in bytes, its samples per channel, and the sampling rate."""
 
     header: int
     length: int
@@ -39,11 +39,12 @@ class Frame:
 
 @dataclass(frozen=True)
 class Stream:
-    """What the frames of a file hold.
+    """Contents of the frames of a file.
 
-    samples   per channel, in all frames but the one with the tag
-    declared  number of frames that a tag (Xing, Info, VBRI) declares; None: there is none
-    trim      samples that the encoder added at both ends, as the tag says; decoders take them away
+    samples   samples per channel in all frames except the one with the tag
+    frame     samples per frame
+    declared  number of frames according to the tag (Xing, Info, VBRI); None: no tag
+    trim      samples that the encoder added at both ends, according to the tag; decoders remove them
     """
 
     frames: int
@@ -54,9 +55,9 @@ class Stream:
 
 
 def count(data: Bytes, path: Path, start: int = 0, end: int | None = None) -> Stream | None:
-    """Count the frames of ``data[start:end]``; None where there are none that can be counted.
+    """Count the frames of ``data[start:end]``; None if no frame is found.
 
-    AudioError: the last frame is not whole, or the sampling rate changes (files that were joined).
+    AudioError: the last frame is incomplete, or the sampling rate changes (concatenated files).
     """
     end = len(data) if end is None else end
     at, first = _next_frame(data, start, end)
@@ -87,23 +88,23 @@ def count(data: Bytes, path: Path, start: int = 0, end: int | None = None) -> St
 
 
 def check(stream: Stream, decoded: int, rate: int, path: Path) -> None:
-    """AudioError where libsndfile gave fewer samples (``decoded``) than the frames hold, or the tag counts others."""
+    """AudioError if libsndfile decoded fewer samples than the frames have, or the tag declares more frames."""
     if stream.declared is not None and stream.frames < stream.declared:
         raise AudioError(
-            TRUNCATED, f"{path}: its first frame declares {stream.declared} frames, the file holds {stream.frames}"
+            TRUNCATED, f"{path}: the first frame declares {stream.declared} frames, the file has {stream.frames}"
         )
     missing = stream.samples - stream.trim - decoded
     if missing > 2 * stream.frame:
-        says = "has no count of its frames" if stream.declared is None else f"declares {stream.declared} frames"
+        declares = "declares no length" if stream.declared is None else f"declares {stream.declared} frames"
         raise AudioError(
             MORE,
-            f"{path}: the file holds {stream.samples / rate:.2f} s and its first frame {says}, so that only "
+            f"{path}: the file has {stream.samples / rate:.2f} s, but its first frame {declares}, so only "
             f"{decoded / rate:.2f} s would be read; convert it to FLAC or WAV",
         )
 
 
 def _next_frame(data: Bytes, at: int, end: int) -> tuple[int, Frame | None]:
-    """The first place from ``at`` on where a frame is followed by another one, or by the end."""
+    """Offset of the first frame at or after ``at`` that is followed by another frame, a tag, or the end."""
     while (at := data.find(b"\xff", at, end)) >= 0:
         found = _frame(data, at)
         if found is not None:
@@ -118,7 +119,7 @@ def _next_frame(data: Bytes, at: int, end: int) -> tuple[int, Frame | None]:
 
 
 def _frame(data: Bytes, at: int) -> Frame | None:
-    """The frame whose header stands at ``at``; None where that is none, or has a free bit rate."""
+    """The frame whose header is at ``at``; None if there is no header, or one with a free bit rate."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] < 0xE0:
         return None
     header = int.from_bytes(data[at : at + 4], "big")
@@ -134,7 +135,7 @@ def _frame(data: Bytes, at: int) -> Frame | None:
 
 
 def _tag(data: Bytes, at: int, frame: Frame) -> tuple[int | None, int]:
-    """Frames that the tag in the first frame declares (None: no tag), and the samples that the encoder added."""
+    """Number of frames according to the tag in the first frame (None: no tag), and samples that the encoder added."""
     mono, newest = frame.header >> 6 & 3 == 3, frame.header >> 19 & 3 == 3
     xing = at + 4 + (17 if mono else 32) if newest else at + 4 + (9 if mono else 17)
     if data[xing : xing + 4] in (b"Xing", b"Info"):
@@ -143,7 +144,7 @@ def _tag(data: Bytes, at: int, frame: Frame) -> tuple[int | None, int]:
         declared = int.from_bytes(data[place : place + 4], "big") if flags & 1 else None
         place += 4 * (flags & 1) + 4 * (flags >> 1 & 1) + 100 * (flags >> 2 & 1) + 4 * (flags >> 3 & 1)
         gaps = int.from_bytes(data[place + 21 : place + 24], "big") if place + 24 <= at + frame.length else 0
-        # A tag without a count is a tag all the same: its frame holds no audio.
+        # A frame with a tag has no audio, even if the tag has no count.
         return declared if declared is not None else 0, (gaps >> 12) + (gaps & 0xFFF)
     if data[at + 36 : at + 40] == b"VBRI":
         return struct.unpack_from(">I", data, at + 50)[0], 0

@@ -1,7 +1,7 @@
-"""Ogg: are all pages there, is it one stream, and does its last page tell the truth about the length?
+"""Ogg: check that all pages are present, that there is one stream, and that the length in the last page is right.
 
-The length of an Ogg stream is a number in the header of its last page, at which libsndfile stops. ``opened`` gives the
-stream with that number out of the way, so that decoding goes on to the real end.
+The length of an Ogg stream is a number in the header of its last page, where libsndfile stops. ``without_length``
+replaces that number, so that decoding continues to the real end.
 
 Source: RFC 3533 (pages), RFC 7845 (Opus), Vorbis I specification, section 4.2.2 (block sizes).
 """
@@ -14,15 +14,15 @@ from pathlib import Path
 from lowrank_speech.corpora.containers.extent import MORE, TRUNCATED, AudioError
 
 FIRST, LAST = 2, 4
-"""Flags of a page: the first, the last of its stream."""
+"""Flags of a page: first and last page of a stream."""
 FAR = 1 << 40
-"""A length that no recording has."""
+"""A length beyond that of any recording."""
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
 @dataclass(frozen=True)
 class Page:
-    """Where a page lies, in bytes, and what its header says."""
+    """Byte offset and length of a page, and the fields of its header."""
 
     start: int
     length: int
@@ -33,13 +33,13 @@ class Page:
 
 
 def pages(data: bytes, path: Path) -> list[Page]:
-    """The pages of a file. AudioError: it breaks off, lacks a page, or holds two streams one behind the other."""
+    """The pages of a file. AudioError: it is truncated, lacks a page, or has two streams one after the other."""
     result: list[Page] = []
     numbers: dict[int, int] = {}
     at = data.find(b"OggS")
     while at >= 0:
         if at + 27 > len(data) or at + 27 + data[at + 26] > len(data):
-            raise AudioError(TRUNCATED, f"{path}: the Ogg stream breaks off within a page header")
+            raise AudioError(TRUNCATED, f"{path}: the Ogg stream ends within a page header")
         segments = data[at + 26]
         length = 27 + segments + sum(data[at + 27 : at + 27 + segments])
         if at + length > len(data):
@@ -47,21 +47,21 @@ def pages(data: bytes, path: Path) -> list[Page]:
         position, serial, number = struct.unpack_from("<qII", data, at + 6)
         page = Page(at, length, data[at + 5], position, serial, number)
         if page.flags & FIRST and result and not result[-1].flags & FIRST:
-            raise AudioError(MORE, f"{path}: a second Ogg stream begins at byte {at}; only the first would be read")
+            raise AudioError(MORE, f"{path}: a second Ogg stream starts at byte {at}; split the file")
         if numbers.get(serial, number - 1) != number - 1:
             raise AudioError(
-                TRUNCATED, f"{path}: the Ogg page {number} follows page {numbers[serial]}: some are missing"
+                TRUNCATED, f"{path}: page {number} of the Ogg stream follows page {numbers[serial]}; pages are missing"
             )
         numbers[serial] = number
         result.append(page)
         at = data.find(b"OggS", at + length)
     if result and not result[-1].flags & LAST:
-        raise AudioError(TRUNCATED, f"{path}: the Ogg stream has no end, it was cut between two pages")
+        raise AudioError(TRUNCATED, f"{path}: the Ogg stream has no last page; it was cut off between two pages")
     return result
 
 
-def opened(data: bytes, found: list[Page]) -> bytes:
-    """The stream with a last page that promises more than there is."""
+def without_length(data: bytes, found: list[Page]) -> bytes:
+    """The stream with a length in its last page that is never reached."""
     last = found[-1]
     page = bytearray(data[last.start : last.start + last.length])
     page[6:14] = struct.pack("<q", FAR)
@@ -71,7 +71,7 @@ def opened(data: bytes, found: list[Page]) -> bytes:
 
 
 def trimmed(data: bytes, found: list[Page], rate: int) -> int:
-    """How many samples at ``rate`` Hz an encoder may cut off the end of what it coded: one block."""
+    """The most samples at ``rate`` Hz that an encoder's padding takes at the end: one block."""
     head = data[found[0].start + 28 : found[0].start + 28 + 40]
     if head[1:7] == b"vorbis":
         return 1 << (head[28] >> 4)
@@ -79,6 +79,6 @@ def trimmed(data: bytes, found: list[Page], rate: int) -> int:
 
 
 def checksum(page: bytes) -> int:
-    """Ogg's CRC-32: zlib's polynomial, with the bits in the other order and nothing inverted."""
+    """Ogg's CRC-32: zlib's polynomial, with reversed bit order and without inversion."""
     found = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{found:032b}"[::-1], 2)

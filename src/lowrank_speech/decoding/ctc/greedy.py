@@ -1,4 +1,4 @@
-"""Greedy CTC decoding: the best symbol of each frame, repeats merged, blanks dropped.
+"""Greedy CTC decoding: take the best symbol of each frame, merge repeats, drop blanks.
 
 The score is the log probability of that path, summed over its frames.
 """
@@ -25,7 +25,7 @@ class Settings(Decoding):
 
 
 def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]], list[Hypothesis]]:
-    """A decoder of the network ``source``; see ``decoding.base``. UserError: ``lang`` has other tokens."""
+    """Decoder for the network ``source``; see ``decoding.base``. UserError: the model was trained with another lang."""
     from lowrank_speech.decoding.ctc.paths import tokens_of
 
     tokens = tokens_of(source, lang)
@@ -38,7 +38,7 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
 
 
 def best_paths(model: "SpeechModel", features: "Tensor", lengths: "Tensor") -> list[tuple[list[int], float]]:
-    """Labels and log probability of the best path of each utterance; features and lengths as ``model`` takes them."""
+    """Labels and log probability of the best path of each utterance. ``features``, ``lengths``: input of ``model``."""
     from lowrank_speech.decoding.ctc.paths import collapse
 
     logits, frames = model.ctc_logits(features, lengths)

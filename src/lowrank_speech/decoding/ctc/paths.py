@@ -1,4 +1,4 @@
-"""What the CTC decoders share: the token set that fits a model's outputs, and paths of symbols as labels.
+"""Shared by CTC decoders: the token set of a model's outputs, and the conversion of paths to labels.
 
 F frames.
 """
@@ -14,16 +14,16 @@ BLANK = 0
 
 
 def tokens_of(source: Any, lang: Any) -> Any:
-    """The token set of ``lang``; UserError where the outputs of ``source`` stand for other tokens."""
+    """The token set of ``lang``. UserError: the outputs of ``source`` stand for other tokens."""
     if lang.tokens is None or source.lang_sha256 != lang.sha256:
         raise UserError(
-            f"decode: {source.folder} was trained on other tokens than those of the given lang folder (kind "
+            f"decode: {source.folder} was trained with other tokens than those of the given lang folder (kind "
             f"{lang.kind}); give the folder that it was trained with"
         )
     return lang.tokens
 
 
 def collapse(path: Tensor) -> list[int]:
-    """Frame-level symbols (F,) -> labels: adjacent repeats merged, blanks dropped."""
+    """Convert frame-level symbols (F,) to labels: merge adjacent repeats, drop blanks."""
     merged = torch.unique_consecutive(path)
     return merged[merged != BLANK].tolist()

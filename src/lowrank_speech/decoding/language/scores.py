@@ -1,7 +1,8 @@
-"""Language scores: log-likelihoods up to a constant per segment, from the classifier's posteriors and its priors.
+"""Language scores: log-likelihoods from the classifier's posteriors and priors, up to a constant for each segment.
 
-By Bayes, log p(language | x) - log prior(language) is log p(x | language) up to a term that no cost of ``scoring.lid``
-sees. A classifier trained on unbalanced data would otherwise carry the training shares into the test.
+By Bayes' rule, log p(language | x) - log prior(language) equals log p(x | language) up to a constant, which does not
+affect the metrics of ``scoring.lid``. Without the division by the priors, a classifier that was trained on unbalanced
+data would favour the languages that are frequent in training.
 """
 
 from collections.abc import Callable
@@ -17,12 +18,12 @@ READS = "model"
 class Settings(Decoding):
     """Scores of a language classifier."""
 
-    kind: Literal["scores"] = key("scores", "the log-likelihood of every language")
+    kind: Literal["scores"] = key("scores", "the log-likelihood of each language")
     priors: bool = key(True, "divide the posteriors by the shares of the languages in training")
 
 
 def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]], list[Hypothesis]]:
-    """A decoder of the network ``source``; ``lang`` is not used. See ``decoding.base``."""
+    """Decoder for the network ``source``; see ``decoding.base``. ``lang`` is not used."""
     import torch
 
     labels = source.model.meta.labels

@@ -1,4 +1,4 @@
-"""Whisper's greedy search: transformers' ``generate``, each row with its own language and bound.
+"""Greedy search with Whisper: transformers' ``generate``, with a language and a token limit for each row.
 
 B batch, F frames, C mel bands.
 """
@@ -17,12 +17,12 @@ from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
 PROMPT = 4
-"""Tokens before a transcript: start, language, task, no time stamps."""
+"""Number of tokens before a transcript: start, language, task, no time stamps."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """What was generated for an utterance; the fields are those of ``decoding.base.Hypothesis``."""
+    """Result for one utterance; the fields are those of ``decoding.base.Hypothesis``."""
 
     ids: list[int]
     score: float
@@ -40,12 +40,12 @@ def generate(
     bounds: Sequence[int] | None = None,
     loops: bool = False,
 ) -> list[Generated]:
-    """Tokens of each utterance, without prompt and end of text, for log-mel (B, F, C) of ``lengths`` (B,) frames.
+    """Generate tokens for log-mel ``features`` (B, F, C) of ``lengths`` (B,) frames, without prompt and end of text.
 
-    ``languages``: one a row, given to the decoder; None (of a row or of all): the model detects it. ``bounds``: most
-    tokens of each row; ``loops``: stop rows that repeat themselves. Greedy.
+    ``languages``: one for each row; None, for a row or for all: the model detects it. ``bounds``: maximum number of
+    tokens of each row. ``loops``: stop rows that repeat themselves.
     """
-    # Remarks on arguments that are meant as they are, once a batch.
+    # Silence warnings about arguments, which would come with each batch.
     for name in ("generation", "models.whisper"):
         logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
     mel, options = model.pad_mel(features, lengths), {}
@@ -57,7 +57,7 @@ def generate(
             for i, language in zip(unknown, _detect(model, mel[unknown], tokens), strict=True):
                 languages[i] = detected[i] = language
         options = {"task": "transcribe", "language": [f"<|{language}|>" for language in languages]}
-        # Generate looks for the lower-case code only.
+        # generate() only looks up the lower-case code.
         ids = {f"<|{language.lower()}|>": i for language, i in tokens.language_ids.items()}
         model.hf.generation_config.lang_to_id = {**model.hf.generation_config.lang_to_id, **ids}
     room = model.config.max_target_positions - PROMPT
@@ -87,7 +87,7 @@ def generate(
 
 
 def _detect(model: SpeechModel, mel: Tensor, tokens: Any) -> list[str]:
-    """The language that the model hears in each utterance."""
+    """The language that the model detects in each utterance."""
     names = {i: language for language, i in tokens.language_ids.items()}
     ids = model.hf.detect_language(input_features=mel, generation_config=model.hf.generation_config)
     return [names[i] for i in ids.tolist()]

@@ -1,16 +1,16 @@
-"""Greedy decoding of Whisper, through transformers' own ``generate``.
+"""Greedy decoding of Whisper, with transformers' ``generate``.
 
-An utterance gets at most 20 + ``max_tokens_per_second`` x seconds tokens, and never more than the decoder's positions
-hold. The default of 50 a second is generous. A second of English makes 3 to 6 of Whisper's byte-level tokens, a second
-of fast Chinese or Japanese up to 16 (1 a character, 2 a rare one). Scripts that its vocabulary hardly holds make most:
-Burmese 2.8 a character or 8 a syllable, which is 48 in a second of 6 syllables. The 20 leave room in very short
-utterances.
+An utterance gets at most 20 + ``max_tokens_per_second`` x seconds tokens, and never more than the decoder has
+positions. The default of 50 per second is generous. A second of English has 3 to 6 of Whisper's byte-level tokens, a
+second of fast Chinese or Japanese up to 16 (1 for a character, 2 for a rare one). Scripts that are rare in its
+vocabulary need most: Burmese 2.8 per character or 8 per syllable, which is 48 for a second of 6 syllables. The 20
+leave room in very short utterances.
 
-A model that has gone astray repeats itself until it is stopped. With ``stop_loops`` an utterance ends where its last 32
-tokens or more are one n-gram said four times or more (``whisper.stopping``); what was generated until then stays in the
-hypothesis, which is marked with ``stopped: loop``. Other utterances of the batch are not affected.
+A model that has lost track repeats itself until it is stopped. With ``stop_loops`` an utterance ends once at least its
+last 32 tokens are one n-gram, repeated at least four times (``whisper.stopping``). The hypothesis keeps the tokens so
+far, and is marked ``stopped: loop``. Other utterances of the batch are not affected.
 
-The score is the log probability of the tokens, the end of text included.
+The score is the log probability of the tokens, including the end of text.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from lowrank_speech.settings import Count, Positive, key, settings
 
 READS = "model"
 SLACK = 20
-"""Tokens that an utterance may have beside ``max_tokens_per_second``."""
+"""Tokens that an utterance may have in addition to ``max_tokens_per_second``."""
 
 
 @settings
@@ -30,20 +30,21 @@ class Settings(Decoding):
 
     kind: Literal["greedy"] = key("greedy", "the best token of each step")
     language: Literal["given", "detect"] = key(
-        "given", "what Whisper is told: the utterance's language, or nothing, so that it detects one"
+        "given", "language that Whisper is told: given: that of the utterance; detect: none, so that it detects one"
     )
-    max_new_tokens: Count | None = key(None, "bound on the tokens of any utterance; null: as many as fit the decoder")
+    max_new_tokens: Count | None = key(
+        None, "maximum number of tokens of any utterance; null: as many as the decoder has positions"
+    )
     max_tokens_per_second: Positive | None = key(
-        50.0,
-        "bound on the tokens of an utterance by its length, beside 20 that each may have; null: no such bound",
+        50.0, "maximum number of tokens per second of an utterance, in addition to 20; null: no limit by duration"
     )
-    stop_loops: bool = key(True, "end an utterance that only repeats itself")
+    stop_loops: bool = key(True, "stop an utterance that only repeats itself")
 
 
 def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]], list[Hypothesis]]:
-    """A decoder of the network ``source``; see ``decoding.base``. UserError: ``lang`` has other tokens.
+    """Decoder for the network ``source``; see ``decoding.base``. UserError: the model was trained with another lang.
 
-    An utterance without a language, or with one that the model does not know, gets the one that the model detects.
+    If an utterance has no language, or one that the model does not know, the model detects one.
     """
     from lowrank_speech.decoding.whisper.generate import generate
     from lowrank_speech.lang.codes import nearest_language
@@ -75,5 +76,5 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
 
 
 def _bounds(frames: list[int], per_second: float | None) -> list[int] | None:
-    """The most tokens of each utterance, from its frames of 10 ms."""
+    """Maximum number of tokens of each utterance, from its number of 10 ms frames."""
     return None if per_second is None else [SLACK + int(per_second * n / 100) for n in frames]

@@ -1,6 +1,6 @@
-"""When Whisper's ``generate`` stops an utterance that does not end by itself, and how likely what it said is.
+"""Stop utterances that do not end by themselves in Whisper's ``generate``, and sum their log probabilities.
 
-Rows of a batch stop one by one and know nothing of each other: what a row says does not depend on the batch.
+Each row of a batch stops on its own, so the hypothesis of an utterance does not depend on its batch.
 
 B batch, L tokens generated so far, P periods.
 """
@@ -10,34 +10,34 @@ from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
 PERIODS = 16
-"""The longest n-gram whose repetition is recognised."""
+"""Length of the longest n-gram whose repetition is detected."""
 REPEATS, LEAST = 4, 32
-"""An n-gram loops when it is said so many times, over so many tokens or more: nobody says a word 32 times in a row."""
+"""Minimum number of repetitions, and of repeated tokens, in a loop. Nobody says a word 32 times in a row."""
 
 _WINDOW = max(REPEATS * PERIODS, LEAST)
 
 
 def looping(tokens: Tensor) -> Tensor:
-    """Which rows (B,) of ``tokens`` (B, L) end in one n-gram said again and again."""
+    """Which rows (B,) of ``tokens`` (B, L) end with a repeated n-gram."""
     if tokens.shape[1] < LEAST:
         return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-    # Before the first token stand numbers that are no token, and all different.
+    # Pad before the first token with negative numbers, all different, which cannot be tokens.
     missing = max(0, _WINDOW - tokens.shape[1])
     before = -1 - torch.arange(missing, device=tokens.device).expand(len(tokens), -1)
     tail = torch.cat([before, tokens[:, -_WINDOW:]], dim=1)
     period = torch.arange(1, PERIODS + 1, device=tokens.device)[:, None]
     place = torch.arange(_WINDOW, device=tokens.device)[None, :]
     same = tail[:, None, :] == tail[:, (place - period).clamp(min=0)]  # (B, P, _WINDOW)
-    # A run of n tokens has period p when its last n - p are equal to those p before.
+    # A run of n tokens has period p if each of its last n - p tokens equals the one p positions before.
     outside = place < _WINDOW - (REPEATS * period).clamp(min=LEAST) + period
     return (same | outside).all(-1).any(-1)
 
 
 class Stop(StoppingCriteria):
-    """Ends a row at its own bound, or where it loops.
+    """Stops a row at its own token limit, or when it loops.
 
-    ``bounds``: (B,) most tokens of each row. After ``generate``, ``lengths`` (B,) has the number of tokens of the rows
-    that were stopped and 0 for those that ended by themselves; ``looped`` (B,) says which were stopped for looping.
+    ``bounds``: (B,) maximum number of tokens of each row. After ``generate``, ``lengths`` (B,) has the number of tokens
+    of the rows that were stopped, and 0 for those that ended by themselves; ``looped`` (B,) marks the loops.
     """
 
     def __init__(self, bounds: Tensor, eot: int, loops: bool):
@@ -48,7 +48,7 @@ class Stop(StoppingCriteria):
         self.lengths = torch.zeros_like(bounds)
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
-        """Which rows (B,) are not to go on; ``input_ids``: prompt and tokens so far."""
+        """Which rows (B,) to stop. ``input_ids``: prompt and tokens so far."""
         if self.prompt is None:
             self.prompt = input_ids.shape[1] - 1  # called with the first token
         number = input_ids.shape[1] - self.prompt
@@ -62,7 +62,7 @@ class Stop(StoppingCriteria):
 
 
 class Likelihood(LogitsProcessor):
-    """Keeps the log probability of each greedy choice, and changes nothing."""
+    """Records the log probability of each greedy choice, and does not change the scores."""
 
     def __init__(self):
         self.steps: list[Tensor] = []
