@@ -17,8 +17,8 @@ if "TRACES" in os.environ and "--code" in sys.orig_argv:
         if code in seen:
             return
         seen.add(code)
-        # The bodies of modules and classes run with every import.
-        if code.co_name == "<module>" or "__qualname__" in code.co_names:
+        # The bodies of modules and classes, and what writes the methods of dataclasses, run with every import.
+        if code.co_name in ("<module>", "__create_fn__") or "__qualname__" in code.co_names:
             return
         spec, name = frame.f_globals.get("__spec__"), frame.f_globals.get("__name__", "")
         name = spec.name if name == "__main__" and spec else name

@@ -147,8 +147,8 @@ def make_objective(task: str, materials: Materials) -> Objective:
         raise UserError(f"training.loss: {name} is not a loss for {task}; remove it to train with {OF_TASK[task]}")
     weights, losses = [1.0], [main(materials)]
     for name, weight in recipe.auxiliary.items():
-        cls = loss_class(name)
-        if weight and task in cls.beside:
+        # The code hash leaves out losses without a weight.
+        if weight and task in (cls := loss_class(name)).beside:
             weights.append(weight)
             losses.append(cls(materials, auxiliary=True))
     return Objective(weights, losses, materials)
