@@ -10,7 +10,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -89,7 +91,7 @@ class Kind(NamedTuple):
     text: str
     registry: str
     edits: dict[str, str]
-    config: dict[str, Any] = {}
+    config: Mapping[str, Any] = MappingProxyType({})
     """Dotted path -> value. A head and an export format are not chosen in a config."""
 
 
