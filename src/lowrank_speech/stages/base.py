@@ -9,15 +9,15 @@ scratch  --scratch   folder of unfinished pretrainings; a killed run continues f
 
 A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
 
-``window`` (seconds) cuts Whisper's window, to which every utterance is padded: 30 s as published. It then computes
-another function, which has to be fine-tuned; see ``models.window``.
+``window`` (seconds) shortens Whisper's window, to which every utterance is padded: 30 s as published. The model then
+computes another function and has to be fine-tuned; see ``models.window``.
 
 Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
 w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
 
-From scratch, a small model of the true class is drawn from the seed and pretrained with supervision on many languages:
-wav2vec 2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), either with language
-classification beside it (``language_weight``). Only then are the systems' adaptations compared, all from this one base.
+From scratch, the stage draws a small model of the true class from the seed and pretrains it with supervision on many
+languages: wav2vec 2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), either with
+language classification beside it (``language_weight``). All systems then adapt this one base.
 
 python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","source":"facebook/wav2vec2-xls-r-300m"}'
     --out base/model --manifest base/base.json
@@ -48,7 +48,7 @@ MEMORY_SECONDS = 2 * 3600.0
 class Config(BaseSettings):
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "of the weights and of everything that is drawn in the pretraining", kw_only=True)
+    seed: Seed = key(REQUIRED, "seed of the weights and of all random draws in the pretraining", kw_only=True)
     pretrain: TrainConfig | None = key(None, "source: scratch: the recipe of the pretraining")
 
     def __post_init__(self) -> None:
@@ -119,7 +119,7 @@ def _import(run: common.Run) -> None:
 
 
 def _scratch(run: common.Run) -> tuple[Any, ...] | None:
-    """The training, outputs, metrics and cost; None in those of several processes that write nothing."""
+    """The training, outputs, metrics and cost; None in a process that writes nothing, if there are several."""
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.tokenizer_files import tokenizer_files
@@ -136,7 +136,7 @@ def _scratch(run: common.Run) -> tuple[Any, ...] | None:
         raise UserError(
             f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs characters or pieces"
         )
-    # Fine-tuning freezes the front end; here it has not learnt anything yet.
+    # Fine-tuning freezes the front end, but here it is still untrained.
     recipe = dataclasses.replace(config.pretrain, train_front_end=True)
     materials = Materials(recipe, lang, lang.tokens, device=runtime.device)
     model = from_scratch(config.family, config.model, lang.tokens, config.seed, config.front_end)

@@ -5,8 +5,8 @@ inputs   --model     model folder of a dense model (stage base)
 outputs  --out       moments.safetensors: for each layer the mean of x xᵀ, the mean of x, the number of frames
          --manifest  which utterances were used
 
-The model runs over some utterances, one at a time, so no padding counts, nor do frames of Whisper's window beyond the
-utterance. Whisper's decoder is calibrated on what it recognises itself (greedy search).
+The model sees some utterances, one at a time, so neither padding nor frames of Whisper's window beyond the utterance
+count. Whisper's decoder is calibrated on its own output (greedy search).
 
 python -m lowrank_speech.stages.calibrate --cfg '{"seed":1,"layers":"ffn"}' --model base/model --cuts train.jsonl.gz
     --out calibrate/moments.safetensors --manifest calibrate/calibrate.json

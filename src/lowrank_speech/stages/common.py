@@ -8,9 +8,9 @@ a settings class ``Config``, ``add(parser)``, which declares inputs and outputs,
         ...
         run.finish([run.arguments.out], metrics={"utterances": 7})
 
-``--cfg`` holds exactly the keys that the stage uses, ``--runtime`` those that decide how it runs and never what comes
-out; both are JSON, or @FILE. Exit codes: 0 done, 2 an error that a person can mend (one line in the log), 75 stopped
-and able to go on, 130 interrupted.
+``--cfg`` holds exactly the keys that the stage uses, ``--runtime`` those that cannot change its result; both are JSON,
+or @FILE. Exit codes: 0 done, 2 an error that a person can fix (one line in the log), 75 stopped and able to continue,
+130 interrupted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ log = logging.getLogger("lowrank_speech")
 REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
 SET_ASIDE = ("id", "reason", "detail")
 ATTEMPT = "===="
-"""Begins the first line that a run writes to its log; logs of trainings hold several."""
+"""The start of the first line that a run writes to its log. The log of a training may hold several runs."""
 NOISY = ("matplotlib", "urllib3", "filelock", "transformers", "peft")
 
 
@@ -48,7 +48,7 @@ class NoRuntime:
 
 @dataclass
 class Run:
-    """One run of a stage: its command line, settings, and the manifest that it ends with."""
+    """One run of a stage: its command line, settings, and the manifest that it writes at its end."""
 
     stage: str
     arguments: argparse.Namespace
@@ -63,7 +63,7 @@ class Run:
     code: str = field(init=False)
     """Hash of the code that runs."""
     device: str = "cpu"
-    """Where the stage computed; it stands in the manifest."""
+    """Where the stage computed, for the manifest."""
 
     def __post_init__(self) -> None:
         self.cfg = resolved(self.config)
@@ -71,7 +71,7 @@ class Run:
         self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=self.code, given=self.given)
 
     def write_set_aside(self, path: Path, rows: Iterable[Sequence[Any]], header: Sequence[str] = SET_ASIDE) -> Path:
-        """Write the list of what could not be used, and say in the log how much that is, by reason."""
+        """Write the list of what could not be used, and log how many items each reason has."""
         listed = list(rows)
         write_table(path, header, listed)
         if listed:
@@ -88,21 +88,21 @@ class Run:
         sources: Mapping[str, str | Path] | None = None,
         peak_bytes: int | None = None,
     ) -> None:
-        """Write the manifest; see ``artefact.Manifest.write``. The last thing that a stage does."""
+        """Write the manifest (see ``artefact.Manifest.write``); a stage calls this last."""
         self._manifest.device, self._manifest.cfg = self.device, self.cfg
         self._manifest.write(self.arguments.manifest, outputs, metrics, cost, sources, peak_bytes)
 
 
 def own_code(stage: str) -> str:
-    """The hash of the stage's code, for runs by hand; a rule gives the narrower one of its job."""
+    """The hash of the stage's code, for runs by hand. Rules pass the narrower hash of their job."""
     from lowrank_speech.fingerprints import code_hash
 
     return code_hash(f"lowrank_speech.stages.{stage}")
 
 
 def parser(stage: str, doc: str | None, config: type, runtime: type = NoRuntime) -> argparse.ArgumentParser:
-    """Command line of a stage: its module docstring as description, the options that all stages have, and in the help
-    the keys of ``config`` and ``runtime``."""
+    """The command line of a stage: its module docstring, the options of all stages, and in the help the keys of
+    ``config`` and ``runtime``."""
     result = _Parser(
         prog=f"python -m lowrank_speech.stages.{stage}",
         description=doc,
@@ -118,7 +118,7 @@ def parser(stage: str, doc: str | None, config: type, runtime: type = NoRuntime)
 
 
 class _Parser(argparse.ArgumentParser):
-    """Describes the keys of the stage's settings when help is asked for, and not at every start."""
+    """Describes the keys of the stage's settings, but only when help is requested."""
 
     sections: tuple[type, ...] = ()
 
@@ -144,7 +144,7 @@ def read_cfg(text: str, option: str = "--cfg") -> dict[str, Any]:
 
 
 def existing(path: str | Path, what: str) -> Path:
-    """``path`` if it exists, else UserError that says what was looked for."""
+    """Return ``path``. UserError: it does not exist; ``what`` names it in the message."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{what}: {path} does not exist")
@@ -153,7 +153,7 @@ def existing(path: str | Path, what: str) -> Path:
 
 def run_stage(body: Callable[[], None], log_level: str) -> int:
     """Run ``body()`` with logging to stderr; returns the exit code."""
-    # Of several processes (torchrun sets RANK) the first one reports.
+    # If several processes work (torchrun sets RANK), only the first one reports.
     level = log_level if os.environ.get("RANK", "0") == "0" else "WARNING"
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", force=True)
     for noisy in NOISY:
@@ -223,7 +223,7 @@ def main(
 
 
 def _alone(manifest: Path) -> contextlib.AbstractContextManager[None]:
-    """Hold the artefact of ``manifest`` against other processes; of several that share a job the first one does."""
+    """Lock the artefact of ``manifest``. If several processes share a job, only the first one takes the lock."""
     if os.environ.get("RANK", "0") != "0":
         return contextlib.nullcontext()
     return locked(manifest.with_name(f".{manifest.name}.lock"))

@@ -5,14 +5,14 @@ outputs  --out       folder with
            {split}.jsonl.gz       cuts, one supervision each, sorted by id, 16 kHz
            {split}.index.tsv      id, speaker, language, seconds, sha256 of the samples; for the stage overlap
            {split}.set_aside.tsv  id, reason, detail
-           {split}.audio.json     which audio files were read, so that the next run sees whether they changed
+           {split}.audio.json     the audio files that were read; the next run compares them
            audio/{split}/         synthesised speech only
          --manifest  {split}.json
 
-`--cfg` holds the corpus, `--split` says which of its splits is made: each is a run of its own. Rebuilt files are equal
-byte for byte; `audio_sha256` in the manifest says so of the decoded samples.
+`--cfg` holds the corpus, `--split` names the split to make: each split is a run of its own. Equal runs write equal
+bytes; `audio_sha256` in the manifest covers the decoded samples.
 
-SPEECH_DATA=../shared/data python -m lowrank_speech.stages.corpus --split test --out exp/corpus/ocean
+SPEECH_DATA=/data python -m lowrank_speech.stages.corpus --split test --out exp/corpus/ocean
     --manifest exp/corpus/ocean/test.json --jobs 2 --cfg '{"seed": 1, "corpus": {"kind": "kaldi", "language": "en",
     "splits": {"train": {"source": "train"}, "test": {"source": "dev"}}}}'
 """
@@ -44,7 +44,7 @@ log = logging.getLogger("lowrank_speech")
 
 INDEX = ("id", "speaker", "language", "seconds", "sha256")
 SHOWN = 50
-"""How many tags the manifest lists, the most frequent first."""
+"""Number of tags in the manifest, the most frequent first."""
 
 
 @settings.settings
@@ -59,7 +59,7 @@ class Config:
 class Runtime:
     """How the stage runs."""
 
-    track: Track = key("auto", "how the next run notices that audio has changed; see docs/your-data.md", runtime=True)
+    track: Track = key("auto", "how changed audio is detected; see docs/your-data.md", runtime=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def body(run: common.Run) -> None:
     made = args.out / "audio" / args.split
     items = _read(corpus, chosen, args.split, root, made, config.seed, args.jobs)
     log.info("corpus: %s: %d candidates from %s", args.split, len(items), root or "synthesis")
-    # Before the audio is opened: what changes while the stage reads counts as changed.
+    # Recorded before the audio is opened, so that a change while the stage reads counts as a change.
     files = record(corpus, chosen, root, items, run.runtime.track)
     tables = tracking.tables(corpus.sources(chosen, root), root)
 
@@ -109,7 +109,7 @@ def body(run: common.Run) -> None:
 
 
 def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", track: str) -> dict[str, Any]:
-    """Which audio of the corpus's folder is read; nothing of what the stage makes itself."""
+    """The audio files of the corpus's folder that are read, without those that the stage makes itself."""
     from lowrank_speech.corpora.validate import paths
 
     if root is None:
@@ -119,7 +119,7 @@ def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", 
 
 
 def _read(corpus: Any, config: Any, split: str, root: Path | None, audio: Path, seed: int, jobs: int) -> list:
-    """All items of the split; audio that is synthesised is written beside ``audio`` and renamed when complete.
+    """All items of the split. Synthesised audio is written beside ``audio`` and renamed when it is complete.
 
     The list is complete before anything starts a thread: a reader may fork.
     """
@@ -140,9 +140,9 @@ def _read(corpus: Any, config: Any, split: str, root: Path | None, audio: Path, 
 
 
 def write(out: Path, split: str, results: "Iterable[Accepted | SetAside]") -> tuple[list[Path], dict[str, Any]]:
-    """Write cuts, index and list of what was set aside; the files, and what the manifest says of them.
+    """Write cuts, index and the list of what was set aside; return the files and the metrics.
 
-    UserError where no cut is left; the list is written all the same.
+    UserError: no cut is left; the list is written nevertheless.
     """
     from lowrank_speech.corpora.common import SetAside
     from lowrank_speech.corpora.validate import most_common
@@ -172,7 +172,7 @@ def write(out: Path, split: str, results: "Iterable[Accepted | SetAside]") -> tu
 def write_cuts(path: Path, index: Path, results: "Iterable[Accepted]") -> None:
     """Write cuts as gzipped JSON lines (Lhotse's CutSet.from_file reads them) and their index, both atomically.
 
-    Equal cuts, equal bytes: the gzip header holds neither name nor time.
+    Equal cuts give equal bytes: the gzip header has neither name nor time.
     """
     with (
         gzipped(path) as packed,
@@ -211,7 +211,7 @@ class Summary:
         self._digest.update(f"{result.cut.id} {result.sha256}\n".encode())
 
     def numbers(self) -> dict[str, Any]:
-        """Of the manifest."""
+        """The metrics for the manifest."""
         return {
             "utterances": self.utterances,
             "seconds": round(sum(self._seconds), 3),

@@ -20,8 +20,8 @@ outputs  --out        folder with
 cfg      task         type (asr, lid), segment
          decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
 
-The clock runs during the network and the search on loaded features, after one warm-up batch, and not while files are
-read. Earlier stages add their own cost: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
+The clock counts the network and the search on loaded features, after one warm-up batch, but not the reading of files.
+Earlier stages add their own cost: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
 
 python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decoder":{"kind":"greedy"}}' --model system/model
     --cuts test.jsonl.gz --lang lang --out decoded --manifest decoded/decode.json
@@ -94,12 +94,12 @@ def _beside(cuts: Path) -> Path:
 
 
 def _rtf(manifest: Path, name: str) -> float | None:
-    """What an earlier stage took for a second of speech: ``name`` in its costs; None: not known."""
+    """The time of an earlier stage per second of speech: ``name`` in its costs; None: not known."""
     return read_cost(manifest).get(name)
 
 
 def _source(arguments: argparse.Namespace, type: str, kind: str, device: str) -> Any:
-    """What the decoder reads: stored emissions where it can and they are given, else the model."""
+    """What the decoder reads: the stored emissions, if they are given and it can read them, else the model."""
     from lowrank_speech.decoding.sources import Network, Stored
 
     stored = Stored(arguments.emissions) if arguments.emissions is not None else None
@@ -188,7 +188,7 @@ class _Work:
 
 
 def _row(name: str, hypothesis: Hypothesis, normalise: Callable[[str], str]) -> dict[str, Any]:
-    """A line of hypotheses.jsonl; scores have four decimals, times three."""
+    """A line of hypotheses.jsonl. Scores have four decimals, times have three."""
     row: dict[str, Any] = {"id": name, "text": normalise(hypothesis.text), "score": _rounded(hypothesis.score, 4)}
     if hypothesis.nbest:
         row["nbest"] = [{"text": normalise(h.text), "score": _rounded(h.score, 4)} for h in hypothesis.nbest]
@@ -205,7 +205,7 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
-    """How many hypotheses the decoder ended, and for how many it detected the language; warns of them."""
+    """How many hypotheses the decoder ended, and for how many it detected the language; warns of the former."""
     stopped = Counter(h.stopped for h in hypotheses if h.stopped is not None)
     detected = Counter(h.language for h in hypotheses if h.language is not None)
     for why, number in sorted(stopped.items()):
@@ -214,7 +214,7 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """languages.tsv or speakers.tsv; only a header where one utterance lacks it: half a breakdown would mislead."""
+    """Write languages.tsv or speakers.tsv. If one utterance lacks the value, only a header: half a breakdown misleads."""
     rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
     if not all(value for _, value in rows):
         rows = []

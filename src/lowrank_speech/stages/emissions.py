@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Settings(Decoding):
     """How emissions are computed and stored."""
 
-    dtype: Literal["float32", "float16"] = key("float32", "numbers in the file; float16 halves it and is not lossless")
+    dtype: Literal["float32", "float16"] = key("float32", "number format of the file; float16 halves it and rounds")
 
 
 @settings

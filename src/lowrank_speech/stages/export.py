@@ -8,7 +8,7 @@ formats  dense    factors multiplied out: a plain Hugging Face folder
          lowrank  the folder with its factors, as small as the system is
 
 Each is described in lowrank_speech/exporting. The files beside the weights (tokenizer, preprocessor, generation_config)
-are copied; the tokenizer is the one that the head's outputs stand for.
+are copied; the tokenizer is that of the head's outputs.
 
 python -m lowrank_speech.stages.export --cfg '{"format":"dense"}' --model system/model --out export/model
     --manifest export/export.json

@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "decides init: random, and nothing else")
-    factorise: Factorise = key(REQUIRED, "which layers, which ranks, which start")
+    seed: Seed = key(REQUIRED, "of init: random; nothing else uses it")
+    factorise: Factorise = key(REQUIRED, "layers, ranks and initial values")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,7 @@ inputs   --cuts   cuts of one split (stage corpus)
 outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored: samples go through the front end or the filterbank each time
+kinds    waveform  nothing is stored; the front end or the filterbank runs each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded
@@ -33,7 +33,7 @@ class Config:
     """The stage's slice."""
 
     kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what is stored; waveform: nothing")
-    dtype: Literal["float32", "float16"] = key("float32", "float16 halves what is stored, and rounds it")
+    dtype: Literal["float32", "float16"] = key("float32", "number format of what is stored; float16 halves it and rounds")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def body(run: common.Run) -> None:
 
 
 class _Work:
-    """Computes arrays and measures the time that it takes (reading of audio left out)."""
+    """Computes arrays and measures the time for that, without the reading of audio."""
 
     def __init__(self, config: Config, base: Path):
         import torch
@@ -89,7 +89,7 @@ class _Work:
     def arrays(self, cuts) -> Iterator:
         for cut in cuts:
             with self.torch.inference_mode():
-                # Filterbanks are timed with the reading of the samples: they take below a percent of a step.
+                # The time of filterbanks includes reading the samples, which takes less than a percent of it.
                 start = time.perf_counter()
                 inputs = self.inputs(cut)
                 if self.front_end:

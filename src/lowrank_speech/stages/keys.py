@@ -18,7 +18,7 @@ NAMES = {
 
 
 def help_text(config: type, runtime: type) -> str:
-    """All keys of both classes, a line each: path, type, default, meaning."""
+    """All keys of both classes, one line each: path, type, default, meaning."""
     parts = [_section("keys of --cfg:", config)]
     if rows := _section("keys of --runtime:", runtime):
         parts.append(rows)

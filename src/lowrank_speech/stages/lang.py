@@ -1,10 +1,10 @@
 """Stage lang: training transcripts -> the normaliser and the token set of recognition.
 
 inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). Nothing else is read,
-                     so that no transcript of dev or test leaves a trace. Kind whisper needs none
+                     so that no transcript of dev or test has an influence. Kind whisper needs none
 outputs  --out       folder with
            tokens.txt      kind char: `symbol id` lines, <blk> is 0
-           pieces.model    kind sentencepiece; pieces.vocab beside it is for people
+           pieces.model    kind sentencepiece; pieces.vocab is the same for people
            words.txt       `word count` lines, sorted: the words of the normalised transcripts
            set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing
          --manifest  lang.json in that folder; `Lang.load` reads it
@@ -44,7 +44,7 @@ from lowrank_speech.stages import common
 log = logging.getLogger("lowrank_speech")
 
 SHOWN = 50
-"""How many tags the manifest lists, the most frequent first."""
+"""Number of tags in the manifest, the most frequent first."""
 
 
 @settings.settings
@@ -130,7 +130,7 @@ class Transcripts:
         self.languages[language] += 1
 
     def require(self, paths: Iterable[Path]) -> None:
-        """UserError where no transcript is left."""
+        """Raise UserError if no transcript is left."""
         if not self.sentences:
             reasons = ", ".join(f"{n} x {reason}" for reason, n in self._reasons().items()) or "there was no cut"
             raise UserError(f"lang: no transcript is left in {', '.join(map(str, paths))}: {reasons}")
@@ -140,14 +140,14 @@ class Transcripts:
         return _counted((word, n) for sentence, n in self.sentences.items() for word in sentence.split())
 
     def characters(self) -> Counter[str]:
-        """How often each character was written, blanks left out."""
+        """How often each character was written, without blanks."""
         return _counted((c, n) for word, n in self.words().items() for c in word)
 
     def _reasons(self) -> dict[str, int]:
         return dict(sorted(Counter(reason for _, reason, _ in self.set_aside).items()))
 
     def numbers(self) -> dict[str, Any]:
-        """Of the manifest: languages, utterances that were used, words, and what was set aside."""
+        """The metrics for the manifest: languages, used utterances, words, and what was set aside."""
         words = self.words()
         return {
             "languages": sorted(self.languages),
@@ -161,7 +161,7 @@ class Transcripts:
 
 
 def _supervisions(cut: dict[str, Any]) -> list[dict[str, Any]]:
-    """The supervisions of a cut as Lhotse writes it; those of a mixed cut stand in its tracks."""
+    """The supervisions of a cut as Lhotse writes it; a mixed cut has them in its tracks."""
     tracks = [track["cut"] for track in cut.get("tracks", [])]
     return [supervision for part in (cut, *tracks) for supervision in part.get("supervisions") or []]
 
@@ -174,7 +174,7 @@ def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
 
 
 def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place for messages and cut as a dictionary, of a Lhotse file of cuts; several times as fast as Lhotse."""
+    """Yield the place (for messages) and the cut (as a dictionary) of a Lhotse file; several times as fast as Lhotse."""
     common.existing(path, "--cuts")
     opener, number = (gzip.open if path.suffix == ".gz" else open), 0
     with opener(path, "rt", encoding="utf-8") as file:
@@ -190,7 +190,7 @@ def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
-    """words.txt and set_aside.tsv."""
+    """Write words.txt and set_aside.tsv."""
     words, listed = out / "words.txt", out / "set_aside.tsv"
     write_text(words, "".join(f"{word} {n}\n" for word, n in sorted(transcripts.words().items())))
     write_table(listed, ("id", "reason", "detail"), sorted(transcripts.set_aside))
@@ -208,7 +208,7 @@ def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
 def _tokens(
     out: Path, lang: kinds.Char | kinds.Pieces, transcripts: Transcripts, seed: int
 ) -> tuple[list[Path], dict[str, Any]]:
-    """Write the token set; the files, and what the manifest says of it."""
+    """Write the token set; return the files and the metrics."""
     characters = transcripts.characters()
     rare = {c: n for c, n in sorted(characters.items()) if n < lang.min_count}
     if rare:
@@ -232,7 +232,7 @@ def _tokens(
     else:
         from lowrank_speech.lang.pieces import train_pieces
 
-        # A blank in place of a rare character: it gets no piece, and the rest of its sentence still counts.
+        # A blank replaces a rare character, which then has no piece, while the rest of its sentence still counts.
         blanks = str.maketrans(dict.fromkeys(rare, " "))
         sentences = (" ".join(sentence.translate(blanks).split()) for sentence in transcripts.sentences)
         model = train_pieces(filter(None, sentences), lang.vocab_size, lang.model_type, lang.byte_fallback, seed)

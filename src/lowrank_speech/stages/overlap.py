@@ -4,9 +4,9 @@ inputs   --split     ROLE=FILE for each split: the index that the stage corpus w
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
-An utterance of a training role (pretrain, train) may not stand in dev or test, nor one of dev in test: neither under
-its id, within one corpus, nor as equal samples. That ends the stage with exit code 2. Speakers that splits share are
-reported, not refused. A split may be used twice, and training roles may share what they like.
+No utterance of a training role (pretrain, train) may occur in dev or test, and none of dev in test: neither with its
+id, within one corpus, nor with equal samples. If one does, the stage ends with exit code 2. Shared speakers are only
+reported. Training roles may share anything.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
     --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
@@ -32,7 +32,7 @@ log = logging.getLogger("lowrank_speech")
 
 ROLES = ("pretrain", "train", "dev", "test")
 TRAINING = {"pretrain", "train"}
-"""Roles that may share what they like; any two others may share no utterance."""
+"""Roles that may share anything. Any other two roles may share no utterance."""
 COLUMNS = ("id", "speaker", "sha256")
 SUFFIX = ".index.tsv"
 EXAMPLES = 5
@@ -58,7 +58,7 @@ class Split(NamedTuple):
 
     @property
     def corpus(self) -> Path:
-        """The folder of its corpus: ids mean something within it."""
+        """The folder of its corpus. Ids are unique only within a corpus."""
         return self.path.parent
 
 
@@ -86,8 +86,8 @@ def body(run: common.Run) -> None:
     speakers = [found for one, other in apart if (found := shared_speakers(one, other)) is not None]
     for found in speakers:
         log.warning(
-            "overlap: %(speakers)d speakers of %(role)s (%(split)s) stand in %(other_role)s (%(other_split)s) too, "
-            "%(first)s among them: results there are not those for unknown speakers",
+            "overlap: %(speakers)d speakers of %(role)s (%(split)s) are also in %(other_role)s (%(other_split)s), such "
+            "as %(first)s: results there do not hold for unknown speakers",
             {**found, "first": found["examples"][0]},
         )
     used = [{"role": split.role, "split": split.name, "utterances": len(split.rows)} for split in splits]
@@ -95,7 +95,7 @@ def body(run: common.Run) -> None:
 
 
 def read_split(text: str) -> Split:
-    """A split as the command line names it; UserError for what is not ROLE=FILE, or not an index."""
+    """Read a split from its option. UserError: the option is not ROLE=FILE, or the file is not an index."""
     import pandas as pd
 
     role, _, name = text.partition("=")
@@ -112,7 +112,7 @@ def read_split(text: str) -> Split:
 
 
 def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
-    """What two splits share and may not, as rows of shared.tsv: equal samples, and within one corpus equal ids."""
+    """What two splits share but may not, as rows of shared.tsv: equal samples, and within one corpus equal ids."""
     columns = ["sha256"] + (["id"] if one.corpus.resolve() == other.corpus.resolve() else [])
     result = []
     for column in columns:
@@ -128,7 +128,7 @@ def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
 
 
 def shared_speakers(one: Split, other: Split) -> dict[str, Any] | None:
-    """The speakers that two splits of different roles share; None where there are none."""
+    """The speakers that two splits of different roles share; None: there are none."""
     found = sorted(set(one.rows["speaker"]) & set(other.rows["speaker"]))
     if not found:
         return None
@@ -143,7 +143,7 @@ def shared_speakers(one: Split, other: Split) -> dict[str, Any] | None:
 
 
 def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Path) -> str:
-    """One line: the first utterance that is shared, where it stands, how many there are, what to do."""
+    """One line: the first shared utterance, its files, how many more there are, and what to do."""
     what, role, split, name, other_role, other_split, other_name = rows[0]
     paths = {(s.role, s.name): s.path for s in splits}
     first, second = paths[role, split], paths[other_role, other_split]

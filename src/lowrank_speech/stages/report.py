@@ -9,7 +9,7 @@ inputs   --root  the experiment's folder. For every system, below {base}/{task}/
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
                    results.csv             a row per system, decoder and test set; raw: fractions, bytes, seconds
-                   results.txt             the same for people, as a table for the terminal
+                   results.txt             the same as a table for the terminal
                    error.png, cost.png, curves.png
                    report.html             everything on one page that needs no other file and no network
          --manifest  hashes of the outputs, number of systems and results, the three sentences at the top of the page
@@ -59,7 +59,7 @@ class SystemConfig:
 
 @settings
 class TaskConfig:
-    """How the systems of a task were tested."""
+    """Test sets and decoders of a task's systems."""
 
     tests: Names = key(REQUIRED, "test sets; the first one leads")
     decoders: Names = key(REQUIRED, "decoders; the first one leads")
@@ -69,7 +69,7 @@ class TaskConfig:
 class ReportConfig:
     """How the report looks."""
 
-    dpi: int = key(130, "dots an inch of the plots", ge=50, le=600)
+    dpi: int = key(130, "resolution of the plots, in dots per inch", ge=50, le=600)
     mistakes: CountOrZero = key(15, "rows in each table of word errors")
 
 
@@ -128,7 +128,7 @@ def body(run: common.Run) -> None:
     ]
     layers = data.layer_tables(systems)
     summary, headlines = headline.summary(systems), headline.headlines(systems)
-    # Everything has been read: from here on nothing in the inputs can stop the run half-way.
+    # Everything has been read, so from here on no input can stop the run half-way.
     outputs = results.write_results(out, config.experiment, systems, summary)
     images, drawn = plots.write_plots(out, systems, config.report.dpi)
     page.write_page(

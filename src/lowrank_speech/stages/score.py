@@ -2,7 +2,7 @@
 
 inputs   --decoded   the folder of the stage decode
            asr       hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) and speakers.tsv
-                     (id, speaker) where they have rows: with them come the breakdowns, and whole speakers are resampled
+                     (id, speaker), if they have rows, give the breakdowns and let whole speakers be resampled
            lid       scores.tsv (id, and log-likelihoods in a column per language), labels.tsv (id, language);
                      speakers.tsv likewise
 outputs  --manifest  its metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary and
@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of hyp.txt against ref.txt in ``decoded``. ValueError as the readers and the scorer say."""
+    """The metrics of hyp.txt against ref.txt in ``decoded``. Raises ValueError as the readers and the scorer do."""
     from lowrank_speech.scoring import asr, files
 
     ref, hyp = decoded / "ref.txt", decoded / "hyp.txt"
@@ -57,7 +57,7 @@ def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
 
 
 def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of scores.tsv against labels.tsv in ``decoded``. ValueError as the readers and the scorer say."""
+    """The metrics of scores.tsv against labels.tsv in ``decoded``. Raises ValueError as the readers and the scorer do."""
     from lowrank_speech.scoring import files, lid
 
     scores, labels = decoded / "scores.tsv", decoded / "labels.tsv"
@@ -72,7 +72,7 @@ def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
 
 
 def optional_map(path: Path) -> dict[str, str] | None:
-    """The map in ``path``, or None where the file does not exist or has only its header."""
+    """The map in ``path``, or None if the file does not exist or has only its header."""
     from lowrank_speech.scoring import files
 
     # Decoding writes only the header where the speaker of an utterance is not known.

@@ -13,7 +13,7 @@ scratch  --scratch     folder of unfinished runs (state, and the cuts that can b
 
 adapt    none    nothing of the base trains; only a head that the task needs and the base lacks
          head    only the head
-         full    everything but the convolutional front end; factorised layers under the semi-orthogonal constraint
+         full    everything except the convolutional front end; factorised layers under the semi-orthogonal constraint
          lora    LoRA adapters (peft) and the head
 
 python -m lowrank_speech.stages.train --cfg '{"seed":1,"task":{"type":"asr"},"adapt":"full"}' --model factorised/model
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "of everything that is drawn")
+    seed: Seed = key(REQUIRED, "of all random draws")
     task: Task = key(REQUIRED, "what the system learns")
     adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "what of the base trains")
     lora: LoraSettings | None = key(None, "the adapters")
@@ -85,7 +85,7 @@ def body(run: common.Run) -> None:
 
 
 def _train(run: common.Run) -> tuple[Any, ...] | None:
-    """The training, outputs, metrics and cost; None in those of several processes that write nothing."""
+    """The training, outputs, metrics and cost; None in a process that writes nothing, if there are several."""
     import torch
 
     from lowrank_speech.features.inputs import inputs_of
@@ -175,7 +175,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
 
 
 def _constraint(model: Any, config: Config) -> Any:
-    """The constraint on the factors of ``model``; None where there is nothing to constrain."""
+    """The constraint on the factors of ``model``; None: there is nothing to constrain."""
     c = config.constraint or ConstraintSettings()
     if config.adapt != "full" or not model.plan or c.mode == "none":
         return None
