@@ -191,7 +191,7 @@ def test_random_factors_have_no_spectra_to_draw(folder, tmp_path, call):
         (("--rank", 4, "--layers", "fnn"), "'fnn'; expected ffn, attention or all"),
         (("--rank", 4, "--init", "activation"), "needs --calibrate PATH or --moments FILE"),
         (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz does not exist; give Lhotse cuts"),
-        (("--rank", 4, "--moments", "no.safetensors"), "no.safetensors: no such file"),
+        (("--rank", 4, "--moments", "no.safetensors"), "--moments: the file no.safetensors does not exist"),
         (("--rank", 4, "--moments", "a", "--calibrate", "b"), "not both"),
         (("--energy", 0.5, "--allocate"), "cannot be combined with allocate"),
     ],

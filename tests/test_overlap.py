@@ -85,7 +85,7 @@ def test_speakers_are_reported(tmp_path, capfd, train):
     test = index(tmp_path, "c", "test", [("x", "s2", "8"), ("y", "s1", "9")])
     assert run(tmp_path, ("train", train), ("pretrain", train), ("test", test)) == 0
     said = capfd.readouterr().err
-    assert "WARNING overlap: 2 speakers of train (c/train) stand in test (c/test) too, s1 among them" in said
+    assert "WARNING overlap: 2 speakers of train (c/train) are also in test (c/test), such as s1" in said
     found = json.loads((tmp_path / "o" / "overlap.json").read_text())["metrics"]["shared_speakers"]
     assert [(f["role"], f["other_role"], f["speakers"], f["examples"]) for f in found] == [
         ("train", "test", 2, ["s1", "s2"]),

@@ -48,7 +48,7 @@ Utt2lang = Annotated[Path | None, typer.Option(help="Map 'id language'.", metava
 
 
 def friendly(command: Callable) -> Callable:
-    """Turn an error that a person can mend into one line on stderr and exit code 2."""
+    """Turn an error that a person can fix into one line on stderr and exit code 2."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -62,7 +62,7 @@ def friendly(command: Callable) -> Callable:
 
 
 def _said(error: Exception) -> str:
-    """The text of an error; of settings that were refused, the first thing that is wrong."""
+    """The text of an error; for refused settings, only the first problem."""
     import pydantic
 
     from lowrank_speech.settings_errors import first_line
@@ -80,7 +80,7 @@ def show(result: dict[str, Any], lines: Callable[[], list[str]], as_json: bool) 
 
 
 def version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     if wanted:
         typer.echo(f"lowrank-speech {importlib.metadata.version('lowrank-speech')}")
         raise typer.Exit
@@ -109,7 +109,7 @@ def score_asr(
         bool, typer.Option("--missing-as-empty", help="A missing hypothesis is empty: its words are deletions.")
     ] = False,
     characters: Annotated[
-        Characters, typer.Option(help="Whether CER counts the space between words as a character.")
+        Characters, typer.Option(help="Whether CER counts the space between words.")
     ] = DEFAULT.characters,
     utt2lang: Utt2lang = None,
     utt2spk: Utt2spk = None,
@@ -120,7 +120,7 @@ def score_asr(
 ) -> None:
     """Word and character error rates with counts and intervals.
 
-    Words are compared as they stand; normalise both files before. Ids must match.
+    Words are compared as they are, so normalise both files first. Ids must match.
     """
     options = _options(
         bootstrap=bootstrap,
@@ -198,8 +198,8 @@ def params(
 ) -> None:
     """Count parameters before and after, without weights.
 
-    A folder that is factorised already is counted as it is, without --rank and --reduction. Layer names are the same
-    for a folder, a hub name and a preset, and the same that `factorise --layers` takes.
+    A factorised folder is counted as it is, without --rank and --reduction. Layer names are the same for a folder, a
+    hub name and a preset; `factorise --layers` takes them too.
     """
     if (model is None) == (preset is None):
         raise UserError("give either a model (folder, hub name or preset) or --preset NAME")
@@ -242,7 +242,7 @@ def factorise(
     moments: Annotated[
         Path | None, typer.Option(help="Instead of --calibrate: moments of the stage calibrate.", metavar="FILE")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of utterances and of init random.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn utterances and of init random.", min=0)] = 1,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the report as JSON.", metavar="FILE")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
@@ -250,8 +250,8 @@ def factorise(
 ) -> None:
     """Replace linear layers of a model by low-rank factors.
 
-    Exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report has
-    the error of each layer's output, whatever the init.
+    Give exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report
+    has the error of each layer's output, for any --init.
     """
     from lowrank_speech.artefact import write_json
     from lowrank_speech.lowrank.recipe import Factorise
@@ -301,7 +301,7 @@ def factorise(
 
 
 def _next(out: Path) -> list[str]:
-    """Where the low-rank model is, and what can be done with it."""
+    """Where the low-rank model is, and what to do with it."""
     return [
         f"written: {out}",
         f"next: fine-tune it, as a base of an experiment (in its config, bases: {{small: {{source: {out}, ...}}}}), or",
@@ -312,7 +312,7 @@ def _next(out: Path) -> list[str]:
 def _check_files(
     out: Path, init: str, speech: Path | None, moments: Path | None, written: Sequence[Path | None]
 ) -> None:
-    """What can be said before anything large is opened."""
+    """Check the options before anything large is opened."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another folder")
     if speech is not None and moments is not None:
@@ -320,7 +320,7 @@ def _check_files(
     if init == "activation" and speech is None and moments is None:
         raise UserError("--init activation needs --calibrate PATH or --moments FILE")
     if moments is not None and not moments.is_file():
-        raise UserError(f"{moments}: no such file")
+        raise UserError(f"--moments: the file {moments} does not exist")
     if speech is not None:
         from lowrank_speech.factorising.speech import kind_of
 
@@ -331,12 +331,12 @@ def _check_files(
 
 
 def _check_writable(path: Path) -> None:
-    """UserError where nothing can be written at ``path``, whose parents may not exist yet."""
+    """Raise UserError if ``path``, whose parents may not exist yet, cannot be written."""
     parent = path.absolute().parent
     while not parent.exists():
         parent = parent.parent
     try:
-        # Rights alone do not tell: nothing can be made in /proc, whoever asks.
+        # Permissions are not enough: nobody can create files in /proc.
         with tempfile.TemporaryDirectory(dir=parent, prefix=".lowrank-"):
             pass
     except OSError as error:
@@ -344,7 +344,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _options(**keys: Any) -> ScoreOptions:
-    """The settings of a scorer; UserError in one line for a value that is out of range."""
+    """The settings of a scorer. UserError: a value is out of range."""
     return read(ScoreOptions, keys, "")
 
 
@@ -355,7 +355,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; leaves through SystemExit."""
+    """Run the command line; ends with SystemExit."""
     app(args=argv, prog_name="lowrank-speech")
 
 

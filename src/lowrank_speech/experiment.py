@@ -1,13 +1,13 @@
-"""The whole config of an experiment: its sections, put together from the settings classes of all parts.
+"""The config of an experiment: its sections, composed of the settings classes of all parts.
 
     python -m lowrank_speech.experiment            writes the schema and the reference of all keys
-    python -m lowrank_speech.experiment --check    says whether they are up to date
+    python -m lowrank_speech.experiment --check    fails if they are out of date
 
 Outputs: ``workflow/schemas/config.schema.json``, from which the workflow checks configs and fills in defaults without
-importing any part, and ``docs/configuration.md``. Both are committed; a test holds them against the classes.
+importing any part, and ``docs/configuration.md``. Both are committed; a test compares them with the classes.
 
-``check(config)`` reads every section with the class that its stage reads it with, so that rules that concern several
-keys are enforced before the first job.
+``check(config)`` reads every section with the class of its stage, so that rules about several keys are enforced before
+the first job.
 """
 
 import json
@@ -48,7 +48,7 @@ NAME = "^[A-Za-z][A-Za-z0-9_-]*$"
 FOLDER = "^[A-Za-z0-9._/-]+$"
 
 
-# -- sections that only the orchestration reads ------------------------------------------------------------------------
+# -- sections that only the workflow reads -----------------------------------------------------------------------------
 
 
 @settings
@@ -61,7 +61,7 @@ class SplitName:
 
 @settings
 class TaskSection:
-    """What is recognised, learnt from which split and tested on which."""
+    """The splits and decoders of a task."""
 
     corpus: str = key(REQUIRED, "the corpus of the splits below")
     train: str = key(REQUIRED, "the split to train on")
@@ -85,12 +85,12 @@ class BaseSection:
 
 @settings
 class MethodSection:
-    """How a base is adapted."""
+    """How a method adapts a base."""
 
     adapt: Literal["none", "head", "full", "lora"] = key(
         REQUIRED, "what trains: none (only a head that the task needs and the base lacks), head, full, or lora"
     )
-    seed: Seed | None = key(None, "of its training; null: that of the experiment")
+    seed: Seed | None = key(None, "seed of its training; null: that of the experiment")
 
 
 @settings
@@ -122,7 +122,7 @@ class LangSection:
 
 
 def schema() -> Node:
-    """The schema of the whole config, with facts about families and decoders that the workflow needs."""
+    """The schema of the whole config, with what the workflow needs to know about families and decoders."""
     tool = Schemas()
     tool.definitions["name"] = {
         "type": "string",
@@ -155,7 +155,7 @@ def schema() -> Node:
             "description": "folder of everything that is made",
         },
         "seed": _of_type(tool, Seed)
-        | {"description": "of every draw: synthesis, splits, weights, order of batches, bootstrap"},
+        | {"description": "seed of all random draws: synthesis, splits, weights, order of batches, bootstrap"},
         "corpora": named(_corpora(tool), 1),
         "langs": named(_langs(tool)) | {"default": {}},
         "bases": named(_base(tool), 1),
@@ -185,7 +185,7 @@ def schema() -> Node:
         "decoders": {
             kind: {"types": sorted({k.type for k in decoding.kinds() if k.name == kind})} for kind in decoders
         },
-        # Modules that one job runs and another does not, for the hashes of their code.
+        # Modules that only some jobs run, for the code hashes.
         "modules": {
             "corpora": {kind: f"corpora.{kind}" for kind in corpora.KINDS},
             "decoders": {
@@ -283,7 +283,7 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
 
 
 def _kind(node: Node, kind: str) -> Node:
-    """``node`` with the key ``kind`` as it is written in a config: required, and of one value."""
+    """``node`` with the key ``kind`` as configs have it: required, with one value."""
     properties = {"kind": {"enum": [kind]}, **{k: v for k, v in node["properties"].items() if k != "kind"}}
     required = ["kind", *(name for name in node.get("required", ()) if name != "kind")]
     return node | {"properties": properties, "required": required}
@@ -304,7 +304,7 @@ def _without(node: Node, keys: Sequence[str]) -> Node:
 
 
 def _with_runtime(node: Node, tool: Schemas, keys: Sequence[str] | None = None) -> Node:
-    """``node`` with the keys of the section ``runtime``, which override it there; null: as it says."""
+    """``node`` with the keys of the section ``runtime``, which override that section; null: they do not."""
     known = tool.of(Runtime)["properties"]
     own = {name: nullable(known[name]) | {"default": None, "runtime": True} for name in keys or known}
     return node | {"properties": {**node["properties"], **own}}
@@ -322,7 +322,7 @@ def _of_type(tool: Schemas, kind: Any) -> Node:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """ValueError, one line, where the class of a section refuses it. ``config``: checked and resolved by the schema."""
+    """One-line ValueError: the class of a section refuses it. The schema has checked and resolved ``config``."""
     try:
         for name, section in config["corpora"].items():
             corpora.read(section, f"corpora.{name}")
@@ -341,7 +341,7 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 def _check_jobs(config: Mapping[str, Any]) -> None:
-    """Recipes and decoders, as the systems of the grid have them."""
+    """Check the recipes of the grid's bases and systems."""
     slices, seen = Slices(config, json.loads(SCHEMA.read_text(encoding="utf-8"))), set()
 
     def once(cls: type, keys: Mapping[str, Any], where: str, whose: str) -> None:
@@ -376,7 +376,7 @@ def _check_device(where: str, recipe: Mapping[str, Any], runtime: Mapping[str, A
 
 
 def lost_corpora(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Name -> why the data of a corpus are not to be found, of the corpora ``names`` in ``config`` (resolved)."""
+    """Name -> why the data of a corpus cannot be found, for the corpora ``names`` in ``config`` (resolved)."""
     found = {}
     for name in names:
         try:
@@ -387,7 +387,7 @@ def lost_corpora(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, s
 
 
 def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
-    """Name -> path of the tables that a corpus (resolved) is made from; None: it is not to be found here."""
+    """Name -> path of the tables that a corpus (resolved) is made from; None: it cannot be found here."""
     try:
         config, root = _located(section, "corpora")
     except UserError:
@@ -397,14 +397,14 @@ def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def _located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
-    """The settings of a corpus and its folder. UserError where the folder is not what they say."""
+    """The settings of a corpus and its folder. UserError: the folder is not what they say."""
     corpus, data_root = corpora.module(section["kind"]), os.environ.get("SPEECH_DATA")
     config = read(corpus.Config, section, where)
     return config, corpus.locate(config, Path(data_root) if data_root else None)
 
 
 def base_sources(source: str) -> dict[str, str] | None:
-    """Name -> path of the files of a local model folder; None: it is not one."""
+    """Name -> path of the files of a local model folder; None: ``source`` is not a folder."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return None
@@ -415,7 +415,7 @@ def base_sources(source: str) -> dict[str, str] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Write the schema and the reference, or with --check compare them; the exit code."""
+    """Write the schema and the reference, or with --check compare them; returns the exit code."""
     from lowrank_speech.reference import text
 
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -214,7 +214,7 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """Write languages.tsv or speakers.tsv. If one utterance lacks the value, only a header: half a breakdown misleads."""
+    """Write languages.tsv or speakers.tsv; only a header if an utterance lacks it, since half a breakdown misleads."""
     rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
     if not all(value for _, value in rows):
         rows = []

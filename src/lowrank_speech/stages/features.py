@@ -33,7 +33,7 @@ class Config:
     """The stage's slice."""
 
     kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what is stored; waveform: nothing")
-    dtype: Literal["float32", "float16"] = key("float32", "number format of what is stored; float16 halves it and rounds")
+    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves what is stored and rounds it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

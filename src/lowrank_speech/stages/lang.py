@@ -174,7 +174,7 @@ def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
 
 
 def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the place (for messages) and the cut (as a dictionary) of a Lhotse file; several times as fast as Lhotse."""
+    """Yield place (for messages) and cut (a dictionary) of a file of cuts; several times as fast as Lhotse."""
     common.existing(path, "--cuts")
     opener, number = (gzip.open if path.suffix == ".gz" else open), 0
     with opener(path, "rt", encoding="utf-8") as file:

@@ -42,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of hyp.txt against ref.txt in ``decoded``. Raises ValueError as the readers and the scorer do."""
+    """The metrics of hyp.txt against ref.txt in ``decoded``. Raises the readers' and the scorer's ValueError."""
     from lowrank_speech.scoring import asr, files
 
     ref, hyp = decoded / "ref.txt", decoded / "hyp.txt"
@@ -57,7 +57,7 @@ def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
 
 
 def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of scores.tsv against labels.tsv in ``decoded``. Raises ValueError as the readers and the scorer do."""
+    """The metrics of scores.tsv against labels.tsv in ``decoded``. Raises the readers' and the scorer's ValueError."""
     from lowrank_speech.scoring import files, lid
 
     scores, labels = decoded / "scores.tsv", decoded / "labels.tsv"

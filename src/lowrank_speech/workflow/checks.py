@@ -35,7 +35,7 @@ POSITIONS = 50
 
 
 def check(config: Config, schema: Schema) -> None:
-    """ConfigError on the first reference that leads nowhere or combination that cannot work."""
+    """Raise ConfigError for the first reference to something unknown, or combination that cannot work."""
     for name in config.get("langs", ()):
         _check_lang(config, name)
     for name in config["bases"]:
@@ -55,7 +55,7 @@ def check(config: Config, schema: Schema) -> None:
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
     if value not in legal:
-        shown = ", ".join(legal) or "nothing, none is defined"
+        shown = ", ".join(legal) or "nothing (none is defined)"
         raise ConfigError(f"{where}: {value!r} does not exist; expected one of {what}{shown}{nearest(value, legal)}")
 
 
@@ -66,7 +66,7 @@ def _known_split(config: Config, where: str, split: Split, key: str) -> None:
 
 
 def _roles(config: Config) -> dict[Split, str]:
-    """Split -> the first task that develops or tests on it, and how."""
+    """Split -> its role in the first task that uses it as dev or test split."""
     found: dict[Split, str] = {}
     for task in config["tasks"]:
         for split in tests(config, task).values():
@@ -186,7 +186,7 @@ def _check_source(base: Mapping[str, Any], where: str) -> None:
 
 
 def _model_config(source: str) -> Mapping[str, Any]:
-    """config.json of a local model folder; empty for a name on the hub, and where it cannot be read."""
+    """config.json of a local model folder; empty for a name on the hub, or if it cannot be read."""
     try:
         return json.loads((Path(source).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -194,7 +194,7 @@ def _model_config(source: str) -> Mapping[str, Any]:
 
 
 def _published(source: str) -> bool:
-    """Whether a Whisper has its own tokenizer: one of the hub, or a folder that no run of this pipeline wrote."""
+    """Whether a Whisper has its own tokenizer: it is on the hub, or in a folder that this pipeline did not write."""
     return not (_model_config(source).get("lowrank_speech") or {}).get("lang_sha256")
 
 
@@ -226,7 +226,7 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
             raise ConfigError(f"{where}.languages: only tasks of type lid have classes; remove the key")
         if (task.get("segment") or {}).get("seconds") is not None:
             raise ConfigError(
-                f"{where}.segment: it cuts the audio and keep the whole transcript; it is for tasks of type lid"
+                f"{where}.segment: it would cut the audio and keep the whole transcript; only tasks of type lid take it"
             )
     elif len(task.get("languages") or ("", "")) < 2:
         raise ConfigError(f"{where}.languages: {task['languages']} has one language; name two or more to tell apart")
@@ -245,7 +245,7 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
 
 
 def _check_spoken(config: Config, name: str) -> None:
-    """The languages of a corpus, where the config says which there are: language recognition needs two."""
+    """Refuse corpora that have only one language, as far as the config says: language recognition needs two."""
     task = config["tasks"][name]
     corpus = config["corpora"][task["corpus"]]
     given = corpus.get("languages") or ()
@@ -338,7 +338,7 @@ def _check_system(config: Config, system: System) -> None:
 
 
 def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any]) -> None:
-    """``factor_sgd`` needs factors that train. A base from a folder may have some already, which the stage sees."""
+    """``factor_sgd`` needs factors that train. A base from a folder may already have some; the stage checks that."""
     if recipe.get("factor_sgd") is None:
         return
     method, source = config["methods"][system.method], config["bases"][system.base]["source"]

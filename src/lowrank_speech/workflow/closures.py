@@ -1,8 +1,8 @@
-"""What a job's code hash covers: the modules that its stage imports, less those that this job cannot run.
+"""What a job's code hash covers: the modules that its stage imports, without those that this job cannot run.
 
-A job runs one family of models, one head, one decoder, one kind of corpus: the others' modules are left out, and so are
-those of other ways of adapting. Words, help texts and the workflow itself are left out of every hash. Which kinds there
-are, and in which modules, stands in the generated schema (``modules``).
+A job runs one family of models, one head, one decoder and one kind of corpus, so its hash leaves out the modules of the
+others, and of other ways of adapting. Every hash leaves out error messages, help texts and the workflow itself. The
+generated schema lists the modules of each kind (``modules``).
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from lowrank_speech.fingerprints import PACKAGE
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
-"""What decides no result of any stage."""
+"""Modules that never affect a result."""
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
 ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
 """Stages that load models."""
 ADAPTED = ("train", "emissions", "decode", "export")
-"""Stages of which the models have the head of the task."""
+"""Stages whose models have the head of the task."""
 
 _KNOWN: WeakKeyDictionary[Slices, dict[tuple[str, ...], str]] = WeakKeyDictionary()
 
@@ -35,7 +35,7 @@ def code_hash(stage: str, slices: Slices, wildcards: Any) -> str:
 
 
 def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
-    """Modules (relative to the package) that the stage imports somewhere and a job does not run."""
+    """Modules (relative to the package) that the stage imports but this job does not run."""
     found = set(WORDS)
     if stage in ANY_MODEL:
         family = slices.config["bases"][wildcards.base]["family"]
@@ -96,7 +96,7 @@ def _recipe(slices: Slices, task: str, recipe: Mapping[str, Any]) -> set[str]:
 
 
 def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
-    """Heads that the models of a job may have: a published base may come with any."""
+    """Heads that the models of a job may have. A published base may have any head."""
     base, of_task = slices.config["bases"][wildcards.base], slices.schema["heads"]
     own = {of_task[task] for task in [slices.model_task(wildcards)] if task in of_task} if stage in ADAPTED else set()
     if stage in ADAPTED and stage != "train":
@@ -108,5 +108,5 @@ def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
 
 
 def _others(slices: Slices, kinds: str, used: set[str]) -> set[str]:
-    """The modules of all ``kinds`` but those that are used."""
+    """The modules of all ``kinds`` except those that are used."""
     return {module for name, module in slices.schema["modules"][kinds].items() if name not in used}

@@ -1,8 +1,7 @@
 """Reading an experiment's config: the grid of systems, decoders and test sets, what overrides what, names of artefacts.
 
 Imported by the Snakefile, under SLURM once per job: standard library only, loads in milliseconds. The functions take
-the config as ``workflow.schema`` has checked it and filled in its defaults, and ``workflow.checks`` its cross
-references.
+a config that ``workflow.schema`` and ``workflow.checks`` have checked, with all defaults.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 Config = Mapping[str, Any]
 
 DEV = "dev"
-"""Decoding takes a task's dev split under this name, as if it were a test set."""
+"""The name under which a task's dev split is decoded, like a test set."""
 
 
 class ConfigError(ValueError):
@@ -88,13 +87,13 @@ def task_splits(config: Config, task: str) -> dict[str, Split]:
 
 
 def decoders(config: Config, task: str) -> list[str]:
-    """Names of the decoders of a task; by default the one that its type always has."""
+    """Names of the decoders of a task; by default the one of its type."""
     section = config["tasks"][task]
     return section.get("decoders") or [DEFAULT_DECODERS[section["type"]]]
 
 
 def complete(config: Config) -> Config:
-    """The config with the decoders that exist whatever it says."""
+    """The config with the decoders that always exist."""
     always = {name: {"kind": name} for name in DEFAULT_DECODERS.values()}
     return {**config, "decoders": {**always, **(config.get("decoders") or {})}}
 
@@ -103,7 +102,7 @@ DEFAULT_DECODERS = {"asr": "greedy", "lid": "scores"}
 
 
 def overlaps(config: Config, task: str) -> dict[str, list[Split]]:
-    """Role (train, dev, test, pretrain) -> the splits that the results of a task rest on; for the overlap check."""
+    """Role (train, dev, test, pretrain) -> the splits that affect a task's results; for the overlap check."""
     roles = {name: [split] for name, split in task_splits(config, task).items()}
     roles["test"] = list(dict.fromkeys(tests(config, task).values()))
     scratch = [config["bases"][base] for base in config["systems"]["bases"]]
@@ -174,8 +173,8 @@ def calibrated(method: Mapping[str, Any]) -> bool:
 def factorise_key(section: Mapping[str, Any]) -> str:
     """Folder name of the low-rank model of a ``factorise`` section, such as ``rank512-1f0c9a3e``.
 
-    It depends on the section alone, so that methods with equal sections share one model, and neither their names, nor
-    their order, nor a method added later make anything run again.
+    It depends only on the section. So methods with equal sections share one model, and their names, their order and
+    later methods run nothing again.
     """
     wish = next((key for key in WISHES if section.get(key) is not None), "")
     return f"{wish}{section.get(wish, '')}-{_digest(section)}"
@@ -189,7 +188,7 @@ def calibrate_key(section: Mapping[str, Any]) -> str:
 
 
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")
-"""Ways to say how small a factorised layer gets, of which a ``factorise`` section gives exactly one."""
+"""Ways to set the size of a factorised layer; a ``factorise`` section gives exactly one."""
 
 
 def canonical_json(value: Any) -> str:

@@ -2,9 +2,9 @@
 
     python -m lowrank_speech.workflow.launch config.yaml [arguments of snakemake ...]
 
-Two runs in one folder would make the same files at the same time: this program holds ``.snakemake/run.lock`` while it
-works, and a killed one lets it go. Snakemake's own lock outlives ``kill -9``; where nobody else works in the folder it
-is removed here. A dry run shows what would be done, and no table.
+Two runs in one folder would make the same files at the same time, so this program locks ``.snakemake/run.lock`` while
+it works; the lock ends with the process. Snakemake's own lock survives ``kill -9``; this program removes it if no other
+process works in the folder. A dry run shows what would be done, but no table.
 """
 
 import fcntl
@@ -37,7 +37,7 @@ USAGE = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run Snakemake and show what came of it; the exit code is Snakemake's, or 2."""
+    """Run Snakemake and show its result; the exit code is Snakemake's, or 2."""
     config, *arguments = sys.argv[1:] if argv is None else argv
     if not Path(config).is_file():
         return _refuse(f"the config file {config} does not exist; name one with CONFIG=")
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         layout = results.layout_of(config)
         shown = results.table(layout) if code == 0 else "".join(f"{line}\n" for line in results.errors(layout, started))
     except (OSError, ValueError, KeyError, TypeError):
-        return code  # a config that cannot be read: Snakemake has said so
+        return code  # the config cannot be read, as Snakemake has reported
     sys.stdout.flush()
     (sys.stdout if code == 0 else sys.stderr).write(shown)
     return code
@@ -67,7 +67,7 @@ def _refuse(why: str) -> int:
 
 @contextmanager
 def _alone(dry: bool) -> Iterator[None]:
-    """Hold the folder against other runs of this program. RuntimeError where another process works in it."""
+    """Lock the folder. RuntimeError: another process works in it."""
     if dry:
         yield
         return
@@ -88,7 +88,7 @@ def _alone(dry: bool) -> Iterator[None]:
 
 
 def _unlock() -> None:
-    """Remove the lock that a killed Snakemake left. RuntimeError where one still runs in this folder."""
+    """Remove the lock that a killed Snakemake left. RuntimeError: a Snakemake still runs in this folder."""
     running = list(_snakemakes(Path.cwd()))
     if running:
         raise RuntimeError(
@@ -100,13 +100,13 @@ def _unlock() -> None:
 
 
 def _snakemakes(folder: Path) -> Iterator[int]:
-    """Numbers of other processes that run Snakemake with ``folder`` as their working directory (Linux)."""
+    """Ids of other processes that run Snakemake with ``folder`` as their working directory (Linux)."""
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
             if int(process.name) != os.getpid() and _is_snakemake(command) and (process / "cwd").resolve() == folder:
                 yield int(process.name)
-        except OSError:  # it ended, or is not ours
+        except OSError:  # it has ended, or belongs to another user
             continue
 
 
@@ -115,7 +115,7 @@ def _is_snakemake(command: list[str]) -> bool:
 
 
 def _run(command: list[str]) -> int:
-    """Run ``command``; signals to this program go on to it, and it decides how it ends."""
+    """Run ``command`` and forward signals to it; it decides how to end."""
     process = subprocess.Popen(command, env={**os.environ, "LOWRANK_SPEECH_LAUNCHED": "1"})
 
     def forward(number: int, _: object) -> None:

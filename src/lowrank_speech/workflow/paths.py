@@ -1,7 +1,7 @@
 """Where the artefacts of an experiment lie.
 
-Every method gives a folder. Called without arguments it gives the pattern with Snakemake's wildcards, called with names
-the folder itself, so that rules and targets cannot disagree:
+Every method gives a folder. Without arguments it is the pattern with Snakemake's wildcards, with names the folder
+itself, so that rules and targets cannot disagree:
 
     >>> Layout("exp/default").train()
     'exp/default/train/{base}/{task}/{method}'
@@ -87,7 +87,7 @@ class Layout:
         return f"{self.root}/report"
 
     def scratch(self, folder: str) -> str:
-        """State of an unfinished run in ``folder``: not a declared output, so that Snakemake leaves it."""
+        """State of an unfinished run of ``folder``. It is not a declared output, so Snakemake does not delete it."""
         return f"{self.root}/scratch/{folder.removeprefix(self.root + '/')}"
 
     def tensorboard(self, folder: str) -> str:

@@ -1,11 +1,11 @@
-"""Is an artefact what the config asks for? What Snakemake cannot see, read from the manifests.
+"""Find artefacts that are not what the config asks for, where Snakemake cannot see it.
 
-Snakemake compares settings, code and inputs of a job with its own record of the last run. It does not look at a job of
-which any output has no record (a file that came with a new version, a results folder that was copied), nor at files
-that are gone while later ones stand, nor at files outside the experiment. Every artefact's manifest (artefact.py) says
-what made it, which files it consists of and what it read; ``problem`` holds that against the disk.
+Snakemake compares settings, code and inputs of a job with its own record of the last run. It does not see a job with an
+output that has no record (a file of a new version, a copied results folder), files that are gone while later ones
+exist, or files outside the experiment. Every artefact's manifest (artefact.py) says what made it, which files belong to
+it and what it read; ``problem`` compares that with the disk.
 
-Costs a ``stat`` per output and per file from outside. A file from outside is hashed only when its size or time changed.
+This costs a ``stat`` per output and per external file. An external file is hashed only if its size or time changed.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ def problem(
     recorded: bool,
     sources: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Why the artefact of ``manifest`` has to be made again, in a few words; None where it is as it should be.
+    """Why the artefact of ``manifest`` has to be made again, in a few words; None: it is as it should be.
 
-    ``cfg`` (canonical JSON) and ``code``: what the job would run with now; they count where Snakemake has not
+    ``cfg`` (canonical JSON) and ``code``: what the job would run with now; they are compared if Snakemake has not
     ``recorded`` the last run.
-    ``sources``: name -> path of the files from outside that the job would read now; None: they cannot be found here,
-    and are not compared. A manifest that does not exist is no problem: the job then runs anyway.
+    ``sources``: name -> path of the external files that the job would read now; None: they cannot be found here, and
+    are not compared. If the manifest does not exist, the job runs anyway, so the result is None.
     """
     try:
         with open(manifest, encoding="utf-8") as file:
@@ -57,7 +57,7 @@ def problem(
 
 
 def _changed_source(manifest: str, hashes: Mapping[str, str], sources: Mapping[str, str]) -> str | None:
-    """The first file from outside that is not the one that was read."""
+    """The first external file that differs from the one that was read."""
     if set(hashes) != set(sources):
         name = min(set(hashes) ^ set(sources))
         return f"{name} {'is gone' if name in hashes else 'is new'}"

@@ -1,4 +1,4 @@
-"""What a person reads at the end of a run: the table of an experiment, or the errors that stopped it.
+"""What a run prints at its end: the table of the experiment, or the errors that stopped it.
 
 In: the experiment's config and, below its ``output``, report/results.txt (stage report) and logs/. Out: text on stdout.
 
@@ -38,7 +38,7 @@ def layout_of(config: str | Path) -> Layout:
 
 
 def table(layout: Layout) -> str:
-    """The results table and where the page is; empty where there is no report yet."""
+    """The results table and the path of the page; empty if there is no report yet."""
     folder = Path(layout.report())
     text = folder / "results.txt"
     if not text.is_file():

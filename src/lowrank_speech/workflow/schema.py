@@ -1,8 +1,8 @@
 """Checks a config against the JSON schema, and fills in the schema's defaults.
 
 The schema (``workflow/schemas/config.schema.json``) is generated from the settings classes by ``experiment.py``. Three
-words in it are ours: ``partial`` (a section that overrides another one: no defaults are filled in), ``runtime`` (a key
-that no hash sees) and, in a section with several kinds, the branch that the key ``kind`` chooses.
+words in it are our own: ``partial`` (a section that overrides another one and gets no defaults), ``runtime`` (a key
+that no hash includes) and, in a section with several kinds, the branch that the key ``kind`` chooses.
 
 jsonschema comes with Snakemake; it is loaded when the check runs. Its own messages print the whole schema.
 """
@@ -61,7 +61,7 @@ def resolve(value: Any, node: Schema, root: Schema) -> Any:
 
 
 def branch(value: Mapping[str, Any], node: Schema, root: Schema) -> Schema:
-    """The schema that the ``kind`` of ``value`` chooses in ``node``; ``node`` itself where there is only one."""
+    """The schema that the ``kind`` of ``value`` chooses in ``node``; ``node`` itself if there is only one."""
     for case in node.get("allOf", ()):
         wanted = case["if"]["properties"]
         if all(value.get(key, _default(node, key)) == part["const"] for key, part in wanted.items()):
@@ -75,7 +75,7 @@ def section(root: Schema, name: str) -> Schema:
 
 
 def runtime_keys(node: Schema, root: Schema) -> list[str]:
-    """Keys of ``node`` that decide how a stage runs and never what comes out."""
+    """Keys of ``node`` that cannot change a stage's result."""
     properties = _followed(node, root).get("properties", {})
     return [key for key, part in properties.items() if isinstance(part, Mapping) and part.get("runtime")]
 
@@ -101,7 +101,7 @@ def _types(node: Schema) -> list[str]:
 
 
 def validate(config: Mapping[str, Any], schema: Schema) -> None:
-    """ConfigError with one line on the first thing that ``schema`` (draft 2020-12) does not allow."""
+    """Raise a one-line ConfigError for the first thing that ``schema`` (draft 2020-12) does not allow."""
     import jsonschema
 
     _check_values(config, ())
@@ -115,9 +115,9 @@ def validate(config: Mapping[str, Any], schema: Schema) -> None:
 
 
 def _order(error: Any) -> tuple[bool, list[str], bool]:
-    """What is told first."""
-    # A typo shows as an unknown key, and often as a missing one as well: the unknown one says more. So does the bound
-    # that 1e30 exceeds, compared with 'expected a whole number'.
+    """Sort key: the error to report comes first."""
+    # A typo is an unknown key and often also a missing one; the unknown key says more. Likewise the bound that 1e30
+    # exceeds says more than 'expected a whole number'.
     return error.validator != "additionalProperties", list(map(str, error.absolute_path)), error.validator == "type"
 
 
@@ -172,7 +172,7 @@ def dotted(path: Iterable[str | int]) -> str:
 
 def _hint(value: Any, types: list[str]) -> str:
     if isinstance(value, bool) and "string" in types:
-        return " (YAML reads no, off and yes so; put it in quotes)"
+        return " (YAML reads no, off and yes as true or false; put it in quotes)"
     if isinstance(value, float) and value.is_integer() and "integer" in types:
         return f" (write {int(value)})"
     if isinstance(value, str) and {"number", "integer"} & set(types):
@@ -187,7 +187,7 @@ def _hint(value: Any, types: list[str]) -> str:
 
 
 def _check_values(value: Any, path: tuple[str | int, ...]) -> None:
-    """YAML has keys such as no and 1, which it reads as other types, and numbers such as .nan: JSON holds neither."""
+    """Refuse what JSON cannot hold: keys that YAML reads as another type (no, 1), and numbers such as .nan."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):

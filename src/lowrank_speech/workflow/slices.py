@@ -1,8 +1,8 @@
-"""The slice of the config that each stage gets: exactly the keys that it uses, and so what makes it run again.
+"""The slice of the config that each stage gets: exactly the keys that it uses, whose changes make it run again.
 
-``Slices(config, schema).<stage>(wildcards)`` returns two mappings: ``cfg``, what decides the result, with every default
-written out, and ``runtime``, what decides how it is computed. ``wildcards`` has the attributes that name the artefact
-(Snakemake's own, or anything alike). Equal settings give equal slices, however they are spelt.
+``Slices(config, schema).<stage>(wildcards)`` returns two mappings: ``cfg``, the keys that affect the result, with all
+defaults, and ``runtime``, the keys that do not. ``wildcards`` has the attributes that name the artefact (Snakemake's
+own, or a similar object). Equal settings give equal slices, however they are written.
 """
 
 import functools
@@ -51,7 +51,7 @@ NAMES = {
 
 @dataclass(frozen=True)
 class Slice:
-    """What ``--cfg`` and ``--runtime`` get."""
+    """The values of ``--cfg`` and ``--runtime``."""
 
     cfg: Keys
     runtime: Keys
@@ -68,7 +68,7 @@ class Slice:
 
 
 def once(method: Callable[..., Slice]) -> Callable[..., Slice]:
-    """Work a slice out once for all jobs that share it."""
+    """Compute a slice once for all jobs that share it."""
     names = NAMES[method.__name__]
 
     @functools.wraps(method)
@@ -113,7 +113,7 @@ class Slices:
 
     @once
     def features(self, wildcards: Any) -> Slice:
-        """What the base's family eats; waveforms are not stored, so they have no format."""
+        """The kind of features, and their number format unless they are waveforms, which are not stored."""
         base = self.config["bases"][wildcards.base]
         stored = {} if base["features"] == "waveform" else {"dtype": base["features_dtype"] or "float32"}
         return Slice({"kind": base["features"], **stored}, {})
@@ -150,7 +150,7 @@ class Slices:
 
     @once
     def train(self, wildcards: Any) -> Slice:
-        """The task, the way of adapting, and the recipe with its overrides laid over each other."""
+        """The task, the way of adapting, and the recipe with all overrides."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
         recipe, runtime = self._apart("training", self.recipe(system))
@@ -177,7 +177,7 @@ class Slices:
 
     @once
     def emissions(self, wildcards: Any) -> Slice:
-        """How they are stored, and the size of batches."""
+        """How emissions are stored, and the size of batches."""
         own, runtime = self._apart("emissions", self._shared_decode("emissions"))
         return Slice({"emissions": own}, runtime)
 
@@ -218,10 +218,10 @@ class Slices:
         result = {"experiment": self.config["experiment"], "systems": rows, "tasks": tasks, "corpora": corpora}
         return Slice(result | {"report": self.config["report"]}, {})
 
-    # -- what rules ask for --------------------------------------------------------------------------------------------
+    # -- for the rules -------------------------------------------------------------------------------------------------
 
     def recipe(self, system: System) -> Keys:
-        """The training keys of a system, overrides laid over each other and defaults filled in."""
+        """The training keys of a system, with overrides and defaults."""
         return resolve(training(self.config, system), *self._at("training"))
 
     def decoder_section(self, wildcards: Any) -> str:
@@ -236,7 +236,7 @@ class Slices:
         return self.schema["families"][self.config["bases"][wildcards.base]["family"]]["recognises_by"]
 
     def reads_emissions(self, wildcards: Any) -> bool:
-        """Whether a decoder takes stored network outputs in place of the model."""
+        """Whether a decoder reads stored network outputs instead of the model."""
         return bool(section(self.schema, self.decoder_section(wildcards)).get("emissions"))
 
     def split(self, wildcards: Any) -> tuple[str, str]:
@@ -249,7 +249,7 @@ class Slices:
         return section(self.schema, name), self.schema
 
     def _apart(self, name: str, value: Keys) -> tuple[Keys, Keys]:
-        """``value`` without its runtime keys; and these, where they are not null, over the section ``runtime``."""
+        """``value`` without its runtime keys; the section ``runtime``, overridden by those keys that are not null."""
         keys = runtime_keys(section(self.schema, name), self.schema)
         common = {key: self.config["runtime"][key] for key in keys}
         own = {key: value[key] for key in keys if value.get(key) is not None}
@@ -264,7 +264,7 @@ class Slices:
 
 
 WATCHING = ("track",)
-"""Keys of a corpus that say how changes of its audio are noticed."""
+"""Keys of a corpus that say how changed audio is detected."""
 
 RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
 """Keys of a recipe that language recognition does not use."""
@@ -273,11 +273,11 @@ SCORED = {
     "asr": ("characters", "confusions", "worst"),
     "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
 }
-"""Keys of ``score`` that concern one type of task: systems of the other type are not scored again for them."""
+"""Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
 
 
 def held_out(corpus: Mapping[str, Any]) -> dict[str, float]:
-    """Name -> share of the sentences, of the splits of a synthesised corpus that share none with another split."""
+    """Held-out splits of a synthesised corpus, which share no sentence with another split -> share of sentences."""
     given, splits = corpus.get("held_out"), corpus["splits"]
     if isinstance(given, Mapping):
         return dict(given)
