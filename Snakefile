@@ -33,7 +33,7 @@ localrules:
     report,
 
 
-# `make run` shows the errors itself, after all that Snakemake has to say.
+# `make run` shows the errors itself, after Snakemake's output.
 onerror:
     if "LOWRANK_SPEECH_LAUNCHED" not in os.environ:
         sys.stderr.write("".join(f"{line}\n" for line in errors(layout, STARTED)))

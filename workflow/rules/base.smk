@@ -32,8 +32,8 @@ rule base:
         scratch=scratch_folder,
         tensorboard=tensorboard_folder,
     shell:
-        # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
-        # >>: a run that goes on does not wipe the log of the one before.
+        # exec: signals reach the program, and no shell that would die of them while the program saves.
+        # >>: a run that continues keeps the log of the one before.
         "exec python -m {params.launcher}lowrank_speech.stages.base --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} {params.paths}"
         " --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"

@@ -1,11 +1,11 @@
-# What all rules share. They all have the same shape.
+# Helpers of all rules. All rules have the same shape:
 #
 #   input    small manifests, compared by content, and beside them large files as ancient(), whose hash the manifest has;
-#            `made`, which names no file: it looks whether the artefact on the disk is what the config asks for
-#   output   the same files whatever the config says; what else a stage makes stands in its manifest
+#            `made` adds no file; it checks that the artefact on the disk is what the config asks for
+#   output   the same files for any config; the manifest lists what else a stage makes
 #   params   cfg (the stage's slice of the config) and code (hash of the code it runs): these two decide a rerun.
 #            They are functions, because a plain string would be formatted, and JSON has braces. The other params are
-#            functions of input or output, which Snakemake does not compare; their paths are compared as inputs already.
+#            functions of input or output, which Snakemake does not compare; it compares their paths as inputs.
 #   threads  Snakemake sets OMP_NUM_THREADS and its like to it
 
 import functools
@@ -50,7 +50,7 @@ shell.prefix(prefix(SRC, bool(workflow.deployment_settings.deployment_method)))
 with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
     SCHEMA = json.load(file)
 try:
-    # A job on a cluster node reads the config again; the process that submitted it has checked it.
+    # A job on a cluster node reads the config again, but the process that submitted it has already checked it.
     if workflow.is_main_process:
         for path in workflow.configfiles:
             with open(path, encoding="utf-8") as file:
@@ -74,12 +74,12 @@ ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
 def quick(function):
-    """Snakemake asks for the signature of every function, job by job: a large grid is planned sooner where it is known."""
+    """Store the signature of a function. Snakemake asks for it in every job, so this speeds up the planning of large grids."""
     function.__signature__ = inspect.signature(function)
     return function
 
 
-# Data that are still to be read and are not where the config says. A dry run does without data that it names no path of.
+# Corpora that have to be read and cannot be found. A dry run accepts them, unless the config has their path.
 LOST = {}
 if workflow.is_main_process:
     unread = {c for c, s in splits_used(CONFIG) if not os.path.isfile(f"{layout.corpus(c)}/{s}.json")}
@@ -103,7 +103,7 @@ def cfg(stage):
 
 
 def runtime(stage):
-    """What changes no result, as canonical JSON. A function of `output`, so that Snakemake does not compare it."""
+    """The keys that change no result, as canonical JSON. A function of `output`, so Snakemake does not compare it."""
     return quick(lambda wildcards, output: getattr(slices, stage)(wildcards).runtime_json)
 
 
@@ -118,7 +118,7 @@ def scratch_folder(wildcards, output):
 
 
 def tensorboard_folder(wildcards, output):
-    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are not outputs."""
+    """Where the stage writes event files, if the config asks for them. They contain times, so they are not outputs."""
     return layout.tensorboard(os.path.dirname(output.manifest))
 
 
@@ -149,7 +149,7 @@ def flag(name):
 
 
 def gpu(stage):
-    """GPUs: one for each process where the config says `device: cuda`, else none; `auto` takes what it finds."""
+    """GPUs: one for each process if the config says `device: cuda`, else none; `auto` uses what it finds."""
 
     if not ASKS_FOR_CUDA:
         return 0
@@ -162,17 +162,17 @@ def gpu(stage):
 
 
 def processes(stage):
-    """How many processes work at the job; each has a thread."""
+    """Number of processes that share the job; each has a thread."""
     return quick(lambda wildcards: (recipe(stage, wildcards) or {}).get("processes", 1))
 
 
 def recipe(stage, wildcards):
-    """The recipe of a training; None where a base is imported."""
+    """The recipe of a training; None if a base is imported."""
     return getattr(slices, stage)(wildcards).cfg.get("training" if stage == "train" else "pretrain")
 
 
 def launcher(stage):
-    """What stands between `python -m` and the stage where several processes share the work."""
+    """The launcher between `python -m` and the stage, if several processes share the work."""
 
     def text(wildcards):
         number = processes(stage)(wildcards)
@@ -185,7 +185,7 @@ def launcher(stage):
 
 
 def training_env(stage):
-    """The environment of a stage that trains: the one with k2 where the config says `ctc: {backend: k2}`."""
+    """The environment of a stage that trains: the one with k2 if the config says `ctc: {backend: k2}`."""
 
     def path(wildcards):
         backend = ((recipe(stage, wildcards) or {}).get("ctc") or {}).get("backend")
@@ -204,7 +204,7 @@ def template(declared):
 
 
 def made(stage):
-    """No file. Where the artefact on the disk is not what the job would make, the job runs; the log says why."""
+    """No file. If the artefact on the disk is not what the job would make, the job runs; the log says why."""
 
     def look(wildcards):
         if not workflow.is_main_process:
@@ -223,7 +223,7 @@ def made(stage):
         ) or (stage == "corpus" and tracking.changed(f"{manifest.removesuffix('json')}audio.json"))
         if found:
             logger.info(f"{os.path.dirname(manifest)} ({os.path.basename(manifest)}) is made again: {found}")
-            # What `snakemake -R FILE` does, for a file that is found out while the graph is built.
+            # As `snakemake -R FILE` does, but while the graph is built.
             workflow.dag.forcefiles.add(manifest)
         return []
 
@@ -231,7 +231,7 @@ def made(stage):
 
 
 def sources(stage, wildcards):
-    """Name -> path of the files from outside that the job would read; None where that cannot be told here."""
+    """Name -> path of the external files that the job would read; None: unknown here."""
     if stage == "corpus":
         return experiment.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
     if stage == "base":
@@ -269,7 +269,7 @@ def lang_sources(suffix):
 
 
 def overlap_sources(suffix):
-    """split_file of every split that the results of a task rest on."""
+    """split_file of every split that affects the results of a task."""
     return quick(
         lambda wildcards: list(
             dict.fromkeys(split_file(s, suffix) for of in overlaps(CONFIG, wildcards.task).values() for s in of)
@@ -323,7 +323,7 @@ FACTORISATIONS = {
 
 
 def moments(file):
-    """A file of the calibration, for factors that start from it; else nothing."""
+    """A file of the calibration, if the factors start from it; else nothing."""
 
     def path(wildcards):
         method = FACTORISATIONS[wildcards.factorisation]

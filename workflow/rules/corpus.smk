@@ -26,7 +26,7 @@ rule corpus:
         " --runtime {params.runtime:q} --jobs {threads} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
-# What the splits of a task share. It blocks the report, and not the trainings.
+# What the splits of a task share. It blocks the report but not the trainings.
 rule overlap:
     input:
         made("overlap"),

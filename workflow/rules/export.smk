@@ -1,4 +1,4 @@
-# A system in a form for others. No target asks for it; say for example
+# A system in a form for others. No other target needs it; for example
 #   snakemake --cores all exp/default/export/wav2vec2/asr/lowrank/dense/export.json
 
 

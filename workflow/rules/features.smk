@@ -1,5 +1,5 @@
-# Cuts -> what the model family eats, computed once. Arrays, where there are some, lie in {split}.h5 beside the cuts.
-# Waveforms leave no arrays and do not look at the base.
+# Cuts -> the inputs of the model family, computed once. {split}.h5 beside the cuts has the arrays. Waveforms have none,
+# and do not depend on the base.
 
 
 rule features:

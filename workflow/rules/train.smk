@@ -1,5 +1,5 @@
-# A base, dense or factorised, is adapted to a task. The state of an unfinished run lies in scratch, which is not an output:
-# Snakemake deletes outputs before it starts a job again, and the stage goes on from there.
+# Adapts a base, dense or factorised, to a task. The state of an unfinished run is in scratch, which is not an output:
+# Snakemake deletes outputs before it starts a job again, and the stage continues from the state.
 
 
 rule train:
