@@ -69,11 +69,11 @@ def test_error_and_interval_of_accuracy_are_mirrored():
     assert result.error_interval == pytest.approx((0.07, 0.15))
 
 
-def test_least_error_is_the_greatest_accuracy():
+def test_lowest_error_is_the_greatest_accuracy():
     systems = make("a", task="lid", accuracy=0.8), make("b", task="lid", accuracy=0.9)
     worse, better = (blocks.Row(system, "greedy") for system in systems)
-    assert blocks.least_error([worse, better], "test") is better
-    assert blocks.least_error([blocks.Row(make("c", task="lid"), "greedy")], "test") is None
+    assert blocks.lowest_error([worse, better], "test") is better
+    assert blocks.lowest_error([blocks.Row(make("c", task="lid"), "greedy")], "test") is None
 
 
 @pytest.mark.parametrize(("value", "count"), [(None, None), ({}, 0), ({"a": 1, "b": 2}, 3), ({"a": "x"}, None)])
