@@ -1,5 +1,5 @@
 # make run     the default experiment, from nothing to the table (sets up .venv first)
-# make test    all tests
+# make test    all tests (files of tests go to as many processes as there are cores)
 # make test-k2 the tests that need k2, under Python 3.9 with the one k2 of the package index (sets up .venv-k2 first)
 # make lint    style of Python and Snakemake files
 # make bench   the benchmarks (benchmarks/README.md), on an idle machine; make bench-layer: one of them
@@ -11,6 +11,7 @@
 PYTHON ?= python3.11
 CONFIG ?= config.yaml
 CORES ?= all
+WORKERS ?= auto
 ARGS ?=
 
 BIN := .venv/bin
@@ -40,7 +41,7 @@ run: $(STAMP)
 	@python -m lowrank_speech.workflow.launch "$(CONFIG)" $(ARGS) --cores $(CORES) --workflow-profile workflow/profiles/workstation
 
 test: $(STAMP)
-	python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 # Without such a Python, or where its packages cannot be had, it says "test-k2: skipped" and why; .ci/run fails on that.
 test-k2:
@@ -60,7 +61,7 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader memory trainer inference)
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader memory trainer inference planning)
 
 bench-%: $(STAMP)
 	python $(firstword $(wildcard benchmarks/$*.py benchmarks/bench_$*.py)) $(ARGS)

@@ -231,3 +231,12 @@ def test_an_error_of_a_process_of_its_own_stays_one_line(monkeypatch, tmp_path, 
     with pytest.raises(SystemExit) as end:
         timing.run(lambda: speech.own_process(str(script), {}, SimpleNamespace()))
     assert end.value.code == 2 and capsys.readouterr().err == "error: too long\n"
+
+
+@pytest.mark.slow
+def test_planning(main, tmp_path, capsys):
+    main("planning", None, "--sizes", "2x1x1", "4x3x2", "--rounds", "1", "--json", str(tmp_path / "rows"))
+    small, large = map(json.loads, (tmp_path / "rows").read_text().splitlines())
+    # Two more splits, with features for two bases; two more systems; decoding and scoring of each.
+    assert large["jobs"] - small["jobs"] == 2 + 2 * 2 + 2 + 2 * (4 * 3 * 2 - 2)
+    assert small["cpu seconds"] > 0

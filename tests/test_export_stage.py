@@ -80,7 +80,7 @@ def test_lowrank_is_the_folder_as_it_is(low, tmp_path):
 
 def test_errors_are_one_line(low, tmp_path, capsys):
     for form, model, out, message in (
-        ("onnx", low, tmp_path / "x", "'onnx' is not valid; expected one of: dense, lowrank"),
+        ("onnx", low, tmp_path / "x", "'onnx' is not a known format; expected one of: dense, lowrank"),
         ("dense", tmp_path / "nothing", tmp_path / "x", "does not exist"),
         ("dense", low, low, "same folder"),
     ):

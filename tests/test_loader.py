@@ -78,7 +78,7 @@ def test_kept_cuts_are_the_cuts(cuts, tmp_path):
     assert kept.durations.tolist() == [cut.duration for cut in given]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl", "train.npy"]
     for wrong in (-1, 12):
-        with pytest.raises(IndexError, match="it has 12"):
+        with pytest.raises(IndexError, match="the file has 12"):
             kept[wrong]
     assert sorted(kept_files(tmp_path / "train.jsonl")) == sorted(tmp_path.iterdir())
 

@@ -134,7 +134,7 @@ def test_page_is_self_contained(tree):
     assert found.open == [] and not found.tags & {"script", "link", "iframe"}
     assert len(found.loads) == 6 and all(value.startswith("data:image/png;base64,") for value in found.loads)
     assert not re.search(r"https?://|url\(|@import", page(tree))
-    for section in ("Results", "Plots", "Errors", "layer by layer", "Set aside", "Settings and versions"):
+    for section in ("Results", "Plots", "Errors", "Factorised layers", "Set aside", "Settings and versions"):
         assert section in page(tree)
     assert "tbody .best { font-weight: 700; }" in page(tree)  # our own stylesheet is not escaped
 
@@ -300,7 +300,7 @@ def test_wide_blocks_have_their_costs_below(tmp_path):
 def test_first_screen_says_in_three_sentences_what_came_out(tree, more):
     text = page(tree)
     summary = text[text.index('<div class="summary">') : text.index("</header>")]
-    assert re.findall(r"<p>(\w+ \w+)", summary) == ["20 systems", "In asr", "Compared with full"]
+    assert re.findall(r"<p>(\w+ \w+)", summary) == ["20 systems", "In asr", "Compared with"]
     assert "within the intervals" in summary and "95\N{NO-BREAK SPACE}% interval" in summary
     more = json.loads((more / "report/report.json").read_text())
     said = more["metrics"]["summary"]
@@ -312,12 +312,12 @@ def test_what_splits_share_and_what_decoders_ended_is_said(tree):
     text = page(tree)
     assert "<h4>Shared speakers</h4>" in text and "train: voices/train" in text and "spk1, spk7" in text
     assert "In lid, splits of different roles share no speaker." in text
-    assert "<h4>Hypotheses that the decoder ended</h4>" in text and "whisper/asr/base/greedy/test" in text
+    assert "<h4>Hypotheses that the decoder stopped</h4>" in text and "whisper/asr/base/greedy/test" in text
 
 
 def test_without_an_overlap_check_nothing_is_said_of_it(tmp_path):
     assert report_tree.run(tmp_path, small(tmp_path)) == 0
-    assert "Shared speakers" not in page(tmp_path) and "decoder ended" not in page(tmp_path)
+    assert "Shared speakers" not in page(tmp_path) and "the decoder stopped" not in page(tmp_path)
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.999, None])

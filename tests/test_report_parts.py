@@ -69,11 +69,11 @@ def test_error_and_interval_of_accuracy_are_mirrored():
     assert result.error_interval == pytest.approx((0.07, 0.15))
 
 
-def test_least_error_is_the_greatest_accuracy():
+def test_lowest_error_is_the_greatest_accuracy():
     systems = make("a", task="lid", accuracy=0.8), make("b", task="lid", accuracy=0.9)
     worse, better = (blocks.Row(system, "greedy") for system in systems)
-    assert blocks.least_error([worse, better], "test") is better
-    assert blocks.least_error([blocks.Row(make("c", task="lid"), "greedy")], "test") is None
+    assert blocks.lowest_error([worse, better], "test") is better
+    assert blocks.lowest_error([blocks.Row(make("c", task="lid"), "greedy")], "test") is None
 
 
 @pytest.mark.parametrize(("value", "count"), [(None, None), ({}, 0), ({"a": 1, "b": 2}, 3), ({"a": "x"}, None)])
@@ -132,8 +132,8 @@ def test_summary_is_honest_about_intervals():
     )
     assert methods.replace("\N{NO-BREAK SPACE}", " ") == (
         "Compared with full fine-tuning of the dense model (one comparison for each method), lowrank (24 % fewer "
-        "parameters) is within the intervals in 1; lora (2.1 % of the parameters trained) is worse in 1; distilled (30 "
-        "% fewer parameters) is better in 1; bare is worse (intervals not known) in 1."
+        "parameters) is within the intervals in 1; lora (2.1 % of the parameters trained) is worse in 1; distilled "
+        "(30 % fewer parameters) is better in 1; bare is worse (intervals not known) in 1."
     )
     assert "(90\N{NO-BREAK SPACE}% interval 8.0…12.0)" in headline.summary([full])[1]
     assert headline.summary([make("base", "none", wer=0.9)])[1:] == [

@@ -557,28 +557,6 @@ def test_the_dev_set_can_be_decoded(tree):
     assert tree.due(target) == {"decode": 1}
 
 
-def test_planning_time_of_a_large_grid(tmp_path):
-    """200 systems x 10 test sets x 3 decoders, in CPU time."""
-    tree, config = Tree(tmp_path), tiny_config()
-    splits = {f"test{n}": {"source": "dev", "part": [n / 10, (n + 1) / 10]} for n in range(10)}
-    config["corpora"]["ocean"]["splits"] = {
-        k: v for k, v in config["corpora"]["ocean"]["splits"].items() if k != "test"
-    }
-    config["corpora"]["ocean"]["splits"] |= splits
-    config["decoders"] = {f"d{n}": {"kind": "greedy", "batch_seconds": 10 + n} for n in range(3)}
-    config["tasks"] = {"asr": config["tasks"]["asr"] | {"test": list(splits), "decoders": list(config["decoders"])}}
-    config["methods"] = {f"m{n}": {"adapt": "full", "training": {"lr": 0.001 * (n + 1)}} for n in range(100)}
-    config["systems"] = {"bases": ["wav2vec2", "whisper"], "tasks": ["asr"], "methods": list(config["methods"])}
-    del config["calibrate"]
-    tree.write(config)
-    before = os.times()
-    due = tree.due()
-    spent = os.times()
-    assert due["decode"] == due["score"] == 6000 and due["train"] == 200
-    seconds = spent.children_user + spent.children_system - before.children_user - before.children_system
-    assert seconds < 30, f"planning took {seconds:.1f} s of CPU time"
-
-
 def test_every_key_of_the_schema_is_compared_or_declared_neutral():
     """A key that no slice sees would be a setting that can change and run nothing."""
     sys.path.insert(0, str(REPOSITORY / "src"))

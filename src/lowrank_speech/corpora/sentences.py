@@ -25,7 +25,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lowrank_speech import yaml_files
 from lowrank_speech.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,6 +82,8 @@ def parse(text: str, language: str, where: str) -> Grammar:
     """Build a Grammar from the text of a sentence file. UserError names the file (``where``) and the mistake."""
     if not unicodedata.is_normalized("NFC", text):
         raise UserError(f"{where}: the text is not in Unicode normal form NFC; normalise the file")
+    from lowrank_speech import yaml_files
+
     try:
         data = yaml_files.parse(text, where)
     except ValueError as error:
