@@ -179,7 +179,14 @@ def schema() -> Node:
         "properties": sections,
         "$defs": dict(sorted(tool.definitions.items())),
         "families": {
-            name: {"features": list(f.features), "recognises_by": f.recognises, "scratch": f.scratch}
+            name: {
+                "features": list(f.features),
+                "recognises_by": f.recognises,
+                "scratch": f.scratch,
+                "front_end": f.front_end,
+                "window": f.window,
+                "tokenizer": f.tokenizer,
+            }
             for name, f in FAMILIES.items()
         },
         "decoders": {

@@ -50,7 +50,7 @@ def check(config: Config, schema: Schema) -> None:
         for name in config["systems"][section]:
             _known(f"systems.{section}", name, config[section])
     for system in systems(config):
-        _check_system(config, system)
+        _check_system(config, system, schema["families"])
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -106,13 +106,13 @@ def _check_base(config: Config, name: str, families: Mapping[str, Any]) -> None:
     if base.get("lang") is not None:
         _known(f"{where}.lang", base["lang"], config.get("langs", {}))
     own = _lang_kind(config, name) == "whisper"
-    if own and family != "whisper":
+    if own and not families[family]["tokenizer"]:
         raise ConfigError(
             f"{where}.lang: {base['lang']!r} is Whisper's own tokenizer; a {family} model needs kind char or "
             f"sentencepiece"
         )
     if base.get("window") is not None:
-        _check_window(base, where)
+        _check_window(base, where, families)
     if base["source"] == "scratch":
         _check_scratch(config, name, own, families)
         return
@@ -120,7 +120,7 @@ def _check_base(config: Config, name: str, families: Mapping[str, Any]) -> None:
         if base.get(key) is not None:
             raise ConfigError(f"{where}.{key}: this belongs to source: scratch, not to {base['source']!r}")
     _check_source(base, where)
-    if family == "whisper" and base.get("lang") is not None and not own and _published(base["source"]):
+    if families[family]["tokenizer"] and base.get("lang") is not None and not own and _published(base["source"]):
         raise ConfigError(
             f"{where}.lang: {base['lang']!r} is of kind {_lang_kind(config, name)}, and the decoder of the published "
             f"Whisper {base['source']} writes its own tokens; name a token set of kind whisper"
@@ -155,9 +155,9 @@ def _check_scratch(config: Config, name: str, own: bool, families: Mapping[str, 
         )
 
 
-def _check_window(base: Mapping[str, Any], where: str) -> None:
+def _check_window(base: Mapping[str, Any], where: str, families: Mapping[str, Any]) -> None:
     family, seconds = base["family"], base["window"]
-    if family != "whisper":
+    if not families[family]["window"]:
         raise ConfigError(f"{where}.window: {family} models take utterances of any length; remove the key")
     if base["source"] == "scratch":
         raise ConfigError(f"{where}.window: for source: scratch set model.max_source_positions (20 ms each) instead")
@@ -309,7 +309,7 @@ def _check_method(config: Config, name: str) -> None:
         )
 
 
-def _check_system(config: Config, system: System) -> None:
+def _check_system(config: Config, system: System, families: Mapping[str, Any]) -> None:
     base, task = config["bases"][system.base], config["tasks"][system.task]
     if task["type"] == "asr" and base.get("lang") is None:
         raise ConfigError(
@@ -324,10 +324,11 @@ def _check_system(config: Config, system: System) -> None:
             f"training.{changed[0]}: it changes samples, and the system {name} reads stored features "
             f"({base['features']}); set bases.{system.base}.features: waveform, or leave it out"
         )
-    if recipe.get("train_front_end") and (base["features"] != "waveform" or base["family"] != "wav2vec2"):
+    able = [family for family, facts in families.items() if facts["front_end"]]
+    if recipe.get("train_front_end") and (base["features"] != "waveform" or base["family"] not in able):
         raise ConfigError(
             f"training.train_front_end: the system {name} reads what a frozen front end computed, or has none; set "
-            f"bases.{system.base}.features: waveform (only the family wav2vec2 has a front end)"
+            f"bases.{system.base}.features: waveform (families with a front end: {', '.join(able)})"
         )
     own = _lang_kind(config, system.base) == "whisper"
     if task["type"] == "asr" and recipe.get("ctc_weight") and own:

@@ -69,9 +69,9 @@ def _of_base(slices: Slices, wildcards: Any) -> set[str]:
     base = slices.config["bases"][wildcards.base]
     if base["source"] != "scratch":
         return {"training", "features", "lang.select", "models.scratch", "models.gabor"}
-    cfg = slices.base(wildcards).cfg
-    task = slices.schema["families"][base["family"]]["recognises_by"]
-    gabor = set() if base["family"] == "wav2vec2" and cfg["front_end"] == "gabor" else {"models.gabor"}
+    cfg, family = slices.base(wildcards).cfg, slices.schema["families"][base["family"]]
+    task = family["recognises_by"]
+    gabor = set() if family["front_end"] and cfg["front_end"] == "gabor" else {"models.gabor"}
     return {"models.sources", *LORA, "lowrank.constraint"} | gabor | _recipe(slices, task, cfg["pretrain"])
 
 
