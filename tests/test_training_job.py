@@ -45,7 +45,7 @@ def holder(lock):
 def test_a_scratch_folder_in_use_is_refused_by_name_of_its_user(holder, lock, caplog):
     caplog.set_level(logging.INFO)
     with (
-        pytest.raises(UserError, match=f"scratch is in use by process {holder.pid} on .*; wait until it ends, or end"),
+        pytest.raises(UserError, match=f"scratch is in use by process {holder.pid} on .*; wait until it ends, or stop"),
         locked(lock, patience=0.5),
     ):
         pytest.fail("held twice")

@@ -54,7 +54,7 @@ def end_with_parent(pid: int | None = None) -> None:
 
 def _wait_for(pid: int, watched: int | None) -> None:
     # The kernel notifies us through the pidfd. PR_SET_PDEATHSIG only watches the direct parent, which may be a shell,
-    # and its signal already comes when the thread that started this process ends.
+    # and sends its signal as soon as the thread that started this process ends.
     if watched is not None:
         poll = select.poll()
         poll.register(watched, select.POLLIN)
@@ -132,14 +132,14 @@ def _acquire(path: Path, deadline: float) -> TextIO:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
-                log.warning("%s: this file system has no locks (%s); run only one stage at a time here", path, error)
+                log.warning("%s: the file system has no locks (%s); run only one stage at a time here", path, error)
                 return file
             file.seek(0)
             holder = file.read() or "another process"
             file.close()
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"{path.parent} is in use by {holder}, which has locked {path.name}; wait until it ends, or end it"
+                    f"{path.parent} is in use by {holder}, which has locked {path.name}; wait until it ends, or stop it"
                 ) from None
             if not said:
                 log.info("%s is in use by %s; waiting until it ends", path.parent, holder)

@@ -1,4 +1,4 @@
-"""The reference of all keys of a config, as Markdown, from the schema that ``experiment.py`` makes."""
+"""Generate the reference of all config keys as Markdown, from the schema that ``experiment.py`` makes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -8,13 +8,13 @@ from lowrank_speech.stages.keys import NAMES, keys_of
 HEAD = """# Configuration
 
 Every key of an experiment's config, with its type, default and meaning. This page is generated from the settings
-classes (`python -m lowrank_speech.experiment`); `config.yaml` is a whole example with comments. An unknown key is
-refused.
+classes (`python -m lowrank_speech.experiment`); `config.yaml` is a complete example with comments. Unknown
+keys are errors.
 
 """
 
 SECTIONS = {
-    "corpora": ("Corpora", "`corpora.<name>`, by `kind`. Keys of `splits` stand below each split's name."),
+    "corpora": ("Corpora", "`corpora.<name>`, by `kind`. The keys of `splits` go below the name of each split."),
     "langs": ("Token sets", "`langs.<name>`, by `kind`."),
     "bases": ("Bases", "`bases.<name>`."),
     "tasks": ("Tasks", "`tasks.<name>`."),
@@ -35,14 +35,14 @@ SECTIONS = {
     "report": ("Report", "`report`."),
     "runtime": (
         "Runtime",
-        "`runtime`: how the stages run. A change here changes no result and runs nothing again. They may also stand "
-        "in `training`, `decode`, `calibrate` and `pretrain`, where they override these.",
+        "`runtime`: how the stages run. Changing these keys affects no result and reruns nothing. `training`, "
+        "`decode`, `calibrate` and `pretrain` may override them.",
     ),
 }
 
 
 def text(schema: Mapping[str, Any]) -> str:
-    """The page."""
+    """The whole page."""
     parts = [HEAD, "## Top level\n\n", _table(_top(schema))]
     for name, (title, said) in SECTIONS.items():
         parts.append(f"## {title}\n\n{said}\n\n")
@@ -60,7 +60,7 @@ def _top(schema: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     required = schema["required"]
     for name, part in schema["properties"].items():
         if name in SECTIONS:
-            title, optional = SECTIONS[name][0], "" if name in required else ", may be left out"
+            title, optional = SECTIONS[name][0], "" if name in required else ", optional"
             yield name, f"section{optional}: see [{title}](#{title.lower().replace(' ', '-')})"
         elif part.get("description"):
             yield name, f"{NAMES[part['type']]}; required: {part['description']}"
@@ -76,7 +76,7 @@ def _branches(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tu
 
 
 def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sections that are the same everywhere (training) stay a reference; the others are written out."""
+    """Write out nested sections, except those that repeat (training), which link to their own table."""
     properties = {}
     for name, part in node.get("properties", {}).items():
         if (part.get("partial") and part.get("$ref", "").endswith("/training")) or name == "pretrain":

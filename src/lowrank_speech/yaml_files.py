@@ -1,6 +1,6 @@
-"""Reads YAML that holds no key twice: PyYAML itself keeps the last one and says nothing.
+"""Read YAML and reject duplicate keys, of which PyYAML silently keeps the last.
 
-Standard library and PyYAML only.
+Imports only the standard library and PyYAML.
 """
 
 from typing import Any
@@ -9,13 +9,14 @@ import yaml
 
 
 def parse(text: str, where: str) -> Any:
-    """The value of the YAML document ``text``.
+    """Parse the YAML document ``text``.
 
-    ValueError, one line, which names ``where`` and the lines: a mapping has a key twice, or the text is not YAML.
+    Raises a one-line ValueError that names ``where`` and the lines if a mapping has a key twice or the text is not
+    YAML.
     """
 
     class Loader(yaml.SafeLoader):
-        """A loader of its own: constructors belong to the class."""
+        """A new class for each call, because constructors are registered on the class."""
 
     def construct(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
