@@ -78,7 +78,7 @@ def test_kept_cuts_are_the_cuts(cuts, tmp_path):
     assert kept.durations.tolist() == [cut.duration for cut in given]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl", "train.npy"]
     for wrong in (-1, 12):
-        with pytest.raises(IndexError, match="it has 12"):
+        with pytest.raises(IndexError, match="the file has 12"):
             kept[wrong]
     assert sorted(kept_files(tmp_path / "train.jsonl")) == sorted(tmp_path.iterdir())
 
@@ -404,7 +404,7 @@ def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
 
 def test_a_recording_of_noise_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "n.wav").write_bytes(b"no sound")
-    with pytest.raises(UserError, match=r"noise\.folder: .*n\.wav cannot be read \("):
+    with pytest.raises(UserError, match=r"noise\.folder: unreadable audio: .*n\.wav: .*; replace or"):
         excerpt(tmp_path / "n.wav", 100, np.random.default_rng(1))
 
 

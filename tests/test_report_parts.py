@@ -132,8 +132,8 @@ def test_summary_is_honest_about_intervals():
     )
     assert methods.replace("\N{NO-BREAK SPACE}", " ") == (
         "Compared with full fine-tuning of the dense model (one comparison for each method), lowrank (24 % fewer "
-        "parameters) is within the intervals in 1; lora (2.1 % of the parameters trained) is worse in 1; distilled (30 % fewer "
-        "parameters) is better in 1; bare is worse (intervals not known) in 1."
+        "parameters) is within the intervals in 1; lora (2.1 % of the parameters trained) is worse in 1; distilled "
+        "(30 % fewer parameters) is better in 1; bare is worse (intervals not known) in 1."
     )
     assert "(90\N{NO-BREAK SPACE}% interval 8.0…12.0)" in headline.summary([full])[1]
     assert headline.summary([make("base", "none", wer=0.9)])[1:] == [

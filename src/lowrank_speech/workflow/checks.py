@@ -226,7 +226,7 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
             raise ConfigError(f"{where}.languages: only tasks of type lid have classes; remove the key")
         if (task.get("segment") or {}).get("seconds") is not None:
             raise ConfigError(
-                f"{where}.segment: it cuts the audio and keep the whole transcript; it is for tasks of type lid"
+                f"{where}.segment: it cuts the audio and keeps the whole transcript; it is for tasks of type lid"
             )
     elif len(task.get("languages") or ("", "")) < 2:
         raise ConfigError(f"{where}.languages: {task['languages']} has one language; name two or more to tell apart")
