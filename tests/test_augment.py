@@ -122,6 +122,24 @@ def test_a_folder_without_recordings_is_refused(tmp_path):
         Augmentation(noise=Noise(folder=str(tmp_path)))
 
 
+def test_a_recording_whose_header_lies_ends_the_training_before_its_first_step(tmp_path):
+    whole = tmp_path / "n.wav"
+    soundfile.write(whole, tone(1000, 1.0).numpy(), RATE)
+    content = whole.read_bytes()
+    for name, broken, reason in (
+        ("cut.wav", content[: len(content) // 2], "truncated audio"),
+        ("joined.wav", content * 2, "more audio than declared"),
+        ("empty.wav", b"", "unreadable audio"),
+    ):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(UserError, match=rf"noise\.folder: {reason}: .*{name}.*; replace or remove the file"):
+            Augmentation(noise=Noise(folder=str(tmp_path)))
+        (tmp_path / name).unlink()
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"samples not finite: .*nan\.wav"):
+        Augmentation(noise=Noise(folder=str(tmp_path)))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

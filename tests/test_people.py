@@ -18,6 +18,7 @@ from lowrank_speech.models.build import unwrap
 from lowrank_speech.models.counting import count
 from lowrank_speech.models.folder import save_model
 from lowrank_speech.models.presets import PRESETS
+from test_audio_lengths import LOUD, QUIET, mp3
 from test_factorise_stage import MODELS, cuts  # noqa: F401
 from tiny_models import member
 
@@ -104,6 +105,21 @@ def test_what_cannot_be_opened_is_left_out_and_named(speech, tmp_path, caplog):
     assert "leaving out" in caplog.text and "bad.wav: " in caplog.text
     assert [cut.id for cut in speech_of(speech["segments"], 64, 1)] == ["a"]
     assert ": it is 0.5 s long, and the utterance begins at 90 s" in caplog.text
+
+
+def test_a_header_that_lies_about_the_length_is_not_believed(tmp_path, caplog):
+    """The length of an MP3 without a tag is a guess; of two joined files, only the first would be read."""
+    (tmp_path / "mp3").mkdir()
+    tagged, _ = mp3(tmp_path / "x.mp3", LOUD, "VARIABLE")
+    _, quiet = mp3(tmp_path / "x.mp3", QUIET, "VARIABLE")
+    for name, content in (("tagged", tagged), ("quiet", quiet), ("twice", tagged * 2)):
+        (tmp_path / "mp3" / f"{name}.mp3").write_bytes(content)
+    assert soundfile.info(tmp_path / "mp3" / "quiet.mp3").duration > 3
+    found = {cut.id: cut for cut in speech_of(tmp_path / "mp3", 9, 1)}
+    assert sorted(found) == ["quiet.mp3", "tagged.mp3"]
+    for cut in found.values():
+        assert cut.duration < 2.2 and cut.load_audio().shape == (1, cut.num_samples)
+    assert "twice.mp3: more audio than declared" in caplog.text
 
 
 @pytest.mark.parametrize(

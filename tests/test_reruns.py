@@ -428,6 +428,38 @@ def test_edited_weights_of_a_local_base(tree):
         tree.write(tiny_config())
 
 
+def test_edited_recordings_of_noise(tree):
+    folder = tree.root / "noises"
+    folder.mkdir()
+    (folder / "a.wav").write_bytes(b"noise")
+    config = tiny_config()
+    config["output"] = "exp/noisy"
+    config["systems"] = {"bases": ["wav2vec2"], "tasks": ["lid"], "methods": ["full", "lowrank"]}
+    config["methods"]["full"]["training"] = {"noise": {"folder": "noises"}}
+    try:
+        tree.write(config)
+        tree.run()
+        assert tree.due() == {}
+        os.utime(folder / "a.wav")
+        assert tree.due() == {}
+        (folder / "a.wav").write_bytes(b"NOISE")
+        assert tree.due() == systems(1)
+        (folder / "a.wav").write_bytes(b"noise")
+        assert tree.due() == {}
+        (folder / "b.wav").write_bytes(b"another")
+        assert tree.due() == systems(1)
+        folder.rename(tree.root / "elsewhere")  # what is trained already does not need it
+        assert tree.due() == {}
+        config["methods"]["aware"]["training"] = {"noise": {"folder": "noises"}}
+        config["systems"]["methods"].append("aware")
+        tree.write(config, "lost.yaml")
+        done = tree.snakemake("--dry-run", "--configfile", "lost.yaml")
+        assert done.returncode != 0
+        assert "noise.folder: noises does not exist; correct the path (the system wav2vec2/lid/aware)" in done.stdout
+    finally:
+        tree.write(tiny_config())
+
+
 # -- what Snakemake does not see ---------------------------------------------------------------------------------------
 
 ARTEFACTS = {

@@ -66,6 +66,10 @@ def test_a_tokenizer_that_is_not_the_models_is_refused(copy, tmp_path, capsys):
     cfg, paths = CFG | {"source": str(copy)}, {"out": tmp_path / "base"}
     edit(copy / "config.json", vocab_size=100)
     refused(capsys, "but config.json says vocab_size: 100; use the tok", base, cfg, tmp_path / "m.json", **paths)
+    size = len(WhisperTokenizer.from_pretrained(copy))
+    for more in (1, 100):  # the tokenizer of large-v2 in a folder of large-v3, which has one language more
+        edit(copy / "config.json", vocab_size=(size + more) // 8 * 8 + 1)
+        refused(capsys, f"has {size} tokens, but config.json", base, cfg, tmp_path / "m.json", **paths)
     edit(copy / "config.json", vocab_size=100_000)
     refused(capsys, "but config.json says vocab_size: 100000", base, cfg, tmp_path / "m.json", **paths)
     WhisperTokenizer(vocab={"a": 0}, merges=[]).save_pretrained(copy)

@@ -75,7 +75,7 @@ def state(path):
     return [os.stat(path).st_size, os.stat(path).st_mtime_ns]
 
 
-# Files from outside: tables of a Kaldi corpus, files of a model folder.
+# Files from outside: tables of a Kaldi corpus, files of a model folder, recordings of noise.
 sources = {}
 if stage == "corpus" and cfg["corpus"]["kind"] == "kaldi":
     source = cfg["corpus"]["splits"][split]["source"]
@@ -85,6 +85,9 @@ if stage == "corpus" and cfg["corpus"]["kind"] == "kaldi":
     sources = {name: path for name, path in sources.items() if os.path.isfile(path)}
 elif stage == "base" and os.path.isdir(cfg["source"]):
     sources = {name: os.path.join(cfg["source"], name) for name in sorted(os.listdir(cfg["source"]))}
+noise = cfg.get("training", cfg.get("pretrain", {})).get("noise")
+if noise and noise["folder"]:
+    sources = {"noise/" + name: os.path.join(noise["folder"], name) for name in sorted(os.listdir(noise["folder"]))}
 if stage == "corpus":
     with open(os.path.join(out, f"{split}.audio.json"), "w") as file:
         json.dump({"track": "none", "root": ".", "count": 0, "folders": {}, "files": {}}, file)

@@ -36,7 +36,7 @@ from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import REQUIRED, Seed, key, read, settings
 from lowrank_speech.stages import calibrate, emissions, report
 from lowrank_speech.stages.task import Task
-from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.config import Noise, Runtime, TrainConfig
 from lowrank_speech.training.losses import registry as losses
 from lowrank_speech.workflow.config import System, systems
 from lowrank_speech.workflow.slices import Slices
@@ -408,6 +408,24 @@ def _located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
     corpus, data_root = corpora.module(section["kind"]), os.environ.get("SPEECH_DATA")
     config = read(corpus.Config, section, where)
     return config, corpus.locate(config, Path(data_root) if data_root else None)
+
+
+def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Name -> path of the noise recordings of a recipe (resolved); None: it has none, or they are not here."""
+    folder = ((recipe or {}).get("noise") or {}).get("folder")
+    if folder is None or not Path(folder).is_dir():
+        return None
+    return {name: str(path) for name, path in Noise(folder=folder).recordings().items()}
+
+
+def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """Why the noise of the first of ``recipes`` (whose -> recipe) is not to be found; None: all are there."""
+    for whose, recipe in recipes.items():
+        folder = ((recipe or {}).get("noise") or {}).get("folder")
+        if folder is not None and not noise_sources(recipe):
+            reason = "has no recordings (*.wav, *.flac, *.ogg)" if Path(folder).is_dir() else "does not exist"
+            return f"training.noise.folder: {folder} {reason}; correct the path ({whose})"
+    return None
 
 
 def base_sources(source: str) -> dict[str, str] | None:

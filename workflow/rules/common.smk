@@ -89,6 +89,12 @@ if workflow.is_main_process:
             raise WorkflowError(f"in the config: {why}")
 
 
+    untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
+    noise = experiment.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
+    if noise is not None:
+        raise WorkflowError(f"in the config: {noise}")
+
+
 onstart:
     for why in LOST.values():
         raise WorkflowError(why)
@@ -234,9 +240,9 @@ def sources(stage, wildcards):
     """Name -> path of the external files that the job would read; None: unknown here."""
     if stage == "corpus":
         return experiment.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
-    if stage == "base":
+    if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
         return experiment.base_sources(CONFIG["bases"][wildcards.base]["source"])
-    return None
+    return experiment.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
 
 
 def split_file(split, suffix):

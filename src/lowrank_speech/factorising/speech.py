@@ -74,11 +74,11 @@ def speech_of(path: Path, utterances: int, seed: int) -> Iterable[Any]:
 
 
 def _cuts(pieces: Iterable[Piece]) -> Iterator[Any]:
-    from lhotse import MonoCut, Recording, SupervisionSegment
+    from lhotse import MonoCut, SupervisionSegment
 
     for piece in pieces:
         try:
-            recording = Recording.from_file(piece.path, recording_id=piece.id)
+            recording = _recording(piece)
             end = recording.duration if piece.end is None else min(piece.end, recording.duration)
             if not end > piece.start:
                 raise ValueError(f"it is {recording.duration:g} s long, and the utterance begins at {piece.start:g} s")
@@ -91,6 +91,22 @@ def _cuts(pieces: Iterable[Piece]) -> Iterator[Any]:
             piece.id, recording.id, 0.0, end - piece.start, channel, language=piece.language or UNKNOWN
         )
         yield MonoCut(piece.id, piece.start, end - piece.start, channel, [supervision], recording=recording)
+
+
+def _recording(piece: Piece) -> Any:
+    """The lhotse Recording of a piece, with its decoded length. Raises AudioError where the file's header is wrong."""
+    from lhotse import AudioSource, Recording
+
+    from lowrank_speech.corpora.audio import AudioError, Header, open_once
+
+    match open_once(str(piece.path)):
+        case Header() as found:
+            source = AudioSource("file", list(range(found.channels)), str(piece.path))
+            return Recording(piece.id, [source], found.rate, found.frames, found.seconds)
+        case AudioError() as error if error.reason != "unreadable audio":
+            raise error
+        case _:  # not a format of libsndfile: lhotse has other back ends
+            return Recording.from_file(piece.path, recording_id=piece.id)
 
 
 def _kaldi(folder: Path) -> Iterator[Piece]:

@@ -9,6 +9,7 @@ sound (Polack 1988).
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,11 @@ from lhotse.augmentation import Speed
 from torch import Tensor
 from torchaudio.functional import resample
 
-from lowrank_speech.corpora import noise
+from lowrank_speech.corpora import audio, noise
 from lowrank_speech.errors import UserError
 
 RATE = 16_000
-RECORDINGS = ("*.wav", "*.flac", "*.ogg")
+THREADS = 4  # that check the recordings; decoding releases the interpreter
 FOLDER = "recordings"  # name for the kind of noise that comes from a folder
 
 
@@ -32,7 +33,7 @@ class Augmentation:
     """Samples -> changed samples.
 
     speed         factors to draw from: 1.1 is 10 % faster, with a higher pitch; empty: no change
-    noise         ``snr`` (lowest, highest, dB), ``kinds`` (of ``corpora.noise``), ``folder`` of recordings,
+    noise         ``snr`` (lowest, highest, dB), ``kinds`` (of ``corpora.noise``), ``recordings()`` of a ``folder``,
                   ``probability``; None: no noise
     reverberation ``rt60`` (shortest, longest time of decay by 60 dB, seconds), ``direct`` (lowest, highest
                   direct-to-reverberant ratio, dB), ``probability``; None: no reverberation
@@ -40,7 +41,7 @@ class Augmentation:
 
     def __init__(self, speed: Sequence[float] = (), noise: Any = None, reverberation: Any = None):
         self.speed, self.noise, self.reverberation = tuple(speed), noise, reverberation
-        self.recordings = _recordings(noise.folder) if noise is not None and noise.folder is not None else []
+        self.recordings = _recordings(noise) if noise is not None and noise.folder is not None else []
 
     def __call__(self, samples: Tensor, seed: int, epoch: int, name: str) -> Tensor:
         """Samples (T,) float32 at 16 kHz of the utterance ``name`` -> (T',) float32; T' depends on the speed."""
@@ -100,23 +101,34 @@ def _through(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
 
 def excerpt(path: Path, samples: int, rng: np.random.Generator) -> np.ndarray:
     """``samples`` samples of a recording (first channel, 16 kHz) at a random position; repeats short recordings."""
-    try:
-        info = soundfile.info(path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"noise.folder: {path} cannot be read ({error}); replace or remove it") from error
-    wanted = -(-samples * info.samplerate // RATE)
-    start = int(rng.integers(max(1, info.frames - wanted + 1)))
+    header = _complete(path)
+    wanted = -(-samples * header.rate // RATE)
+    start = int(rng.integers(max(1, header.frames - wanted + 1)))
     read = soundfile.read(path, frames=wanted, start=start, dtype="float32", always_2d=True)[0][:, 0]
-    if not len(read):
-        raise UserError(f"noise.folder: {path} is empty; remove it")
-    if info.samplerate != RATE:
-        read = resample(torch.from_numpy(np.ascontiguousarray(read)), info.samplerate, RATE).numpy()
+    if header.rate != RATE:
+        read = resample(torch.from_numpy(np.ascontiguousarray(read)), header.rate, RATE).numpy()
     return np.resize(read, samples).astype(np.float64)
 
 
-def _recordings(folder: str | Path) -> list[Path]:
-    """The recordings below ``folder``, sorted. Raises UserError if it has none."""
-    found = sorted(path for pattern in RECORDINGS for path in Path(folder).rglob(pattern))
+def _recordings(noise: Any) -> list[Path]:
+    """The recordings of the noise settings. Raises UserError if there are none, or if one of them is not complete.
+
+    Every recording is decoded here, so that a broken one ends the training before the first step.
+    """
+    found = list(noise.recordings().values())
     if not found:
-        raise UserError(f"noise.folder: {folder} has no {', '.join(RECORDINGS)} files; give a folder of recordings")
+        raise UserError(f"noise.folder: {noise.folder} has no *.wav, *.flac, *.ogg files; give a folder of recordings")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for _ in pool.map(_complete, found):
+            pass
+    return found
+
+
+def _complete(path: Path) -> audio.Header:
+    """The decoded length and rate of a recording; the container's header is not trusted."""
+    found = audio.open_once(str(path))
+    if isinstance(found, audio.AudioError):
+        raise UserError(f"noise.folder: {found.reason}: {found.detail}; replace or remove the file")
+    if not np.isfinite(found.peak):
+        raise UserError(f"noise.folder: samples not finite: {path}; replace or remove the file")
     return found

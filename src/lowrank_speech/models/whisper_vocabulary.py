@@ -27,7 +27,8 @@ LANGUAGE = re.compile(r"<\|([a-z]{2,3}(?:-[A-Za-z0-9]+)*)\|>")
 FACTS = ("is_multilingual", "lang_to_id", "task_to_id", "no_timestamps_token_id", "decoder_start_token_id")
 ENGLISH_EOT = 50256  # in GPT-2's English vocabulary; the multilingual one has one more token before it
 TIMESTAMPS = 1501  # <|0.00|> to <|30.00|>, which some tokenizers leave out
-PADDING = 128  # the number of embeddings is padded to a multiple of this
+PADDING = 128  # the number of embeddings may be padded to a multiple of a number up to this
+MULTIPLE = 8  # and of no smaller number, so one token more is another tokenizer (that of large-v3 for large-v2's)
 FILES = "tokenizer.json, or vocab.json and merges.txt"
 
 
@@ -97,7 +98,9 @@ def _has(folder: Path, *names: str) -> bool:
 def checked(folder: str | Path, vocab_size: int) -> Vocabulary:
     """The special tokens of the model in ``folder``. Raises UserError if its tokenizer does not fit ``vocab_size``."""
     found = Vocabulary.of(open_tokenizer(folder), folder)
-    if not found.size <= vocab_size <= found.size + TIMESTAMPS + PADDING:
+    exact = vocab_size in (found.size, found.size + TIMESTAMPS)
+    padded = vocab_size % MULTIPLE == 0 and found.size <= vocab_size <= found.size + TIMESTAMPS + PADDING
+    if not (exact or padded):
         raise UserError(
             f"{folder}: its tokenizer has {found.size} tokens, but config.json says vocab_size: {vocab_size}; use the "
             f"tokenizer files of the model that this one was fine-tuned from"

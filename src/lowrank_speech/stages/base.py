@@ -88,7 +88,7 @@ def body(run: common.Run) -> None:
         training, outputs, metrics, cost = found
         run.device, peak = cost.pop("device"), cost.pop("peak_bytes")
         with this.finishing(training.clear):
-            run.finish(outputs, metrics, cost, peak_bytes=peak)
+            run.finish(outputs, metrics, cost, training.sources, peak)
 
 
 def _import(run: common.Run) -> None:

@@ -1,6 +1,7 @@
 """The training recipe (``TrainConfig``), and how a stage runs (``Runtime``). Defaults suit fine-tuning."""
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -20,6 +21,8 @@ from lowrank_speech.settings import (
 )
 
 Precision = Literal["fp32", "bf16", "fp16"]
+RECORDINGS = ("*.wav", "*.flac", "*.ogg")
+"""Files of ``noise.folder`` that are used."""
 
 
 def _above_zero(pair: tuple[float, float]) -> tuple[float, float]:
@@ -55,6 +58,13 @@ class Noise:
             raise ValueError("noise has neither kinds nor a folder: set kinds to some of white, pink, brown, hum")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"noise.kinds names a kind twice: {', '.join(self.kinds)}; name each kind once")
+
+    def recordings(self) -> dict[str, Path]:
+        """The recordings of ``folder``: noise/NAME -> path, sorted; empty without a folder."""
+        if self.folder is None:
+            return {}
+        found = {path for pattern in RECORDINGS for path in Path(self.folder).rglob(pattern) if path.is_file()}
+        return {f"noise/{path.relative_to(self.folder).as_posix()}": path for path in sorted(found)}
 
 
 @settings

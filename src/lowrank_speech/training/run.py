@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import canonical_json, sha256
+from lowrank_speech.artefact import canonical_json, file_state, sha256
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import Loader
 from lowrank_speech.features.inputs import Inputs
@@ -71,7 +71,10 @@ class Run:
         )
         self.augmentation = augmentation(recipe)
         self.set_aside = SetAside()
-        self.key = _key([*identity, *map(_cuts_digest, (train_cuts, dev_cuts))])
+        # Name, size and time of noise recordings: reading all of them at every start would take minutes.
+        self.sources = recipe.noise.recordings() if recipe.noise is not None else {}
+        noise = [canonical_json([name, *file_state(path)]) for name, path in self.sources.items()]
+        self.key = _key([*identity, *map(_cuts_digest, (train_cuts, dev_cuts)), *noise])
         self.scratch, self.folder = scratch, scratch / self.key[:SHOWN]
         for other in self._others():
             if KEY.fullmatch(other.name) and not Checkpoints(other).files():
