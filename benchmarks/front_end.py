@@ -55,7 +55,7 @@ def compare(net: SpeechModel, rows: int, seconds: int, device: str, half: bool, 
         before, after = map(peak, works)
     return {
         "batch": f"{rows} x {seconds} s",
-        "numbers": "bf16" if half else "fp32",
+        "precision": "bf16" if half else "fp32",
         "device": device,
         "whole ms": round(1e3 * sorted(times[0])[rounds // 2]),
         "pieces ms": round(1e3 * sorted(times[1])[rounds // 2]),
