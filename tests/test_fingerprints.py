@@ -1,4 +1,4 @@
-"""The fingerprint of a stage's code: what changes it, and what does not."""
+"""The fingerprint of a stage's code: what changes it and what does not."""
 
 import subprocess
 import sys
