@@ -35,7 +35,7 @@ def shape(name, layers, *families):
 
 
 def check_tokens(tokens, config):
-    """Raise UserError if Whisper cannot generate so many ``tokens``."""
+    """Raise UserError if Whisper cannot generate ``tokens`` tokens."""
     if tokens >= config.max_target_positions:
         raise UserError(f"--tokens {tokens}: this Whisper model generates at most {config.max_target_positions - 1}")
 
