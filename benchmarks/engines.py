@@ -1,4 +1,4 @@
-"""The two engines that bench_trainer.py compares, on the same model and data, and the batches of a pass."""
+"""The two training engines that bench_trainer.py compares, their model and data, and the batches of a pass."""
 
 import time
 from types import SimpleNamespace
@@ -36,7 +36,7 @@ def lang():
 
 
 class Letters:
-    """What the two engines ask of Whisper's tokens; random weights know no others."""
+    """Stands in for Whisper's tokenizer; the weights are random, so any tokens will do."""
 
     eot, size, language_ids = 40, 64, {"en": 42}
 
@@ -52,17 +52,17 @@ def is_whisper(preset):
 
 
 def shape_of(preset):
-    """The keys of a config; UserError where no such preset can be trained by both engines."""
+    """The config keys of a preset. Raises UserError if the engines cannot train it or it does not exist."""
     from lowrank_speech.models.presets import PRESETS
 
     known = SHAPES | {name: p.config for name, p in PRESETS.items() if p.model_type in ("wav2vec2", "whisper")}
     if preset not in known:
-        raise UserError(f"--preset {preset}: give one of {', '.join(known)}")
+        raise UserError(f"--preset {preset}: expected one of: {', '.join(known)}")
     return dict(known[preset])
 
 
 def speech_model(preset):
-    """The same weights at each call."""
+    """Build the model of a preset; each call gives the same weights."""
     from transformers import Wav2Vec2Config, WhisperConfig
 
     from lowrank_speech.models.build import build, quiet_config
@@ -87,14 +87,14 @@ def speech_model(preset):
 
 
 def inputs(preset):
-    """What the model eats, from samples."""
+    """The computation of the model's inputs from samples."""
     from lowrank_speech.features.inputs import Inputs
 
     return Inputs("logmel") if is_whisper(preset) else Inputs("waveform")
 
 
 def objective(preset, **recipe):
-    """The objective of our engine, whose targets both engines learn."""
+    """The objective of our engine; both engines train on its targets."""
     from lowrank_speech.training.config import TrainConfig
     from lowrank_speech.training.losses.loss import Materials
     from lowrank_speech.training.losses.objective import make_objective
@@ -105,7 +105,7 @@ def objective(preset, **recipe):
 
 
 def prepare(arguments, folder):
-    """What the rows read: cuts, the trainer's inputs, the store. A line about it."""
+    """Write what the rows read: cuts, the trainer's inputs, the store; returns a line about them."""
     from lhotse import CutSet
 
     from lowrank_speech.features.store import write_split
@@ -144,7 +144,7 @@ def prepare(arguments, folder):
 
 
 def batches_of(kind, durations, size, seed):
-    """The batches of a pass as lists of numbers."""
+    """The batches of a pass as lists of indices."""
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
     from lowrank_speech.features.batches import batch_indices
@@ -169,7 +169,7 @@ def batches_of(kind, durations, size, seed):
 
 
 def hf_trainer(arguments, folder, lora, order, clock, **settings):
-    """transformers' trainer that takes the utterances in ``order`` and tells the clock."""
+    """A transformers.Trainer that takes the utterances in ``order`` and starts and stops ``clock``."""
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
@@ -179,7 +179,7 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
 
     loss = objective(arguments.preset).task
     whisper, model = is_whisper(arguments.preset), unwrap(speech_model(arguments.preset))
-    model.config.use_cache = False  # Whisper's: of no use in training
+    model.config.use_cache = False  # Whisper's cache is useless in training
     if lora:
         targets, heads = (WHISPER_TARGETS, None) if whisper else (LORA_TARGETS, ["lm_head"])
         config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, modules_to_save=heads)
@@ -194,7 +194,7 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
         def __getitem__(self, i):
             return {"input": np.load(folder / f"{cuts[i].id}.npy"), "cut": cuts[i]}
 
-    def collate(items):  # as the collators of transformers' examples
+    def collate(items):  # like the collators in transformers' examples
         inputs, given = [x["input"] for x in items], [targets_of(x["cut"])[loss.name] for x in items]
         if whisper:
             decoder, labels = loss.collate(given)
@@ -227,7 +227,7 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
 
 
 def our_stepper(arguments, lora, window=None, **settings):
-    """Our engine's step; ``window``: Whisper's, in seconds."""
+    """The stepper of our engine; ``window``: Whisper's window in seconds."""
     from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.models.window import shorten
     from lowrank_speech.training.adapt import freeze_for, lora_on

@@ -1,10 +1,10 @@
-"""CPU time of a dry run of the whole workflow, by the size of the experiment.
+"""CPU time of a dry run of the whole workflow, for experiments of several sizes.
 
 python benchmarks/planning.py                       # 200 systems, with 1 x 1 and with 10 x 3 test sets x decoders
 python benchmarks/planning.py --sizes 20x1x1 20x4x2 --rounds 1
 
-Each size is an experiment that has not run yet, on two bases; its dry runs take turns with those of the other sizes.
-Seconds of CPU time of Snakemake and its children (nothing waits on a disk), medians over the rounds.
+Each size is a new experiment with two bases; the dry runs of all sizes take turns. The times are CPU seconds of
+Snakemake and its children, without waiting for the disk; medians over the rounds.
 """
 
 import os
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def experiment(systems: int, tests: int, decoders: int) -> dict[str, Any]:
-    """A configuration with so many ``systems``, each decoded by ``decoders`` on ``tests``."""
+    """A config with ``systems`` systems, each tested on ``tests`` splits with ``decoders`` decoders."""
     splits = {f"test{n}": {"utterances": 2 + n, "voices": ["m7"]} for n in range(tests)}
     splits |= {"pretrain": {"utterances": 4, "voices": ["m1"]}, "dev": {"utterances": 2, "voices": ["m8"]}}
     recipe = {"corpus": "spoken", "train": "pretrain", "dev": "dev", "epochs": 1}
@@ -61,7 +61,7 @@ def experiment(systems: int, tests: int, decoders: int) -> dict[str, Any]:
 
 
 def dry_run(folder: Path, config: Path) -> tuple[float, int]:
-    """CPU seconds and number of jobs."""
+    """CPU seconds and number of jobs of a dry run."""
     command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--snakefile"]
     before = os.times()
     done = subprocess.run(
@@ -74,7 +74,7 @@ def dry_run(folder: Path, config: Path) -> tuple[float, int]:
         raise UserError(f"the dry run failed:\n{done.stdout}{done.stderr}")
     jobs = re.search(r"^total +(\d+)$", done.stdout + done.stderr, flags=re.MULTILINE)
     if jobs is None:
-        raise UserError(f"the dry run printed no total:\n{done.stdout[-2000:]}")
+        raise UserError(f"the dry run printed no total of jobs:\n{done.stdout[-2000:]}")
     spent = after.children_user + after.children_system - before.children_user - before.children_system
     return spent, int(jobs[1])
 

@@ -1,4 +1,4 @@
-"""All jobs of an experiment with the code that their hashes cover, and what ran outside of it."""
+"""List all jobs of an experiment with the code that their hashes cover, and the code that ran outside it."""
 
 import json
 from collections.abc import Iterator

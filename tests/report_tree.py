@@ -1,7 +1,7 @@
-"""A realistic tree of manifests for the tests of the report: 2 bases x 2 tasks x 5 methods, scored by the real scorers.
+"""Build a realistic tree of manifests for the report tests: 2 bases x 2 tasks x 5 methods, scored by the real scorers.
 
-To look at the page:  python tests/report_tree.py /tmp/tree  and open /tmp/tree/report/report.html. With one more word,
-whatever it is, recognition is tested on two test sets with two decoders.
+To look at the page, run  python tests/report_tree.py /tmp/tree  and open /tmp/tree/report/report.html. With any second
+argument, speech recognition has two test sets and two decoders.
 """
 
 import json

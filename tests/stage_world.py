@@ -1,4 +1,4 @@
-"""A tiny corpus of tones and the stages of models on it, for the fixtures `world` and `systems`."""
+"""A tiny corpus of tones and the model stages run on it, for the fixtures `world` and `systems`."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""A system's adapter/ in plain peft on transformers' own class gives the system's outputs, the head included."""
+"""A system's adapter/, loaded with plain peft on the transformers class, gives the system's outputs, with its head."""
 
 import json
 

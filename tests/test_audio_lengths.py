@@ -1,6 +1,6 @@
-"""The length of a file is what decoding to the end gives, in every container that libsndfile reads; or it is refused.
+"""The reported length of an audio file equals its decoded length in every container of libsndfile, or it is an error.
 
-Files that lie are made here: headers with other sizes, streams without their first frame, files joined by `cat`.
+The tests write misleading files: headers with wrong sizes, streams without the first frame, files joined by `cat`.
 """
 
 import gzip

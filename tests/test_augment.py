@@ -1,4 +1,4 @@
-"""Augmentation of samples: speeds, rooms, noise, and what they are drawn by."""
+"""Augmentation of samples: speed, reverberation, noise, and their random draws."""
 
 import numpy as np
 import pytest

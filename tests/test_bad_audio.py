@@ -1,4 +1,4 @@
-"""Every kind of bad audio is set aside with its reason, and good audio beside it is taken."""
+"""Every kind of bad audio is set aside with a reason; good audio next to it is kept."""
 
 import dataclasses
 import shutil

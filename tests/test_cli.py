@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and how it fails."""
+"""The command line: its output and its errors."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
-"""The code hash of a job: that it leaves out only what exists, and that the schema knows all modules of a kind.
+"""The code hash of a job: it leaves out only modules that exist, and the schema knows all modules of a kind.
 
-tests/test_whole_run.py shows that no job runs code outside of its hash.
+tests/test_whole_run.py checks that no job runs code outside its hash.
 """
 
 import pytest

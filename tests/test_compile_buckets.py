@@ -1,4 +1,4 @@
-"""Static lengths for torch.compile: what they are, that they change no result, and that few graphs are made."""
+"""Static lengths for torch.compile: their values, unchanged results, and few graphs."""
 
 import numpy as np
 import pytest

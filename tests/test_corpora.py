@@ -1,4 +1,4 @@
-"""The readers of digits, Kaldi directories and tables: on small folders made here, and on the real corpora."""
+"""The readers of digits, Kaldi directories and tables, on small folders made here and on the real corpora."""
 
 import itertools
 from collections import Counter

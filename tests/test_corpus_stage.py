@@ -1,4 +1,4 @@
-"""The stage corpus: what it writes, that a rebuild is equal bit for bit, and what people read when it stops."""
+"""The stage corpus: its outputs, bit-identical rebuilds, and its errors."""
 
 import gzip
 import hashlib

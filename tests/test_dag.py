@@ -1,4 +1,4 @@
-"""The graph: every experiment's jobs, whether the stages take the command lines of their rules, lint, profiles."""
+"""The workflow graph: the jobs of every experiment, command lines that the stages accept, lint, profiles."""
 
 import importlib
 import re

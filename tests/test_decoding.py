@@ -1,4 +1,4 @@
-"""Decoders: the registry, Whisper's bounds and loops, languages that a model does not know, real-time factors."""
+"""Decoders: the registry, limits and loop detection for Whisper, unknown languages, real-time factors."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""The stage emissions, and a new decoder that reads what it stored: one file, and one case of the registry."""
+"""The stage emissions, and a new decoder that reads the stored emissions: it needs one file and one registry entry."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The conda environments: versions as in the lock, and all packages that the stages of a rule import."""
+"""The conda environments: versions match the lock, and they contain all packages that their stages import."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""The synthetic corpus: same samples at every build, splits apart, ratios as stated, faults named."""
+"""The synthetic corpus: reproducible samples, disjoint splits, requested signal-to-noise ratios, clear errors."""
 
 import hashlib
 import itertools

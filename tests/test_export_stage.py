@@ -1,4 +1,4 @@
-"""Stage export on small models of both true classes."""
+"""The stage export on small models of both families."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""``lowrank-speech factorise``: from folders of every layout to a low-rank model, its report and its plot."""
+"""``lowrank-speech factorise``: from model folders of every layout to a low-rank model, its report and its plot."""
 
 # ruff: noqa: F811  (fixtures of another test file)
 

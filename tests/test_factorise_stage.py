@@ -1,4 +1,4 @@
-"""Stages calibrate and factorise on small models of both true classes."""
+"""The stages calibrate and factorise on small models of both families."""
 
 import json
 import shutil

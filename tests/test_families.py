@@ -1,4 +1,4 @@
-"""Every supported architecture: batches, factors, adapters, folders and imports, on tiny models."""
+"""Every supported architecture on tiny models: batches, factors, adapters, folders and imports."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The stages one after the other on published layouts of other architectures than wav2vec 2.0's and Whisper's."""
+"""The stages in sequence on published folder layouts of architectures other than wav2vec 2.0 and Whisper."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The fingerprint of a stage's code: what changes it, and what does not."""
+"""The fingerprint of a stage's code: what changes it and what does not."""
 
 import subprocess
 import sys
@@ -87,7 +87,7 @@ def test_what_changes_which_stage(package, name, text, stages):
 
 
 def test_errors_name_module_and_line(package):
-    with pytest.raises(ValueError, match=r"no module pack\.nothing under"):
+    with pytest.raises(ValueError, match=r"module pack\.nothing does not exist under"):
         code_hash("pack.nothing", package)
     (package / "pack/relative.py").write_text("x = 1\ndef\n")
     with pytest.raises(ValueError, match=r"relative\.py, line 2"):

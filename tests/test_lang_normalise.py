@@ -1,4 +1,4 @@
-"""Normalising transcripts: twice is once, for every character there is; letters of every script stay."""
+"""Normalisation of transcripts: idempotent for every character, and it keeps the letters of every script."""
 
 import random
 import sys

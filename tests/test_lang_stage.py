@@ -1,4 +1,4 @@
-"""The stage lang: from transcripts to tokens, what it sets aside, and its errors."""
+"""The stage lang: token sets from transcripts, utterances that it sets aside, and its errors."""
 
 import gzip
 import json

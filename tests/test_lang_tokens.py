@@ -1,4 +1,4 @@
-"""Token sets: round trips, what is unknown, special symbols, and files that were not meant."""
+"""Token sets: round trips, unknown symbols, special symbols, and invalid files."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""``make run``: the lock, what a killed run left, dry runs, and what a person reads last."""
+"""``make run``: the lock, remains of a killed run, dry runs, and the final output."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Cuts on disk, batches drawn from durations, and the loader's workers."""
+"""Cuts on disk, batches formed from durations, and the loader's workers."""
 
 import contextlib
 import hashlib

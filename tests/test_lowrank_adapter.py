@@ -1,4 +1,4 @@
-"""The short way through a LoRA layer gives what peft's does, makes nothing wide in float32, and steps aside."""
+"""The fast path of a LoRA layer matches peft, creates no wide float32 tensors, and falls back to peft if needed."""
 
 import peft.tuners.lora.layer as peft_layer
 import pytest

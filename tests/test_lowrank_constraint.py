@@ -1,4 +1,4 @@
-"""The semi-orthogonal constraint: Kaldi's update contracts, its guards hold, draws resume, functions are kept."""
+"""The semi-orthogonal constraint: Kaldi's update converges, guards hold, draws resume, functions stay the same."""
 
 import io
 

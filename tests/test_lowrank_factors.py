@@ -1,4 +1,4 @@
-"""Factors: errors equal what was cut, the activation-aware start is optimal, first factors are semi-orthogonal."""
+"""Factors: errors equal the truncated part; the activation-aware start is optimal, first factors semi-orthogonal."""
 
 import pytest
 import torch

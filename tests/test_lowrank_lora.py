@@ -1,4 +1,4 @@
-"""LoRA: targets are checked, merging changes no output, frozen weights stay bit-identical, counts are as computed."""
+"""LoRA: targets are checked, merging keeps outputs, frozen weights stay bit-identical, parameter counts are correct."""
 
 import hashlib
 import json

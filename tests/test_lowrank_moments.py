@@ -1,4 +1,4 @@
-"""Streamed moments equal the direct ones, masks leave padding out, files are exact."""
+"""Streamed moments equal direct ones, masks exclude padding, files are exact."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Plans: every wish gives the ranks it says; allocation is near the brute-force optimum, never worse than uniform."""
+"""Plans: every option gives the requested ranks; allocation is near the optimum and never worse than uniform."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""The tensor-by-tensor writer: safetensors' own bytes, whatever the order; what does not fit the header is refused."""
+"""The tensor-by-tensor writer: the same bytes as safetensors in any order; errors for tensors that the header lacks."""
 
 import pytest
 import torch

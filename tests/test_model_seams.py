@@ -1,4 +1,4 @@
-"""A family or a head more is a file and a line of the registry; loading a model does not import the making of one."""
+"""Adding a family or a head takes one file and one registry line; loading a model does not import its construction."""
 
 import json
 import os

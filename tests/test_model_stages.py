@@ -1,4 +1,4 @@
-"""Stages base, features, train and decode one after the other, on a tiny corpus of tones."""
+"""The stages base, features, train and decode in sequence, on a tiny corpus of tones."""
 
 import json
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The stage overlap: what splits may not share ends it, what they may is reported."""
+"""The stage overlap: forbidden overlap between splits is an error, permitted overlap is reported."""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""The stages at the size of the published models: true configurations, random weights, the hub's cache, no network."""
+"""The stages on full-size published models: real configurations, random weights, the hub's cache, no network."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Counting: the published models have the published sizes, and a folder counts as its preset does."""
+"""Parameter counts: published models have their published sizes, and a folder has the same count as its preset."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What people type at the command line: speech in any form, names of models in any form, places that cannot be."""
+"""Unusual input on the command line: speech and model names in many forms, impossible paths."""
 
 import csv
 import json

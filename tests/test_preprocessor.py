@@ -1,4 +1,4 @@
-"""A feature extractor's settings are found in either file, as transformers finds them."""
+"""A feature extractor's settings are read from either file, as in transformers."""
 
 import json
 

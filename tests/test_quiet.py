@@ -1,4 +1,4 @@
-"""What does not belong into a log: progress bars, and the same warning of a library again and again."""
+"""Logs contain no progress bars and no repeated library warnings."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The stage report, on a whole tree of manifests: what it writes, and that nothing is invented or executed."""
+"""The stage report on a complete tree of manifests: its outputs, and that it neither invents nor executes anything."""
 
 import csv
 import html.parser

@@ -1,4 +1,4 @@
-"""Parts of the report: units, order of systems, headlines, tables, and what may be imported."""
+"""Parts of the report: units, order of systems, headlines, tables, and permitted imports."""
 
 import subprocess
 import sys

@@ -1,6 +1,6 @@
-"""Exact reruns: which edit makes which jobs run again, on a copy of the workflow with stub stages (workflow_tree.py).
+"""Exact reruns: which edit reruns which jobs, on a copy of the workflow with stub stages (workflow_tree.py).
 
-The tree is built once; each case edits it, asks for a dry run, and puts everything back. Docs: docs/RELIABILITY.md.
+The tree is built once. Each case edits it, runs a dry run and reverts the edit. Docs: docs/RELIABILITY.md.
 """
 
 import contextlib

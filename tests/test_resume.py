@@ -1,4 +1,4 @@
-"""Trainings that are killed (kill -9) or stopped by a signal, and go on: as if nothing had happened, bit for bit."""
+"""Trainings that are killed (kill -9) or stopped by a signal resume with bit-identical results."""
 
 import hashlib
 import json

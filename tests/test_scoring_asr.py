@@ -1,4 +1,4 @@
-"""WER and CER against hand-made cases and a brute-force Levenshtein distance."""
+"""WER and CER: hand-made cases and a brute-force Levenshtein distance."""
 
 import json
 import random

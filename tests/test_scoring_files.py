@@ -1,4 +1,4 @@
-"""Readers of what is scored: what they take, and errors that name file and line."""
+"""Readers of the scorer's input files: valid formats, and errors that name file and line."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Language-recognition costs: the golden example, the identities, and brute force over all thresholds."""
+"""Language-recognition costs: a reference example, identities, and brute force over all thresholds."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Settings classes: what they take, what they refuse and in which words."""
+"""Settings classes: valid values, invalid values and their messages."""
 
 import dataclasses
 import math

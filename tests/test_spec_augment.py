@@ -1,4 +1,4 @@
-"""SpecAugment: what the masks touch, and where in a model they are applied."""
+"""SpecAugment: which frames the masks change, and where in a model they are applied."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""What ends the stages of models, in a line."""
+"""One-line errors of the model stages."""
 
 import errno
 import gzip

@@ -1,4 +1,4 @@
-"""``--help`` of the stages: every key of the slice, with its type, default and meaning."""
+"""``--help`` of the stages: every config key with its type, default and meaning."""
 
 import importlib
 import pkgutil

@@ -1,4 +1,4 @@
-"""The stage train by several processes."""
+"""The stage train in several processes."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The stages train and base, killed and run again."""
+"""The stages train and base, killed and started again."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Utterances that the stages of models set aside, list and count."""
+"""Utterances that the model stages set aside, list and count."""
 
 import json
 

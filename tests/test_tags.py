@@ -1,4 +1,4 @@
-"""Tags in transcripts: found and told, dropped or mapped, never silently words."""
+"""Tags in transcripts are detected and reported, dropped or mapped, and never silently treated as words."""
 
 import random
 

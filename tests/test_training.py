@@ -1,4 +1,4 @@
-"""The training loop and its parts on tiny models: schedule, losses, what trains, kill and resume, masks."""
+"""The training loop and its parts on tiny models: schedule, losses, trained parameters, resume, masks."""
 
 import json
 import logging

@@ -1,6 +1,6 @@
-"""CTC's back ends where k2 is not installed: torch's losses, what is refused, which back end is chosen, what is said.
+"""CTC back ends without k2: torch's losses, errors, the choice of the back end, messages.
 
-k2 itself is tested in with_k2/ (`make test-k2`).
+The tests in with_k2/ cover k2 itself (`make test-k2`).
 """
 
 import ast

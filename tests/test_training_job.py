@@ -1,4 +1,4 @@
-"""What is around a training: the lock on its scratch folder, the process that started it, and signals."""
+"""The process of a training: the lock on its scratch folder, its parent process, and signals."""
 
 import logging
 import os

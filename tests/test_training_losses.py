@@ -1,4 +1,4 @@
-"""Losses: targets that are prepared once, what is set aside before the first step, and what it takes to add a loss."""
+"""Losses: targets are prepared once, unusable utterances are set aside before the first step, and adding a loss."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The rehearsal of the largest batch, running out of memory, and the bytes of a training."""
+"""The trial step with the largest batch, out-of-memory errors, and memory estimates of a training."""
 
 from types import SimpleNamespace
 

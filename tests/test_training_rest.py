@@ -1,4 +1,4 @@
-"""The first steps of a training, in which the head trains alone (``freeze_encoder_steps``)."""
+"""The first steps of a training, in which only the head trains (``freeze_encoder_steps``)."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""One update of the weights: accumulation, precision, frozen weights, checkpointing, compilation, its state."""
+"""One training step: accumulation, precision, frozen weights, checkpointing, compilation, state."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""A Whisper whose output projection is not its embeddings (tie_word_embeddings: false) keeps both, everywhere."""
+"""A Whisper with separate output projection and embeddings (tie_word_embeddings: false) always keeps both."""
 
 import json
 

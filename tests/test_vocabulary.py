@@ -1,4 +1,4 @@
-"""A CTC head and its vocabulary belong together: transformers prints what the program prints."""
+"""A CTC head stays consistent with its vocabulary: transformers gives the same text as the program."""
 
 import itertools
 import json

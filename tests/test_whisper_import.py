@@ -1,4 +1,4 @@
-"""Whisper checkpoints as people bring them: without tokenizer files, with generation settings of every age."""
+"""Whisper checkpoints as users have them: without tokenizer files, with generation settings of every version."""
 
 import json
 import shutil

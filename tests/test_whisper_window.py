@@ -1,4 +1,4 @@
-"""A base's ``window``: a published Whisper that pads to less than its 30 s (here: to less than its 4 s)."""
+"""A base's ``window``: a published Whisper padded to less than its 30 s (here: less than 4 s)."""
 
 import json
 

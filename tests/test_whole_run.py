@@ -1,4 +1,4 @@
-"""One whole run: from synthesised speech to the table, every stage for real; then nothing to do; then one edit."""
+"""A complete run from synthesised speech to the table with real stages; then nothing to do; then one edit."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""The config's cross references, what goes together, and what leaks."""
+"""The config's cross references, incompatible settings, and leaks between splits."""
 
 import copy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The config against its schema: messages, bounds, and that the schema is that of the settings classes."""
+"""The config schema: messages, bounds, and that it matches the settings classes."""
 
 from pathlib import Path
 from typing import Any

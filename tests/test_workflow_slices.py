@@ -1,4 +1,4 @@
-"""The slices of the config that stages get, overrides, and names of shared artefacts."""
+"""The config slices of the stages, overrides, and names of shared artefacts."""
 
 import copy
 

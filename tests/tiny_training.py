@@ -1,4 +1,4 @@
-"""Trainings of tiny models, on utterances of tones or, without files, on speech drawn from their names."""
+"""Trainings of tiny models on utterances of tones, or, without files, on speech generated from utterance names."""
 
 import zlib
 

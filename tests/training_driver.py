@@ -1,10 +1,10 @@
-"""A small training as a program that ends itself at a given point, for the tests of kill and resume.
+"""A small training that ends itself at a given point, for the tests of kill and resume.
 
 python tests/training_driver.py FOLDER TASK [POINT]
-    exits as a stage does; FOLDER gets weights.pt and metrics.jsonl
+    exits like a stage and writes weights.pt and metrics.jsonl to FOLDER
 python tests/training_driver.py
-    for each line that comes in, JSON: [FOLDER, TASK] or [FOLDER, TASK, POINT], forks a process that does this, which
-    spares the imports; its log goes to FOLDER/log, its exit code comes out
+    reads JSON lines [FOLDER, TASK] or [FOLDER, TASK, POINT] and forks a process for each, which saves the imports; its
+    log goes to FOLDER/log, its exit code to stdout
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Configs for tests of the checks before the first job."""
+"""Configs for the tests of the checks before the first job."""
 
 import copy
 import json

@@ -1,8 +1,8 @@
-"""A copy of the workflow whose stages are stubs: what the tests of the orchestration run Snakemake in.
+"""A copy of the workflow with stub stages, in which the orchestration tests run Snakemake.
 
-The copy has the real Snakefile, rules, schema and sources, so that fingerprints are of real code, and a `python` that,
-in place of a stage, writes the files that the stage would make, with fixed bytes, and a manifest and a cost like the
-true ones. Which manifests it wrote stands in runs.log.
+The copy has the real Snakefile, rules, schema and sources, so fingerprints are those of real code. Its `python` stands
+in for each stage and writes the stage's output files with fixed bytes, and a realistic manifest and cost. runs.log
+lists the manifests that it wrote.
 """
 
 import os

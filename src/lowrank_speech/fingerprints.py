@@ -41,7 +41,7 @@ def code_hash(module: str, src: Path = SRC, without: tuple[str, ...] = ()) -> st
 def closure(module: str, src: Path = SRC, without: Iterable[str] = ()) -> set[str]:
     """Names of all modules below ``src`` that ``module`` imports, directly or indirectly, including itself."""
     if _file(module, src) is None:
-        raise ValueError(f"there is no module {module} under {src}")
+        raise ValueError(f"the module {module} does not exist under {src}")
     found: set[str] = set()
     pending = [module]
     while pending:

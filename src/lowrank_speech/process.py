@@ -36,7 +36,7 @@ PATIENCE = 60.0
 def end_with_parent(pid: int | None = None) -> None:
     """Send SIGTERM to this process when ``pid`` (default: $LOWRANK_SPEECH_PARENT), one of its ancestors, has ended.
 
-    Without this, a stage would go on after its Snakemake was killed, and write to the same outputs as the next run.
+    Otherwise a stage would keep running after its Snakemake was killed, and write to the same outputs as the next run.
     """
     pid = int(os.environ.get(PARENT) or 0) if pid is None else pid
     if pid <= 1:

@@ -1,6 +1,6 @@
-"""Notes of which modules of the package functions run in a stage: a line [code hash, module] each in $TRACES/<pid>.
+"""Record which modules of the package a stage runs functions of: a line [code hash, module] each in $TRACES/<pid>.
 
-Python imports this at its start where the folder is on PYTHONPATH; tests/test_whole_run.py puts it there.
+Python imports this at start-up if the folder is on PYTHONPATH; tests/test_whole_run.py puts it there.
 """
 
 import json

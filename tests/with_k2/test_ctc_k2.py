@@ -1,8 +1,8 @@
-"""k2's CTC against torch's in double precision, against brute force, and against this package's torch back end.
+"""k2's CTC compared with torch's in double precision, with brute force, and with this package's torch back end.
 
-Runs wherever k2 imports: in the main environment, and under Python 3.9 with `make test-k2`. It therefore imports
-torch, k2 and pytest alone, and loads the module under test by its path. (The folder is not called k2: Python would take
-it for the library.)
+Runs where k2 is installed: in the main environment, and under Python 3.9 with `make test-k2`. It therefore imports only
+torch, k2 and pytest, and loads the module under test by its path. (The folder is not called k2, because Python would
+import it instead of the library.)
 """
 
 import importlib.util
