@@ -148,6 +148,13 @@ def test_what_the_config_alone_can_tell_is_refused_before_the_first_job(name):
     assert refused(edited(path, value)).startswith(message)
 
 
+def test_a_kaldi_corpus_of_one_language_is_found_before_the_first_job():
+    config = edited("tasks.lid", {"type": "lid", "corpus": "ocean", "train": "train", "dev": "dev", "test": "test"})
+    assert "data/ocean/train has no utt2lang, so all its utterances are in 'en'; language" in refused(config)
+    Path("data/ocean/train/utt2lang").write_text("u1 en\nu2 de\n")
+    checked(config)
+
+
 @pytest.mark.parametrize("where", ["bases.whisper", "tasks.asr", "methods.full"])
 def test_ctc_beside_the_tokenizer_of_a_published_whisper_is_refused(where):
     config = edited("langs.own", {"kind": "whisper"})
