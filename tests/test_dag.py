@@ -3,6 +3,8 @@
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -106,8 +108,8 @@ def test_the_environment_with_k2_is_taken_where_the_config_asks_for_k2(rule, sec
 def read_command(command: str) -> str:
     """Parse a rule's command with the stage's own parser and config class; the stage's name."""
     words = shlex.split(re.split(" >>? ", command)[0])
-    # Those that can go on after a signal get it themselves, not a shell around them.
-    assert (words[0] == "exec") == ("--scratch" in words)
+    # Those that can go on after a signal get it themselves, not a shell around them, and add to their log.
+    assert (words[0] == "exec") == ("--scratch" in words) == (" >> " in command)
     words = words[words[0] == "exec" :]
     assert words[:2] == ["python", "-m"]
     stage = importlib.import_module(words[2])
@@ -195,6 +197,14 @@ def test_paths_with_blanks_are_quoted(tmp_path: Path):
     tree = Tree(root, tiny_config())
     tree.run("exp/tiny/corpus/babel/dev.json")
     assert (root / "exp/tiny/corpus/babel/dev.json").is_file()
+
+
+def test_snakemake_may_run_in_another_folder(tree, tmp_path: Path):
+    """The config of the project is found; results go to the folder where it runs."""
+    command = [sys.executable, "-m", "snakemake", "-s", str(tree.root / "Snakefile"), "--dry-run"]
+    for options in ([], ["--workflow-profile", str(tree.root / "workflow/profiles/workstation")]):
+        done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0 and "report" in done.stdout, done.stderr
 
 
 def test_table_is_shown_with_the_place_of_the_report(tmp_path: Path, monkeypatch, capsys):

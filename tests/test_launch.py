@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_speech.workflow.launch import DRY, _is_snakemake
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.results import errors
 from workflow_tree import Tree, tiny_config
@@ -44,10 +45,32 @@ def tree(tmp_path_factory):
 
 
 def test_a_dry_run_shows_no_table(tree):
-    for option in ("-n", "--dry-run"):
-        done = launched(tree, option, *PROFILE)
+    for options in (["-n"], ["--dry-run"], ["-np"], ["--dryrun", "--quiet"]):
+        done = launched(tree, *options, *PROFILE)
         assert done.returncode == 0 and "Nothing to be done" in done.stdout + done.stderr
         assert "report.html" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    "word", ["-np", "-pn", "-nq", "--dry", "-l", "--list-rules", "--delete-all-output", "-S", "-Fn"]
+)
+def test_options_with_which_no_job_runs(word):
+    assert DRY.fullmatch(word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["-p", "-j4", "-R", "train", "--cores", "all", "-F", "-k", "--until", "-Rtrain", "-c2", "--rerun-incomplete"],
+)
+def test_options_with_which_jobs_run(word):
+    assert not DRY.fullmatch(word)
+
+
+def test_a_run_of_a_part_does_not_show_the_table_of_before(tree):
+    for options in (["--until", "corpus"], ["exp/tiny/score/whisper/lid/full/scores/test/score.json"]):
+        done = launched(tree, *options, *PROFILE)
+        assert done.returncode == 0 and "report.html" not in done.stdout
+    assert "report.html" in launched(tree, "exp/tiny/report/report.json", "-R", "report", *PROFILE).stdout
 
 
 def test_nothing_to_do_shows_the_table(tree):
@@ -121,6 +144,22 @@ def test_the_last_line_is_the_error_and_it_is_there_once(tmp_path):
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == done.stderr.splitlines()[-1:]
     # Nothing was tried again.
     assert (tree.root / log).read_text().count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "is_one"),
+    [
+        ("/x/bin/snakemake --cores 1", True),
+        ("/x/bin/python3.11 /x/bin/snakemake -n", True),
+        ("python -m snakemake", True),
+        ("python -u -m snakemake --cores 1", True),
+        ("grep -r snakemake .", False),
+        ("python notes.py snakemake", False),
+        ("", False),
+    ],
+)
+def test_what_is_a_snakemake(command, is_one):
+    assert _is_snakemake(command.split(" ")) == is_one
 
 
 ATTEMPT = "2026-11-27 20:00:00,000 INFO ==== stage train, code 0123\n"

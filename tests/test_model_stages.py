@@ -1,6 +1,7 @@
 """The stages base, features, train and decode in sequence, on a tiny corpus of tones."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from lowrank_speech.stages import base, factorise, train
 from stage_world import (
     CTC,
     FAMILIES,
+    RECIPE,
     decode_with,
     done,
     hypotheses,
@@ -44,6 +46,16 @@ def test_base_writes_a_model_and_what_it_cost(world, family):
     assert numbers["ctc"] == {"wav2vec2": CTC, "whisper": None}[family]
     assert (world.base[family] / "preprocessor_config.json").is_file()
     assert not list((world.base[family].parent / "scratch").iterdir())
+
+
+def test_manifests_say_what_ran(world, systems):
+    """Settings with every default, device, code, and beside them what may differ from run to run."""
+    for record in (*world.records.values(), *(system.record for system in systems.values())):
+        recipe = record["cfg"].get("training") or record["cfg"]["pretrain"]
+        assert "warmup" not in RECIPE and recipe["warmup"] == 0.1 and recipe["epochs"] == RECIPE["epochs"]
+        assert re.fullmatch("[0-9a-f]{64}", record["code"]) and record["device"] in ("cpu", "cuda")
+        assert {"lowrank-speech", "torch", "transformers"} <= set(record["cost"]["versions"]) and record["cost"]["host"]
+        assert "versions" not in record and "seconds" not in record  # equal runs write equal manifests
 
 
 @pytest.mark.parametrize("family", FAMILIES)

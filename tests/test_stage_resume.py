@@ -5,15 +5,19 @@ import os
 import shutil
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
+import soundfile
 
 from lowrank_speech.artefact import Manifest
 from lowrank_speech.models import folder as folder_module
 from lowrank_speech.stages import base, lang, train
 from lowrank_speech.training import loop
+from lowrank_speech.training.config import Noise, Runtime, TrainConfig
 from lowrank_speech.training.data.prepared import RECORD
 from lowrank_speech.training.data.splits import Split
 from lowrank_speech.training.loop import Trainer
+from lowrank_speech.training.run import Run
 from lowrank_speech.training.step import Stepper
 from stage_world import (
     FAMILIES,
@@ -222,3 +226,20 @@ def test_a_pretraining_on_other_cuts_starts_beside_the_old_one(world, tmp_path, 
     old, before = only_run(paths), states(paths)
     done(base, cfg, tmp_path / "base.json", **paths | {f"{split}_cuts": world.corpus / "test.jsonl.gz"})
     assert f"{old}: an unfinished run" in capsys.readouterr().err and states(paths) == before
+
+
+def test_recordings_of_noise_are_part_of_the_key(world, tmp_path):
+    noise, cuts = tmp_path / "noise", world.corpus / "train.jsonl.gz"
+    noise.mkdir()
+
+    def key():
+        recipe = TrainConfig(noise=Noise(folder=str(noise)))
+        return Run(recipe, Runtime(), 1, tmp_path / "scratch", cuts, cuts, ["settings"]).key
+
+    soundfile.write(noise / "a.wav", np.ones(400) / 2, 16_000)
+    first = key()
+    assert key() == first
+    soundfile.write(noise / "a.wav", np.ones(500) / 2, 16_000)
+    second = key()
+    soundfile.write(noise / "b.wav", np.ones(400) / 2, 16_000)
+    assert len({first, second, key()}) == 3

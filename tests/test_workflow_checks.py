@@ -110,6 +110,62 @@ def test_cross_references(path, value, message):
     assert refused(edited(path, value)).startswith(message)
 
 
+SEEN = {
+    "a segment of a recognition task": (
+        "tasks.asr.segment",
+        {"seconds": 1.5},
+        "tasks.asr.segment: it cuts the audio and",
+    ),
+    "factors that see the test": ("calibrate.split", "test", "calibrate.split: 'test' is the test split of tasks.lid"),
+    "a base chosen on the test": (
+        "bases.whisper.pretrain.dev",
+        "test",
+        "bases.whisper.pretrain.dev: 'test' is the test split of tasks.lid",
+    ),
+    "tokens of a dev split": ("langs.chars.splits", ["dev"], "langs.chars.splits: 'dev' is the dev split of tasks.lid"),
+    "an epoch chosen on the test": ("tasks.asr.dev", "test", "tasks.asr.test: 'test' is the dev split already"),
+    "a constraint that is never applied": (
+        "methods.lowrank.constraint.probability",
+        0,
+        "methods.lowrank.constraint.probability is 0; it must be above 0",
+    ),
+    "adapters that are always dropped": (
+        "methods.lowrank_lora.lora.dropout",
+        1,
+        "methods.lowrank_lora.lora.dropout is 1; it must be below 1",
+    ),
+    "no target": ("methods.lowrank_lora.lora.targets", [], "methods.lowrank_lora.lora.targets is empty"),
+    "a corpus of one language": ("corpora.babel.languages", ["de"], "tasks.lid.corpus: babel has one language, de"),
+    "a task of one language": ("tasks.lid.languages", ["de"], "tasks.lid.languages: ['de'] has one language"),
+    "no reduction": ("methods.lowrank.factorise.reduction", 0, "methods.lowrank.factorise.reduction is 0; it must be"),
+    "certainty": ("score.confidence", 1, "score.confidence is 1; it must be below 1"),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_what_the_config_alone_can_tell_is_refused_before_the_first_job(name):
+    path, value, message = SEEN[name]
+    assert refused(edited(path, value)).startswith(message)
+
+
+def test_a_kaldi_corpus_of_one_language_is_found_before_the_first_job():
+    config = edited("tasks.lid", {"type": "lid", "corpus": "ocean", "train": "train", "dev": "dev", "test": "test"})
+    assert "data/ocean/train has no utt2lang, so all its utterances are in 'en'; language" in refused(config)
+    Path("data/ocean/train/utt2lang").write_text("u1 en\nu2 de\n")
+    checked(config)
+
+
+@pytest.mark.parametrize("where", ["bases.whisper", "tasks.asr", "methods.full"])
+def test_ctc_beside_the_tokenizer_of_a_published_whisper_is_refused(where):
+    config = edited("langs.own", {"kind": "whisper"})
+    hub = {"family": "whisper", "source": "openai/whisper-tiny", "features": "logmel", "lang": "own"}
+    config["bases"]["whisper"] = hub
+    checked(config)
+    part, name = where.split(".")
+    config[part][name]["training"] = {"ctc_weight": 0.3}
+    assert refused(config).startswith("training.ctc_weight: the system whisper/asr/full has Whisper's own tokenizer")
+
+
 # What keys of a recipe say together: recipe, what the message says after the place.
 TOGETHER = [
     ({"warmup": 0.7}, ": warmup is 0.7 and hold is 0.4: they are shares of all steps, so their sum must be at most 1"),

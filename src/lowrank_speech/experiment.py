@@ -343,6 +343,8 @@ def check(config: Mapping[str, Any]) -> None:
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         _check_jobs(config)
+        for name in config["systems"]["tasks"]:
+            _check_languages(config, name)
     except UserError as error:
         raise ValueError(str(error)) from error
 
@@ -369,6 +371,25 @@ def _check_jobs(config: Mapping[str, Any]) -> None:
         found = slices.train(system)
         _check_device("training", found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
         once(TrainConfig, found.cfg["training"], "training", f"the system {'/'.join(system)}")
+
+
+def _check_languages(config: Mapping[str, Any], name: str) -> None:
+    """UserError: the tables on the disk say that a language recognition task would train on one language."""
+    task = config["tasks"][name]
+    section = config["corpora"][task["corpus"]]
+    source = section["splits"][task["train"]].get("source")
+    if task["type"] != "lid" or section["kind"] != "kaldi" or section["language"] is None:
+        return
+    try:
+        _, root = _located(section, "corpora")
+    except UserError:
+        return  # it is not here; see lost_corpora
+    folder = Path(root, source)
+    if folder.is_dir() and not (folder / "utt2lang").is_file():
+        raise UserError(
+            f"tasks.{name}.train: {folder} has no utt2lang, so all its utterances are in {section['language']!r}; "
+            f"language recognition needs two languages"
+        )
 
 
 def _check_device(where: str, recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: str) -> None:

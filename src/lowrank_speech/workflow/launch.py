@@ -4,35 +4,32 @@
 
 Two runs in one folder would make the same files at the same time, so this program locks ``.snakemake/run.lock`` while
 it works; the lock ends with the process. Snakemake's own lock survives ``kill -9``; this program removes it if no other
-process works in the folder. A dry run shows what would be done, but no table.
+process works in the folder. A dry run shows what would be done, but no table;
+nor does a run of a part that makes no new table.
 """
 
 import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 from lowrank_speech.workflow import results
 
 STATE = Path(".snakemake")
-DRY = {
-    "-n",
-    "--dry-run",
-    "--dryrun",
-    "--lint",
-    "--unlock",
-    "--summary",
-    "--dag",
-    "--rulegraph",
-    "--list",
-    "-h",
-    "--help",
-}
+# Options of Snakemake with which no job runs, alone, abbreviated, or among others as in -np.
+DRY = re.compile(
+    r"-[npqkFft]*[nhlvSD][npqkFft]*"
+    r"|--(dry|lint|unlock|summary|detailed|dag|d3dag|rulegraph|filegraph|list|lt|lc|li|lp|lu|help|version|archive"
+    r"|clean|cm|delete|print-comp|export|container-cleanup|containerize|conda-c|generate).*"
+)
+PART = re.compile(r"--until.*|-U.*|--omit.*|-O.*")
 USAGE = 2
 
 
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, *arguments = sys.argv[1:] if argv is None else argv
     if not Path(config).is_file():
         return _refuse(f"the config file {config} does not exist; name one with CONFIG=")
-    dry = bool(DRY & set(arguments))
+    dry = any(DRY.fullmatch(word) for word in arguments)
     try:
         with _alone(dry):
             started = time.time()
@@ -52,7 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     try:
         layout = results.layout_of(config)
-        shown = results.table(layout) if code == 0 else "".join(f"{line}\n" for line in results.errors(layout, started))
+        part = any(PART.fullmatch(word) or word.startswith(f"{layout.root}/") for word in arguments)
+        shown = (
+            results.table(layout, started if part else 0.0)
+            if code == 0
+            else "".join(f"{line}\n" for line in results.errors(layout, started))
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return code  # the config cannot be read, as Snakemake has reported
     sys.stdout.flush()
@@ -111,7 +113,11 @@ def _snakemakes(folder: Path) -> Iterator[int]:
 
 
 def _is_snakemake(command: list[str]) -> bool:
-    return any(Path(word).name == "snakemake" for word in command[:3])
+    """Whether ``command`` is ``snakemake``, ``python FOLDER/snakemake`` or ``python [options] -m snakemake``."""
+    program, *rest = [Path(word).name for word in command[:5]] + [""]
+    if not program.startswith("python"):
+        return program == "snakemake"
+    return rest[0] == "snakemake" or ("-m", "snakemake") in pairwise(rest)
 
 
 def _run(command: list[str]) -> int:

@@ -37,11 +37,11 @@ def layout_of(config: str | Path) -> Layout:
     return Layout(found["output"].rstrip("/"))
 
 
-def table(layout: Layout) -> str:
-    """The results table and the path of the page; empty if there is no report yet."""
+def table(layout: Layout, since: float = 0.0) -> str:
+    """The results table and the path of the page; empty if no report was written after ``since`` (see ``errors``)."""
     folder = Path(layout.report())
     text = folder / "results.txt"
-    if not text.is_file():
+    if not text.is_file() or text.stat().st_mtime < since:
         return ""
     return f"\n{text.read_text(encoding='utf-8').rstrip()}\n\n{folder / 'report.html'}\n"
 
