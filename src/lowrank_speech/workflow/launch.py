@@ -4,8 +4,7 @@
 
 Two runs in one folder would make the same files at the same time, so this program locks ``.snakemake/run.lock`` while
 it works; the lock ends with the process. Snakemake's own lock survives ``kill -9``; this program removes it if no other
-process works in the folder. A dry run shows what would be done, but no table;
-nor does a run of a part that makes no new table.
+process works in the folder. Neither a dry run nor a run of a part that makes no new table ends with the table.
 """
 
 import fcntl
