@@ -150,15 +150,17 @@ GENERATED = {"workflow/schemas/config.schema.json", "docs/configuration.md"}
 CHECK = """
 import json, sys
 from pathlib import Path
-from lowrank_speech import experiment
+from lowrank_speech.experiment.__main__ import main
+from lowrank_speech.experiment.check import check
+from lowrank_speech.experiment.schema import FILE
 from lowrank_speech.workflow import checks, schema
 from lowrank_speech.workflow.config import complete
 
-assert experiment.main([]) == 0 == experiment.main(["--check"])
-config, made = json.loads(sys.argv[1]), json.loads(experiment.SCHEMA.read_text())
+assert main([]) == 0 == main(["--check"])
+config, made = json.loads(sys.argv[1]), json.loads(FILE.read_text())
 schema.validate(config, made)
 checks.check(config, made)
-experiment.check(schema.resolve(complete(config), made, made))
+check(schema.resolve(complete(config), made, made))
 print(json.dumps(made["modules"]))
 """
 

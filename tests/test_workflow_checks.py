@@ -114,7 +114,7 @@ SEEN = {
     "a segment of a recognition task": (
         "tasks.asr.segment",
         {"seconds": 1.5},
-        "tasks.asr.segment: it cuts the audio and",
+        "tasks.asr.segment: it would cut the audio and",
     ),
     "factors that see the test": ("calibrate.split", "test", "calibrate.split: 'test' is the test split of tasks.lid"),
     "a base chosen on the test": (

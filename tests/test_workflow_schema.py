@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lowrank_speech import experiment
+from lowrank_speech.experiment import __main__ as experiment
 from workflow_config import REMOVED, SCHEMA, checked, edited, refused
 from workflow_tree import REPOSITORY, write_ocean
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lowrank_speech import experiment
+from lowrank_speech.experiment.check import check
 from lowrank_speech.workflow import checks, schema
 from lowrank_speech.workflow.config import ConfigError, complete
 from lowrank_speech.workflow.slices import Slices
@@ -23,7 +23,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     schema.validate(config, SCHEMA)
     checks.check(config, SCHEMA)
     resolved = schema.resolve(complete(config), SCHEMA, SCHEMA)
-    experiment.check(resolved)
+    check(resolved)
     assert config == before
     return resolved
 

@@ -59,10 +59,11 @@ try:
         checks.check(config, SCHEMA)
     CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)
     if workflow.is_main_process:
-        from lowrank_speech import experiment
         from lowrank_speech.corpora import tracking
+        from lowrank_speech.experiment import outside
+        from lowrank_speech.experiment.check import check
 
-        experiment.check(CONFIG)
+        check(CONFIG)
 except ValueError as error:
     raise WorkflowError(f"in the config: {error}") from None
 
@@ -83,14 +84,13 @@ def quick(function):
 LOST = {}
 if workflow.is_main_process:
     unread = {c for c, s in splits_used(CONFIG) if not os.path.isfile(f"{layout.corpus(c)}/{s}.json")}
-    LOST = experiment.lost_corpora(sorted(unread), CONFIG)
+    LOST = outside.lost_corpora(sorted(unread), CONFIG)
     for name, why in LOST.items():
         if CONFIG["corpora"][name].get("path") is not None:
             raise WorkflowError(f"in the config: {why}")
 
-
     untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
-    noise = experiment.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
+    noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
     if noise is not None:
         raise WorkflowError(f"in the config: {noise}")
 
@@ -239,10 +239,10 @@ def made(stage):
 def sources(stage, wildcards):
     """Name -> path of the external files that the job would read; None: unknown here."""
     if stage == "corpus":
-        return experiment.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
+        return outside.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
     if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
-        return experiment.base_sources(CONFIG["bases"][wildcards.base]["source"])
-    return experiment.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
+        return outside.base_sources(CONFIG["bases"][wildcards.base]["source"])
+    return outside.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
 
 
 def split_file(split, suffix):
