@@ -18,9 +18,10 @@ from lowrank_speech.stages import train
 from stage_world import done, refused, train_cfg, train_paths
 
 
-def torchrun_command(world, cfg, folder, processes=2, **changed):
+def torchrun_command(world, cfg, folder, processes=2, runtime=None, **changed):
     command = [sys.executable, "-m", "lowrank_speech.training.process.torchrun", str(processes)]
     command += ["lowrank_speech.stages.train", "--cfg", json.dumps(cfg), "--manifest", str(folder / "train.json")]
+    command += ["--runtime", json.dumps(runtime or {})]
     for name, path in train_paths(world, "wav2vec2", folder, **changed).items():
         command += [f"--{name.replace('_', '-')}", str(path)]
     return command
@@ -60,14 +61,14 @@ def test_two_processes_train_what_one_trains_with_twice_the_batches(world, tmp_p
 def test_two_processes_that_are_stopped_go_on_and_end_as_they_would_have_ended(world, tmp_path):
     # Draws of each process: dropout and masks. A state after every update.
     recipe = {"batch_seconds": 0.7, "dropout": 0.2, "spec_augment": {}, "average": 2, "keep": "last", "epochs": 4}
-    cfg = train_cfg(training=recipe | {"processes": 2, "workers": 1, "save_minutes": 1e-6})
-    whole = torchrun(world, cfg, tmp_path / "whole")
+    cfg, runtime = train_cfg(training=recipe | {"processes": 2}), {"workers": 1, "save_minutes": 1e-6}
+    whole = torchrun(world, cfg, tmp_path / "whole", runtime=runtime)
     assert whole.returncode == 0, whole.stderr
     folder = tmp_path / "stopped"
     folder.mkdir()
     scratch = train_paths(world, "wav2vec2", folder)["scratch"]
     with (folder / "log").open("w") as log:
-        running = subprocess.Popen(torchrun_command(world, cfg, folder), stdout=log, stderr=log)
+        running = subprocess.Popen(torchrun_command(world, cfg, folder, runtime=runtime), stdout=log, stderr=log)
         while not states(scratch) and running.poll() is None:
             time.sleep(0.01)
         running.send_signal(signal.SIGUSR1)
@@ -75,7 +76,7 @@ def test_two_processes_that_are_stopped_go_on_and_end_as_they_would_have_ended(w
     text = (folder / "log").read_text()
     assert code == STOPPED and text.count("stopped by SIGUSR1") == 1 and "Traceback" not in text, text
     assert states(scratch) and not (folder / "train.json").exists(), text
-    again = torchrun(world, cfg, folder)
+    again = torchrun(world, cfg, folder, runtime=runtime)
     assert again.returncode == 0 and again.stderr.count("continuing from") == 1, again.stderr
     left, right = (json.loads((tmp_path / n / "train.json").read_text())["outputs"] for n in ("whole", "stopped"))
     assert left == right
@@ -88,12 +89,14 @@ def states(scratch):
 
 @pytest.mark.slow
 def test_processes_end_with_a_torchrun_that_is_killed(world, tmp_path):
-    cfg = train_cfg(training={"batch_seconds": 0.7, "epochs": 5000, "processes": 2, "workers": 1})
+    cfg = train_cfg(training={"batch_seconds": 0.7, "epochs": 5000, "processes": 2})
     with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(torchrun_command(world, cfg, tmp_path), stdout=log, stderr=log)
+        command = torchrun_command(world, cfg, tmp_path, runtime={"workers": 1})
+        running = subprocess.Popen(command, stdout=log, stderr=log)
         scratch = train_paths(world, "wav2vec2", tmp_path)["scratch"]
         while not states(scratch) and running.poll() is None:
             time.sleep(0.01)
+        assert running.poll() is None, (tmp_path / "log").read_text()
         running.kill()
         running.wait()
     deadline = time.monotonic() + 60
