@@ -146,6 +146,7 @@ KINDS = {
         {'"lowrank")': '"lowrank", "names")', OTHERS: EXPORT_CASE + OTHERS},
     ),
 }
+TESTS = REPOSITORY / "tests"
 GENERATED = {"workflow/schemas/config.schema.json", "docs/configuration.md"}
 CHECK = """
 import json, sys
@@ -162,6 +163,19 @@ schema.validate(config, made)
 checks.check(config, made)
 check(schema.resolve(complete(config), made, made))
 print(json.dumps(made["modules"]))
+"""
+CODE = """
+import json, sys
+sys.path.append(sys.argv[2])
+from closures import jobs
+from lowrank_speech.experiment.schema import FILE
+from lowrank_speech.workflow import closures, schema
+from lowrank_speech.workflow.config import complete
+from lowrank_speech.workflow.slices import Slices
+
+made = json.loads(FILE.read_text())
+slices = Slices(schema.resolve(complete(json.loads(sys.argv[1])), made, made), made)
+print(json.dumps({f"{stage} {vars(w)}": closures.code_hash(stage, slices, w) for stage, w in jobs(slices)}))
 """
 
 
@@ -213,6 +227,12 @@ def test_a_kind_is_one_file_and_its_registry(kinds, tmp_path):
     before = {name: hashlib.sha256((REPOSITORY / name).read_bytes()).hexdigest() for name in after if exists(name)}
     changed = {name for name, digest in after.items() if before.get(name) != digest}
     assert changed - GENERATED == {f"src/lowrank_speech/{kind.file}", f"src/lowrank_speech/{kind.registry}"}
+
+    # No job of an experiment that does not use it runs again.
+    code = [
+        json.loads(run(root, "-c", CODE, json.dumps(tiny_config()), TESTS).stdout) for root in (REPOSITORY, tmp_path)
+    ]
+    assert code[0] == code[1] and len(code[0]) > 50
 
 
 def exists(name: str) -> bool:

@@ -38,7 +38,13 @@ def package(tmp_path: Path) -> Path:
 
 def hashes(src: Path) -> dict[str, str]:
     """Hash of both stages, computed anew."""
-    for function in (fingerprints.code_hash, fingerprints._file, fingerprints._read):
+    for function in (
+        fingerprints.code_hash,
+        fingerprints._file,
+        fingerprints._tree,
+        fingerprints._read,
+        fingerprints._cases,
+    ):
         function.cache_clear()
     return {stage: code_hash(f"pack.stages.{stage}", src) for stage in ("train", "score")}
 
@@ -125,3 +131,39 @@ def test_workflow_package_is_light():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+REGISTRY = """
+KINDS = ("one", "two"{name})
+TABLE = {{"one": 1, "two": 2{row}}}
+
+def module(kind):
+    match kind:
+        case "one":
+            from pack.parts import one as found
+        case "two":
+            from pack.parts import two as found{case}
+        case _:
+            raise ValueError(kind)
+    return found
+"""
+
+
+def test_a_registry_counts_with_the_kinds_that_run(package):
+    def code(without: tuple[str, ...], **more: str) -> str:
+        text = REGISTRY.format(**{"name": "", "row": "", "case": ""} | more)
+        (package / "pack/registry.py").write_text(text, encoding="utf-8")
+        (package / "pack/stages/train.py").write_text("from pack import registry\n", encoding="utf-8")
+        hashes(package)
+        return code_hash("pack.stages.train", package, without)
+
+    for name in ("two", "three"):
+        (package / f"pack/parts/{name}.py").write_text("", encoding="utf-8")
+    third = {"name": ', "three"', "row": ', "three": 3', "case": ""}
+    third["case"] = '\n        case "three":\n            from pack.parts import three as found'
+    only_one = ("pack.parts.two", "pack.parts.three")
+    assert code(only_one) == code(only_one, **third)
+    assert code(("pack.parts.three",)) == code(("pack.parts.three",), **third) != code(only_one)
+    assert code(()) != code((), **third)
+    assert code(only_one) != code(only_one, row=', "other": 3')
+    assert code(only_one) != code(only_one, case="\n        case 'three':\n            found = None")
