@@ -56,7 +56,7 @@ class Config(BaseSettings):
         if self.source == "scratch" and self.pretrain is None:
             raise ValueError("source: scratch needs `pretrain`, the recipe of its pretraining")
         if self.source != "scratch" and self.pretrain is not None:
-            raise ValueError(f"pretrain belongs to source: scratch, not to {self.source!r}; remove it")
+            raise ValueError(f"pretrain is only for source: scratch, but source is {self.source!r}; remove it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-STOPPED = {"bound": "reached the bound of their tokens", "loop": "only repeated themselves"}
+STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
 
 
 @settings
@@ -164,7 +164,7 @@ class _Work:
             rows.append(_row(cut.id, hypothesis, partial(lang.normalise, language=supervision.language)))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
-            log.warning("characters of the references that training never saw (each counts as an error): %s", shown)
+            log.warning("the references have characters that the token set lacks; each is an error: %s", shown)
         write_text(out / "hyp.txt", "".join(hyp))
         write_text(out / "ref.txt", "".join(ref))
         write_text(out / "hypotheses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -205,11 +205,11 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
-    """How many hypotheses the decoder ended, and for how many it detected the language; warns of the former."""
+    """How many hypotheses the decoder stopped (logged as warnings), and for how many it detected the language."""
     stopped = Counter(h.stopped for h in hypotheses if h.stopped is not None)
     detected = Counter(h.language for h in hypotheses if h.language is not None)
     for why, number in sorted(stopped.items()):
-        log.warning("%d hypotheses were ended because they %s; `stopped` in %s names them", number, STOPPED[why], where)
+        log.warning("the decoder stopped %d hypotheses that %s; see `stopped` in %s", number, STOPPED[why], where)
     return {"stopped": dict(sorted(stopped.items())), "language_detected": dict(sorted(detected.items()))}
 
 

@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what is stored; waveform: nothing")
-    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves what is stored and rounds it")
+    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what to store; waveform: nothing")
+    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves the size, but rounds")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def body(run: common.Run) -> None:
         metrics["speech_seconds"] = round(work.speech, 3)
         cost["frontend_rtf"] = round(work.seconds / max(work.speech, 1e-9), 6)
     if not metrics["utterances"]:
-        raise UserError(f"{arguments.cuts}: the split is empty")
+        raise UserError(f"{arguments.cuts} has no cuts; give a split with utterances")
     log.info("%(utterances)d utterances, %(frames)d frames", metrics)
     run.finish(outputs, metrics, cost)
 

@@ -44,7 +44,7 @@ class Config:
     """The stage's slice."""
 
     roles: dict[str, tuple[str, ...]] = key(
-        None, "role -> its splits as corpus/split, for the record; the indices come as --split", default_factory=dict
+        None, "role -> its splits as corpus/split, for the manifest (indices: --split)", default_factory=dict
     )
 
 
@@ -152,7 +152,7 @@ def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Pa
     return (
         f"utterance {name} of {role} ({first}) and {other_name} of {other_role} ({second}) {same}"
         + (f", and {more} more are shared, see {listed}" if more else "")
-        + f": results on {other_role} would mean nothing; take them out of one split's data, or choose other splits"
+        + f": results on {other_role} would be meaningless; remove them from one split, or choose other splits"
     )
 
 
