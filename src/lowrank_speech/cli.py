@@ -186,9 +186,7 @@ def score_lid(
 @app.command("params")
 @friendly
 def params(
-    model: Annotated[
-        str | None, typer.Argument(help="Model folder (this package's or Hugging Face's), hub name, or preset.")
-    ] = None,
+    model: Annotated[str | None, typer.Argument(help="Model folder, hub name, or preset.")] = None,
     preset: Annotated[str | None, typer.Option(help="A preset, instead of a model, e.g. xls-r-300m.")] = None,
     layers: Annotated[str, typer.Option(help="Which layers: ffn, attention, all, or a name pattern.")] = "ffn",
     rank: Annotated[int | None, typer.Option(help="Rank of the factors.", min=1)] = None,
@@ -219,9 +217,7 @@ def params(
 @app.command("factorise")
 @friendly
 def factorise(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Model folder (this package's or Hugging Face's) or hub name.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder or hub name.")],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not exist.")],
     layers: Annotated[
         list[str] | None, typer.Option(help="ffn, attention, all, or a name pattern; may be repeated.  [default: ffn]")
