@@ -9,8 +9,8 @@ outputs  --out       folder with
            audio/{split}/         synthesised speech only
          --manifest  {split}.json
 
-`--cfg` holds the corpus, `--split` names the split to make: each split is a run of its own. Equal runs write equal
-bytes; `audio_sha256` in the manifest covers the decoded samples.
+`--cfg` describes the corpus, `--split` names the split to make: one run makes one split. Equal runs write equal bytes;
+`audio_sha256` in the manifest covers the decoded samples.
 
 SPEECH_DATA=/data python -m lowrank_speech.stages.corpus --split test --out exp/corpus/ocean
     --manifest exp/corpus/ocean/test.json --jobs 2 --cfg '{"seed": 1, "corpus": {"kind": "kaldi", "language": "en",

@@ -1,27 +1,27 @@
 """Stage decode: a system, one decoder and test cuts -> hypotheses, or language scores.
 
 inputs   --model      the system's model folder (stage train)
-         --emissions  in its place, for decoders that read them: the folder of the stage emissions
+         --emissions  instead of the model, for decoders that read emissions: folder of the stage emissions
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
-                                 probability, or null), and where there are any: nbest (text and score of each, the best
-                                 first), words (text, start, end in seconds, score), language (the one that the decoder
-                                 detected), stopped (bound or loop: the decoder ended the utterance)
+                                 probability, or null), and optionally: nbest (text and score of each, the best first),
+                                 words (text, start, end in seconds, score), language (if the decoder detected it),
+                                 stopped (bound or loop, if the decoder stopped the utterance)
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
            speakers.tsv          the speaker of each utterance
            set_aside.tsv         utterances that cannot be scored, with the reason
-         --manifest   number of utterances, hypotheses that the decoder ended, real-time factors
+         --manifest   number of utterances, hypotheses that the decoder stopped, real-time factors
 
 cfg      task         type (asr, lid), segment
          decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
 
-The clock counts the network and the search on loaded features, after one warm-up batch, but not the reading of files.
-Earlier stages add their own cost: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
+The measured time includes the network and the search on loaded features, after one warm-up batch, but not reading
+files. Costs of earlier stages are copied: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
 
 python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decoder":{"kind":"greedy"}}' --model system/model
     --cuts test.jsonl.gz --lang lang --out decoded --manifest decoded/decode.json
@@ -214,7 +214,7 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """Write languages.tsv or speakers.tsv; only a header if an utterance lacks it, since half a breakdown misleads."""
+    """Write languages.tsv or speakers.tsv; only its header if any utterance lacks the value."""
     rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
     if not all(value for _, value in rows):
         rows = []

@@ -5,8 +5,8 @@ inputs   --model  the system's model folder (stage train)
 outputs  --out    folder with
            emissions.h5    an array (frames, symbols) for each utterance, under its id: natural-log probabilities
            frames.tsv      id, frames, seconds of speech
-           set_aside.tsv   utterances that the network cannot take, with the reason
-         --manifest  ``emissions.json`` in that folder: utterances, frames, symbols, and what the symbols stand for
+           set_aside.tsv   utterances that the network cannot process, with the reason
+         --manifest  ``emissions.json`` in that folder: utterances, frames, symbols and their meaning
 
 cfg      emissions  {dtype, batch_seconds}
 

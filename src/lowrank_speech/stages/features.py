@@ -5,7 +5,7 @@ inputs   --cuts   cuts of one split (stage corpus)
 outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored; the front end or the filterbank runs each time
+kinds    waveform  stores nothing; the front end or the filterbank runs each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded
@@ -66,7 +66,7 @@ def body(run: common.Run) -> None:
 
 
 class _Work:
-    """Computes arrays and measures the time for that, without the reading of audio."""
+    """Computes arrays and measures the time, without reading audio."""
 
     def __init__(self, config: Config, base: Path):
         import torch

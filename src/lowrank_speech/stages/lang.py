@@ -1,18 +1,18 @@
 """Stage lang: training transcripts -> the normaliser and the token set of recognition.
 
-inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). Nothing else is read,
-                     so that no transcript of dev or test has an influence. Kind whisper needs none
+inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). The stage reads nothing else, so
+                     transcripts of dev or test have no influence. Kind whisper needs no cuts
 outputs  --out       folder with
            tokens.txt      kind char: `symbol id` lines, <blk> is 0
-           pieces.model    kind sentencepiece; pieces.vocab is the same for people
+           pieces.model    kind sentencepiece; pieces.vocab lists the pieces for people to read
            words.txt       `word count` lines, sorted: the words of the normalised transcripts
            set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing
          --manifest  lang.json in that folder; `Lang.load` reads it
 
-kind     char            characters. For CTC, unless `for: seq2seq`
-         sentencepiece   pieces. For the decoder of a Whisper from scratch and, with more symbols than it uses, for CTC,
-                         unless `for: ctc`
-         whisper         the tokenizer that comes with a published Whisper: only the normaliser is set
+kind     char            characters, for CTC unless `for: seq2seq` is set
+         sentencepiece   pieces, for the decoder of a Whisper from scratch unless `for: ctc` is set. CTC can also use a
+                         set for seq2seq, but not its special symbols
+         whisper         the tokenizer that comes with a published Whisper; only the normaliser can be set
 
 Equal transcripts and settings give equal files, byte for byte.
 

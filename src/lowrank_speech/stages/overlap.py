@@ -1,12 +1,12 @@
-"""Stage overlap: do the splits of a task share utterances, audio or speakers?
+"""Stage overlap: check whether the splits of a task share utterances, audio or speakers.
 
 inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train, dev, test
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
-No utterance of a training role (pretrain, train) may occur in dev or test, and none of dev in test: neither with its
-id, within one corpus, nor with equal samples. If one does, the stage ends with exit code 2. Shared speakers are only
-reported. Training roles may share anything.
+No utterance of a training role (pretrain, train) may occur in dev or test, and no utterance of dev in test. Two
+utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an utterance, the
+stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
     --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
@@ -112,7 +112,7 @@ def read_split(text: str) -> Split:
 
 
 def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
-    """What two splits share but may not, as rows of shared.tsv: equal samples, and within one corpus equal ids."""
+    """Utterances that two splits must not share, as rows of shared.tsv: equal samples, or equal ids in one corpus."""
     columns = ["sha256"] + (["id"] if one.corpus.resolve() == other.corpus.resolve() else [])
     result = []
     for column in columns:

@@ -2,22 +2,22 @@
 
 inputs   --root  the experiment's folder. For every system, below {base}/{task}/{method}/ (each manifest with the file
                  .cost.json beside it):
-                   train/.../train.json                      parameters; memory and time; metrics.jsonl, set_aside.tsv
+                   train/.../train.json                      parameters, memory and time; metrics.jsonl, set_aside.tsv
                    decode/.../{decoder}/{test}/decode.json   time per second of speech; set_aside.tsv
                    score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals
-                 and where they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
+                 if they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
                    results.csv             a row per system, decoder and test set; raw: fractions, bytes, seconds
-                   results.txt             the same as a table for the terminal
+                   results.txt             a table for the terminal
                    error.png, cost.png, curves.png
                    report.html             everything on one page that needs no other file and no network
          --manifest  hashes of the outputs, number of systems and results, the three sentences at the top of the page
 
 cfg      experiment  the title
          systems     list of {base, task, method, type, factorisation}, in the order of the report. factorisation is the
-                     folder of the low-rank model, default: one of the method's name, if there is one
-         tasks       task -> {tests, decoders}: names of its test sets and decoders; the first of each lead
+                     folder of the low-rank model, default: the one named after the method, if it exists
+         tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
          corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes}: resolution of the plots, rows of each table of errors
 

@@ -11,7 +11,7 @@ outputs  --out         folder with
          --manifest    parameters in total and trained, dev metric, what was set aside
 scratch  --scratch     folder of unfinished runs (state, and the cuts that can be used); a killed run continues there
 
-adapt    none    nothing of the base trains; only a head that the task needs and the base lacks
+adapt    none    only a head that the task needs and the base lacks
          head    only the head
          full    everything except the convolutional front end; factorised layers under the semi-orthogonal constraint
          lora    LoRA adapters (peft) and the head

@@ -114,7 +114,7 @@ class Runtime:
 
 @settings
 class TrainConfig:
-    """The training recipe: all that decides the result. Durations are in epochs or steps; see docs/training.md."""
+    """The training recipe: all keys that affect the result. See docs/training.md."""
 
     epochs: Count = key(10, "passes over the training cuts")
     max_steps: Large | None = key(None, "stop after this many steps, even if epochs are left")
