@@ -226,7 +226,7 @@ def test_bad_settings(tmp_path, config, message):
 
 
 def test_a_split_whose_name_leads_elsewhere(tmp_path):
-    with pytest.raises(UserError, match=r"'\.\./x' names a file"):
+    with pytest.raises(UserError, match=r"'\.\./x' is not a valid name"):
         body(tmp_path / "out", {"kind": "tsv", "splits": {"../x": {"source": "train.tsv"}}}, "../x")
 
 

@@ -265,9 +265,9 @@ def test_what_is_factorised_already_and_what_is_no_moments_file(folder, cuts, tm
     cfg = {"seed": 1, "factorise": {"rank": 4}}
     run(stage, cfg, tmp_path / "low", model=folder)
     assert run(stage, cfg, tmp_path / "twice", model=tmp_path / "low")[0] == 2
-    assert "is factorised already" in capsys.readouterr().err
+    assert "is already factorised" in capsys.readouterr().err
     assert run(calibrate, {"seed": 1}, tmp_path / "m.safetensors", model=tmp_path / "low", cuts=cuts)[0] == 2
-    assert "is factorised already" in capsys.readouterr().err
+    assert "is already factorised" in capsys.readouterr().err
     shutil.copy(cuts, tmp_path / "bad.safetensors")
     assert run(stage, cfg, tmp_path / "x", model=folder, moments=tmp_path / "bad.safetensors")[0] == 2
     assert "not a safetensors file" in capsys.readouterr().err

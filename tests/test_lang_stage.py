@@ -105,7 +105,7 @@ def test_rare_characters_become_unknown(tmp_path, cuts):
 @pytest.mark.parametrize("supervisions", [0, 2])
 def test_a_cut_has_one_supervision(tmp_path, capsys, supervisions):
     path = write(tmp_path / "train.jsonl.gz", [cut("good", "a"), cut("bad", "a word", supervisions=supervisions)])
-    message = f"{path}, line 2: the cut bad has {supervisions} supervisions, not one"
+    message = f"{path}, line 2: the cut bad has {supervisions} supervisions; expected one"
     refused(capsys, message, tmp_path / "l", path)
 
 

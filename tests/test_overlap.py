@@ -54,7 +54,7 @@ def test_equal_samples_under_two_names(tmp_path, capfd, train, one, other):
     test = index(tmp_path, "d", "test", [("x", "s8", "8"), ("y", "s9", "2")])
     said = refused(tmp_path, capfd, (one, train), (other, test))
     assert f"utterance b of {one} ({train}) and y of {other} ({test}) have the same samples" in said
-    assert "take them out of one split's data" in said and "more" not in said
+    assert "remove them from one split" in said and "more" not in said
     rows = (tmp_path / "o" / "shared.tsv").read_text().splitlines()
     assert rows[1:] == [f"samples\t{one}\tc/train\tb\t{other}\td/test\ty"]
 

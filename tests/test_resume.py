@@ -340,7 +340,7 @@ def test_no_room_is_one_line(library, tmp_path, capsys):
 
     assert run_stage(body, "INFO") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "the disk is full: " in line and "make room there and run again" in line
+    assert "the disk is full: " in line and "free some space and run again" in line
 
 
 def test_other_errors_keep_their_traceback():

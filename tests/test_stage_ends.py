@@ -63,7 +63,7 @@ def test_an_empty_split_ends_decoding_and_features(world, systems, tmp_path, cap
     refused(capsys, "no utterance is left", decode, {"task": {"type": task}}, tmp_path / "m.json", **paths)
     for kind in ("conv", "waveform"):
         paths = {"cuts": empty, "base": world.base["wav2vec2"], "out": tmp_path / "f.jsonl.gz"}
-        refused(capsys, "the split is empty", features, {"kind": kind}, tmp_path / "m.json", **paths)
+        refused(capsys, "has no cuts", features, {"kind": kind}, tmp_path / "m.json", **paths)
 
 
 def test_a_split_of_which_nothing_is_left_says_why(world, tmp_path, capsys):
@@ -122,7 +122,7 @@ def test_a_training_utterance_without_language_in_lid(world, tmp_path):
 def test_one_language_in_the_config_is_nothing_to_tell_apart(world, tmp_path, capsys):
     cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de"]}}
     paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid")
-    refused(capsys, "languages is ['de']; name two or more to tell apart", train, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "languages is ['de']; name at least two", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_keys_of_how_a_training_runs_are_checked(world, tmp_path, capsys):
@@ -139,7 +139,7 @@ def test_a_segment_of_a_recognition_task_is_refused(world, tmp_path, capsys):
     """The audio would be cut, and the whole transcript kept."""
     paths = train_paths(world, "wav2vec2", tmp_path / "out")
     cfg = train_cfg() | {"task": {"type": "asr", "segment": {"seconds": 1.5}}}
-    message = "cfg.task: segment cuts the audio and would keep all the text"
+    message = "cfg.task: segment cuts the audio, but not the transcript"
     refused(capsys, message, train, cfg, tmp_path / "m.json", **paths)
     cfg["task"]["segment"]["seconds"] = None
     done(train, cfg, tmp_path / "m.json", **paths)
@@ -291,6 +291,6 @@ def test_what_ends_any_stage_in_a_line(error, capsys):
     code = common.run_stage(body, "INFO")
     (line,) = capsys.readouterr().err.splitlines()
     if isinstance(error, OSError):
-        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change its permissions" in line
+        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change the permissions" in line
     else:
         assert code == 130 and line.endswith("interrupted")

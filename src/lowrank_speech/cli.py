@@ -39,10 +39,10 @@ score_app = typer.Typer(no_args_is_help=True, help="Score hypotheses or language
 app.add_typer(score_app, name="score")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value; rates and shares are fractions.")]
-Bootstrap = Annotated[int, typer.Option(help="Resamples behind the intervals; 0: no intervals.", metavar="N")]
-Confidence = Annotated[float, typer.Option(help="Mass of the intervals.", metavar="SHARE")]
+Bootstrap = Annotated[int, typer.Option(help="Number of bootstrap resamples; 0: no intervals.", metavar="N")]
+Confidence = Annotated[float, typer.Option(help="Confidence level of the intervals.", metavar="SHARE")]
 Seed = Annotated[int, typer.Option(help="Seed of the resamples.", min=0)]
-Resampled = Annotated[Resample, typer.Option(help="What is resampled; auto: speakers where --utt2spk is given.")]
+Resampled = Annotated[Resample, typer.Option(help="Units to resample; auto: speakers with --utt2spk, else utterances.")]
 Utt2spk = Annotated[Path | None, typer.Option(help="Map 'id speaker'.", metavar="FILE")]
 Utt2lang = Annotated[Path | None, typer.Option(help="Map 'id language'.", metavar="FILE")]
 
@@ -99,14 +99,14 @@ def common_options(
 @friendly
 def score_asr(
     ref: Annotated[Path, typer.Argument(help="References: Kaldi text, 'id word word ...'.")],
-    hyp: Annotated[Path, typer.Argument(help="Hypotheses, likewise.")],
+    hyp: Annotated[Path, typer.Argument(help="Hypotheses, in the same format.")],
     as_json: Json = False,
     per_utterance: Annotated[
-        bool, typer.Option(help="Also the worst utterances and confusions (in JSON: every utterance).")
+        bool, typer.Option(help="Also show the worst utterances and confusions (JSON: all utterances).")
     ] = False,
-    worst: Annotated[int, typer.Option(help="How many utterances and confusions that shows.", min=0)] = DEFAULT.worst,
+    worst: Annotated[int, typer.Option(help="How many of these to show.", min=0)] = DEFAULT.worst,
     missing_as_empty: Annotated[
-        bool, typer.Option("--missing-as-empty", help="A missing hypothesis is empty: its words are deletions.")
+        bool, typer.Option("--missing-as-empty", help="Count the words of missing hypotheses as deletions.")
     ] = False,
     characters: Annotated[
         Characters, typer.Option(help="Whether CER counts the space between words.")
@@ -118,7 +118,7 @@ def score_asr(
     confidence: Confidence = DEFAULT.confidence,
     seed: Seed = 1,
 ) -> None:
-    """Word and character error rates with counts and intervals.
+    """Compute word and character error rates with counts and intervals.
 
     Words are compared as they are, so normalise both files first. Ids must match.
     """
@@ -156,9 +156,11 @@ def score_lid(
     labels: Annotated[Path, typer.Argument(help="Map 'id language'.")],
     as_json: Json = False,
     minimum: Annotated[
-        Minimum, typer.Option(help="Minimum C_primary: one threshold common to all languages, or one each.")
+        Minimum, typer.Option(help="Minimum C_primary: one threshold for all languages, or one for each.")
     ] = DEFAULT.minimum,
-    eer: Annotated[Eer, typer.Option(help="EER on the ROC's convex hull, or at the nearest point.")] = DEFAULT.eer,
+    eer: Annotated[
+        Eer, typer.Option(help="EER on the ROC's convex hull, or where P_miss and P_fa are nearest.")
+    ] = DEFAULT.eer,
     eer_over: Annotated[
         EerOver, typer.Option(help="One EER over all trials, or the mean of the languages' EERs.")
     ] = DEFAULT.eer_over,
@@ -168,7 +170,7 @@ def score_lid(
     confidence: Confidence = DEFAULT.confidence,
     seed: Seed = 1,
 ) -> None:
-    """Accuracy, actual and minimum C_primary (NIST LRE17/22) and EER, with intervals and confusions."""
+    """Compute accuracy, C_primary (NIST LRE17/22), EER and confusions, with intervals."""
     options = _options(
         bootstrap=bootstrap, confidence=confidence, resample=resample, minimum=minimum, eer=eer, eer_over=eer_over
     )
@@ -184,10 +186,8 @@ def score_lid(
 @app.command("params")
 @friendly
 def params(
-    model: Annotated[
-        str | None, typer.Argument(help="Model folder (ours or the hub's layout), hub name, or preset.")
-    ] = None,
-    preset: Annotated[str | None, typer.Option(help="A published architecture instead, e.g. xls-r-300m.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Model folder, hub name, or preset.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset, instead of a model, e.g. xls-r-300m.")] = None,
     layers: Annotated[str, typer.Option(help="Which layers: ffn, attention, all, or a name pattern.")] = "ffn",
     rank: Annotated[int | None, typer.Option(help="Rank of the factors.", min=1)] = None,
     reduction: Annotated[
@@ -196,7 +196,7 @@ def params(
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Count parameters before and after, without weights.
+    """Count parameters before and after factorisation, without weights.
 
     A factorised folder is counted as it is, without --rank and --reduction. Layer names are the same for a folder, a
     hub name and a preset; `factorise --layers` takes them too.
@@ -217,7 +217,7 @@ def params(
 @app.command("factorise")
 @friendly
 def factorise(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder (ours or the hub's layout) or hub name.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder or hub name.")],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not exist.")],
     layers: Annotated[
         list[str] | None, typer.Option(help="ffn, attention, all, or a name pattern; may be repeated.  [default: ffn]")
@@ -227,9 +227,9 @@ def factorise(
     fraction: Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")] = None,
     keep: Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")] = None,
     energy: Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")] = None,
-    allocate: Annotated[bool, typer.Option("--allocate", help="Spread the ranks to lose least energy.")] = False,
+    allocate: Annotated[bool, typer.Option("--allocate", help="Choose ranks that lose the least energy.")] = False,
     multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
-    init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How the factors start.")] = "svd",
+    init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How to initialise factors.")] = "svd",
     calibrate: Annotated[
         Path | None,
         typer.Option(
@@ -238,17 +238,17 @@ def factorise(
             metavar="PATH",
         ),
     ] = None,
-    utterances: Annotated[int, typer.Option(help="How many utterances of it, drawn by the seed.", min=1)] = 64,
+    utterances: Annotated[int, typer.Option(help="How many utterances to draw from it.", min=1)] = 64,
     moments: Annotated[
         Path | None, typer.Option(help="Instead of --calibrate: moments of the stage calibrate.", metavar="FILE")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the drawn utterances and of init random.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed to draw utterances, and for --init random.", min=0)] = 1,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the report as JSON.", metavar="FILE")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace linear layers of a model by low-rank factors.
+    """Replace linear layers of a model with low-rank factors.
 
     Give exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report
     has the error of each layer's output, for any --init.
@@ -301,11 +301,11 @@ def factorise(
 
 
 def _next(out: Path) -> list[str]:
-    """Where the low-rank model is, and what to do with it."""
+    """The path of the low-rank model, and the next step."""
     return [
         f"written: {out}",
         f"next: fine-tune it, as a base of an experiment (in its config, bases: {{small: {{source: {out}, ...}}}}), or",
-        f"      with python -m lowrank_speech.stages.train --model {out} ... (--help has the rest)",
+        f"      with python -m lowrank_speech.stages.train --model {out} ... (see its --help)",
     ]
 
 

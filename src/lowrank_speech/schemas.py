@@ -52,7 +52,7 @@ def nullable(node: Node) -> Node:
     if "enum" in node:
         return {**node, "enum": [*node["enum"], None]}
     types = node["type"]
-    return {**node, "type": [*([types] if isinstance(types, str) else types), "null"]}
+    return {**node, "type": list(dict.fromkeys([*([types] if isinstance(types, str) else types), "null"]))}
 
 
 def named(node: Node, least: int = 0) -> Node:

@@ -1,4 +1,4 @@
-"""Reads every section of a config with the class of its stage, so that rules about several keys are enforced before the
+"""Read every section of a config with the class of its stage, so that rules about several keys are enforced before the
 first job.
 """
 
@@ -24,7 +24,7 @@ from lowrank_speech.workflow.slices import Slices
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """One-line ValueError: the class of a section refuses it. The schema has checked and resolved ``config``."""
+    """Raise a one-line ValueError if a class refuses its section. ``config`` is checked and resolved by the schema."""
     try:
         for name, section in config["corpora"].items():
             corpora.read(section, f"corpora.{name}")
@@ -69,7 +69,7 @@ def _check_jobs(config: Mapping[str, Any]) -> None:
 
 
 def _check_languages(config: Mapping[str, Any], name: str) -> None:
-    """UserError: the tables on the disk say that a language recognition task would train on one language."""
+    """Raise UserError if, by the tables on the disk, a language recognition task would train on one language."""
     task = config["tasks"][name]
     section = config["corpora"][task["corpus"]]
     source = section["splits"][task["train"]].get("source")
@@ -90,6 +90,6 @@ def _check_languages(config: Mapping[str, Any], name: str) -> None:
 def _check_device(where: str, recipe: Mapping[str, Any], runtime: Mapping[str, Any], whose: str) -> None:
     if recipe["precision"] == "fp16" and runtime["device"] == "cpu":
         raise UserError(
-            f"{where}: precision is fp16 and device cpu: fp16 needs CUDA: set precision: bf16 or fp32, or device: cuda "
-            f"({whose})"
+            f"{where}: precision is fp16, but device is cpu; fp16 needs CUDA: set precision: bf16 or fp32, or device: "
+            f"cuda ({whose})"
         )

@@ -1,4 +1,4 @@
-"""The files from outside that an experiment uses: tables of corpora, recordings of noise, local model folders."""
+"""The external files that an experiment uses: tables of corpora, recordings of noise, local model folders."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -35,14 +35,14 @@ def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
 
 
 def located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
-    """The settings of a corpus and its folder. UserError: the folder is not what they say."""
+    """The settings of a corpus and its folder. UserError: the folder does not match the settings."""
     corpus, data_root = corpora.module(section["kind"]), os.environ.get("SPEECH_DATA")
     config = read(corpus.Config, section, where)
     return config, corpus.locate(config, Path(data_root) if data_root else None)
 
 
 def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Name -> path of the noise recordings of a recipe (resolved); None: it has none, or they are not here."""
+    """Name -> path of the noise recordings of a recipe (resolved); None: no folder is set, or it does not exist."""
     folder = ((recipe or {}).get("noise") or {}).get("folder")
     if folder is None or not Path(folder).is_dir():
         return None
@@ -50,7 +50,7 @@ def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
 
 
 def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
-    """Why the noise of the first of ``recipes`` (whose -> recipe) is not to be found; None: all are there."""
+    """Why the noise of a recipe in ``recipes`` (whose -> recipe) cannot be found; None: all of it was found."""
     for whose, recipe in recipes.items():
         folder = ((recipe or {}).get("noise") or {}).get("folder")
         if folder is not None and not noise_sources(recipe):

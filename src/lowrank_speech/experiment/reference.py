@@ -1,4 +1,4 @@
-"""Generate the reference of all config keys as Markdown, from the schema that ``experiment.py`` makes."""
+"""Generate the reference of all config keys as Markdown, from the schema that ``experiment.schema`` makes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,18 +24,19 @@ SECTIONS = {
     "training": (
         "Training",
         "`training`, overridden key by key by `bases.<name>.training`, `tasks.<name>.training` and "
-        "`methods.<name>.training`. `bases.<name>.pretrain` takes the same keys and inherits nothing.",
+        "`methods.<name>.training`. `bases.<name>.pretrain` takes the same keys and inherits nothing. Keys that are "
+        "also in `runtime` override that section, unless they are null.",
     ),
     "decoders": (
         "Decoders",
-        "`decoders.<name>`, by `kind`. The section `decode` holds keys that all decoders share.",
+        "`decoders.<name>`, by `kind`. The section `decode` sets keys for all decoders.",
     ),
-    "decode": ("Decoding", "`decode`: keys for every decoder that has them; `decoders.<name>` overrides them."),
+    "decode": ("Decoding", "`decode`: each key applies to every decoder that has it; `decoders.<name>` overrides it."),
     "score": ("Scoring", "`score`."),
     "report": ("Report", "`report`."),
     "runtime": (
         "Runtime",
-        "`runtime`: how the stages run. Changing these keys affects no result and reruns nothing. `training`, "
+        "`runtime`: how the stages run. Changing these keys changes no result and reruns nothing. `training`, "
         "`decode`, `calibrate` and `pretrain` may override them.",
     ),
 }
@@ -79,11 +80,19 @@ def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
     """Write out nested sections, except those that repeat (training), which link to their own table."""
     properties = {}
     for name, part in node.get("properties", {}).items():
-        if (part.get("partial") and part.get("$ref", "").endswith("/training")) or name == "pretrain":
+        if part.get("partial") and part.get("$ref", "").endswith("/training"):
             properties[name] = {
                 "type": "object",
                 "default": None,
                 "description": "keys of [training](#training) that differ",
+            }
+            continue
+        if name == "pretrain":
+            recipe, known = _followed(part, schema), schema["$defs"]["training"]["properties"]
+            properties[name] = {
+                "description": "scratch: these keys, and those of [training](#training)",
+                "properties": {key: value for key, value in recipe["properties"].items() if key not in known},
+                "required": recipe["required"],
             }
             continue
         found = _inlined(_followed(part, schema), schema)

@@ -67,7 +67,7 @@ def schema() -> Node:
             "type": "string",
             "pattern": FOLDER,
             "expected": "a path of letters, digits, ., _, - and /",
-            "description": "folder of everything that is made",
+            "description": "folder for all outputs",
         },
         "seed": _of_type(tool, Seed)
         | {"description": "seed of all random draws: synthesis, splits, weights, order of batches, bootstrap"},
@@ -181,14 +181,14 @@ def _systems() -> Node:
         "type": "object",
         "additionalProperties": False,
         "required": list(keys),
-        "properties": dict.fromkeys(keys, names),
+        "properties": {name: names | {"description": f"names under `{name}`"} for name in keys},
         "description": "the grid: every base x every task x every method, in the order of the report",
     }
 
 
 def _decoders(tool: Schemas) -> dict[str, Node]:
     """Kind -> schema of its section, which has the keys of that kind on models of any family. Also defines
-    ``decoder.<kind>.<model task>`` and ``decode``, the keys of all."""
+    ``decoder.<kind>.<model task>``, and ``decode`` with the keys of all kinds."""
     branches: dict[str, Node] = {}
     every: Node = {"type": "object", "additionalProperties": False, "properties": {}}
     for kind in decoding.kinds():
@@ -205,14 +205,14 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
 
 
 def _kind(node: Node, kind: str) -> Node:
-    """``node`` with the key ``kind`` as configs have it: required, with one value."""
+    """``node`` with the key ``kind``, required and with one value."""
     properties = {"kind": {"enum": [kind]}, **{k: v for k, v in node["properties"].items() if k != "kind"}}
     required = ["kind", *(name for name in node.get("required", ()) if name != "kind")]
     return node | {"properties": properties, "required": required}
 
 
 def _closed(*nodes: Node) -> Node:
-    """One section with the keys of several."""
+    """A section with the keys of all ``nodes``."""
     result = dict(nodes[0])
     for node in nodes[1:]:
         result["properties"] = {**result["properties"], **node["properties"]}
@@ -226,7 +226,7 @@ def _without(node: Node, keys: Sequence[str]) -> Node:
 
 
 def _with_runtime(node: Node, tool: Schemas, keys: Sequence[str] | None = None) -> Node:
-    """``node`` with the keys of the section ``runtime``, which override that section; null: they do not."""
+    """``node`` with the keys of the section ``runtime``, which override that section unless they are null."""
     known = tool.of(Runtime)["properties"]
     own = {name: nullable(known[name]) | {"default": None, "runtime": True} for name in keys or known}
     return node | {"properties": {**node["properties"], **own}}

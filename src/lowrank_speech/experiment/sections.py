@@ -1,4 +1,4 @@
-"""Sections of the config that only the workflow reads; the others are the settings classes of their stages."""
+"""Sections of the config that only the workflow reads. The other sections are settings classes of stages."""
 
 from typing import Literal
 
@@ -10,7 +10,7 @@ class SplitName:
     """A split of a corpus."""
 
     split: str = key(REQUIRED, "a split of the corpus")
-    corpus: str | None = key(None, "its corpus; null: that of the task")
+    corpus: str | None = key(None, "corpus of the split; null: the task's corpus")
 
 
 @settings
@@ -32,9 +32,9 @@ class BaseSection:
 
     lang: str | None = key(None, "the token set; source: scratch and recognition need one")
     features: Literal["conv", "waveform", "fbank", "logmel"] = key(
-        REQUIRED, "what is computed once and stored: conv, fbank or logmel by family; waveform: nothing is stored"
+        REQUIRED, "inputs to compute once and store: conv, fbank or logmel, by family; waveform: store nothing"
     )
-    features_dtype: Literal["float32", "float16"] | None = key(None, "of what is stored; null: float32")
+    features_dtype: Literal["float32", "float16"] | None = key(None, "number format of stored features; null: float32")
 
 
 @settings
@@ -44,7 +44,7 @@ class MethodSection:
     adapt: Literal["none", "head", "full", "lora"] = key(
         REQUIRED, "what trains: none (only a head that the task needs and the base lacks), head, full, or lora"
     )
-    seed: Seed | None = key(None, "seed of its training; null: that of the experiment")
+    seed: Seed | None = key(None, "seed of the training; null: the experiment's seed")
 
 
 @settings
@@ -60,8 +60,8 @@ class PretrainSection:
 class CalibrateSection:
     """Which utterances `init: activation` sees."""
 
-    corpus: str = key(REQUIRED, "their corpus")
-    split: str = key(REQUIRED, "their split")
+    corpus: str = key(REQUIRED, "corpus of the utterances")
+    split: str = key(REQUIRED, "split of the utterances")
 
 
 @settings
@@ -69,4 +69,4 @@ class LangSection:
     """Which transcripts a token set is made from."""
 
     corpora: tuple[str, ...] = key(REQUIRED, "corpora whose transcripts are read")
-    splits: tuple[str, ...] = key(REQUIRED, "splits of each of them")
+    splits: tuple[str, ...] = key(REQUIRED, "splits to read of each corpus")

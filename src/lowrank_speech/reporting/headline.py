@@ -1,8 +1,8 @@
-"""Summary of an experiment: three sentences (what was compared, what came out), and a card for each task and base.
+"""Summary of an experiment: three sentences (what was compared, with which results), and a card for each task and base.
 
-The reference is full fine-tuning of the dense model: the first such system of a task and base. Each difference comes
-with whether the two intervals overlap, so that noise is not taken for a result. Only the first decoder of a task is
-compared; the tables have the others.
+The reference is the first system of a task and base that fully fine-tunes the dense model. Each difference says whether
+the two intervals overlap, so that nobody mistakes noise for a result. The summary compares only the first decoder of a
+task; the tables have the others.
 """
 
 from collections import Counter

@@ -54,7 +54,7 @@ def write_page(path: Path, page: Page) -> None:
 
 
 def compared(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """What is compared: tasks, bases, test sets, decoders, and how each method adapts the base."""
+    """The tasks, bases, test sets and decoders that are compared, and how each method adapts the base."""
     unique = {key: list(dict.fromkeys(getattr(s.name, key) for s in systems)) for key in ("task", "base", "method")}
     types = {s.name.task: s.name.type for s in systems}
     how = {method: _how([s for s in systems if s.name.method == method]) for method in unique["method"]}
@@ -85,7 +85,7 @@ def _how(systems: Sequence[System]) -> str:
         "lora": "low-rank adapters are trained beside frozen weights, then merged",
     }
     adapt = system.metrics["adapt"]
-    parts = [words.get(adapt, f"adapt: {adapt}" if adapt else "adaptation not stated")]
+    parts = [words.get(adapt, f"adapt: {adapt}" if adapt else "adaptation unknown")]
     train = system.manifests["train"].get("cfg", {})
     if adapt == "lora" and isinstance(train.get("lora"), dict) and "rank" in train["lora"]:
         parts.append(f"LoRA rank {train['lora']['rank']}")

@@ -4,20 +4,20 @@ inputs   a hub name or a folder (``source``), pinned by ``revision``; or, with `
          --train-cuts, --dev-cuts  cuts of the pretraining splits (stage corpus)
          --lang                    token set (stage lang)
 outputs  --out       model folder: config.json, model.safetensors, preprocessor, tokenizer, generation_config
-         --manifest  what was loaded (source, commit, sha256), or how the pretraining went
+         --manifest  what was loaded (source, commit, sha256), or the metrics of the pretraining
 scratch  --scratch   folder of unfinished pretrainings; a killed run continues from there
 
-A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
+``source`` may also be a system of this pipeline (.../train/.../model); the system keeps its outputs.
 
-``window`` (seconds) shortens Whisper's window, to which every utterance is padded: 30 s as published. The model then
-computes another function and has to be fine-tuned; see ``models.window``.
+``window`` (seconds) shortens Whisper's window, to which every utterance is padded (published: 30 s). The model then
+gives other outputs and has to be fine-tuned; see ``models.window``.
 
 Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
-w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
+w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper support ``source: scratch``.
 
-From scratch, the stage draws a small model of the true class from the seed and pretrains it with supervision on many
-languages: wav2vec 2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), either with
-language classification beside it (``language_weight``). All systems then adapt this one base.
+With ``source: scratch``, the stage initialises a small model from the seed and pretrains it with supervision: wav2vec
+2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), both optionally with language
+classification (``language_weight``). All systems then adapt this base.
 
 python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","source":"facebook/wav2vec2-xls-r-300m"}'
     --out base/model --manifest base/base.json
@@ -56,7 +56,7 @@ class Config(BaseSettings):
         if self.source == "scratch" and self.pretrain is None:
             raise ValueError("source: scratch needs `pretrain`, the recipe of its pretraining")
         if self.source != "scratch" and self.pretrain is not None:
-            raise ValueError(f"pretrain belongs to source: scratch, not to {self.source!r}; remove it")
+            raise ValueError(f"pretrain is only for source: scratch, but source is {self.source!r}; remove it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:

@@ -28,10 +28,10 @@ from lowrank_speech.stages.task import Segment
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "draws the utterances")
+    seed: Seed = key(REQUIRED, "seed to draw the utterances")
     layers: Layers = key("ffn", "ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
     utterances: Count = key(64, "how many utterances the model sees")
-    segment: Segment | None = key(None, "how much of each")
+    segment: Segment | None = key(None, "length of the utterances; null: do not cut")
 
 
 @settings
@@ -67,7 +67,7 @@ def _calibrate(run: common.Run) -> dict[str, Any]:
     arguments, config, device = run.arguments, run.config, pick_device(run.runtime.device)
     model = load_model(arguments.model).to(device)
     if model.plan:
-        raise UserError(f"calibrate: {arguments.model} is factorised already; give the dense model")
+        raise UserError(f"calibrate: {arguments.model} is already factorised; give the dense model")
     seconds = config.segment.seconds if config.segment else None
     run.device = str(device)
     return calibrate(

@@ -71,7 +71,7 @@ class Run:
         self._manifest = Manifest(self.stage, self.cfg, self.cfg.get("seed"), code=self.code, given=self.given)
 
     def write_set_aside(self, path: Path, rows: Iterable[Sequence[Any]], header: Sequence[str] = SET_ASIDE) -> Path:
-        """Write the list of what could not be used, and log how many items each reason has."""
+        """Write the list of items that were set aside, and log the count for each reason."""
         listed = list(rows)
         write_table(path, header, listed)
         if listed:
@@ -112,7 +112,9 @@ def parser(stage: str, doc: str | None, config: type, runtime: type = NoRuntime)
     result.add_argument("--cfg", required=True, metavar="JSON", help="the stage's settings as JSON, or @FILE")
     result.add_argument("--runtime", default="{}", metavar="JSON", help="settings that change no result, or @FILE")
     result.add_argument("--code", metavar="HASH", help="hash of the code, for the manifest; default: computed")
-    result.add_argument("--manifest", required=True, type=Path, help="output: what was made; its cost goes beside it")
+    result.add_argument(
+        "--manifest", required=True, type=Path, help="output: the manifest; its cost file goes here too"
+    )
     result.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING"], help="default: INFO")
     return result
 
@@ -164,7 +166,7 @@ def run_stage(body: Callable[[], None], log_level: str) -> int:
         body()
     except UserError as error:
         log.error("%s", error)
-        log.debug("where it came from", exc_info=True)
+        log.debug("traceback:", exc_info=True)
         return 2
     except Stopped as stop:
         log.info("%s", stop)
@@ -175,12 +177,12 @@ def run_stage(body: Callable[[], None], log_level: str) -> int:
     except Exception as error:
         said = " ".join(str(error).split())
         if _no_room(error):
-            log.error("the disk is full: %s; make room there and run again", said)
+            log.error("the disk is full: %s; free some space and run again", said)
         elif isinstance(error, OSError) and error.errno in REFUSED:
-            log.error("no access: %s; change its permissions, or name another path", said)
+            log.error("no access: %s; change the permissions, or give another path", said)
         else:
             raise
-        log.debug("where it came from", exc_info=True)
+        log.debug("traceback:", exc_info=True)
         return 2
     return 0
 

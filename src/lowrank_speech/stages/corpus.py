@@ -9,8 +9,8 @@ outputs  --out       folder with
            audio/{split}/         synthesised speech only
          --manifest  {split}.json
 
-`--cfg` holds the corpus, `--split` names the split to make: each split is a run of its own. Equal runs write equal
-bytes; `audio_sha256` in the manifest covers the decoded samples.
+`--cfg` describes the corpus, `--split` names the split to make: one run makes one split. Equal runs write equal bytes;
+`audio_sha256` in the manifest covers the decoded samples.
 
 SPEECH_DATA=/data python -m lowrank_speech.stages.corpus --split test --out exp/corpus/ocean
     --manifest exp/corpus/ocean/test.json --jobs 2 --cfg '{"seed": 1, "corpus": {"kind": "kaldi", "language": "en",
@@ -51,7 +51,7 @@ SHOWN = 50
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "of the draws: parts of a source, strings of digits, synthesis")
+    seed: Seed = key(REQUIRED, "seed of all random draws: parts of a source, digit strings, synthesis")
     corpus: dict[str, Any] = key(REQUIRED, "a section of `corpora`: kind and the keys of that kind")
 
 
@@ -66,7 +66,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     """Declare inputs and outputs."""
     parser.add_argument("--split", required=True, metavar="NAME", help="which split of the corpus to make")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output: the folder")
-    parser.add_argument("--jobs", type=int, default=1, help="threads that decode (processes that synthesise)")
+    parser.add_argument("--jobs", type=int, default=1, help="decoding threads, or synthesis processes")
 
 
 def body(run: common.Run) -> None:
@@ -77,7 +77,7 @@ def body(run: common.Run) -> None:
     if args.split not in chosen.splits:
         raise UserError(f"--split: {args.split!r} is not one of the splits {', '.join(chosen.splits)}")
     if not args.split.replace("-", "_").isidentifier():
-        raise UserError(f"cfg.corpus.splits: {args.split!r} names a file; use letters, digits, - and _")
+        raise UserError(f"cfg.corpus.splits: {args.split!r} is not a valid name; use letters, digits, - and _")
     data_root = os.environ.get("SPEECH_DATA")
     root = corpus.locate(chosen, Path(data_root) if data_root else None)
     made = args.out / "audio" / args.split
@@ -99,8 +99,8 @@ def body(run: common.Run) -> None:
         log.warning("corpus: %s: set aside: %s; see %s", args.split, numbers["set_aside"], outputs[-1])
     if numbers["tags"]:
         log.warning(
-            "corpus: %s: the transcripts hold tags: %s; they are words unless `normalise.tags` of the token set says "
-            "what becomes of them",
+            "corpus: %s: the transcripts contain tags: %s; they count as words unless the token set maps or removes "
+            "them (`normalise.tags`)",
             args.split,
             shown(numbers["tags"]),
         )
@@ -109,7 +109,7 @@ def body(run: common.Run) -> None:
 
 
 def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", track: str) -> dict[str, Any]:
-    """The audio files of the corpus's folder that are read, without those that the stage makes itself."""
+    """The audio files that are read from the corpus's folder, without those that the stage makes itself."""
     from lowrank_speech.corpora.validate import paths
 
     if root is None:
@@ -119,9 +119,9 @@ def record(corpus: Any, config: Any, root: Path | None, items: "Iterable[Any]", 
 
 
 def _read(corpus: Any, config: Any, split: str, root: Path | None, audio: Path, seed: int, jobs: int) -> list:
-    """All items of the split. Synthesised audio is written beside ``audio`` and renamed when it is complete.
+    """All items of the split. Writes synthesised audio beside ``audio`` and renames it when it is complete.
 
-    The list is complete before anything starts a thread: a reader may fork.
+    The list is complete before any thread starts, because a reader may fork.
     """
     from lowrank_speech.corpora.validate import mark_duplicates, relocated
 
@@ -142,7 +142,7 @@ def _read(corpus: Any, config: Any, split: str, root: Path | None, audio: Path, 
 def write(out: Path, split: str, results: "Iterable[Accepted | SetAside]") -> tuple[list[Path], dict[str, Any]]:
     """Write cuts, index and the list of what was set aside; return the files and the metrics.
 
-    UserError: no cut is left; the list is written nevertheless.
+    UserError: no cut is left; the list of what was set aside is still written.
     """
     from lowrank_speech.corpora.common import SetAside
     from lowrank_speech.corpora.validate import most_common

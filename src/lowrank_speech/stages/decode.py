@@ -1,27 +1,27 @@
 """Stage decode: a system, one decoder and test cuts -> hypotheses, or language scores.
 
 inputs   --model      the system's model folder (stage train)
-         --emissions  in its place, for decoders that read them: the folder of the stage emissions
+         --emissions  instead of the model, for decoders that read emissions: folder of the stage emissions
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
-                                 probability, or null), and where there are any: nbest (text and score of each, the best
-                                 first), words (text, start, end in seconds, score), language (the one that the decoder
-                                 detected), stopped (bound or loop: the decoder ended the utterance)
+                                 probability, or null), and optionally: nbest (text and score of each, the best first),
+                                 words (text, start, end in seconds, score), language (if the decoder detected it),
+                                 stopped (bound or loop, if the decoder stopped the utterance)
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
            speakers.tsv          the speaker of each utterance
            set_aside.tsv         utterances that cannot be scored, with the reason
-         --manifest   number of utterances, hypotheses that the decoder ended, real-time factors
+         --manifest   number of utterances, hypotheses that the decoder stopped, real-time factors
 
 cfg      task         type (asr, lid), segment
          decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
 
-The clock counts the network and the search on loaded features, after one warm-up batch, but not the reading of files.
-Earlier stages add their own cost: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
+The measured time includes the network and the search on loaded features, after one warm-up batch, but not reading
+files. Costs of earlier stages are copied: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
 
 python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decoder":{"kind":"greedy"}}' --model system/model
     --cuts test.jsonl.gz --lang lang --out decoded --manifest decoded/decode.json
@@ -46,7 +46,7 @@ from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-STOPPED = {"bound": "reached the bound of their tokens", "loop": "only repeated themselves"}
+STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
 
 
 @settings
@@ -164,7 +164,7 @@ class _Work:
             rows.append(_row(cut.id, hypothesis, partial(lang.normalise, language=supervision.language)))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
-            log.warning("characters of the references that training never saw (each counts as an error): %s", shown)
+            log.warning("the references have characters that the token set lacks; each is an error: %s", shown)
         write_text(out / "hyp.txt", "".join(hyp))
         write_text(out / "ref.txt", "".join(ref))
         write_text(out / "hypotheses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -205,16 +205,16 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
-    """How many hypotheses the decoder ended, and for how many it detected the language; warns of the former."""
+    """How many hypotheses the decoder stopped (logged as warnings), and for how many it detected the language."""
     stopped = Counter(h.stopped for h in hypotheses if h.stopped is not None)
     detected = Counter(h.language for h in hypotheses if h.language is not None)
     for why, number in sorted(stopped.items()):
-        log.warning("%d hypotheses were ended because they %s; `stopped` in %s names them", number, STOPPED[why], where)
+        log.warning("the decoder stopped %d hypotheses that %s; see `stopped` in %s", number, STOPPED[why], where)
     return {"stopped": dict(sorted(stopped.items())), "language_detected": dict(sorted(detected.items()))}
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """Write languages.tsv or speakers.tsv; only a header if an utterance lacks it, since half a breakdown misleads."""
+    """Write languages.tsv or speakers.tsv; only its header if any utterance lacks the value."""
     rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
     if not all(value for _, value in rows):
         rows = []

@@ -5,8 +5,8 @@ inputs   --model  the system's model folder (stage train)
 outputs  --out    folder with
            emissions.h5    an array (frames, symbols) for each utterance, under its id: natural-log probabilities
            frames.tsv      id, frames, seconds of speech
-           set_aside.tsv   utterances that the network cannot take, with the reason
-         --manifest  ``emissions.json`` in that folder: utterances, frames, symbols, and what the symbols stand for
+           set_aside.tsv   utterances that the network cannot process, with the reason
+         --manifest  ``emissions.json`` in that folder: utterances, frames, symbols and their meaning
 
 cfg      emissions  {dtype, batch_seconds}
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 class Settings(Decoding):
     """How emissions are computed and stored."""
 
-    dtype: Literal["float32", "float16"] = key("float32", "number format of the file; float16 halves it and rounds")
+    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves the size, but rounds")
 
 
 @settings
@@ -61,8 +61,8 @@ def body(run: common.Run) -> None:
     source, set_aside, out = Network(arguments.model, run.runtime.device), SetAside(), arguments.out
     if source.task != "ctc":
         raise UserError(
-            f"emissions: {arguments.model} is a model for {source.task}; only CTC models have emissions: decode it "
-            "without them"
+            f"emissions: {arguments.model} is a model for {source.task}; only CTC models have emissions; decode it "
+            "directly"
         )
     run.device = str(source.device)
     cuts = one_supervision(load_cuts(arguments.cuts), set_aside)

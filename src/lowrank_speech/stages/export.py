@@ -1,11 +1,11 @@
-"""Stage export: a system in a form for others.
+"""Stage export: a system in a format for other programs.
 
-inputs   --model     model folder, dense or factorised (stage train; of any other stage too)
+inputs   --model     model folder, dense or factorised (stage train, or any other stage)
 outputs  --out       model folder in the format
-         --manifest  format, parameters; dense: how far the exported encoder is from the factorised one
+         --manifest  format, parameters; dense: how much the exported encoder differs from the factorised one
 
 formats  dense    factors multiplied out: a plain Hugging Face folder
-         lowrank  the folder with its factors, as small as the system is
+         lowrank  the folder with its factors, as small as the system
 
 Each is described in lowrank_speech/exporting. The files beside the weights (tokenizer, preprocessor, generation_config)
 are copied; the tokenizer is that of the head's outputs.

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "of init: random; nothing else uses it")
+    seed: Seed = key(REQUIRED, "seed for init: random; otherwise not used")
     factorise: Factorise = key(REQUIRED, "layers, ranks and initial values")
 
 
@@ -62,7 +62,7 @@ def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     model = load_model(arguments.model)
     if model.plan:
         raise UserError(
-            f"factorise: {arguments.model} is factorised already ({len(model.plan)} layers); give the dense model"
+            f"factorise: {arguments.model} is already factorised ({len(model.plan)} layers); give the dense model"
         )
     metrics = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
     for name, reason in metrics["left_dense"].items():

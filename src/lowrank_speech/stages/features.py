@@ -5,7 +5,7 @@ inputs   --cuts   cuts of one split (stage corpus)
 outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored; the front end or the filterbank runs each time
+kinds    waveform  stores nothing; the front end or the filterbank runs each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded
@@ -32,8 +32,8 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what is stored; waveform: nothing")
-    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves what is stored and rounds it")
+    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what to store; waveform: nothing")
+    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves the size, but rounds")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -60,13 +60,13 @@ def body(run: common.Run) -> None:
         metrics["speech_seconds"] = round(work.speech, 3)
         cost["frontend_rtf"] = round(work.seconds / max(work.speech, 1e-9), 6)
     if not metrics["utterances"]:
-        raise UserError(f"{arguments.cuts}: the split is empty")
+        raise UserError(f"{arguments.cuts} has no cuts; give a split with utterances")
     log.info("%(utterances)d utterances, %(frames)d frames", metrics)
     run.finish(outputs, metrics, cost)
 
 
 class _Work:
-    """Computes arrays and measures the time for that, without the reading of audio."""
+    """Computes arrays and measures the time, without reading audio."""
 
     def __init__(self, config: Config, base: Path):
         import torch

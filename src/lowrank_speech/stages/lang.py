@@ -1,18 +1,18 @@
 """Stage lang: training transcripts -> the normaliser and the token set of recognition.
 
-inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). Nothing else is read,
-                     so that no transcript of dev or test has an influence. Kind whisper needs none
+inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). The stage reads nothing else, so
+                     transcripts of dev or test have no influence. Kind whisper needs no cuts
 outputs  --out       folder with
            tokens.txt      kind char: `symbol id` lines, <blk> is 0
-           pieces.model    kind sentencepiece; pieces.vocab is the same for people
+           pieces.model    kind sentencepiece; pieces.vocab lists the pieces for people to read
            words.txt       `word count` lines, sorted: the words of the normalised transcripts
            set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing
          --manifest  lang.json in that folder; `Lang.load` reads it
 
-kind     char            characters. For CTC, unless `for: seq2seq`
-         sentencepiece   pieces. For the decoder of a Whisper from scratch and, with more symbols than it uses, for CTC,
-                         unless `for: ctc`
-         whisper         the tokenizer that comes with a published Whisper: only the normaliser is set
+kind     char            characters, for CTC unless `for: seq2seq` is set
+         sentencepiece   pieces, for the decoder of a Whisper from scratch unless `for: ctc` is set. CTC can also use a
+                         set for seq2seq, but not its special symbols
+         whisper         the tokenizer that comes with a published Whisper; only the normaliser can be set
 
 Equal transcripts and settings give equal files, byte for byte.
 
@@ -51,8 +51,8 @@ SHOWN = 50
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "of the training of pieces")
-    lang: dict[str, Any] = key(REQUIRED, "a section of `langs` without its corpora and splits, which come as --cuts")
+    seed: Seed = key(REQUIRED, "seed for training pieces")
+    lang: dict[str, Any] = key(REQUIRED, "a section of `langs` without its corpora and splits (use --cuts)")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +86,7 @@ def body(run: common.Run) -> None:
 
 
 def _remove_others(out: Path, outputs: Iterable[Path]) -> None:
-    """Remove the token file of another kind that was made here before."""
+    """Remove the token file of another kind that an earlier run made here."""
     for name in filter(None, TOKEN_FILES.values()):
         if out / name not in set(outputs):
             (out / name).unlink(missing_ok=True)
@@ -108,8 +108,8 @@ class Transcripts:
             supervisions = _supervisions(cut)
             if len(supervisions) != 1:
                 raise UserError(
-                    f"{where}: the cut {cut.get('id')} has {len(supervisions)} supervisions, not one; make the cuts "
-                    f"with the stage corpus, or with lhotse's trim_to_supervisions"
+                    f"{where}: the cut {cut.get('id')} has {len(supervisions)} supervisions; expected one: make the "
+                    f"cuts with the stage corpus, or with lhotse's trim_to_supervisions"
                 )
             text, language = supervisions[0].get("text"), supervisions[0].get("language")
             if language is not None:
@@ -196,12 +196,12 @@ def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
     write_table(listed, ("id", "reason", "detail"), sorted(transcripts.set_aside))
     if transcripts.unknown_tags:
         log.warning(
-            "lang: the transcripts hold tags: %s. They are taken for words; say in `normalise.tags` what they become, "
-            "for example tags: {'<*>': null, '[*]': null}",
+            "lang: the transcripts contain tags: %s; they count as words. Map or remove them with `normalise.tags`, "
+            "such as tags: {'<*>': null, '[*]': null}",
             shown(transcripts.unknown_tags),
         )
     if transcripts.set_aside:
-        log.warning("lang: %d utterances have no text to learn from, see %s", len(transcripts.set_aside), listed)
+        log.warning("lang: %d utterances have no usable text; see %s", len(transcripts.set_aside), listed)
     return [words, listed]
 
 
@@ -213,17 +213,17 @@ def _tokens(
     rare = {c: n for c, n in sorted(characters.items()) if n < lang.min_count}
     if rare:
         log.warning(
-            "lang: %d characters are seen fewer than %d times and become <unk>: %s", len(rare), lang.min_count, rare
+            "lang: %d characters occur fewer than %d times and become <unk>: %s", len(rare), lang.min_count, rare
         )
     if UNKNOWN in characters:
-        log.warning("lang: transcripts hold U+FFFD %d times: their encoding was broken earlier", characters[UNKNOWN])
+        log.warning("lang: the transcripts contain U+FFFD %d times: their encoding is broken", characters[UNKNOWN])
     if len(rare) == len(characters):
         raise UserError(
-            f"lang.min_count: {lang.min_count} leaves no character; the most frequent has {max(rare.values())}"
+            f"lang.min_count: {lang.min_count} leaves no character; none occurs more than {max(rare.values())} times"
         )
     languages = sorted(transcripts.languages) if lang.for_ == "seq2seq" else None
     if languages == []:
-        raise UserError("lang: `for: seq2seq` needs languages, and no supervision has one; give them to the corpus")
+        raise UserError("lang: `for: seq2seq` needs languages, but no utterance has one; add them to the corpus")
     path = out / TOKEN_FILES[lang.kind]
     if lang.kind == "char":
         tokens = CharTokens.build(characters.keys() - rare.keys(), languages)

@@ -1,12 +1,12 @@
-"""Stage overlap: do the splits of a task share utterances, audio or speakers?
+"""Stage overlap: check whether the splits of a task share utterances, audio or speakers.
 
 inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train, dev, test
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
-No utterance of a training role (pretrain, train) may occur in dev or test, and none of dev in test: neither with its
-id, within one corpus, nor with equal samples. If one does, the stage ends with exit code 2. Shared speakers are only
-reported. Training roles may share anything.
+No utterance of a training role (pretrain, train) may occur in dev or test, and no utterance of dev in test. Two
+utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an utterance, the
+stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
     --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
@@ -44,7 +44,7 @@ class Config:
     """The stage's slice."""
 
     roles: dict[str, tuple[str, ...]] = key(
-        None, "role -> its splits as corpus/split, for the record; the indices come as --split", default_factory=dict
+        None, "role -> its splits as corpus/split, for the manifest (indices: --split)", default_factory=dict
     )
 
 
@@ -112,7 +112,7 @@ def read_split(text: str) -> Split:
 
 
 def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
-    """What two splits share but may not, as rows of shared.tsv: equal samples, and within one corpus equal ids."""
+    """Utterances that two splits must not share, as rows of shared.tsv: equal samples, or equal ids in one corpus."""
     columns = ["sha256"] + (["id"] if one.corpus.resolve() == other.corpus.resolve() else [])
     result = []
     for column in columns:
@@ -152,7 +152,7 @@ def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Pa
     return (
         f"utterance {name} of {role} ({first}) and {other_name} of {other_role} ({second}) {same}"
         + (f", and {more} more are shared, see {listed}" if more else "")
-        + f": results on {other_role} would mean nothing; take them out of one split's data, or choose other splits"
+        + f": results on {other_role} would be meaningless; remove them from one split, or choose other splits"
     )
 
 

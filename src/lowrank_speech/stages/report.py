@@ -2,22 +2,22 @@
 
 inputs   --root  the experiment's folder. For every system, below {base}/{task}/{method}/ (each manifest with the file
                  .cost.json beside it):
-                   train/.../train.json                      parameters; memory and time; metrics.jsonl, set_aside.tsv
+                   train/.../train.json                      parameters, memory and time; metrics.jsonl, set_aside.tsv
                    decode/.../{decoder}/{test}/decode.json   time per second of speech; set_aside.tsv
                    score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals
-                 and where they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
+                 if they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
                    results.csv             a row per system, decoder and test set; raw: fractions, bytes, seconds
-                   results.txt             the same as a table for the terminal
+                   results.txt             a table for the terminal
                    error.png, cost.png, curves.png
                    report.html             everything on one page that needs no other file and no network
          --manifest  hashes of the outputs, number of systems and results, the three sentences at the top of the page
 
 cfg      experiment  the title
          systems     list of {base, task, method, type, factorisation}, in the order of the report. factorisation is the
-                     folder of the low-rank model, default: one of the method's name, if there is one
-         tasks       task -> {tests, decoders}: names of its test sets and decoders; the first of each lead
+                     folder of the low-rank model, default: the one named after the method, if it exists
+         tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
          corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes}: resolution of the plots, rows of each table of errors
 
@@ -53,7 +53,7 @@ class SystemConfig:
     method: str = key(REQUIRED, "name of the method")
     type: Literal["asr", "lid"] = key(REQUIRED, "type of the task")
     factorisation: str | None = key(
-        None, "folder of its low-rank model below factorise/{base}/; null: one of the method's name, if there is one"
+        None, "folder of its low-rank model below factorise/{base}/; null: the one named after the method, if it exists"
     )
 
 
@@ -61,8 +61,8 @@ class SystemConfig:
 class TaskConfig:
     """Test sets and decoders of a task's systems."""
 
-    tests: Names = key(REQUIRED, "test sets; the first one leads")
-    decoders: Names = key(REQUIRED, "decoders; the first one leads")
+    tests: Names = key(REQUIRED, "test sets, the main one first")
+    decoders: Names = key(REQUIRED, "decoders, the main one first")
 
 
 @settings
@@ -116,7 +116,7 @@ def body(run: common.Run) -> None:
     found = [result for system in systems for result in system.results]
     if all(result.error is None for result in found):
         score = root / "score" / str(found[0]) / "score.json"
-        raise UserError(f"{score} and the others of {len(found)} results have no error rate; score them again")
+        raise UserError(f"none of the {len(found)} results has an error rate ({score} ...); score them again")
     log.info("%d systems with %d results read from %s", len(systems), len(found), root)
     splits = data.splits_of(root, config.corpora)
     tables = [
@@ -150,7 +150,7 @@ def body(run: common.Run) -> None:
     )
     for sentence in summary:
         log.info("%s", sentence)
-    log.info("read %s, or open %s", out / "results.txt", out / "report.html")
+    log.info("the results are in %s and %s", out / "results.txt", out / "report.html")
     metrics = {"systems": len(systems), "results": len(found), "summary": summary}
     run.finish([*outputs, *images, out / "report.html"], metrics)
 

@@ -1,12 +1,12 @@
 """Stage score: hypotheses or language scores against references -> error rates and costs with intervals.
 
 inputs   --decoded   the folder of the stage decode
-           asr       hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) and speakers.tsv
-                     (id, speaker), if they have rows, give the breakdowns and let whole speakers be resampled
+           asr       hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) for the breakdown,
+                     and speakers.tsv (id, speaker) for resampling whole speakers, if they have rows
            lid       scores.tsv (id, and log-likelihoods in a column per language), labels.tsv (id, language);
-                     speakers.tsv likewise
-outputs  --manifest  its metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary and
-                     eer; and ``interval`` with [low, high] of each
+                     speakers.tsv as for asr
+outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary and eer;
+                     and ``interval`` with [low, high] of each
 
     python -m lowrank_speech.stages.score --cfg '{"seed": 1, "type": "asr", "score": {"bootstrap": 1000}}' \\
         --decoded exp/default/decode/wav2vec2/asr/full/greedy/test \\

@@ -11,7 +11,7 @@ outputs  --out         folder with
          --manifest    parameters in total and trained, dev metric, what was set aside
 scratch  --scratch     folder of unfinished runs (state, and the cuts that can be used); a killed run continues there
 
-adapt    none    nothing of the base trains; only a head that the task needs and the base lacks
+adapt    none    only a head that the task needs and the base lacks
          head    only the head
          full    everything except the convolutional front end; factorised layers under the semi-orthogonal constraint
          lora    LoRA adapters (peft) and the head
@@ -44,9 +44,9 @@ log = logging.getLogger(__name__)
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "of all random draws")
-    task: Task = key(REQUIRED, "what the system learns")
-    adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "what of the base trains")
+    seed: Seed = key(REQUIRED, "seed of all random draws")
+    task: Task = key(REQUIRED, "the task of the system")
+    adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "which part of the base to train")
     lora: LoraSettings | None = key(None, "the adapters")
     constraint: ConstraintSettings | None = key(
         None, "the constraint on the factors of a factorised model; null: its defaults"

@@ -55,7 +55,7 @@ class Noise:
 
     def __post_init__(self) -> None:
         if not self.kinds and self.folder is None:
-            raise ValueError("noise has neither kinds nor a folder: set kinds to some of white, pink, brown, hum")
+            raise ValueError("noise has neither kinds nor a folder; set kinds to some of white, pink, brown, hum")
         if len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"noise.kinds names a kind twice: {', '.join(self.kinds)}; name each kind once")
 
@@ -82,7 +82,7 @@ class Reverberation:
 class CtcConfig:
     """The library that computes CTC losses; see docs/k2.md."""
 
-    backend: Literal["auto", "k2", "torch"] = key("auto", "auto: k2 if it works with this torch and device")
+    backend: Literal["auto", "k2", "torch"] = key("auto", "auto: k2 if it works with this torch and device, else torch")
     # With 10, k2's own default, the loss is up to 3e-2 off on flat posteriors; from 20 on it equals torch's to 3e-5.
     output_beam: Positive = key(20.0, "k2 prunes paths that are this much (nats) less likely than the best one")
 
@@ -100,7 +100,7 @@ class Runtime:
     """How a stage runs. Nothing here changes a result, so no hash includes it."""
 
     device: Literal["auto", "cpu", "cuda"] = key(
-        "auto", "where to compute; cuda also asks the scheduler for a GPU for each process", runtime=True
+        "auto", "where to compute; cuda also requests one GPU per process from the scheduler", runtime=True
     )
     workers: Annotated[int, Field(ge=0, le=256)] = key(
         0, "processes that load data ahead; 0: the training process loads it", runtime=True
@@ -114,7 +114,7 @@ class Runtime:
 
 @settings
 class TrainConfig:
-    """The training recipe: all that decides the result. Durations are in epochs or steps; see docs/training.md."""
+    """The training recipe: all keys that affect the result. See docs/training.md."""
 
     epochs: Count = key(10, "passes over the training cuts")
     max_steps: Large | None = key(None, "stop after this many steps, even if epochs are left")
@@ -125,7 +125,7 @@ class TrainConfig:
     lr: Positive = key(1e-4, "peak learning rate")
     head_lr: Positive = key(1e-3, "peak learning rate of a new head")
     warmup: Share = key(0.1, "share of all steps in which the learning rate rises")
-    hold: Share = key(0.4, "share of all steps in which it then stays at the peak; after that it falls linearly")
+    hold: Share = key(0.4, "share of all steps in which it then stays at the peak, before it falls linearly")
     final: Share = key(0.05, "learning rate at the end, as a share of the peak")
     weight_decay: NotNegative = key(0.01, "AdamW's weight decay, only for matrices")
     clip: Positive = key(1.0, "maximum norm of the gradient")
@@ -133,7 +133,7 @@ class TrainConfig:
     freeze_encoder_steps: LargeOrZero = key(0, "steps at the start in which only the head trains")
     train_front_end: bool = key(False, "train wav2vec 2.0's convolutions too; needs features: waveform")
     label_smoothing: BelowOne = key(0.0, "label smoothing of the cross-entropy losses")
-    loss: str | None = key(None, "the task's loss by its name in training/losses; null: the task's usual loss")
+    loss: str | None = key(None, "name of the task's loss (a file in training/losses); null: the default loss")
     ctc: CtcConfig = key(None, "the library that computes CTC losses", default_factory=CtcConfig)
     ctc_weight: NotNegative = key(0.0, "Whisper from scratch: weight of a CTC loss on the encoder")
     language_weight: NotNegative = key(0.0, "weight of a language classification loss beside recognition")

@@ -81,7 +81,7 @@ def watch_blank(state: State, found: Dev, step: int, config: TrainConfig) -> Non
         return
     state.blank_evaluations += 1
     advice = "train longer (epochs), warm up longer (warmup), raise head_lr or lower lr"
-    log.warning("step %d: CTC's output for dev is only blank; if this goes on, %s", step, advice)
+    log.warning("step %d: CTC's output for dev is only blank; if this continues, %s", step, advice)
     if state.blank_evaluations >= (config.blank_patience or math.inf):
         raise UserError(
             f"step {step}: CTC's output for dev was only blank in {state.blank_evaluations} evaluations in a row "

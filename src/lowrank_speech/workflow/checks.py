@@ -1,8 +1,7 @@
-"""Checks what a schema cannot: that names refer to something, that settings go together, that nothing leaks.
+"""Check what a schema cannot: that names exist, that settings go together, that test data do not leak.
 
-What can be known from the config, the names on the hub and the local folders that it mentions is refused here, before
-the first job runs. The functions take the config as it was written; ``experiment.check`` then reads every section with
-the class that the stage will read it with.
+These checks run before the first job. They look at the config, and at the local folders that it names. They take the
+config as it was written; ``experiment.check`` then reads every section with the class of its stage.
 """
 
 import json
@@ -35,7 +34,7 @@ POSITIONS = 50
 
 
 def check(config: Config, schema: Schema) -> None:
-    """Raise ConfigError for the first reference to something unknown, or combination that cannot work."""
+    """Raise ConfigError for the first unknown name or invalid combination of settings."""
     for name in config.get("langs", ()):
         _check_lang(config, name)
     for name in config["bases"]:
@@ -55,8 +54,8 @@ def check(config: Config, schema: Schema) -> None:
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
     if value not in legal:
-        shown = ", ".join(legal) or "nothing (none is defined)"
-        raise ConfigError(f"{where}: {value!r} does not exist; expected one of {what}{shown}{nearest(value, legal)}")
+        shown = f"expected one of {what}{', '.join(legal)}" if legal else "none is defined"
+        raise ConfigError(f"{where}: {value!r} does not exist; {shown}{nearest(value, legal)}")
 
 
 def _known_split(config: Config, where: str, split: Split, key: str) -> None:
@@ -86,8 +85,8 @@ def _check_lang(config: Config, name: str) -> None:
         _known_split(config, where, split, "splits")
         if split in roles:
             raise ConfigError(
-                f"{where}.splits: {split.split!r} is {roles[split]}; token sets are made from training transcripts only"
-                f": take it out"
+                f"{where}.splits: {split.split!r} is {roles[split]}; token sets may only read training transcripts: "
+                f"remove it"
             )
 
 
@@ -101,7 +100,7 @@ def _check_base(config: Config, name: str, families: Mapping[str, Any]) -> None:
         )
     if base["features"] == "waveform" and base.get("features_dtype"):
         raise ConfigError(
-            f"{where}.features_dtype: waveforms are not stored; remove the key or take features: {kinds[0]}"
+            f"{where}.features_dtype: waveforms are not stored; remove the key or use features: {kinds[0]}"
         )
     if base.get("lang") is not None:
         _known(f"{where}.lang", base["lang"], config.get("langs", {}))
@@ -118,12 +117,12 @@ def _check_base(config: Config, name: str, families: Mapping[str, Any]) -> None:
         return
     for key in ("model", "front_end", "pretrain"):
         if base.get(key) is not None:
-            raise ConfigError(f"{where}.{key}: this belongs to source: scratch, not to {base['source']!r}")
+            raise ConfigError(f"{where}.{key} is only for source: scratch, but source is {base['source']!r}; remove it")
     _check_source(base, where)
     if families[family]["tokenizer"] and base.get("lang") is not None and not own and _published(base["source"]):
         raise ConfigError(
-            f"{where}.lang: {base['lang']!r} is of kind {_lang_kind(config, name)}, and the decoder of the published "
-            f"Whisper {base['source']} writes its own tokens; name a token set of kind whisper"
+            f"{where}.lang: {base['lang']!r} is of kind {_lang_kind(config, name)}, but the published Whisper "
+            f"{base['source']} has its own tokens; name a token set of kind whisper"
         )
 
 
@@ -132,11 +131,11 @@ def _check_scratch(config: Config, name: str, own: bool, families: Mapping[str, 
     if not families[base["family"]]["scratch"]:
         able = [family for family, facts in families.items() if facts["scratch"]]
         raise ConfigError(
-            f"{where}.source: scratch makes {' and '.join(able)}; {base['family']} needs a hub name or a folder"
+            f"{where}.source: scratch supports only {' and '.join(able)}; {base['family']} needs a hub name or a folder"
         )
     for key in ("lang", "pretrain"):
         if base.get(key) is None:
-            raise ConfigError(f"{where}.{key}: source: scratch needs it")
+            raise ConfigError(f"{where}.{key} is missing; source: scratch needs it")
     if own:
         raise ConfigError(f"{where}.lang: a base from scratch needs a token set of kind char or sentencepiece")
     pretrain, roles = base["pretrain"], _roles(config)
@@ -145,8 +144,8 @@ def _check_scratch(config: Config, name: str, own: bool, families: Mapping[str, 
         _known_split(config, f"{where}.pretrain", split, key)
         if roles.get(split, "").startswith("the test"):
             raise ConfigError(
-                f"{where}.pretrain.{key}: {split.split!r} is {roles[split]}: its results would mean nothing; take "
-                f"another split"
+                f"{where}.pretrain.{key}: {split.split!r} is {roles[split]}, whose results would be meaningless; "
+                f"choose another split"
             )
     _check_apart(f"{where}.pretrain", splits)
     if pretrain.get("factor_sgd") is not None:
@@ -168,8 +167,8 @@ def _check_window(base: Mapping[str, Any], where: str, families: Mapping[str, An
         own = 30 * POSITIONS
     if own is not None and seconds * POSITIONS > own:
         raise ConfigError(
-            f"{where}.window: {seconds:g} s is longer than the window of {base['source']}, {own / POSITIONS:g} s; give "
-            f"less, or remove the key"
+            f"{where}.window: {seconds:g} s is longer than the window of {base['source']}, {own / POSITIONS:g} s; "
+            f"lower it, or remove the key"
         )
 
 
@@ -181,12 +180,12 @@ def _check_source(base: Mapping[str, Any], where: str) -> None:
             raise ConfigError(f"{where}.source: the folder {source} has no config.json; name a model folder")
     elif not _HUB_NAME.fullmatch(source):
         raise ConfigError(
-            f"{where}.source: there is no folder {source}, and it is not a hub name (owner/name); correct the path"
+            f"{where}.source: {source} is neither an existing folder nor a hub name (owner/name); correct it"
         )
 
 
 def _model_config(source: str) -> Mapping[str, Any]:
-    """config.json of a local model folder; empty for a name on the hub, or if it cannot be read."""
+    """The config.json of a local model folder; empty for a hub name, or if the file cannot be read."""
     try:
         return json.loads((Path(source).expanduser() / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -194,7 +193,7 @@ def _model_config(source: str) -> Mapping[str, Any]:
 
 
 def _published(source: str) -> bool:
-    """Whether a Whisper has its own tokenizer: it is on the hub, or in a folder that this pipeline did not write."""
+    """Whether a Whisper has its own tokenizer: it comes from the hub, or from a folder of another program."""
     return not (_model_config(source).get("lowrank_speech") or {}).get("lang_sha256")
 
 
@@ -218,18 +217,18 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
         at = f"{where}.test.{test}" if form else f"{where}.test"
         for key, other in task_splits(config, name).items():
             if split == other:
-                raise ConfigError(f"{at}: {split.split!r} is the {key} split already; take another split")
+                raise ConfigError(f"{at}: {split.split!r} is already the {key} split; choose another split")
         if form and test == DEV:
-            raise ConfigError(f"{at}: results on the dev split have the name dev; give the test set another name")
+            raise ConfigError(f"{at}: the name dev is reserved for results on the dev split; rename the test set")
     if task["type"] == "asr":
         if task.get("languages"):
-            raise ConfigError(f"{where}.languages: only tasks of type lid have classes; remove the key")
+            raise ConfigError(f"{where}.languages: only tasks of type lid take this key; remove it")
         if (task.get("segment") or {}).get("seconds") is not None:
             raise ConfigError(
-                f"{where}.segment: it would cut the audio and keep the whole transcript; only tasks of type lid take it"
+                f"{where}.segment: it would cut the audio, but not the transcript; only tasks of type lid take this key"
             )
     elif len(task.get("languages") or ("", "")) < 2:
-        raise ConfigError(f"{where}.languages: {task['languages']} has one language; name two or more to tell apart")
+        raise ConfigError(f"{where}.languages: {task['languages']} has only one language; name at least two")
     else:
         _check_spoken(config, name)
     known = {**{decoder: {} for decoder in DEFAULT_DECODERS.values()}, **config.get("decoders", {})}
@@ -245,7 +244,7 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
 
 
 def _check_spoken(config: Config, name: str) -> None:
-    """Refuse corpora that have only one language, as far as the config says: language recognition needs two."""
+    """Refuse corpora for language recognition that have only one language according to the config."""
     task = config["tasks"][name]
     corpus = config["corpora"][task["corpus"]]
     given = corpus.get("languages") or ()
@@ -264,7 +263,7 @@ def _check_apart(where: str, splits: Mapping[str, Split]) -> None:
         for other in keys[:i]:
             if splits[key] == splits[other]:
                 raise ConfigError(
-                    f"{where}.{key}: {splits[key].split!r} is the {other} split already; take another split"
+                    f"{where}.{key}: {splits[key].split!r} is already the {other} split; choose another split"
                 )
 
 
@@ -275,7 +274,7 @@ def _check_calibrate(config: Config) -> None:
     roles = _roles(config)
     if roles.get(split, "").startswith("the test"):
         raise ConfigError(
-            f"calibrate.split: {split.split!r} is {roles[split]}; factors fitted to it would know the test: take a "
+            f"calibrate.split: {split.split!r} is {roles[split]}; factors must not be fitted to test data: choose a "
             f"training split"
         )
 
@@ -286,7 +285,7 @@ def _check_calibrate(config: Config) -> None:
 def _check_method(config: Config, name: str) -> None:
     method, where = config["methods"][name], f"methods.{name}"
     if method["adapt"] == "lora" and method.get("lora") is None:
-        raise ConfigError(f"{where}.lora: adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
+        raise ConfigError(f"{where}.lora is missing; adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
     if method["adapt"] != "lora" and method.get("lora") is not None:
         raise ConfigError(f"{where}.lora: it has no effect with adapt: {method['adapt']}; remove it or set adapt: lora")
     factorise = method.get("factorise")
@@ -321,19 +320,19 @@ def _check_system(config: Config, system: System, families: Mapping[str, Any]) -
     changed = [key for key in ("speed", "noise", "reverberation") if recipe.get(key) not in (None, [])]
     if changed and base["features"] != "waveform":
         raise ConfigError(
-            f"training.{changed[0]}: it changes samples, and the system {name} reads stored features "
-            f"({base['features']}); set bases.{system.base}.features: waveform, or leave it out"
+            f"training.{changed[0]}: it changes samples, but the system {name} reads stored features "
+            f"({base['features']}); set bases.{system.base}.features: waveform, or remove the key"
         )
     able = [family for family, facts in families.items() if facts["front_end"]]
     if recipe.get("train_front_end") and (base["features"] != "waveform" or base["family"] not in able):
         raise ConfigError(
-            f"training.train_front_end: the system {name} reads what a frozen front end computed, or has none; set "
+            f"training.train_front_end: the system {name} reads stored features, or has no front end; set "
             f"bases.{system.base}.features: waveform (families with a front end: {', '.join(able)})"
         )
     own = _lang_kind(config, system.base) == "whisper"
     if task["type"] == "asr" and recipe.get("ctc_weight") and own:
         raise ConfigError(
-            f"training.ctc_weight: the system {name} has Whisper's own tokenizer, and CTC needs a token set of kind "
+            f"training.ctc_weight: the system {name} uses Whisper's own tokenizer, but CTC needs a token set of kind "
             f"char or sentencepiece; set ctc_weight: 0"
         )
 
@@ -348,7 +347,7 @@ def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any])
     elif method.get("factorise") is None and (source == "scratch" or _on_the_hub(source)):
         why = f"methods.{system.method} does not factorise"
         if source != "scratch":
-            why += f", and {source} is a name on the hub; if it is a folder, write ./{source}"
+            why += f", and {source} is a hub name; if it is a folder, write ./{source}"
     else:
         return
     raise ConfigError(

@@ -1,8 +1,8 @@
-"""What a job's code hash covers: the modules that its stage imports, without those that this job cannot run.
+"""The code hash of a job: it covers the modules that its stage imports, without those that this job cannot run.
 
 A job runs one family of models, one head, one decoder and one kind of corpus, so its hash leaves out the modules of the
-others, and of other ways of adapting. Every hash leaves out error messages, help texts and the workflow itself. The
-generated schema lists the modules of each kind (``modules``).
+others, and of other ways of adapting. Every hash leaves out the error messages of settings, the keys in help texts, and
+the workflow itself. The generated schema lists the modules of each kind (``modules``).
 """
 
 from collections.abc import Mapping

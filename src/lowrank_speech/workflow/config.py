@@ -1,7 +1,8 @@
-"""Reading an experiment's config: the grid of systems, decoders and test sets, what overrides what, names of artefacts.
+"""Read an experiment's config: the grid of systems, decoders and test sets, overrides, and names of artefacts.
 
-Imported by the Snakefile, under SLURM once per job: standard library only, loads in milliseconds. The functions take
-a config that ``workflow.schema`` and ``workflow.checks`` have checked, with all defaults.
+The Snakefile imports this module (under SLURM once per job), so it uses only the standard library and loads in
+milliseconds. The functions take a config that ``workflow.schema`` and ``workflow.checks`` have checked, with all
+defaults.
 """
 
 import hashlib
@@ -17,11 +18,11 @@ DEV = "dev"
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work. The message is one line: which key, which value, what to write instead."""
+    """An invalid setting. The message is one line with the key, the value, and what to write instead."""
 
 
 class System(NamedTuple):
-    """A base, adapted to a task by a method: one point of the grid."""
+    """One point of the grid: a base, adapted to a task by a method."""
 
     base: str
     task: str
@@ -144,7 +145,7 @@ def needs_lang(config: Config, base: str) -> bool:
 
 
 def deep_merge(below: Any, above: Any) -> Any:
-    """``above`` laid over ``below``: mappings key by key, anything else (None, lists) replaces what was there.
+    """Override ``below`` with ``above``: mappings key by key; any other value (None, lists) replaces the old one.
 
     >>> deep_merge({"lr": 1, "spec_augment": {"time_masks": 2}}, {"spec_augment": {"time_masks": 3, "time_width": 5}})
     {'lr': 1, 'spec_augment': {'time_masks': 3, 'time_width': 5}}
@@ -173,8 +174,8 @@ def calibrated(method: Mapping[str, Any]) -> bool:
 def factorise_key(section: Mapping[str, Any]) -> str:
     """Folder name of the low-rank model of a ``factorise`` section, such as ``rank512-1f0c9a3e``.
 
-    It depends only on the section. So methods with equal sections share one model, and their names, their order and
-    later methods run nothing again.
+    The name depends only on the section. So methods with equal sections share one model, and renaming, reordering or
+    adding methods reruns nothing.
     """
     wish = next((key for key in WISHES if section.get(key) is not None), "")
     return f"{wish}{section.get(wish, '')}-{_digest(section)}"
@@ -192,7 +193,7 @@ WISHES = ("rank", "fraction", "keep", "energy", "reduction")
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no white space: equal settings give equal strings whatever the order in the YAML."""
+    """JSON with sorted keys and no white space: equal settings give equal strings, whatever their order in YAML."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

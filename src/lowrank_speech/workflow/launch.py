@@ -1,10 +1,10 @@
-"""What ``make run`` does: Snakemake on one experiment, then its table, or the errors in one line each.
+"""Run ``make run``: Snakemake on one experiment, then print its table, or each error in one line.
 
     python -m lowrank_speech.workflow.launch config.yaml [arguments of snakemake ...]
 
-Two runs in one folder would make the same files at the same time, so this program locks ``.snakemake/run.lock`` while
-it works; the lock ends with the process. Snakemake's own lock survives ``kill -9``; this program removes it if no other
-process works in the folder. Neither a dry run nor a run of a part that makes no new table ends with the table.
+Two runs in one folder would write the same files at the same time, so this program locks ``.snakemake/run.lock`` while
+it runs; the lock ends with the process. Snakemake's own lock survives ``kill -9``; this program removes it if no other
+process works in the folder. A dry run prints no table, and a partial run only a new one.
 """
 
 import fcntl
@@ -120,7 +120,7 @@ def _is_snakemake(command: list[str]) -> bool:
 
 
 def _run(command: list[str]) -> int:
-    """Run ``command`` and forward signals to it; it decides how to end."""
+    """Run ``command`` and forward signals to it, so that the command decides how to end."""
     process = subprocess.Popen(command, env={**os.environ, "LOWRANK_SPEECH_LAUNCHED": "1"})
 
     def forward(number: int, _: object) -> None:

@@ -1,7 +1,7 @@
-"""Where the artefacts of an experiment lie.
+"""Paths of the artefacts of an experiment.
 
-Every method gives a folder. Without arguments it is the pattern with Snakemake's wildcards, with names the folder
-itself, so that rules and targets cannot disagree:
+Every method returns a folder: without arguments as a pattern with Snakemake's wildcards, with names the folder itself.
+So rules and targets cannot disagree:
 
     >>> Layout("exp/default").train()
     'exp/default/train/{base}/{task}/{method}'

@@ -1,9 +1,9 @@
-"""Find artefacts that are not what the config asks for, where Snakemake cannot see it.
+"""Find artefacts that do not match the config in ways that Snakemake cannot detect.
 
-Snakemake compares settings, code and inputs of a job with its own record of the last run. It does not see a job with an
-output that has no record (a file of a new version, a copied results folder), files that are gone while later ones
-exist, or files outside the experiment. Every artefact's manifest (artefact.py) says what made it, which files belong to
-it and what it read; ``problem`` compares that with the disk.
+Snakemake compares settings, code and inputs of a job with its own record of the last run. It does not detect outputs
+without a record (of another version, or in a copied results folder), missing files whose downstream files exist, and
+changed external files. Every artefact's manifest (artefact.py) lists its settings, code, files and external inputs;
+``problem`` compares them with the disk.
 
 This costs a ``stat`` per output and per external file. An external file is hashed only if its size or time changed.
 """
@@ -25,9 +25,9 @@ def problem(
     recorded: bool,
     sources: Mapping[str, str] | None = None,
 ) -> str | None:
-    """Why the artefact of ``manifest`` has to be made again, in a few words; None: it is as it should be.
+    """Why the artefact of ``manifest`` has to be remade, in a few words; None: it is up to date.
 
-    ``cfg`` (canonical JSON) and ``code``: what the job would run with now; they are compared if Snakemake has not
+    ``cfg`` (canonical JSON) and ``code``: those that the job would use now; they are compared if Snakemake has not
     ``recorded`` the last run.
     ``sources``: name -> path of the external files that the job would read now; None: they cannot be found here, and
     are not compared. If the manifest does not exist, the job runs anyway, so the result is None.

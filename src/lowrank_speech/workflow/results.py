@@ -1,4 +1,4 @@
-"""What a run prints at its end: the table of the experiment, or the errors that stopped it.
+"""Print the end of a run: the table of the experiment, or the errors that stopped it.
 
 In: the experiment's config and, below its ``output``, report/results.txt (stage report) and logs/. Out: text on stdout.
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def layout_of(config: str | Path) -> Layout:
-    """The folders of the experiment that a config file describes, laid over the default as in the Snakefile."""
+    """The folders of the experiment in a config file, which overrides the default config as in the Snakefile."""
     found = _load(config)
     if "corpora" not in found:
         found = deep_merge(_load(PROJECT / "config.yaml"), found)
@@ -47,7 +47,7 @@ def table(layout: Layout, since: float = 0.0) -> str:
 
 
 def errors(layout: Layout, since: float) -> list[str]:
-    """One line per log that was written after ``since`` (seconds of the epoch) and ends a job with an error."""
+    """One line per log that was written after ``since`` (Unix time) and ends with an error."""
     found: dict[str, str] = {}
     for path in sorted(Path(layout.root, "logs").rglob("*.log")):
         if path.stat().st_mtime >= since and (said := _last_error(path)):
@@ -56,7 +56,7 @@ def errors(layout: Layout, since: float) -> list[str]:
 
 
 def _last_error(path: Path) -> str | None:
-    """The error that ended the last attempt in a log: the stage's own, or the end of a traceback; else None."""
+    """The error that ended the last attempt in a log: the stage's own, or the last line of a traceback; else None."""
     with path.open("rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()

@@ -1,10 +1,10 @@
-"""Checks a config against the JSON schema, and fills in the schema's defaults.
+"""Check a config against the JSON schema, and fill in the schema's defaults.
 
-The schema (``workflow/schemas/config.schema.json``) is generated from the settings classes by ``experiment.py``. Three
-words in it are our own: ``partial`` (a section that overrides another one and gets no defaults), ``runtime`` (a key
-that no hash includes) and, in a section with several kinds, the branch that the key ``kind`` chooses.
+``experiment.schema`` generates the schema (``workflow/schemas/config.schema.json``) from the settings classes. It has
+three extensions: ``partial`` (a section that overrides another one and gets no defaults), ``runtime`` (a key that no
+hash includes) and, in a section with several kinds, the branch that the key ``kind`` selects.
 
-jsonschema comes with Snakemake; it is loaded when the check runs. Its own messages print the whole schema.
+jsonschema comes with Snakemake, and is loaded when the check runs. Its own messages would print the whole schema.
 """
 
 import copy
@@ -32,9 +32,9 @@ TYPES = {
 
 
 def resolve(value: Any, node: Schema, root: Schema) -> Any:
-    """``value`` with every default of ``node`` (a part of the schema ``root``) written out; a new value.
+    """A copy of ``value`` with every default of ``node``, a part of the schema ``root``.
 
-    Numbers become floats where the schema asks for a number, so that 1 and 1.0 are one setting.
+    Numbers become floats if the schema requires a number, so that 1 and 1.0 are the same setting.
     """
     node = _followed(node, root)
     if isinstance(value, Mapping):
@@ -61,7 +61,7 @@ def resolve(value: Any, node: Schema, root: Schema) -> Any:
 
 
 def branch(value: Mapping[str, Any], node: Schema, root: Schema) -> Schema:
-    """The schema that the ``kind`` of ``value`` chooses in ``node``; ``node`` itself if there is only one."""
+    """The branch of ``node`` that the ``kind`` of ``value`` selects; ``node`` itself if it has no branches."""
     for case in node.get("allOf", ()):
         wanted = case["if"]["properties"]
         if all(value.get(key, _default(node, key)) == part["const"] for key, part in wanted.items()):
@@ -101,7 +101,7 @@ def _types(node: Schema) -> list[str]:
 
 
 def validate(config: Mapping[str, Any], schema: Schema) -> None:
-    """Raise a one-line ConfigError for the first thing that ``schema`` (draft 2020-12) does not allow."""
+    """Raise a one-line ConfigError for the first violation of ``schema`` (draft 2020-12)."""
     import jsonschema
 
     _check_values(config, ())
@@ -116,8 +116,8 @@ def validate(config: Mapping[str, Any], schema: Schema) -> None:
 
 def _order(error: Any) -> tuple[bool, list[str], bool]:
     """Sort key: the error to report comes first."""
-    # A typo is an unknown key and often also a missing one; the unknown key says more. Likewise the bound that 1e30
-    # exceeds says more than 'expected a whole number'.
+    # A typo is an unknown key and often also a missing one; the unknown key is more helpful. Likewise, for 1e30 the
+    # bound is more helpful than 'expected a whole number'.
     return error.validator != "additionalProperties", list(map(str, error.absolute_path)), error.validator == "type"
 
 
@@ -159,13 +159,13 @@ def message(error: Any) -> str:
 
 
 def nearest(value: Any, legal: Iterable[Any]) -> str:
-    """`` (did you mean 'epochs'?)`` where ``value`` looks like one of ``legal``, else nothing."""
+    """`` (did you mean 'epochs'?)`` if ``value`` is similar to one of ``legal``, otherwise an empty string."""
     found = difflib.get_close_matches(str(value), list(map(str, legal)), n=1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """``bases.wav2vec2.model`` or ``langs.chars.splits[0]`` from the parts; ``config`` for none."""
+    """``bases.wav2vec2.model`` or ``langs.chars.splits[0]`` from the parts; ``config`` if there are none."""
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".") or "config"
 
@@ -187,7 +187,7 @@ def _hint(value: Any, types: list[str]) -> str:
 
 
 def _check_values(value: Any, path: tuple[str | int, ...]) -> None:
-    """Refuse what JSON cannot hold: keys that YAML reads as another type (no, 1), and numbers such as .nan."""
+    """Refuse what JSON does not support: keys that YAML does not read as text (no, 1), and numbers such as .nan."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             if not isinstance(key, str):

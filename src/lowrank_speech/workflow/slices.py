@@ -1,4 +1,4 @@
-"""The slice of the config that each stage gets: exactly the keys that it uses, whose changes make it run again.
+"""The slice of the config for each stage: exactly the keys that it uses, so that it reruns if one of them changes.
 
 ``Slices(config, schema).<stage>(wildcards)`` returns two mappings: ``cfg``, the keys that affect the result, with all
 defaults, and ``runtime``, the keys that do not. ``wildcards`` has the attributes that name the artefact (Snakemake's
@@ -92,7 +92,7 @@ class Slices:
 
     @once
     def corpus(self, wildcards: Any) -> Slice:
-        """One split: its own keys and those of the whole corpus. The seed draws parts and synthesis."""
+        """One split: its own keys and those of the whole corpus. The seed is for parts and synthesis."""
         corpus = self.config["corpora"][wildcards.corpus]
         own = {wildcards.split: corpus["splits"][wildcards.split]}
         shared = {"held_out": held_out(corpus)} if corpus["kind"] == "espeak" else {}

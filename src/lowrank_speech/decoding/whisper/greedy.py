@@ -30,15 +30,15 @@ class Settings(Decoding):
 
     kind: Literal["greedy"] = key("greedy", "the best token of each step")
     language: Literal["given", "detect"] = key(
-        "given", "language that Whisper is told: given: that of the utterance; detect: none, so that it detects one"
+        "given", "given: tell Whisper the language of the utterance; detect: let it detect the language"
     )
     max_new_tokens: Count | None = key(
-        None, "maximum number of tokens of any utterance; null: as many as the decoder has positions"
+        None, "maximum number of tokens per utterance; null: the decoder's number of positions"
     )
     max_tokens_per_second: Positive | None = key(
         50.0, "maximum number of tokens per second of an utterance, in addition to 20; null: no limit by duration"
     )
-    stop_loops: bool = key(True, "stop an utterance that only repeats itself")
+    stop_loops: bool = key(True, "stop an utterance whose output only repeats itself")
 
 
 def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]], list[Hypothesis]]:

@@ -125,7 +125,7 @@ def choose_ctc(config: CtcConfig, device: Any) -> Backend:
     except ImportError as error:
         if config.backend == "k2":
             raise UserError(
-                f"training.ctc.backend: {error}; install the k2 built for this torch (docs/k2.md), or set `torch`"
+                f"training.ctc.backend: {error}; install the k2 for this torch (docs/k2.md), or set backend: torch"
             ) from error
         log.info("CTC runs with torch: %s", error)
         return torch_ctc
