@@ -248,6 +248,8 @@ def test_what_was_read_is_on_record(tmp_path):
     assert record["files"]["1.flac"] is None  # it may come
     assert tracking.changed(path) is None
     (root / "0.flac").touch()
+    assert tracking.changed(path) is None
+    (root / "0.flac").write_bytes((root / "2.flac").read_bytes())
     assert tracking.changed(path) == "0.flac has changed"
     assert run(out, {**TABLE, "path": str(root)}, track="hash") == 0
     assert len(json.loads(path.read_text())["files"]["0.flac"]) == 64

@@ -136,6 +136,12 @@ def test_summary_is_honest_about_intervals():
         "(30 % fewer parameters) is better in 1; bare is worse (intervals not known) in 1."
     )
     assert "(90\N{NO-BREAK SPACE}% interval 8.0…12.0)" in headline.summary([full])[1]
+    # A test set of one speaker for each language has no intervals; the systems are equal, not "within" them.
+    equal = [make(name, task="lid", accuracy=0.5) for name in ("full", "seed2")]
+    assert headline.summary([*equal, make("lora", task="lid", accuracy=0.4)])[1].replace("\N{NO-BREAK SPACE}", " ") == (
+        "In lid, full on wav2vec2 has the lowest error: accuracy 50.0 %, and 1 of the 2 other adapted systems is equal "
+        "(intervals not known)."
+    )
     assert headline.summary([make("base", "none", wer=0.9)])[1:] == [
         "No adapted system was scored.",
         "No dense model was fully fine-tuned, so there is no reference to compare the methods with.",

@@ -48,8 +48,20 @@ def test_a_missing_file_that_comes_is_a_change(tmp_path, audio):
     assert tracking.changed(path) == "a/3.flac is new"
 
 
-def test_times_count_or_contents(tmp_path, audio):
-    by_time = recorded(tmp_path, audio, "stat")
+@pytest.mark.parametrize("track", ["auto", "stat"])
+def test_a_file_with_another_time_and_equal_content_has_not_changed(tmp_path, audio, track):
+    path = recorded(tmp_path, audio, track)
+    later(audio[0])
+    assert tracking.changed(path) is None
+    audio[0].write_bytes(b"z" * 10)
+    later(audio[0])
+    assert tracking.changed(path) == "a/0.flac has changed"
+
+
+def test_times_count_or_contents(tmp_path, audio, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(tracking, "MANY", 3)  # too many to read again
+        by_time = recorded(tmp_path, audio, "stat")
     later(audio[0])
     assert tracking.changed(by_time) == "a/0.flac has changed"
     by_content = recorded(tmp_path, audio, "hash")

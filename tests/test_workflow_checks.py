@@ -137,6 +137,16 @@ SEEN = {
     "no target": ("methods.lowrank_lora.lora.targets", [], "methods.lowrank_lora.lora.targets is empty"),
     "a corpus of one language": ("corpora.babel.languages", ["de"], "tasks.lid.corpus: babel has one language, de"),
     "a task of one language": ("tasks.lid.languages", ["de"], "tasks.lid.languages: ['de'] has only one language"),
+    "characters without the symbols of a decoder": (
+        "bases.whisper.lang",
+        "chars",
+        "bases.whisper.lang: 'chars' is for ctc, but whisper has a decoder; set langs.chars.for: seq2seq",
+    ),
+    "a default decoder that decodes nothing": (
+        "decoders.scores",
+        {"kind": "greedy"},
+        "tasks.lid.decoders: 'scores' is of kind greedy, which does not decode tasks of type lid; define another one",
+    ),
     "no reduction": ("methods.lowrank.factorise.reduction", 0, "methods.lowrank.factorise.reduction is 0; it must be"),
     "certainty": ("score.confidence", 1, "score.confidence is 1; it must be below 1"),
 }

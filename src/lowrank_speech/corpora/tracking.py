@@ -6,6 +6,7 @@ one by one. The record, ``{split}.audio.json`` beside the split's manifest, says
     auto  size and modification time of every file, up to 10,000 files; above that, the modification times of their
           folders, which change if a file is added, removed, renamed or replaced, but not if it is overwritten in place
     stat  size and modification time of every file, however many there are
+          (up to 10,000 files, a file with another time is read: with equal content it has not changed)
     hash  the content of every file, which is read each time
     none  nothing
 
@@ -40,12 +41,14 @@ def record(root: str | Path, files: Iterable[str], track: str, listed: Sequence[
     if watched == "folders":
         folders |= _limited({os.path.dirname(path) for path in paths})
     each = paths if watched in ("stat", "hash") else []
+    hashed = watched == "stat" and len(paths) <= MANY
     return {
         "track": watched,
         "root": str(root),
         "count": len(paths),
         "folders": {_relative(path, root): _time(path) for path in sorted(folders)},
         "files": {_relative(path, root): _state(path, watched) for path in each},
+        "contents": {_relative(path, root): _state(path, "hash") for path in each} if hashed else {},
     }
 
 
@@ -53,15 +56,16 @@ def changed(path: str | Path) -> str | None:
     """The first difference between the disk and the record at ``path``, in a few words; None if there is none."""
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-        root, track = found["root"], found["track"]
+        root, track, contents = found["root"], found["track"], found.get("contents", {})
         if not os.path.isdir(root):  # not mounted on this machine, so nothing can be compared
             return None
         for name, time in found["folders"].items():
             if _time(os.path.join(root, name)) != time:
                 return f"files were added to or removed from {name}"
         for name, state in found["files"].items():
-            now = _state(os.path.join(root, name), track)
-            if now != state:
+            file, content = os.path.join(root, name), contents.get(name)
+            now = _state(file, track)
+            if now != state and (content is None or _state(file, "hash") != content):
                 return f"{name} {'is gone' if now is None else 'is new' if state is None else 'has changed'}"
     except FileNotFoundError:
         return "the record of its audio files is missing"

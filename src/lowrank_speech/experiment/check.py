@@ -15,6 +15,7 @@ from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import read
 from lowrank_speech.stages import report
@@ -58,6 +59,7 @@ def _check_jobs(config: Mapping[str, Any]) -> None:
 
     for name in config["systems"]["bases"]:
         if config["bases"][name]["source"] == "scratch":
+            _check_tokens(config, name)
             found = slices.base(System(name, "", ""))
             where, whose = f"bases.{name}.pretrain", f"the pretraining of {name}"
             _check_device(where, found.cfg["pretrain"], found.runtime, whose)
@@ -66,6 +68,17 @@ def _check_jobs(config: Mapping[str, Any]) -> None:
         found = slices.train(system)
         _check_device("training", found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
         once(TrainConfig, found.cfg["training"], "training", f"the system {'/'.join(system)}")
+
+
+def _check_tokens(config: Mapping[str, Any], name: str) -> None:
+    """Refuse a token set without a decoder's special symbols for a base from scratch that has a decoder."""
+    base = config["bases"][name]
+    lang = config["langs"][base["lang"]]
+    if FAMILIES[base["family"]].recognises == "seq2seq" and lang["for"] != "seq2seq":
+        raise UserError(
+            f"bases.{name}.lang: {base['lang']!r} is for {lang['for']}, but {base['family']} has a decoder; set "
+            f"langs.{base['lang']}.for: seq2seq, or name another token set"
+        )
 
 
 def _check_languages(config: Mapping[str, Any], name: str) -> None:

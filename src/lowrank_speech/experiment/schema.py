@@ -141,6 +141,8 @@ def _langs(tool: Schemas) -> Node:
         node = _kind(tool.of(cls), kind)
         if kind != "whisper":  # the tokenizer that comes with a base: nothing is made
             node = _closed(node, tool.of(LangSection))
+            for name in ("corpora", "splits"):
+                node["properties"][name] |= {"minItems": 1, "uniqueItems": True}
         tool.definitions[f"lang.{kind}"] = node
         branches[kind] = ref(f"lang.{kind}")
     return by_kind(branches)
@@ -157,6 +159,9 @@ def _base(tool: Schemas) -> Node:
 
 def _task(tool: Schemas) -> Node:
     node = _closed(tool.of(Task), tool.of(TaskSection))
+    node["properties"]["test"] |= {"minItems": 1, "uniqueItems": True, "minProperties": 1, "propertyNames": ref("name")}
+    for name in ("decoders", "languages"):
+        node["properties"][name]["uniqueItems"] = True
     node["properties"]["training"] = partial(ref("training"))
     tool.definitions["task"] = node
     return ref("task")

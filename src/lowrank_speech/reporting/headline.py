@@ -59,7 +59,8 @@ def _counted(what: str, names: Sequence[str]) -> str:
 
 
 def _best(systems: Sequence[System]) -> str:
-    """The lowest error of each task on its first test set, and how many other systems are within the intervals."""
+    """The lowest error of each task on its first test set, and how many other systems are within the intervals (without
+    intervals: equal)."""
     parts = []
     for task in dict.fromkeys(s.name.task for s in systems):
         members = [s for s in systems if s.name.task == task]
@@ -71,9 +72,11 @@ def _best(systems: Sequence[System]) -> str:
         where = f"{task} on {test}" if len(members[0].tests) > 1 else task
         text = f"in {where}, {best.system.method} on {best.system.base} has the lowest error: {_value(best, True)}"
         if len(found) > 1:
-            near = sum(outcome(r, best) == WITHIN for r in found if r is not best)
+            same = WITHIN if best.error_interval else EQUAL
+            near = sum(outcome(r, best) == same for r in found if r is not best)
             verb = "is" if near == 1 else "are"
-            text += f", and {near} of the {len(found) - 1} other adapted systems {verb} {WITHIN}"
+            text += f", and {near} of the {len(found) - 1} other adapted systems {verb} {same}"
+            text += "" if best.error_interval else f" ({UNKNOWN})"
         parts.append(text)
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else "No adapted system was scored."

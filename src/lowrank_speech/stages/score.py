@@ -92,6 +92,10 @@ def body(run: common.Run) -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     log.info("%s: %s", decoded, lines(metrics)[0])
+    if config.score.bootstrap and not any(metrics["interval"].values()):
+        what = metrics["resampled"]
+        hint = "; score.resample: utterances draws utterances instead" if what == "speakers" else ""
+        log.warning("%s: no intervals, because the test set has too few %s to draw from%s", decoded, what, hint)
     run.finish([], {"type": config.type, **metrics})
 
 

@@ -239,7 +239,7 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
             fit = [n for n, d in known.items() if task["type"] in schema["decoders"][d.get("kind", n)]["types"]]
             raise ConfigError(
                 f"{where}.decoders: {decoder!r} is of kind {kind}, which does not decode tasks of type {task['type']}; "
-                f"expected one of: {', '.join(fit)}"
+                f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"
             )
 
 

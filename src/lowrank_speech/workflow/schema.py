@@ -146,13 +146,15 @@ def message(error: Any) -> str:
             return f"{where}: expected {' or '.join(TYPES[t] for t in types)}, got {value!r}{_hint(value, types)}"
         case "enum" | "const":
             legal = [limit] if error.validator == "const" else limit
-            return (
-                f"{where}: {value!r} is not valid; expected one of: {', '.join(map(str, legal))}{nearest(value, legal)}"
-            )
+            shown = ", ".join("null" if one is None else str(one) for one in legal)
+            return f"{where}: {value!r} is not valid; expected one of: {shown}{nearest(value, legal)}"
         case "pattern":
             return f"{where}: {value!r} is not valid; use {error.schema.get('expected', limit)}"
         case "minItems" | "minProperties":
             return f"{where}: expected at least {limit} {'entry' if limit == 1 else 'entries'}, got {value!r}"
+        case "uniqueItems":
+            twice = next(one for i, one in enumerate(value) if one in value[:i])
+            return f"{where}: {twice!r} occurs twice in {value!r}; remove one"
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             return f"{where} is {value!r}; it must be {BOUNDS[error.validator].format(limit)}"
     return f"{where}: {error.message}"
@@ -182,6 +184,8 @@ def _hint(value: Any, types: list[str]) -> str:
             return ""
         if not abs(number) <= sys.float_info.max:
             return ""
+        if "number" not in types:
+            return f" (YAML reads it as text: write {number:.0f} without quotes)" if number.is_integer() else ""
         return f" (YAML reads it as text: write {number!r} without quotes, and a point before an e, as in 1.0e-4)"
     return ""
 
