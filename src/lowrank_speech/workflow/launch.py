@@ -30,6 +30,8 @@ DRY = re.compile(
 )
 PART = re.compile(r"--until.*|-U.*|--omit.*|-O.*")
 USAGE = 2
+APART = 0.5
+"""Seconds between a signal to the group and the same one forwarded."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -124,6 +126,9 @@ def _run(command: list[str]) -> int:
     process = subprocess.Popen(command, env={**os.environ, "LOWRANK_SPEECH_LAUNCHED": "1"})
 
     def forward(number: int, _: object) -> None:
+        # Snakemake may have had it too (`timeout` signals the whole group). Its handler holds a lock that a second signal
+        # at the same moment waits for, without end.
+        time.sleep(APART)
         process.send_signal(number)
 
     # Ctrl-C reaches both through the terminal.
