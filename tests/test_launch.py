@@ -182,3 +182,23 @@ def test_errors_are_those_of_the_last_attempt(tmp_path: Path, text, said):
     (folder / "train.log").write_text(text)
     assert errors(Layout(str(tmp_path)), 0.0) == [f"error: {line} (log: {folder / 'train.log'})" for line in said]
     assert errors(Layout(str(tmp_path)), time.time() + 60) == []
+
+
+def test_a_signal_to_the_whole_group_comes_twice_and_apart(tmp_path):
+    """Snakemake ends on the first; a second one during its handler would hang it."""
+    told = tmp_path / "times"
+    program = (
+        "import signal, sys, time\n"
+        f"note = lambda *_: open({str(told)!r}, 'a').write(f'{{time.monotonic()}}\\n')\n"
+        "signal.signal(signal.SIGTERM, note)\n"
+        "note()\n"
+        "while len(open(sys.argv[1]).readlines()) < 3: time.sleep(0.05)\n"
+    )
+    launch = "import sys; from lowrank_speech.workflow.launch import _run; sys.exit(_run(sys.argv[1:]))"
+    command = [sys.executable, "-c", launch, sys.executable, "-c", program, str(told)]
+    running = subprocess.Popen(command, start_new_session=True)
+    waiting_for(told.exists)
+    os.killpg(running.pid, signal.SIGTERM)
+    assert running.wait(60) == 0
+    _, first, second = map(float, told.read_text().split())
+    assert second - first > 0.3
