@@ -126,8 +126,8 @@ def _run(command: list[str]) -> int:
     process = subprocess.Popen(command, env={**os.environ, "LOWRANK_SPEECH_LAUNCHED": "1"})
 
     def forward(number: int, _: object) -> None:
-        # Snakemake may have had it too (`timeout` signals the whole group). Its handler holds a lock that a second signal
-        # at the same moment waits for, without end.
+        # Snakemake may have received it too (`timeout` signals the whole group). Its handler takes a lock, so a second
+        # signal during the first would hang it.
         time.sleep(APART)
         process.send_signal(number)
 
