@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_speech.experiment import outside
 from workflow_config import REMOVED, checked, edited, refused
 from workflow_tree import tiny_config, write_ocean
 
@@ -303,3 +304,15 @@ def test_recognition_needs_a_token_set():
     assert refused(config).startswith("bases.whisper.lang: the task asr recognises speech and needs a token set")
     config["systems"]["tasks"] = ["lid"]
     checked(config)
+
+
+def test_an_output_that_cannot_be_made_or_written_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert outside.blocked_output(str(tmp_path / "new" / "exp"), writing=True) is None
+    assert outside.blocked_output(str(tmp_path / "file"), writing=False) == (
+        f"output: {tmp_path}/file cannot be a folder, because {tmp_path}/file is a file; name another folder"
+    )
+    assert "is a file; name another" in outside.blocked_output(str(tmp_path / "file" / "exp"), writing=False)
+    monkeypatch.setattr(outside.os, "access", lambda path, mode: False)  # root may write anywhere
+    assert outside.blocked_output(str(tmp_path / "new"), writing=False) is None  # a dry run may look
+    assert f"because {tmp_path} is read-only for you" in outside.blocked_output(str(tmp_path / "new"), writing=True)

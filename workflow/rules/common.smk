@@ -83,6 +83,9 @@ def quick(function):
 # Corpora that have to be read and cannot be found. A dry run accepts them, unless the config has their path.
 LOST = {}
 if workflow.is_main_process:
+    if blocked := outside.blocked_output(CONFIG["output"], writing=False):
+        raise WorkflowError(f"in the config: {blocked}")
+
     unread = {c for c, s in splits_used(CONFIG) if not os.path.isfile(f"{layout.corpus(c)}/{s}.json")}
     LOST = outside.lost_corpora(sorted(unread), CONFIG)
     for name, why in LOST.items():
@@ -96,6 +99,8 @@ if workflow.is_main_process:
 
 
 onstart:
+    if blocked := outside.blocked_output(CONFIG["output"], writing=True):
+        raise WorkflowError(f"in the config: {blocked}")
     for why in LOST.values():
         raise WorkflowError(why)
 

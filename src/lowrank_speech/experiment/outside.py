@@ -41,6 +41,18 @@ def located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
     return config, corpus.locate(config, Path(data_root) if data_root else None)
 
 
+def blocked_output(folder: str, writing: bool) -> str | None:
+    """Why the folder of the outputs cannot be made or, if ``writing``, not be written; None if it can."""
+    above = Path(folder).absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        return f"output: {folder} cannot be a folder, because {above} is a file; name another folder"
+    if writing and not os.access(above, os.W_OK | os.X_OK):
+        return f"output: {folder} cannot be written, because {above} is read-only for you; name another folder"
+    return None
+
+
 def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
     """Name -> path of the noise recordings of a recipe (resolved); None: no folder is set, or it does not exist."""
     folder = ((recipe or {}).get("noise") or {}).get("folder")
