@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from lowrank_speech.errors import UserError
 from lowrank_speech.experiment import outside
+from lowrank_speech.experiment.models import check_scratch
 from workflow_config import REMOVED, checked, edited, refused
 from workflow_tree import tiny_config, write_ocean
 
@@ -316,3 +318,58 @@ def test_an_output_that_cannot_be_made_or_written_is_refused(tmp_path, monkeypat
     monkeypatch.setattr(outside.os, "access", lambda path, mode: False)  # root may write anywhere
     assert outside.blocked_output(str(tmp_path / "new"), writing=False) is None  # a dry run may look
     assert f"because {tmp_path} is read-only for you" in outside.blocked_output(str(tmp_path / "new"), writing=True)
+
+
+OF_SCRATCH = {
+    "an unknown key": (
+        "bases.wav2vec2.model",
+        {"hiden_size": 16},
+        "bases.wav2vec2.model: 'hiden_size' is not a key of",
+    ),
+    "heads that do not divide the width": (
+        "bases.whisper.model",
+        {"d_model": 33},
+        "bases.whisper.model: these keys do not",
+    ),
+    "a value of another type": (
+        "bases.wav2vec2.model",
+        {"hidden_size": "16"},
+        "bases.wav2vec2.model: Validation error",
+    ),
+    "an odd number of strides": (
+        "bases.wav2vec2.model",
+        {"conv_stride": [1]},
+        "bases.wav2vec2.model: Class validation",
+    ),
+    "a reduction out of reach": (
+        "methods.lowrank.factorise",
+        {"reduction": 0.9},
+        "methods.lowrank.factorise: a reduction",
+    ),
+    "no such layers": (
+        "methods.lowrank.factorise",
+        {"rank": 4, "layers": "*fc9"},
+        "methods.lowrank.factorise: the pattern",
+    ),
+}
+
+
+def scratch(config):
+    """Check the bases from scratch of ``config`` as the workflow does before it makes them."""
+    config = checked(config)
+    methods = {name: config["methods"][name].get("factorise") for name in config["systems"]["methods"]}
+    for base in config["systems"]["bases"]:
+        check_scratch(base, config["bases"][base], {name: keys for name, keys in methods.items() if keys})
+
+
+@pytest.mark.parametrize("name", OF_SCRATCH)
+def test_a_model_from_scratch_that_cannot_be_made_is_refused_before_the_first_job(name):
+    path, value, message = OF_SCRATCH[name]
+    with pytest.raises(UserError) as refusal:
+        scratch(edited(path, value))
+    assert str(refusal.value).startswith(message) and "\n" not in str(refusal.value)
+
+
+def test_energy_and_allocation_need_no_weights_to_be_checked():
+    for keys in ({"energy": 0.9}, {"reduction": 0.2, "allocate": True}):
+        scratch(edited("methods.lowrank.factorise", keys))

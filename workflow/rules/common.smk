@@ -18,7 +18,6 @@ import sys
 import time
 
 from snakemake.io import strip_wildcard_constraints
-from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 SRC = f"{workflow.basedir}/src"
@@ -47,6 +46,12 @@ from lowrank_speech.workflow.slices import Slices
 
 shell.prefix(prefix(SRC, bool(workflow.deployment_settings.deployment_method)))
 
+
+def refuse(reason):
+    """End Snakemake with one line. A WorkflowError would be followed by the place in this file."""
+    raise SystemExit(f"error in the config: {reason}")
+
+
 with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
     SCHEMA = json.load(file)
 try:
@@ -65,7 +70,7 @@ try:
 
         check(CONFIG)
 except ValueError as error:
-    raise WorkflowError(f"in the config: {error}") from None
+    refuse(error)
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
@@ -84,25 +89,39 @@ def quick(function):
 LOST = {}
 if workflow.is_main_process:
     if blocked := outside.blocked_output(CONFIG["output"], writing=False):
-        raise WorkflowError(f"in the config: {blocked}")
+        refuse(blocked)
 
     unread = {c for c, s in splits_used(CONFIG) if not os.path.isfile(f"{layout.corpus(c)}/{s}.json")}
     LOST = outside.lost_corpora(sorted(unread), CONFIG)
     for name, why in LOST.items():
         if CONFIG["corpora"][name].get("path") is not None:
-            raise WorkflowError(f"in the config: {why}")
+            refuse(why)
+
+    unmade = [b for b in CONFIG["systems"]["bases"] if not os.path.isfile(f"{layout.base(b)}/base.json")]
+    unmade = [b for b in unmade if CONFIG["bases"][b]["source"] == "scratch"]
+    if unmade:
+        from lowrank_speech.errors import UserError
+        from lowrank_speech.experiment.models import check_scratch
+
+        factorised = {m: CONFIG["methods"][m].get("factorise") for m in CONFIG["systems"]["methods"]}
+        factorised = {method: section for method, section in factorised.items() if section}
+        for base in unmade:
+            try:
+                check_scratch(base, CONFIG["bases"][base], factorised)
+            except UserError as error:
+                refuse(error)
 
     untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
     noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
     if noise is not None:
-        raise WorkflowError(f"in the config: {noise}")
+        refuse(noise)
 
 
 onstart:
     if blocked := outside.blocked_output(CONFIG["output"], writing=True):
-        raise WorkflowError(f"in the config: {blocked}")
+        refuse(blocked)
     for why in LOST.values():
-        raise WorkflowError(why)
+        refuse(why)
 
 
 # ---- for params

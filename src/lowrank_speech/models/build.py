@@ -157,4 +157,4 @@ def config_with(cls: type, overrides: Mapping[str, Any], **fixed: Any) -> Any:
     try:
         return quiet_config(cls(**{**overrides, **fixed}))
     except Exception as error:  # transformers' errors for strict dataclasses have no common base class
-        raise UserError(f"bases.*.model: {error}") from error
+        raise UserError(f"bases.*.model: {' '.join(str(error).split())}") from error
