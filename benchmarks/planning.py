@@ -29,16 +29,17 @@ def experiment(systems: int, tests: int, decoders: int) -> dict[str, Any]:
     splits = {f"test{n}": {"utterances": 2 + n, "voices": ["m7"]} for n in range(tests)}
     splits |= {"pretrain": {"utterances": 4, "voices": ["m1"]}, "dev": {"utterances": 2, "voices": ["m8"]}}
     recipe = {"corpus": "spoken", "train": "pretrain", "dev": "dev", "epochs": 1}
-    scratch = {"source": "scratch", "lang": "chars", "pretrain": recipe}
+    scratch = {"source": "scratch", "pretrain": recipe}
+    chars = {"kind": "char", "corpora": ["spoken"], "splits": ["pretrain"]}
     return {
         "experiment": "planning",
         "output": "exp/planning",
         "seed": 1,
         "corpora": {"spoken": {"kind": "espeak", "languages": ["en"], "splits": splits}},
-        "langs": {"chars": {"kind": "char", "corpora": ["spoken"], "splits": ["pretrain"]}},
+        "langs": {"ctc": chars, "decoder": chars | {"for": "seq2seq"}},
         "bases": {
-            "wav2vec2": {"family": "wav2vec2", "features": "waveform", **scratch},
-            "whisper": {"family": "whisper", "features": "logmel", **scratch},
+            "wav2vec2": {"family": "wav2vec2", "features": "waveform", "lang": "ctc", **scratch},
+            "whisper": {"family": "whisper", "features": "logmel", "lang": "decoder", **scratch},
         },
         "decoders": {f"greedy{n}": {"kind": "greedy", "batch_seconds": 10 + n} for n in range(decoders)},
         "tasks": {
