@@ -7,9 +7,11 @@
 #
 # A config file that has `corpora` stands alone; one without it is laid over config.yaml.
 
+import os
+
 if "corpora" not in config:
 
-    configfile: "config.yaml"
+    configfile: os.path.join(workflow.basedir, "config.yaml")
 
 
 include: "workflow/rules/common.smk"
@@ -29,6 +31,12 @@ include: "workflow/rules/export.smk"
 localrules:
     all,
     report,
+
+
+# `make run` shows the errors itself, after Snakemake's output.
+onerror:
+    if "LOWRANK_SPEECH_LAUNCHED" not in os.environ:
+        sys.stderr.write("".join(f"{line}\n" for line in errors(layout, STARTED)))
 
 
 rule all:

@@ -1,11 +1,11 @@
-"""Time of CTC, forward and backward, by torch and by k2 (where it imports), and how far off their results are.
+"""Speed and accuracy of CTC, forward and backward, in torch and in k2 (if it is installed).
 
 python benchmarks/bench_ctc.py --threads 2                  # in any environment with torch
-.venv-k2/bin/python benchmarks/bench_ctc.py --threads 2     # that of `make test-k2`: Python 3.9 with k2
+.venv-k2/bin/python benchmarks/bench_ctc.py --threads 2     # Python 3.9 with k2, as set up by `make test-k2`
 
-For each back end: the median and the quickest of --repeats runs in ms, after one run that does not count, and the
-largest error of an utterance's loss and of a gradient (of the losses' sum, with respect to a logit) against torch's CTC
-in double precision. --scale is the standard deviation of the random logits: 0 gives flat posteriors, 10 sharp ones.
+For each back end, prints the median and the fastest of --repeats runs in ms, after one warm-up run, and the largest
+error against torch's CTC in double precision: of an utterance's loss, and of the gradient of the summed losses with
+respect to a logit. --scale is the standard deviation of the random logits: 0 gives flat posteriors, 10 sharp ones.
 """
 
 import argparse
@@ -16,17 +16,17 @@ import time
 
 import torch
 
-# By its path: the environment with k2 may be one without this package. What is imported of it works in Python 3.9.
+# The environment with k2 may not have this package installed. The modules imported below work in Python 3.9.
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "src"))
 
 import timing
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.device import pick_device
-from lowrank_speech.training import ctc_losses as ctc
+from lowrank_speech.training.losses import ctc_losses as ctc
 
 
 def measure(batch, repeats, **keys):
-    """Times in ms of ``repeats`` runs, forward and backward down to the logits; losses and gradient of the last."""
+    """Times in ms of ``repeats`` runs, forward and backward to the logits; losses and gradient of the last run."""
     device, times = batch[0].device.type, []
     for _ in range(repeats + 1):
         logits = batch[0].detach().requires_grad_()
@@ -53,7 +53,7 @@ def exact(logits, frames, labels, sizes):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("utterances", 16), ("frames", 500), ("vocabulary", 500), ("labels", 40), ("repeats", 10)):
-        kind = timing.at_least(2, int) if name == "vocabulary" else timing.positive(int)  # a label beside blank
+        kind = timing.at_least(2, int) if name == "vocabulary" else timing.positive(int)  # blank and a label
         parser.add_argument(f"--{name}", type=kind, default=default, help=f"default: {default}")
     parser.add_argument("--scale", type=timing.at_least(0, float), default=1.0, help="default: 1")
     parser.add_argument("--threads", type=timing.positive(int), default=1, help="of torch and k2; default: 1")
@@ -70,9 +70,9 @@ def main():
         torch.full((arguments.utterances,), arguments.labels),
     )
     labels = batch[2].view(arguments.utterances, -1)
-    needed = arguments.labels + int((labels[:, 1:] == labels[:, :-1]).sum(1).max())  # a blank between equal ones
+    needed = arguments.labels + int((labels[:, 1:] == labels[:, :-1]).sum(1).max())  # a blank between equal labels
     if arguments.frames < needed:
-        raise UserError(f"--frames {arguments.frames}: the {arguments.labels} labels need {needed}; give more frames")
+        raise UserError(f"--frames {arguments.frames}: the {arguments.labels} labels need at least {needed}")
     shape = f"{size[0]} x {size[1]} frames x {size[2]} tokens, {arguments.labels} labels, scale {arguments.scale:g}"
     print(f"{shape}, {arguments.device}, {arguments.threads} thread(s), torch {torch.__version__}")
     cases = {"torch": {}}
@@ -85,7 +85,7 @@ def main():
     for name, keys in cases.items():
         times, found, its = measure(batch, arguments.repeats, **keys)
         errors = f"loss off by {(found - losses).abs().max():.0e} of {losses.max():.0f}, gradient by"
-        time_taken = f"{statistics.median(times):7.0f} ms (quickest {min(times):.0f})"
+        time_taken = f"{statistics.median(times):7.0f} ms (fastest {min(times):.0f})"
         print(f"{name:28} {time_taken}, {errors} {(its - gradient).abs().max():.0e}")
 
 

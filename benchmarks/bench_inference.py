@@ -1,23 +1,23 @@
-"""Recognition by a dense model against the same with factorised feed-forward layers: speed and memory.
+"""Speed and memory of recognition: a dense model against the same model with factorised feed-forward layers.
 
 python benchmarks/bench_inference.py                                             # XLS-R 300M at rank 512: -24 %
-python benchmarks/bench_inference.py --preset whisper-small --utterances 6       # rank 384, of encoder and decoder
-python benchmarks/bench_inference.py --dtype bf16 --utterances 400 --seconds 80  # where there is CUDA, there
+python benchmarks/bench_inference.py --preset whisper-small --utterances 6       # rank 384 in encoder and decoder
+python benchmarks/bench_inference.py --dtype bf16 --utterances 400 --seconds 80  # on CUDA if available
 
-Random weights of the true shape; noise of log-normal durations (median 3.6 s, sigma 0.35: about speechocean762's).
-wav2vec 2.0 and its relatives decode greedily by CTC. Whisper gets its whole window for every utterance and writes
---tokens tokens, no more and no less, since random weights know no end. Inputs are computed before; --stored leaves the
-convolutional front end out as well, as with `features: conv`. Rank: half of the width, unless --rank says another.
+The weights are random, the shapes those of the preset. The input is noise with log-normal durations (median 3.6 s,
+sigma 0.35, similar to speechocean762). wav2vec 2.0 and related models decode with greedy CTC. Whisper gets its full
+window for every utterance and decodes exactly --tokens tokens, because with random weights it never ends by itself.
+Features are computed beforehand; --stored also leaves out the convolutional front end, as with `features: conv`.
 
-    batch        utterances one by one, or batches of --seconds of speech, padding included, by duration
-    s/s          seconds of speech per second on the clock
-    weights MB   exact, of all parameters and buffers
-    MB           the process's peak during a pass (VmHWM, set back before it), each row in a process of its own
+    batch        single utterances ("one by one"), or batches of --seconds of speech, padding included ("by duration")
+    s/s          seconds of speech per second of wall time
+    weights MB   exact size of all parameters and buffers
+    MB           peak memory of the process during a pass (VmHWM, reset before it); each row has its own process
     CUDA MB      max_memory_allocated of that process
-    x            against the dense model's row
+    x ...        ratio to the row of the dense model
 
-Both models are in one process for the speed, and pass over the utterances in turn; x speed is the median over --rounds
-of the ratios within a round.
+For the speed, both models run in one process and take turns; x speed is the median over --rounds of the ratios within
+a round.
 """
 
 import argparse
@@ -38,17 +38,17 @@ MODELS, BATCHES = ("dense", "low rank"), ("one by one", "by duration")
 
 
 def shape(a):
-    """Preset and config; UserError for what they cannot be."""
+    """Preset and config. Raises UserError if the options do not fit the preset."""
     preset, config = speech.shape(a.preset, a.layers, "wav2vec2", "whisper")
     if preset.family == "whisper":
         speech.check_tokens(a.tokens, config)
     if (a.rank or 1) > config.hidden_size:
-        raise UserError(f"--rank {a.rank}: the full rank is {config.hidden_size}; give less")
+        raise UserError(f"--rank {a.rank}: the full rank is only {config.hidden_size}")
     return preset, config
 
 
 def build(a, low_rank):
-    """A model with random weights on the device: never dense where it is factorised, so that no memory is left over."""
+    """A model with random weights on the device; layers to factorise are never dense there, which would cost memory."""
     from lowrank_speech.lowrank.structure import apply_plan
     from lowrank_speech.models.build import skeleton
     from lowrank_speech.models.layers import dense_layers
@@ -67,12 +67,12 @@ def build(a, low_rank):
             if tensor.dim() > 1:
                 tensor.normal_(std=0.02)
             else:
-                tensor.fill_(name.endswith("weight"))  # a norm's
+                tensor.fill_(name.endswith("weight"))  # of a norm
     return model.eval()
 
 
 def batches(a, model, kind):
-    """(inputs, lengths) of every batch, on the device, and seconds of speech in all."""
+    """(inputs, lengths) of every batch, on the device, and the total seconds of speech."""
     from lowrank_speech.features.batches import longest_first
     from lowrank_speech.features.kept import ListedCuts
 
@@ -97,15 +97,15 @@ def batches(a, model, kind):
 
 @torch.inference_mode()
 def recognise(a, model, given):
-    """One pass."""
+    """One pass over the utterances."""
     from transformers import logging
 
-    from lowrank_speech.decoding.ctc import greedy
+    from lowrank_speech.decoding.ctc.greedy import best_paths
 
-    logging.set_verbosity_error()  # generate's remarks on its own defaults
+    logging.set_verbosity_error()  # generate warns about its own defaults
     for features, lengths in given:
         if model.task == "ctc":
-            greedy(model, features, lengths)
+            best_paths(model, features, lengths)
             continue
         options = {"max_new_tokens": a.tokens, "min_new_tokens": a.tokens, "num_beams": 1, "do_sample": False}
         out = model.hf.generate(input_features=model.pad_mel(features, lengths), return_timestamps=False, **options)
@@ -113,7 +113,7 @@ def recognise(a, model, given):
 
 
 def memory(a):
-    """Peak bytes of one pass in this process, and the bytes of the weights."""
+    """Peak memory of one pass in this process, and the size of the weights."""
     model = build(a, a.model == "low rank")
     given, _ = batches(a, model, a.batch)
     clock = speech.Clock(a.device)
@@ -126,7 +126,7 @@ def memory(a):
 
 
 def rows_of(a):
-    """The table: a row for each model and kind of batch."""
+    """The rows of the table: one for each model and kind of batch."""
     memories = {}
     for name in MODELS:
         for kind in BATCHES:
@@ -148,14 +148,14 @@ def rows_of(a):
 
 def main():
     parser = timing.options(__doc__, rounds=3)
-    parser.add_argument("--preset", default="xls-r-300m", help="of models/presets.py; default: xls-r-300m")
-    parser.add_argument("--layers", type=timing.positive(int), help="fewer than the preset has, in encoder and decoder")
-    parser.add_argument("--rank", type=timing.positive(int), help="default: half of the width")
+    parser.add_argument("--preset", default="xls-r-300m", help="a preset of models/presets.py; default: xls-r-300m")
+    parser.add_argument("--layers", type=timing.positive(int), help="use fewer layers, in encoder and decoder")
+    parser.add_argument("--rank", type=timing.positive(int), help="default: half of the model's width")
     parser.add_argument("--utterances", type=timing.positive(int), default=12, help="default: 12")
-    parser.add_argument("--seconds", type=timing.positive(float), default=20.0, help="of a batch; default: 20")
-    parser.add_argument("--tokens", type=timing.positive(int), default=24, help="that Whisper writes; default: 24")
+    parser.add_argument("--seconds", type=timing.positive(float), default=20.0, help="per batch; default: 20")
+    parser.add_argument("--tokens", type=timing.positive(int), default=24, help="Whisper's, per utterance; default: 24")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of weights and inputs; default: fp32")
-    parser.add_argument("--stored", action="store_true", help="the front end's output is the input")
+    parser.add_argument("--stored", action="store_true", help="use the output of the front end as input")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     a = parser.parse_args()

@@ -1,22 +1,23 @@
-"""What the length of a corpus costs the loader: start-up time and memory for 1 to 1,000 hours of repeated manifests.
+"""Start-up time and memory of the data loader for corpora of 1 to 1,000 hours.
 
 python benchmarks/bench_loader.py                 # 1, 10, 100 and 1,000 h
-python benchmarks/bench_loader.py --hours 1 10    # quicker
+python benchmarks/bench_loader.py --hours 1 10    # faster
 
-A manifest repeats --templates cuts of 1 to 6 s with new ids, all into one recording. Every line of the table comes from
-processes of its own:
+The manifests repeat --templates cuts of 1 to 6 s with new ids, all from one recording. Each row of the table is
+measured in its own processes. Modes:
 
-    eager      all cuts in memory, filtered as lists, and Lhotse's sampler over them (what the stages did before)
-    kept       the present loader: one pass writes the cuts that can be used, with their table of offsets and durations
+    eager      all cuts in memory, filtered as lists, with Lhotse's sampler (the stages' first loader)
+    kept       the current loader: one pass writes the usable cuts to disk with a table of offsets and durations
     kept+2     the same with two workers
 
-    prepare    s of CPU: reading the manifest and filtering, which a training pays once
-    count      s of CPU: the batches of one epoch, for the schedule; once too, it stands in the state
-    again      s of CPU: the same two, where a training goes on from its state (eager: nothing is kept)
-    start      s on the clock: from prepared cuts to the first batch, with its audio
-    at prepare MiB: peak memory of the process up to there, above that of the imported libraries
-    training   MiB: memory after 20 batches (kept: in a fresh process, which opens the files), workers included, with
-               shared pages shared out (PSS), above the libraries'
+Columns; all memory is in addition to that of the imported libraries:
+
+    prepare    CPU time in s to read and filter the manifest, once per training
+    count      CPU time in s to count the batches of one epoch for the schedule, once per training (saved in its state)
+    again      CPU time in s of these two when a training resumes (eager: everything is done again)
+    start      wall time in s from prepared cuts to the first batch with its audio
+    at prepare peak memory of the process after prepare, MiB
+    training   memory after 20 batches including workers, MiB (PSS; kept: in a new process, which opens the files)
 """
 
 import argparse
@@ -36,14 +37,14 @@ import numpy as np
 import timing
 from lowrank_speech.errors import UserError
 
-MEAN = 3.5  # seconds of a cut
+MEAN = 3.5  # seconds per cut
 BATCH, SEED = 60.0, 1
 MODES = ("eager", "kept", "kept+2")
 HEAD = ("hours", "cuts", "mode", "prepare", "count", "again", "start", "at prepare", "training")
 
 
 def make(hours, templates, folder):
-    """A manifest of ``hours`` (.jsonl.gz), and the recording that its cuts come from."""
+    """Write a manifest of ``hours`` (.jsonl.gz) and the recording of its cuts; returns its path and number of cuts."""
     import soundfile
     from lhotse import MonoCut, Recording, SupervisionSegment
 
@@ -64,35 +65,41 @@ def make(hours, templates, folder):
 
 
 def usable(path):
-    """The chain of filters of CTC training, cut by cut."""
+    """Yield the cuts that a CTC training can use, with their targets."""
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
-    from lowrank_speech.lang.select import SetAside, one_supervision, possible_ctc, usable_text, writable_text
+    from lowrank_speech.lang.select import SetAside, one_supervision
     from lowrank_speech.lang.tokens import CharTokens
+    from lowrank_speech.training.config import TrainConfig
+    from lowrank_speech.training.data.targets import with_targets
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
 
-    lang, aside = Lang("char", CharTokens.build("abcdefgh "), ("de",), Normaliser(NormaliseConfig()), "0"), SetAside()
-    cuts = usable_text(one_supervision(load_cuts(path, lazy=True), aside), lang, aside)
-    cuts = writable_text(cuts, lang, aside)
-    return possible_ctc(cuts, lang, lambda cut: cut.num_samples // 320, aside)
+    lang = Lang("char", CharTokens.build("abcdefgh "), ("de",), Normaliser(NormaliseConfig()), "0")
+    objective = make_objective("ctc", Materials(TrainConfig(), lang, lang.tokens))
+    for cut in one_supervision(load_cuts(path, lazy=True), SetAside()):
+        targets = objective.prepare(cut, lambda cut: cut.num_samples // 320)
+        if isinstance(targets, dict):
+            yield with_targets(cut, targets)
 
 
 def prepare(path, folder):
-    """The training's cuts of ``path``, kept in ``folder``: written, or those of a run before."""
+    """The usable cuts of ``path``, written to ``folder`` or already there from an earlier run."""
     from lowrank_speech.features.kept import keep
     from lowrank_speech.lang.select import Languages, SetAside
-    from lowrank_speech.training.prepared import prepared
-    from lowrank_speech.training.splits import SPLITS, Usable
+    from lowrank_speech.training.data.prepared import prepared
+    from lowrank_speech.training.data.splits import SPLITS, Usable
 
-    def make(folder, _):
+    def make():
         languages, (train, dev) = Languages(), (folder / name for name in SPLITS)
-        return Usable(keep(languages.over(usable(path)), train), keep(islice(usable(path), 100), dev), languages)
+        return Usable(keep(languages.over(usable(path)), train), keep(islice(usable(path), 100), dev), languages, [])
 
     return prepared(folder, "key", make, SetAside()).train
 
 
 def sampled(cuts):
-    """The first epoch of Lhotse's sampler over cuts in memory."""
+    """The batches of the first epoch, from Lhotse's sampler over cuts in memory."""
     from lhotse.dataset import DynamicBucketingSampler
 
     sampler = DynamicBucketingSampler(
@@ -103,7 +110,7 @@ def sampled(cuts):
 
 
 def pss():
-    """MiB of this process and its children, shared pages shared out."""
+    """Proportional set size (PSS) of this process and its children, in MiB."""
     pids = [os.getpid(), *map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split())]
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
     return sum(int(line.split()[1]) for text in rollups for line in text.splitlines() if line.startswith("Pss:")) / 1024
@@ -114,13 +121,13 @@ def peak():
 
 
 def child(mode, path, scratch):
-    """One measurement, in this process: prints a dict."""
+    """Run one measurement in this process; returns a part of the row."""
     import torch
     from lhotse import CutSet
 
-    from lowrank_speech.features.batches import Loader, batch_numbers
+    from lowrank_speech.features.batches import Loader, batch_indices
     from lowrank_speech.features.inputs import Inputs
-    from lowrank_speech.training import prepared, splits  # noqa: F401  (libraries are no cost of a corpus)
+    from lowrank_speech.training.data import prepared, splits  # noqa: F401  (do not measure their import)
 
     torch.set_num_threads(1)
     base, base_peak, found, cpu = pss(), peak(), {}, time.process_time
@@ -129,7 +136,7 @@ def child(mode, path, scratch):
         cuts = CutSet.from_cuts(list(usable(path))) if mode == "eager" else prepare(path, scratch)
         found["prepare"], found["at prepare"] = cpu() - start, peak() - base_peak
         start = cpu()
-        found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_numbers(cuts, BATCH, SEED, 0)))
+        found["batches"] = sum(1 for _ in (sampled(cuts) if mode == "eager" else batch_indices(cuts, BATCH, SEED, 0)))
         found["count"] = cpu() - start
     if mode == "keep":
         return found
@@ -160,7 +167,7 @@ def main():
     hours = {"type": timing.positive(float), "default": [1, 10, 100, 1000], "help": "default: 1 10 100 1000"}
     parser.add_argument("--hours", nargs="+", **hours)
     parser.add_argument("--modes", nargs="+", default=MODES, choices=MODES, help="default: all")
-    parser.add_argument("--templates", type=timing.positive(int), default=1000, help="different cuts; default: 1000")
+    parser.add_argument("--templates", type=timing.positive(int), default=1000, help="distinct cuts; default: 1000")
     parser.add_argument("--child", nargs=3, metavar=("MODE", "CUTS", "SCRATCH"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
@@ -168,7 +175,7 @@ def main():
         print(json.dumps(child(mode, path, Path(scratch))))
         return
     if (fewest := min(arguments.hours)) * 3600 < MEAN:
-        raise UserError(f"--hours {fewest:g}: less than one cut of {MEAN:g} s; give at least 0.001")
+        raise UserError(f"--hours {fewest:g}: less than one cut of {MEAN:g} s; expected at least 0.001")
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     for hours in arguments.hours:
         with tempfile.TemporaryDirectory() as folder:

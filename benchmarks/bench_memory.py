@@ -1,22 +1,22 @@
-"""Memory and time of one training step of XLS-R 300M's true shape in the variants of the paper.
+"""Memory and time of one training step of XLS-R 300M in the variants of the paper.
 
 python benchmarks/bench_memory.py --threads 1                     # all variants, one after the other, as a table
-python benchmarks/bench_memory.py --variant dense-full            # one of them, as JSON
+python benchmarks/bench_memory.py --variant dense-full            # one variant, as JSON
 python benchmarks/bench_memory.py --preset hubert-large --layers 4 --seconds 2
 
-Random weights, CTC on a batch of --utterances x --seconds of noise. Each variant runs in a process of its own and needs
-up to 6 GB; 8-bit AdamW is left out where there is no bitsandbytes. Bytes are exact, from the tensors, in MiB:
+Random weights, CTC on a batch of --utterances x --seconds of noise. Each variant runs in its own process and needs up
+to 6 GB. The variant with 8-bit AdamW needs bitsandbytes. Exact sizes of tensors, in MiB:
 
     weights      parameters and buffers
-    gradients    of what trains
+    gradients    of the trained parameters
     optimiser    AdamW's state
-    activations  the most that is alive at one time during forward and backward beside the three others: what is saved
-                 for the backward pass, a layer's recomputation under checkpointing, and what is passing through
-    sum          of the four: what is needed where gradients of several batches add up
-    at once      the most at any one time of a single batch, where gradients come while activations go
-    RSS          the process's peak during the steps (VmHWM, set back before), with libraries and allocator
+    activations  peak of all other tensors during forward and backward: those saved for the backward pass, a layer's
+                 recomputed activations under checkpointing, and temporary ones
+    sum          of the four: the peak when gradients of several batches are accumulated
+    at once      the peak for a single batch, whose gradients replace activations during the backward pass
+    rss          peak memory of the process during the steps (VmHWM, reset before), with libraries and allocator
 
-and a step's median time over --repeats, after one that does not count.
+The time per step is the median over --repeats, after one warm-up step.
 """
 
 import argparse
@@ -37,7 +37,7 @@ import timing
 from lowrank_speech.errors import UserError
 
 MIB = 2**20
-# low rank (half of the width on the feed-forward layers: 512, -24 %), LoRA, what else of the training's config
+# low rank (feed-forward layers at half of the width: 512, -24 %), LoRA, further keys of the training config
 VARIANTS = {
     "dense-full": (False, False, {}),
     "lowrank-full": (True, False, {}),
@@ -61,7 +61,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 class Alive(TorchDispatchMode):
-    """Follows every storage that an operation makes, from there to its end."""
+    """Records when operations create storages and when these are freed."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ class Alive(TorchDispatchMode):
         weakref.finalize(storage, end)
 
     def peak(self, without):
-        """The most bytes alive at one time, without those of the tensors ``without``, which still live."""
+        """Peak bytes of the recorded storages, except those of the tensors ``without``, which must still exist."""
         left_out = {self._known.get(id(t.untyped_storage())) for t in without}
         alive = most = 0
         for number, size in self.events:
@@ -99,7 +99,7 @@ class Alive(TorchDispatchMode):
 
 
 def possible(variant):
-    """False where the package is missing that a variant needs."""
+    """Whether the packages that a variant needs are installed."""
     eight = VARIANTS[variant][2].get("optimiser") == "adamw8bit"
     return not eight or importlib.util.find_spec("bitsandbytes") is not None
 
@@ -109,16 +109,17 @@ def build(arguments):
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
     from lowrank_speech.lang.tokens import CharTokens
+    from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.lowrank.structure import apply_plan
     from lowrank_speech.models.build import build as build_model
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.layers import dense_layers
-    from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.config import TrainConfig
-    from lowrank_speech.training.layers import checkpoint_layers
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
     torch.manual_seed(1)
@@ -134,10 +135,10 @@ def build(arguments):
             torch.nn.init.zeros_(part.bias)
     freeze_for(model, "lora" if with_lora else "full", trains_head=True)
     if with_lora:
-        lora_on(model, Lora(rank=8))
-    recipe = TrainConfig(device="cpu", **settings)
+        lora_on(model, LoraSettings(rank=8))
+    recipe = TrainConfig(**settings)
     lang = Lang("char", CharTokens.build(LETTERS), ("en",), Normaliser(NormaliseConfig()), "0" * 64)
-    objective = Objective(model, recipe, lang)
+    objective = make_objective("ctc", Materials(recipe, lang, lang.tokens, device="cpu")).build(model)
     if recipe.frozen_dtype != "fp32":
         FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
@@ -148,14 +149,15 @@ def build(arguments):
 
 
 def measure(arguments):
-    """The numbers of one variant, in this process."""
+    """Measure one variant in this process; returns a row of the table."""
     utterances, seconds = arguments.utterances, arguments.seconds
-    from lowrank_speech.training.memory import byte_counts
+    from lowrank_speech.training.memory.bytes import byte_counts
 
     torch.set_num_threads(arguments.threads)
     stepper = build(arguments)
-    supervision = SimpleNamespace(text=LETTERS[: int(5 * seconds)], language="en")
-    cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, supervisions=[supervision]) for i in range(utterances)]
+    ids = stepper.objective.materials.lang.tokens.encode(LETTERS[: int(5 * seconds)])
+    targets = {"targets": {"ctc": ids}}
+    cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, custom=targets) for i in range(utterances)]
     lengths = torch.full((utterances,), int(16_000 * seconds))
     batch = {"cuts": cuts, "features": torch.randn(utterances, int(lengths[0])), "lengths": lengths}
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
@@ -187,13 +189,13 @@ def measure(arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variant", choices=VARIANTS, help="this one alone, as JSON")
-    parser.add_argument("--preset", default="xls-r-300m", help="wav2vec 2.0 or a relative; default: xls-r-300m")
-    parser.add_argument("--layers", type=timing.positive(int), help="fewer layers than the preset has")
+    parser.add_argument("--variant", choices=VARIANTS, help="run only this variant, print JSON")
+    parser.add_argument("--preset", default="xls-r-300m", help="a model of the wav2vec 2.0 family; default: xls-r-300m")
+    parser.add_argument("--layers", type=timing.positive(int), help="use fewer layers")
     parser.add_argument("--utterances", type=timing.positive(int), default=1, help="default: 1")
-    parser.add_argument("--seconds", type=timing.at_least(0.1, float), default=5.0, help="of an utterance; default: 5")
+    parser.add_argument("--seconds", type=timing.at_least(0.1, float), default=5.0, help="per utterance; default: 5")
     parser.add_argument("--repeats", type=timing.positive(int), default=3, help="default: 3")
-    parser.add_argument("--dropout", type=timing.at_least(0, float), default=0.0, help="everywhere; default: 0")
+    parser.add_argument("--dropout", type=timing.at_least(0, float), default=0.0, help="in all layers; default: 0")
     parser.add_argument("--threads", type=timing.positive(int), default=1, help="default: 1")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -201,7 +203,7 @@ def main():
         print(json.dumps(measure(SimpleNamespace(**arguments.child))))
         return
     if arguments.dropout >= 1:
-        parser.error(f"argument --dropout: {arguments.dropout:g} leaves nothing: give a share below 1")
+        parser.error(f"argument --dropout: {arguments.dropout:g} is not valid; it must be below 1")
     speech.shape(arguments.preset, arguments.layers, "wav2vec2")
     if arguments.variant:
         if not possible(arguments.variant):
@@ -211,7 +213,7 @@ def main():
     model = arguments.preset + (f" with {arguments.layers} layers" if arguments.layers else "")
     shape = f"{model}, {arguments.utterances} x {arguments.seconds:g} s, dropout {arguments.dropout:g}"
     print(f"{shape}, {arguments.threads} thread(s), torch {torch.__version__}\n")
-    print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | of the first's sum | at once |")
+    print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | sum / dense | at once / dense |")
     print("|---" * (len(PARTS) + 5) + "|")
     first = None
     for name in filter(possible, VARIANTS):

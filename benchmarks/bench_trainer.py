@@ -5,43 +5,43 @@ python benchmarks/bench_trainer.py --methods lora --utterances 40      # one tab
 python benchmarks/bench_trainer.py --preset xls-r-300m --precision bf16 --utterances 1600 --batch 16 --workers 4
 python benchmarks/bench_trainer.py --preset whisper-small --precision bf16 --utterances 400 --batch 8 --workers 4
 
-CTC (Whisper: cross-entropy on letters, with teacher forcing) on --utterances of speechocean762 ($SPEECH_DATA), else on
-noise whose durations are log-normal (median 3.6 s, sigma 0.35: about the corpus's). Random weights; wav2vec 2.0's front
-end frozen; no dropout, masks or layer-drop; AdamW (fused in both), clip 1. ``full`` trains the rest; ``lora`` adapters
-of rank 8 on query, value and feed-forward, and a CTC head (in the trainer by peft).
+The data are --utterances of speechocean762 (in $SPEECH_DATA), or else noise with similar log-normal durations (median
+3.6 s, sigma 0.35). The loss is CTC (Whisper: cross-entropy on letters). Weights are random and wav2vec 2.0's front end
+is frozen; no dropout, masks or layer-drop; AdamW (fused in both), clip 1. ``full`` trains all other weights; ``lora``
+trains adapters of rank 8 on query, value and feed-forward, and a CTC head (with peft in the trainer).
 
-    trainer              --batch utterances drawn at random, padded to the longest: the usual recipe. Its inputs are
-                         ready (decoded, normalised; read from .npy), where ours decodes the corpus's files
-    trainer, by length   its group_by_length, lengths given, in groups of 50 batches or all there are
-    ours, same batches   our step on the batches of the first row; the front end goes in pieces (front_end.py)
-    + by duration        dynamic buckets, of the size that gives as many updates in a pass
-    + front end stored   the output of the frozen convolutions is read from the store (`features: conv`)
-    and checkpointing    each layer's activations are computed again
-    and bf16             LoRA: computed in bf16 (so is the trainer's row), the frozen weights held in it
+    trainer              --batch utterances drawn at random, padded to the longest: the usual setup. It reads decoded
+                         and normalised inputs from .npy, whereas ours decodes the audio files of the corpus
+    trainer, by length   with group_by_length, given lengths, in groups of 50 batches or of all batches if fewer
+    ours, same batches   our step on the batches of the first row; computes the front end in pieces (front_end.py)
+    + by duration        dynamic buckets, sized to give the same number of updates in a pass
+    + front end stored   reads the output of the frozen convolutions from the store (`features: conv`)
+    and checkpointing    recomputes each layer's activations
+    and bf16             LoRA: computes in bf16 (as the trainer's bf16 row does) and stores frozen weights in bf16
     and both
 
-Whisper pads every utterance to its window, so that lengths don't matter, and has no frozen front end:
+Whisper pads every utterance to its window, so batching by length does not matter, and has no frozen front end:
 
-    trainer              log-mels by WhisperFeatureExtractor, ready
-    ours, same batches   log-mels computed while reading
+    trainer              reads log-mels that WhisperFeatureExtractor has computed
+    ours, same batches   computes log-mels while reading
     + log-mel stored
-    + a short window     of the longest utterance, in whole seconds (`bases.<name>.window`): another function of its
-                         input, which has to be fine-tuned, as it is here
+    + a short window     of the longest utterance, in whole seconds (`bases.<name>.window`). This changes the function
+                         of the model, which then needs fine-tuning, as here
     and checkpointing ... as above
 
-Every row runs in a process of its own: two updates that do not count, then one pass over the same utterances.
+Each row runs in its own process: two warm-up updates, then one pass over the same utterances.
 
-    s/s         seconds of speech (padding not counted) per second on the clock, reading included
-    CPU s       what the process computed for in the pass: hardly moves where other work takes the clock's time
-    MB          the process's peak during the pass (VmHWM, set back before it), libraries included
-    CUDA MB     max_memory_allocated; where there is CUDA, the ratios are of this
-    padding %   of what is computed on
-    x speed, x MB          against ``trainer``: medians over --rounds of the ratios within a round
-    the same, by length    against ``trainer, by length`` (and ``bf16``: Whisper's ``trainer, bf16``)
+    s/s         seconds of speech (without padding) per second of wall time, including reading
+    CPU s       CPU time of the process in the pass; hardly affected by other work on the machine
+    MB          peak memory of the process during the pass (VmHWM, reset before it), including libraries
+    CUDA MB     max_memory_allocated; on CUDA, the memory ratios use it
+    padding %   share of padding in the seconds that the model computes
+    x speed, x MB          ratio to ``trainer``: medians over --rounds of the ratios within a round
+    ..., by length         ratio to ``trainer, by length`` (``..., bf16``: to Whisper's ``trainer, bf16``)
 
-Before anything is timed, loss and gradient norm of one batch are compared: trainer, ours on waveforms, ours on the
-store. Storing costs one pass through the convolutions, whose time stands above the tables. They are a large share of a
-small model's step and so gain more here than in XLS-R 300M.
+First, loss and gradient norm of one batch are compared: trainer, ours on waveforms, ours on the store. The time to
+store the front end's output (one pass) is printed above the tables. The convolutions are a large share of a small
+model's step, so this gains more here than in XLS-R 300M.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def rows_for(preset):
 
 
 def measure(a):
-    """One row in this process: seconds and bytes of a pass, its padding and updates."""
+    """Measure one row in this process: speed and memory of a pass, its padding and updates."""
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.kept import ListedCuts
     from lowrank_speech.features.store import load_cuts
@@ -137,7 +137,7 @@ def measure(a):
 
 
 def agreement(a):
-    """Fails where the loss or the gradient's norm of one batch in float32 is not the trainer's. A line about AdamW."""
+    """Check that loss and gradient norm of a float32 batch equal the trainer's; returns a line with times of AdamW."""
     from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.store import load_cuts
 
@@ -154,14 +154,14 @@ def agreement(a):
     for kind in ("waveform", "stored"):
         cuts = list(load_cuts(folder / f"{kind}.jsonl.gz"))[:size]
         losses = stepper.losses(Loader(inputs(a.preset)).collate(cuts))
-        # Of CTC the trainer's is the mean over utterances of each one's mean per label, so compare sums.
+        # The trainer's CTC loss averages per label within each utterance, then over utterances, so compare sums.
         scale = 1 if is_whisper(a.preset) else losses.units
         (losses.total * scale).backward()
         found.append((losses.task_sum * scale / losses.units, norm(stepper.parameters)))
         stepper.optimiser.zero_grad()
     for ours in found[1:]:
         if not np.allclose(ours, found[0], rtol=1e-4 if a.device == "cpu" else 1e-3):
-            raise SystemExit(f"loss and gradient norm are not the trainer's: {found}")
+            raise SystemExit(f"loss and gradient norm differ from the trainer's: {found}")
     for p in stepper.parameters:
         p.grad = torch.full_like(p, 1e-4)
     millions, times = sum(p.numel() for p in stepper.parameters) / 1e6, []
@@ -178,7 +178,7 @@ def norm(parameters):
 
 
 def rows_of(rounds):
-    """A method's table from its rounds, each a dict of rows."""
+    """The table of a method from its rounds, each a dict of rows."""
     rows = []
     for name, one in rounds[0].items():
 
@@ -211,9 +211,9 @@ def main():
     )
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all")
     parser.add_argument("--utterances", type=timing.positive(int), default=48, help="default: 48")
-    parser.add_argument("--batch", type=timing.positive(int), default=8, help="the trainer's; default: 8")
+    parser.add_argument("--batch", type=timing.positive(int), default=8, help="utterances per update; default: 8")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
-    parser.add_argument("--workers", type=timing.at_least(0, int), default=0, help="that read ahead; default: 0")
+    parser.add_argument("--workers", type=timing.at_least(0, int), default=0, help="data loader processes; default: 0")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -224,10 +224,10 @@ def main():
     arguments.device = pick_device(arguments.device).type
     shape_of(arguments.preset)
     if arguments.utterances < WARM * arguments.batch:
-        parser.error(f"--utterances: at least {WARM * arguments.batch}, for {WARM} updates before the pass")
+        parser.error(f"--utterances must be at least {WARM * arguments.batch}, for {WARM} warm-up updates")
     known = rows_for(arguments.preset)
     if unknown := set(arguments.rows or ()) - set(known):
-        parser.error(f"--rows: {', '.join(map(repr, sorted(unknown)))}; there are {', '.join(map(repr, known))}")
+        parser.error(f"--rows: unknown {', '.join(map(repr, sorted(unknown)))}; known: {', '.join(map(repr, known))}")
     with tempfile.TemporaryDirectory() as folder:
         print(prepare(arguments, Path(folder)), flush=True)
         print(speech.own_process(__file__, {"row": None, "folder": folder}, arguments), flush=True)

@@ -1,9 +1,9 @@
-"""The constraint's share of a training step: low-rank XLS-R 300M (feed-forward at rank 512), utterances of 5 s.
+"""Time of the semi-orthogonal constraint in a training step of XLS-R 300M (feed-forward at rank 512), 5 s utterances.
 
-A step is forward, CTC loss, backward, and AdamW (fused), float32. In training each of the 48 layers is drawn with
-probability 1/4; here all are updated after every step, and a quarter of that time is counted: what a step costs on
-average. A step's time grows with its batch, the update's does not. Steps and updates alternate. "float32 alone" is what
-a CPU without AMX does: no bfloat16 near the goal.
+A step is forward, CTC loss, backward and fused AdamW in float32. Training updates each of the 48 layers with
+probability 1/4 after a step; the benchmark updates all of them and counts a quarter of the time, the average cost per
+step. The step's time grows with the batch, the update's does not. Steps and updates alternate. A CPU with AMX
+multiplies in bfloat16 if a factor is almost orthonormal; other CPUs use only float32.
 
 python benchmarks/constraint.py
 """
@@ -21,11 +21,11 @@ from lowrank_speech.models.counting import count
 from lowrank_speech.models.presets import PRESETS
 from lowrank_speech.models.speech import SpeechModel
 
-AMX = module.AMX  # which the updates below switch
+AMX = module.AMX  # the updates below change it
 
 
 def low_rank_model(device: str) -> SpeechModel:
-    """XLS-R 300M with a CTC head and random weights, the first factors orthonormal."""
+    """XLS-R 300M with a CTC head and random weights; the first factors are orthonormal."""
     from transformers import Wav2Vec2Config
 
     torch.manual_seed(0)
@@ -43,7 +43,7 @@ def low_rank_model(device: str) -> SpeechModel:
 
 
 def share(device: str, rounds: int, utterances: int) -> list[dict]:
-    """The rows of a device, for batches of so many utterances."""
+    """The rows of one device, for batches of ``utterances``."""
     model = low_rank_model(device)
     for parameter in model.front_end():
         parameter.requires_grad_(False)
@@ -66,11 +66,11 @@ def share(device: str, rounds: int, utterances: int) -> list[dict]:
         module.AMX = amx
         constraint.step()
 
-    # A step before each kind of update, so that both find the same way to go.
+    # One step before each kind of update, so that both start equally far from orthonormal.
     works = [step, lambda: update(fast), step, lambda: update(False)] if fast else [step, lambda: update(False)]
     times = timing.interleaved(works, rounds, device)
     steps = [t for column in times[::2] for t in column]
-    kinds = (["bfloat16 near the goal"] if fast else []) + ["float32 alone"]
+    kinds = (["bfloat16 if almost orthonormal"] if fast else []) + ["only float32"]
     rows = []
     for kind, updates in zip(kinds, times[1::2], strict=True):
         step_time, update_time = statistics.median(steps), statistics.median(updates)

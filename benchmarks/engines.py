@@ -1,4 +1,4 @@
-"""The two engines that bench_trainer.py compares, on the same model and data, and the batches of a pass."""
+"""The two training engines that bench_trainer.py compares, their model and data, and the batches of a pass."""
 
 import time
 from types import SimpleNamespace
@@ -36,9 +36,9 @@ def lang():
 
 
 class Letters:
-    """What the two engines ask of Whisper's tokens; random weights know no others."""
+    """Stands in for Whisper's tokenizer; the weights are random, so any tokens will do."""
 
-    eot, size = 40, 64
+    eot, size, language_ids = 40, 64, {"en": 42}
 
     def prompt(self, language):
         return [41, 42, 43, 44]
@@ -52,17 +52,17 @@ def is_whisper(preset):
 
 
 def shape_of(preset):
-    """The keys of a config; UserError where no such preset can be trained by both engines."""
+    """The config keys of a preset. Raises UserError if the engines cannot train it or it does not exist."""
     from lowrank_speech.models.presets import PRESETS
 
     known = SHAPES | {name: p.config for name, p in PRESETS.items() if p.model_type in ("wav2vec2", "whisper")}
     if preset not in known:
-        raise UserError(f"--preset {preset}: give one of {', '.join(known)}")
+        raise UserError(f"--preset {preset}: expected one of: {', '.join(known)}")
     return dict(known[preset])
 
 
 def speech_model(preset):
-    """The same weights at each call."""
+    """Build the model of a preset; each call gives the same weights."""
     from transformers import Wav2Vec2Config, WhisperConfig
 
     from lowrank_speech.models.build import build, quiet_config
@@ -87,19 +87,33 @@ def speech_model(preset):
 
 
 def inputs(preset):
-    """What the model eats, from samples."""
+    """The computation of the model's inputs from samples."""
     from lowrank_speech.features.inputs import Inputs
 
     return Inputs("logmel") if is_whisper(preset) else Inputs("waveform")
 
 
+def objective(preset, **recipe):
+    """The objective of our engine; both engines train on its targets."""
+    from lowrank_speech.training.config import TrainConfig
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+
+    whisper = is_whisper(preset)
+    materials = Materials(TrainConfig(**recipe), lang(), Letters() if whisper else lang().tokens)
+    return make_objective("seq2seq" if whisper else "ctc", materials)
+
+
 def prepare(arguments, folder):
-    """What the rows read: cuts, the trainer's inputs, the store. A line about it."""
+    """Write what the rows read: cuts, the trainer's inputs, the store; returns a line about them."""
     from lhotse import CutSet
 
     from lowrank_speech.features.store import write_split
+    from lowrank_speech.training.data.targets import with_targets
 
     cuts, what = speech.utterances(arguments.utterances, folder)
+    targets = objective(arguments.preset)
+    cuts = [with_targets(cut, targets.prepare(cut, lambda _: 10**6)) for cut in cuts]
     model, made = speech_model(arguments.preset).to(arguments.device), inputs(arguments.preset)
     whisper = is_whisper(arguments.preset)
     if whisper:
@@ -130,17 +144,17 @@ def prepare(arguments, folder):
 
 
 def batches_of(kind, durations, size, seed):
-    """The batches of a pass as lists of numbers."""
+    """The batches of a pass as lists of indices."""
     from transformers.trainer_pt_utils import get_length_grouped_indices
 
-    from lowrank_speech.features.batches import batch_numbers
+    from lowrank_speech.features.batches import batch_indices
     from lowrank_speech.features.kept import ListedCuts
 
     number, updates = len(durations), -(-len(durations) // size)
     if kind == "duration":
         cuts = ListedCuts(SimpleNamespace(duration=seconds) for seconds in durations)
         seconds = size * float(cuts.durations.mean())
-        while len(found := list(batch_numbers(cuts, seconds, seed, 0))) > updates:
+        while len(found := list(batch_indices(cuts, seconds, seed, 0))) > updates:
             seconds *= 1.01
         return found
     generator = torch.Generator().manual_seed(seed)
@@ -155,16 +169,17 @@ def batches_of(kind, durations, size, seed):
 
 
 def hf_trainer(arguments, folder, lora, order, clock, **settings):
-    """transformers' trainer that takes the utterances in ``order`` and tells the clock."""
+    """A transformers.Trainer that takes the utterances in ``order`` and starts and stops ``clock``."""
     from peft import LoraConfig, get_peft_model
     from transformers import Trainer, TrainerCallback, TrainingArguments, Wav2Vec2FeatureExtractor
 
     from lowrank_speech.features.store import load_cuts
     from lowrank_speech.models.build import unwrap
-    from lowrank_speech.training.targets import ctc_targets, seq2seq_targets
+    from lowrank_speech.training.data.targets import targets_of
 
+    loss = objective(arguments.preset).task
     whisper, model = is_whisper(arguments.preset), unwrap(speech_model(arguments.preset))
-    model.config.use_cache = False  # Whisper's: of no use in training
+    model.config.use_cache = False  # Whisper's cache is useless in training
     if lora:
         targets, heads = (WHISPER_TARGETS, None) if whisper else (LORA_TARGETS, ["lm_head"])
         config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, modules_to_save=heads)
@@ -179,14 +194,14 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
         def __getitem__(self, i):
             return {"input": np.load(folder / f"{cuts[i].id}.npy"), "cut": cuts[i]}
 
-    def collate(items):  # as the collators of transformers' examples
-        inputs, given = [x["input"] for x in items], [x["cut"] for x in items]
+    def collate(items):  # like the collators in transformers' examples
+        inputs, given = [x["input"] for x in items], [targets_of(x["cut"])[loss.name] for x in items]
         if whisper:
-            decoder, labels = seq2seq_targets(given, lang(), Letters())
+            decoder, labels = loss.collate(given)
             mel = torch.from_numpy(np.stack(inputs))
             return {"input_features": mel, "decoder_input_ids": decoder, "labels": labels}
         batch = extractor.pad([{"input_values": x} for x in inputs], padding=True, return_tensors="pt")
-        labels, sizes = ctc_targets(given, lang())
+        labels, sizes = loss.collate(given)
         padded = torch.nn.utils.rnn.pad_sequence(labels.split(sizes.tolist()), batch_first=True, padding_value=-100)
         return {**batch, "labels": padded}
 
@@ -212,14 +227,12 @@ def hf_trainer(arguments, folder, lora, order, clock, **settings):
 
 
 def our_stepper(arguments, lora, window=None, **settings):
-    """Our engine's step; ``window``: Whisper's, in seconds."""
+    """The stepper of our engine; ``window``: Whisper's window in seconds."""
+    from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.models.window import shorten
-    from lowrank_speech.stages.train import Lora
     from lowrank_speech.training.adapt import freeze_for, lora_on
-    from lowrank_speech.training.config import TrainConfig
-    from lowrank_speech.training.layers import checkpoint_layers
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.precision import FrozenWeights
+    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
     model = speech_model(arguments.preset)
@@ -227,12 +240,13 @@ def our_stepper(arguments, lora, window=None, **settings):
         shorten(model, window)
     freeze_for(model, "lora" if lora else "full", trains_head=True)
     if lora:
-        lora_on(model, Lora(rank=8, alpha=16.0))
+        lora_on(model, LoraSettings(rank=8, alpha=16.0))
     settings = {"precision": arguments.precision, **settings}
-    recipe = TrainConfig(device=arguments.device, lr=LR, head_lr=LR, weight_decay=DECAY, **settings)
+    loss = objective(arguments.preset, lr=LR, head_lr=LR, weight_decay=DECAY, **settings)
+    recipe = loss.materials.recipe
     if recipe.frozen_dtype != "fp32":
         FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     model.to(arguments.device).train()
-    return Stepper(model, Objective(model, recipe, lang(), Letters()), recipe, torch.device(arguments.device), 1)
+    return Stepper(model, loss.build(model), recipe, torch.device(arguments.device), 1)

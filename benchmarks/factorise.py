@@ -1,12 +1,12 @@
-"""Factorising XLS-R 300M: the time per layer against the decompositions, time and memory of the whole command.
+"""Factorising XLS-R 300M: time per layer compared with plain decompositions, time and memory of the whole command.
 
-Weights are random, shapes are the true ones. Per layer, in turn: the factors with their row of the report; one
-``torch.linalg.eigh`` of the smaller Gram matrix in float64, ready-made and with its making; ``torch.linalg.svd`` in
-float32. Then ``lowrank-speech factorise`` runs as a process of its own, whose memory is read every 20 ms: resident
-memory includes the pages of the mapped weights, which the kernel may take back; anonymous memory does not.
+The weights are random, the shapes those of the model. For each layer these take turns: the factors with their row of
+the report; ``torch.linalg.eigh`` of the smaller Gram matrix in float64, without and with computing that matrix; and
+``torch.linalg.svd`` in float32. Then ``lowrank-speech factorise`` runs in its own process, whose memory is read every
+20 ms. Resident memory includes pages of the mapped weights, which the kernel can reclaim; anonymous memory does not.
 
 python benchmarks/factorise.py
-python benchmarks/factorise.py --preset xls-r-2b --scratch /var/tmp    (8.6 GB there, and as much again for the result)
+python benchmarks/factorise.py --preset xls-r-2b --scratch /var/tmp    (needs 8.6 GB there, and 6.5 for the result)
 """
 
 import subprocess
@@ -27,7 +27,7 @@ from lowrank_speech.models.presets import PRESETS, build_meta
 
 
 def decompositions(rounds: int) -> list[dict]:
-    """A row per shape of XLS-R 300M's feed-forward layers."""
+    """The rows, one for each shape of XLS-R 300M's feed-forward layers."""
     rows = []
     for d_out, d_in in ((4096, 1024), (1024, 4096)):
         layer = nn.Linear(d_in, d_out)
@@ -49,7 +49,7 @@ def decompositions(rounds: int) -> list[dict]:
 
 
 def write_random(preset: str, folder: Path) -> int:
-    """A model folder of the preset with random weights, written tensor by tensor; returns its bytes."""
+    """Write a model folder of the preset with random weights, tensor by tensor; returns the bytes of the weights."""
     model = build_meta(preset)
     state = {model.disk_name(name): model.state_dict()[name] for name in stored(model)}
     with (
@@ -62,7 +62,7 @@ def write_random(preset: str, folder: Path) -> int:
 
 
 def memory(process: int) -> tuple[int, int]:
-    """Resident and anonymous memory of a process, in bytes; zeros when it has ended."""
+    """Resident and anonymous memory of a process in bytes; zeros if it has ended."""
     try:
         lines = Path(f"/proc/{process}/status").read_text().splitlines()
     except OSError:
@@ -72,7 +72,7 @@ def memory(process: int) -> tuple[int, int]:
 
 
 def command(preset: str, scratch: Path) -> dict:
-    """Time and peak memory of the whole command, against the size of the model."""
+    """Time and peak memory of the whole command, and the size of the model."""
     with tempfile.TemporaryDirectory(dir=scratch) as temporary:
         base = Path(temporary) / "base"
         size = write_random(preset, base)

@@ -1,7 +1,7 @@
-"""The frozen convolutions of wav2vec 2.0 in pieces of half a second against the whole utterance at once.
+"""wav2vec 2.0's frozen convolutions computed in pieces of half a second, compared with the whole utterance at once.
 
-XLS-R's true shape, random weights, noise; without gradients, as in training and recognition from samples and in the
-stage `features`. float32, and under bfloat16 autocast. Memory: the most that its tensors take at one time.
+XLS-R's shape, random weights, noise; no gradients, as in training and recognition from samples and in the stage
+`features`. float32, and bfloat16 autocast. Memory is the peak of the tensors alive at one time.
 
 OMP_NUM_THREADS=1 python benchmarks/front_end.py
 """
@@ -20,7 +20,7 @@ from lowrank_speech.models.speech import SpeechModel
 
 
 def model(device: str) -> SpeechModel:
-    """XLS-R's front end, and one layer of its encoder, which the front end's functions do not touch."""
+    """XLS-R's front end, and one encoder layer, which the benchmark does not use."""
     from transformers import AutoConfig
 
     preset = presets.preset_named("xls-r-300m")
@@ -30,32 +30,32 @@ def model(device: str) -> SpeechModel:
 
 
 def whole(net: SpeechModel, waveforms: Tensor) -> Tensor:
-    """All layers over the whole length, as transformers does."""
+    """Run each layer over the whole length, as transformers does."""
     layers: list[nn.Module] = list(net.body.feature_extractor.conv_layers)
     return through(layers, waveforms[:, None]).transpose(1, 2)
 
 
 def peak(work) -> int:
-    """Bytes alive at one time."""
+    """Peak bytes of the tensors that ``work`` creates."""
     with Alive() as alive:
         work()
     return alive.peak([])
 
 
 def compare(net: SpeechModel, rows: int, seconds: int, device: str, half: bool, rounds: int) -> dict:
-    """One row of the table; AssertionError where the two disagree by more than rounding does."""
+    """One row of the table. Raises AssertionError if the results differ by more than rounding."""
     waveforms = torch.randn(rows, 16_000 * seconds, device=device)
     lengths = torch.full((rows,), 16_000 * seconds)
     context = torch.autocast(device, torch.bfloat16) if half else contextlib.nullcontext()
     with torch.no_grad(), context:
         works = [lambda: whole(net, waveforms), lambda: net.conv_features(waveforms, lengths)]
         one, other = (work() for work in works)
-        assert (one - other).abs().max() <= (2e-2 if half else 1e-4) * one.abs().max(), "not the same features"
+        assert (one - other).abs().max() <= (2e-2 if half else 1e-4) * one.abs().max(), "the features differ"
         times = timing.interleaved(works, rounds, device)
         before, after = map(peak, works)
     return {
         "batch": f"{rows} x {seconds} s",
-        "numbers": "bf16" if half else "fp32",
+        "precision": "bf16" if half else "fp32",
         "device": device,
         "whole ms": round(1e3 * sorted(times[0])[rounds // 2]),
         "pieces ms": round(1e3 * sorted(times[1])[rounds // 2]),

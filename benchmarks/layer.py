@@ -1,7 +1,7 @@
-"""A feed-forward block (up, GELU, down) with factors at r = d / 2 against the dense one, forward and backward.
+"""Speed of a feed-forward block (up, GELU, down) with factors at rank d / 2 compared with the dense block.
 
-Shapes of XLS-R and Whisper, 5 s of speech (250 frames), alone and as a batch of 16. float32 on the CPU; on CUDA also
-under bfloat16 autocast. By parameters and multiplications the factors cost 5/8 of the matrix.
+Shapes of XLS-R and Whisper, 5 s of speech (250 frames), batches of 1 and 16, forward only and with backward. float32 on
+the CPU; on CUDA also bfloat16 autocast. The factors have 5/8 of the dense block's parameters and multiplications.
 
 python benchmarks/layer.py
 """
@@ -23,7 +23,7 @@ FRAMES = 250
 
 
 def block(width: int, rank: int | None, device: str) -> nn.Module:
-    """Dense, or with factors of ``rank``."""
+    """A feed-forward block, dense or with factors of ``rank``."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
     if rank is not None:
@@ -32,7 +32,7 @@ def block(width: int, rank: int | None, device: str) -> nn.Module:
 
 
 def compare(name: str, width: int, batch: int, device: str, dtype: torch.dtype, rounds: int) -> dict:
-    """One row: milliseconds of both, and the ratios."""
+    """One row of the table: milliseconds of both blocks, and their ratio."""
     dense, low = block(width, None, device), block(width, width // 2, device)
     x = torch.randn(batch, FRAMES, width, device=device, requires_grad=True)
     half = dtype != torch.float32

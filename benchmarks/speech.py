@@ -1,4 +1,4 @@
-"""What the benchmarks on whole models share: shapes, utterances, a clock that notes peak memory, own processes."""
+"""Shared by the benchmarks of whole models: shapes, utterances, a clock with peak memory, child processes."""
 
 import json
 import os
@@ -14,7 +14,10 @@ from lowrank_speech.errors import UserError
 
 
 def shape(name, layers, *families):
-    """A preset and transformers' config of it, with fewer ``layers`` if not None; UserError if of no such family."""
+    """A preset and its transformers config, with only ``layers`` layers if not None.
+
+    Raises UserError if no preset of ``families`` has this name.
+    """
     from transformers import AutoConfig
 
     from lowrank_speech.models.build import quiet_config
@@ -22,7 +25,7 @@ def shape(name, layers, *families):
 
     known = {key: preset for key, preset in PRESETS.items() if preset.family in families}
     if name not in known:
-        raise UserError(f"--preset {name}: give one of {', '.join(known)}")
+        raise UserError(f"--preset {name}: expected one of: {', '.join(known)}")
     preset = known[name]
     config = dict(preset.config)
     for key in ("num_hidden_layers", "encoder_layers", "decoder_layers"):
@@ -32,13 +35,13 @@ def shape(name, layers, *families):
 
 
 def check_tokens(tokens, config):
-    """UserError where Whisper cannot write so many ``tokens``."""
+    """Raise UserError if Whisper cannot generate ``tokens`` tokens."""
     if tokens >= config.max_target_positions:
-        raise UserError(f"--tokens {tokens}: this Whisper writes at most {config.max_target_positions - 1}; give less")
+        raise UserError(f"--tokens {tokens}: this Whisper model generates at most {config.max_target_positions - 1}")
 
 
 def utterances(number, folder):
-    """Cuts with recordings, and what they are."""
+    """Cuts with recordings, and a description of them."""
     import soundfile
     from lhotse import MonoCut, Recording, SupervisionSegment
 
@@ -64,7 +67,7 @@ def utterances(number, folder):
 
 
 class Clock:
-    """Time (on the clock, of the CPU) and peak memory from ``begin`` to ``end``."""
+    """Wall time, CPU time and peak memory from ``begin`` to ``end``."""
 
     def __init__(self, device):
         self.on_cuda, self.cuda = device == "cuda", None
@@ -87,11 +90,11 @@ class Clock:
 
 
 def own_process(script, what, arguments):
-    """The JSON that ``script --child`` prints last, which gets ``what`` beside ``arguments``; its UserError."""
+    """Run ``script --child`` with ``arguments`` and ``what``; returns the JSON that it prints, or raises UserError."""
     command = [sys.executable, script, "--child", json.dumps({**vars(arguments), **what}, default=str)]
     done = subprocess.run(command, capture_output=True, text=True)
     last = done.stderr.strip().rpartition("\n")[2]
-    if done.returncode == 2 and last.startswith("error: "):  # of timing.run
+    if done.returncode == 2 and last.startswith("error: "):  # from timing.run
         raise UserError(last.removeprefix("error: "))
     if done.returncode:
         raise SystemExit(f"{what}: exit code {done.returncode}\n{done.stderr[-3000:]}")

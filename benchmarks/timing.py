@@ -1,10 +1,10 @@
-"""Timing by interleaved pairs: what competes runs in turn, so that a busy machine slows all of it alike.
+"""Interleaved timing: the compared variants take turns, so that a busy machine slows all of them equally.
 
-Ratios are medians over rounds of one run; absolute times are medians too, and mean little on a shared machine. Each
-benchmark prints a table, and with ``--json FILE`` appends its rows as JSON lines.
+Ratios are medians over the rounds of one run. Absolute times are medians too, and mean little on a shared machine. Each
+benchmark prints a table; ``--json FILE`` also appends its rows as JSON lines.
 
-The types of the benchmarks' options stand here too, and ``run``, which ends what a person can mend in one line. Imports
-under Python 3.9 with torch alone, for bench_ctc.py.
+Also has the types of the benchmarks' options, and ``run``, which reports a UserError in one line. Imports only torch
+and works in Python 3.9, for bench_ctc.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lowrank_speech.errors import UserError
 
 
 def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
-    """Wall time of one call, until the device is done."""
+    """Wall time of one call, including the work that it queues on the device."""
     wait = torch.cuda.synchronize if device == "cuda" else lambda: None
     wait()
     start = time.perf_counter()
@@ -35,7 +35,7 @@ def seconds(work: Callable[[], Any], device: str = "cpu") -> float:
 
 
 def interleaved(works: Sequence[Callable[[], Any]], rounds: int, device: str = "cpu") -> list[list[float]]:
-    """Seconds of each of ``works`` in each of ``rounds``, after one that is not counted: a list per work."""
+    """Seconds of each of ``works`` in each of ``rounds``, after one warm-up call: a list for each work."""
     for work in works:
         work()
     rows = [[seconds(work, device) for work in works] for _ in range(rounds)]
@@ -43,17 +43,17 @@ def interleaved(works: Sequence[Callable[[], Any]], rounds: int, device: str = "
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> float:
-    """Median of the ratios of the rounds."""
+    """Median over the rounds of the ratios within a round."""
     return statistics.median(a / b for a, b in zip(numerator, denominator, strict=True))
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """The type of an option that takes a number above 0: ``int`` or ``float``."""
+    """Option type: an ``int`` or ``float`` above 0."""
     return _number(kind, lambda value: value > 0, "above 0")
 
 
 def at_least(least: float, kind: type[int] | type[float]) -> Callable[[str], float]:
-    """The type of an option that takes a number from ``least`` on: ``int`` or ``float``."""
+    """Option type: an ``int`` or ``float`` of at least ``least``."""
     return _number(kind, lambda value: value >= least, f"of at least {least:g}")
 
 
@@ -65,24 +65,24 @@ def _number(kind: type[int] | type[float], fits: Callable[[float], bool], which:
             value = math.nan
         if not (math.isfinite(value) and fits(value)):
             noun = "an integer" if kind is int else "a number"
-            raise argparse.ArgumentTypeError(f"{text!r} does not do: give {noun} {which}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not valid; expected {noun} {which}")
         return value
 
     return read
 
 
 def folder(text: str) -> Path:
-    """The type of an option that takes a folder which is there."""
+    """Option type: an existing folder."""
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {text}: make it, or name another")
+        raise argparse.ArgumentTypeError(f"the folder {text} does not exist; create it or give another")
     return Path(text)
 
 
 def file(text: str) -> Path:
-    """The type of an option that takes a file to write: found out before hours of measuring, not after."""
+    """Option type: a file to write; an invalid path fails before hours of measuring, not after."""
     path = Path(text)
     if path.is_dir():
-        raise argparse.ArgumentTypeError(f"{path} is a folder: name a file")
+        raise argparse.ArgumentTypeError(f"{path} is a folder; give a file")
     folder(str(path.parent))
     return path
 
@@ -97,7 +97,7 @@ def run(main: Callable[[], None]) -> None:
 
 
 def options(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The command line that all benchmarks share."""
+    """A parser with the options that most benchmarks share."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=positive(int), default=rounds, help=f"interleaved rounds (default: {rounds})")
     parser.add_argument("--json", type=file, metavar="FILE", help="append the rows as JSON lines")

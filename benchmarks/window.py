@@ -1,16 +1,17 @@
-"""Whisper's true shape on a short utterance: what a shorter window (`bases.<name>.window`) saves.
+"""Time and memory that a shorter window (`bases.<name>.window`) saves Whisper on a short utterance.
 
 python benchmarks/window.py                                       # Whisper small, 5 s, windows of 30 and 10 s
 python benchmarks/window.py --preset whisper-tiny --windows 30 6 --rounds 5
 
-Random weights, float32, batches of one. The windows run in turn on one model, whose positional table is exchanged:
+The preset's shape with random weights, float32, batches of one. The windows take turns on one model, which only changes
+its positional embeddings:
 
     encode       log-mel -> encoder states
-    decode       the same and --tokens tokens of transformers' `generate`, greedy
-    step         forward, backward and fused AdamW of everything with teacher forcing on as many tokens
-    activations  the most that is alive at one time during forward and backward beside weights and gradients, exact
+    decode       encode, then greedy decoding of --tokens tokens with transformers' `generate`
+    step         full fine-tuning step on --tokens tokens: forward, backward, fused AdamW
+    activations  exact peak memory of forward and backward, except weights and gradients
 
-Times in seconds, ratios against the first window: medians over the rounds of one run.
+Times in seconds, ratios to the first window: medians over the rounds of one run.
 """
 
 import statistics
@@ -30,7 +31,7 @@ from timing import at_least, interleaved, options, positive, ratio, run, show
 
 
 class Bench:
-    """One model under several windows, and one utterance."""
+    """One model with several windows, and one utterance."""
 
     def __init__(self, preset: str, windows: list[float], seconds: float, tokens: int):
         from transformers import logging as hf_logging
@@ -90,8 +91,8 @@ def main() -> None:
     parser = options(__doc__, rounds=3)
     parser.add_argument("--preset", default="whisper-small", help="default: whisper-small")
     parser.add_argument("--windows", type=positive(float), nargs="+", default=[30.0, 10.0], help="s; default: 30 10")
-    parser.add_argument("--seconds", type=at_least(0.1, float), default=5.0, help="of the utterance; default: 5")
-    parser.add_argument("--tokens", type=positive(int), default=24, help="of the transcript; default: 24")
+    parser.add_argument("--seconds", type=at_least(0.1, float), default=5.0, help="length of the utterance; default: 5")
+    parser.add_argument("--tokens", type=positive(int), default=24, help="length of the transcript; default: 24")
     arguments = parser.parse_args()
     windows = arguments.windows
     bench = Bench(arguments.preset, windows, arguments.seconds, arguments.tokens)

@@ -1,11 +1,24 @@
 """Fixtures that several test files share."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+HANDLERS = {
+    number: signal.getsignal(number)
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+}
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The signal handlers of before: a stage that has finished ignores signals, because its process is about to end."""
+    yield
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
-"""A realistic tree of manifests for the tests of the report: 2 bases x 2 tasks x 5 methods, scored by the real scorers.
+"""Build a realistic tree of manifests for the report tests: 2 bases x 2 tasks x 5 methods, scored by the real scorers.
 
-To look at the page:  python tests/report_tree.py /tmp/tree  and open /tmp/tree/report/report.html
+To look at the page, run  python tests/report_tree.py /tmp/tree  and open /tmp/tree/report/report.html. With any second
+argument, speech recognition has two test sets and two decoders.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank_speech.artefact import Manifest, write_json, write_table
+from lowrank_speech.artefact import write_json, write_table
 from lowrank_speech.scoring import asr, lid
 from lowrank_speech.scoring.options import ScoreOptions
 
@@ -30,6 +31,10 @@ WORDS = ["the", "a", "of", "light", "seven", "house", "water", "before", "evenin
 FOLDER = "reduction0.24-1f0c9a3e"
 LANGUAGES = ["de", "en", "es", "fr", "nl"]
 OPTIONS = ScoreOptions(bootstrap=100)
+TESTED = {"asr": {"tests": ["test"], "decoders": ["greedy"]}, "lid": {"tests": ["test"], "decoders": ["scores"]}}
+MORE = TESTED | {"asr": {"tests": ["in_domain", "out_of_domain"], "decoders": ["greedy", "beam4"]}}
+# What a test set or a decoder does to the word error.
+HARDER = {"out_of_domain": 1.6, "beam4": 0.9}
 
 
 def systems() -> list[dict[str, str]]:
@@ -44,14 +49,16 @@ def systems() -> list[dict[str, str]]:
     ]
 
 
-def manifest(path: Path, stage: str, numbers: dict[str, Any], cfg: dict[str, Any], peak: int = 10**9) -> None:
-    """Write a manifest as the stage would, without outputs."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Manifest(stage, cfg, seed=1).write(path, [], numbers, peak_bytes=peak)
+def manifest(path: Path, stage: str, metrics: dict[str, Any], cfg: dict[str, Any], **cost: Any) -> None:
+    """Write a manifest and what the run cost as the stage would, without outputs."""
+    record = {"stage": stage, "outputs": {}, "metrics": metrics, "cfg": cfg, "seed": 1, "device": "cpu", "code": "c0de"}
+    spent = {"stage": stage, "seconds": 12.5, "peak_bytes": 10**9, "host": "node1", "versions": {"torch": "2.8.0"}}
+    write_json(path, record)
+    write_json(path.with_name(f"{path.stem}.cost.json"), spent | cost)
 
 
 def score_asr(rng: random.Random, error: float) -> dict[str, Any]:
-    """Numbers of 60 utterances in which each word is wrong with probability ``error``."""
+    """Metrics of 60 utterances in which each word is wrong with probability ``error``."""
     pairs = {}
     for i in range(60):
         ref = rng.choices(WORDS, k=rng.randint(3, 9))
@@ -62,7 +69,7 @@ def score_asr(rng: random.Random, error: float) -> dict[str, Any]:
 
 
 def score_lid(rng: random.Random, noise: float) -> dict[str, Any]:
-    """Numbers of 110 segments (the last language has more) whose true language leads by 2 under Gaussian noise."""
+    """Metrics of 110 segments (the last language has more) whose true language leads by 2 under Gaussian noise."""
     truth = [i % 5 for i in range(100)] + [4] * 10
     draw = np.random.default_rng(rng.randrange(10**6))
     scores = 2.0 * np.eye(5)[truth] + noise * draw.normal(size=(110, 5))
@@ -71,7 +78,7 @@ def score_lid(rng: random.Random, noise: float) -> dict[str, Any]:
     return {"type": "lid", **lid.score(ids, LANGUAGES, scores, labels, OPTIONS, 1)}
 
 
-def make_tree(root: Path, seed: int = 1) -> dict[str, Any]:
+def make_tree(root: Path, seed: int = 1, tested: dict[str, Any] = TESTED) -> dict[str, Any]:
     """Write the tree under ``root``; returns the stage's config."""
     rng = random.Random(seed)
     corpus(root)
@@ -80,32 +87,35 @@ def make_tree(root: Path, seed: int = 1) -> dict[str, Any]:
         factorise(root / f"factorise/{base}/{FOLDER}/factorise.json", LAYERS[base], rng)
         for method in METHODS:
             for task in TASKS:
-                system(root, rng, base, task, method)
-    return {"experiment": "A small experiment", "systems": systems()}
+                system(root, rng, base, task, method, tested)
+    return {"experiment": "A small experiment", "systems": systems(), "tasks": tested}
 
 
-def system(root: Path, rng: random.Random, base: str, task: str, method: str) -> None:
+def system(root: Path, rng: random.Random, base: str, task: str, method: str, tested: dict[str, Any] = TESTED) -> None:
     """Train, decode and score of one system."""
     adapt, share, trained, error, noise = METHODS[method]
     total, name = round(BASES[base] * share), f"{base}/{task}/{method}"
     # The classifier of a task that the base has no head for is trained even where nothing else is.
     new_head = 4_000 if adapt == "none" and task == "lid" else 0
-    numbers = {
+    metrics = {
         "adapt": adapt,
         "parameters_total": total,
         "parameters_dense": BASES[base],
         "parameters_trained": round(total * trained) + new_head,
+        "set_aside": {"no text": 1, "too long for CTC": 2},
+    }
+    cost = {
+        "peak_bytes": int(0.8e9 + 1.2e8 * (4 * share * trained + 1)),
         "seconds_train": 0.0
         if adapt == "none" and not new_head
         else rng.uniform(80, 200) * (0.6 + 0.4 * (trained > 0.1)),
         "speech_seconds_per_second": rng.uniform(20, 40),
-        "set_aside": {"no text": 1, "too long for CTC": 2},
     }
     cfg = {"seed": 1, "adapt": adapt, "training": {"epochs": 8, "lr": 3e-4}}
     if adapt == "lora":
         cfg["lora"] = {"rank": 8, "alpha": 16.0}
     folder = root / "train" / name
-    manifest(folder / "train.json", "train", numbers, cfg, peak=int(0.8e9 + 1.2e8 * (4 * share * trained + 1)))
+    manifest(folder / "train.json", "train", metrics, cfg, **cost)
     write_table(
         folder / "set_aside.tsv",
         ("id", "reason", "detail"),
@@ -124,28 +134,35 @@ def system(root: Path, rng: random.Random, base: str, task: str, method: str) ->
                 row |= {"dev_loss": 3.3 * level, "dev_metric": min(1.0, level * rng.uniform(0.95, 1.1))}
             rows.append(row)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    decoded = {"utterances": 60, "speech_seconds": 240.5, "seconds": 2.4 * share, "rtf": 0.01 * share}
-    decoded |= {"frontend_rtf": 0.004 if base == "wav2vec2" else 0.0, "set_aside": {}}
-    manifest(root / "decode" / name / "decode.json", "decode", decoded, {"task": {"type": TASKS[task]}})
-    scored = score_asr(rng, error) if TASKS[task] == "asr" else score_lid(rng, noise)
-    manifest(root / "score" / name / "score.json", "score", scored, {"seed": 1, "type": TASKS[task]})
+    for decoder in tested[task]["decoders"]:
+        for test in tested[task]["tests"]:
+            place = f"{name}/{decoder}/{test}"
+            looping = 3 if (base, adapt, share) == ("whisper", "none", 1.0) and task == "asr" else 0
+            decoded = {"utterances": 60, "speech_seconds": 240.5, "set_aside": {}}
+            decoded |= {"stopped": {"loop": looping} if looping else {}}
+            front = 0.004 if base == "wav2vec2" else 0.0
+            cost = {"seconds_decode": 2.4 * share, "rtf": 0.01 * share, "frontend_rtf": front, "network_rtf": 0.0}
+            cfg = {"task": {"type": TASKS[task]}, "decoder": {"kind": decoder}}
+            manifest(root / "decode" / place / "decode.json", "decode", decoded, cfg, **cost)
+            wrong = min(0.95, error * HARDER.get(test, 1.0) * HARDER.get(decoder, 1.0))
+            scored = score_asr(rng, wrong) if TASKS[task] == "asr" else score_lid(rng, noise)
+            manifest(root / "score" / place / "score.json", "score", scored, {"seed": 1, "type": TASKS[task]})
 
 
 def corpus(root: Path) -> None:
-    """Manifest and list of a corpus of three splits."""
-    splits = {
-        split: {
-            "utterances": n,
-            "seconds": 4.1 * n,
-            "speakers": n // 40,
-            "languages": dict.fromkeys(LANGUAGES, n // 5),
-        }
-        for split, n in (("train", 1200), ("dev", 120), ("test", 120))
-    }
-    numbers = {"splits": splits, "set_aside": {"clipped": 1}, "shared_speakers": {"train+dev": 2}}
-    manifest(root / "corpus/voices/corpus.json", "corpus", numbers, {"seed": 1})
-    rows = [("utt1", "train", "unreadable audio", "audio/utt1.ogg: no frames")]
-    write_table(root / "corpus/voices/set_aside.tsv", ("id", "split", "reason", "detail"), rows)
+    """Manifests and lists of a corpus of three splits, and what they share."""
+    folder = root / "corpus/voices"
+    for split, n in (("train", 1200), ("dev", 120), ("test", 120)):
+        languages = dict.fromkeys(LANGUAGES, n // 5)
+        metrics = {"utterances": n, "seconds": 4.1 * n, "speakers": n // 40, "languages": languages, "set_aside": {}}
+        manifest(folder / f"{split}.json", "corpus", metrics, {"seed": 1})
+        write_json(folder / f"{split}.audio.json", {})
+        rows = [("utt1", "unreadable audio", "audio/utt1.ogg: no frames")] if split == "train" else []
+        write_table(folder / f"{split}.set_aside.tsv", ("id", "reason", "detail"), rows)
+    shared = {"role": "train", "split": "voices/train", "other_role": "dev", "other_split": "voices/dev"}
+    found = {"splits": [], "shared_speakers": [shared | {"speakers": 2, "examples": ["spk1", "spk7"]}]}
+    manifest(root / "overlap/asr/overlap.json", "overlap", found, {})
+    manifest(root / "overlap/lid/overlap.json", "overlap", {"splits": [], "shared_speakers": []}, {})
 
 
 def factorise(path: Path, count: int, rng: random.Random) -> None:
@@ -161,6 +178,7 @@ def factorise(path: Path, count: int, rng: random.Random) -> None:
             "energy": rng.uniform(0.93, 0.99),
             "weight_error": rng.uniform(0.1, 0.3),
             "output_error": None,
+            "spectrum": [1.0, 0.5, 0.25],
         }
         for i in range(count)
     ]
@@ -179,4 +197,4 @@ def run(root: Path, cfg: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(run(Path(sys.argv[1]), make_tree(Path(sys.argv[1]))))
+    raise SystemExit(run(Path(sys.argv[1]), make_tree(Path(sys.argv[1]), tested=MORE if sys.argv[2:] else TESTED)))

@@ -1,4 +1,4 @@
-"""A tiny corpus of tones and the stages of models on it, for the fixtures `world` and `systems`."""
+"""A tiny corpus of tones and the model stages run on it, for the fixtures `world` and `systems`."""
 
 import csv
 import json
@@ -9,6 +9,7 @@ import soundfile
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 
+from lowrank_speech.artefact import read_cost
 from lowrank_speech.models.tasks import body_state
 from lowrank_speech.stages import base, decode, features, lang, train
 from tiny_models import WAV2VEC2, WHISPER
@@ -36,12 +37,12 @@ def utterance(folder, name, text, language, seconds=None, speaker="s"):
 
 
 def run(stage, cfg, manifest, **paths):
-    """(exit code, manifest) of a stage's ``main``."""
+    """(exit code, manifest with the run's ``cost``) of a stage's ``main``."""
     arguments = ["--cfg", json.dumps(cfg), "--manifest", str(manifest)]
     for name, path in paths.items():
         arguments += [f"--{name.replace('_', '-')}", str(path)]
     code = stage.main(arguments)
-    return code, json.loads(manifest.read_text(encoding="utf-8")) if code == 0 else None
+    return code, json.loads(manifest.read_text(encoding="utf-8")) | {"cost": read_cost(manifest)} if code == 0 else None
 
 
 def done(stage, cfg, manifest, **paths):
@@ -88,6 +89,11 @@ def train_cfg(task="asr", adapt="full", seed=1, **keys):
     return {"seed": seed, "task": {"type": task}, "adapt": adapt, "training": recipe, **keys}
 
 
+def top(record):
+    """The files and folders that hold a manifest's outputs, without what is in the folders."""
+    return {name.partition("/")[0] for name in record["outputs"]}
+
+
 def moved_in_body(before, after):
     """Names of the body's weights that differ; masked_spec_embed, which nothing uses, is left out."""
     old, new = (body_state(model)[0] for model in (before, after))
@@ -100,12 +106,17 @@ def table(path):
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def hypotheses(folder):
+    """The lines of hypotheses.jsonl."""
+    return [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
 def decode_with(world, systems, family, task, folder, cuts=None, **keys):
     paths = {"model": systems[family, task].model, "out": folder}
     paths["cuts"] = cuts or world.features[family] / "test.jsonl.gz"
     if task == "asr":
         paths["lang"] = world.lang[family]
-    cfg = {"task": {"type": task}, "decode": {"batch_seconds": 2.0, **keys}}
+    cfg = {"task": {"type": task}, "decoder": {"batch_seconds": 2.0, **keys}}
     return done(decode, cfg, folder / "decode.json", **paths)
 
 

@@ -1,4 +1,4 @@
-"""Augmentation of samples: speeds, rooms, noise, and what they are drawn by."""
+"""Augmentation of samples: speed, reverberation, noise, and their random draws."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ import torch
 from lowrank_speech.corpora.noise import generator, ratio
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import RATE, Augmentation, excerpt, room
-from lowrank_speech.training.config import CtcConfig, FactorSgd, Noise, Reverberation, TrainConfig
+from lowrank_speech.training.config import CtcConfig, FactorSgd, Noise, Reverberation, Runtime, TrainConfig
 
 
 def tone(hertz=400.0, seconds=1.0):
@@ -118,31 +118,50 @@ def test_excerpts_are_at_16_khz_and_from_drawn_places(tmp_path, rate):
 
 
 def test_a_folder_without_recordings_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"noise\.folder: no .* below .*give a folder of recordings"):
+    with pytest.raises(UserError, match=r"noise\.folder: .* has no \*\.wav, .* files; give a folder of recordings"):
+        Augmentation(noise=Noise(folder=str(tmp_path)))
+
+
+def test_a_recording_whose_header_lies_ends_the_training_before_its_first_step(tmp_path):
+    whole = tmp_path / "n.wav"
+    soundfile.write(whole, tone(1000, 1.0).numpy(), RATE)
+    content = whole.read_bytes()
+    for name, broken, reason in (
+        ("cut.wav", content[: len(content) // 2], "truncated audio"),
+        ("joined.wav", content * 2, "more audio than declared"),
+        ("empty.wav", b"", "unreadable audio"),
+    ):
+        (tmp_path / name).write_bytes(broken)
+        with pytest.raises(UserError, match=rf"noise\.folder: {reason}: .*{name}.*; replace or remove the file"):
+            Augmentation(noise=Noise(folder=str(tmp_path)))
+        (tmp_path / name).unlink()
+    soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"samples not finite: .*nan\.wav"):
         Augmentation(noise=Noise(folder=str(tmp_path)))
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Noise(snr=(20.0, 5.0)), "snr is"),
-        (lambda: Noise(snr=(5.0,)), "snr is"),
+        (lambda: Noise(snr=(20.0, 5.0)), r"snr is \[20\.0, 5\.0\]; give the lowest value first"),
+        (lambda: Noise(snr=(5.0,)), "snr"),
         (lambda: Noise(kinds=()), "neither kinds nor a folder"),
-        (lambda: Reverberation(rt60=(0.0, 0.5)), "rt60 is 0.0"),
-        (lambda: TrainConfig(speed=(0.9, 0.0)), "speed is"),
-        (lambda: TrainConfig(workers=-1), "workers is -1"),
+        (lambda: Noise(kinds=("hum", "hum")), "names a kind twice"),
+        (lambda: Reverberation(rt60=(0.0, 0.5)), r"rt60 is \[0\.0, 0\.5\]; both values must be above 0"),
+        (lambda: TrainConfig(speed=(0.9, 0.0)), r"speed\[1\] is 0\.0; it must be above 0"),
+        (lambda: Runtime(workers=-1), "workers is -1"),
         (lambda: TrainConfig(quadratic_seconds=0.0), "quadratic_seconds is 0.0"),
-        (lambda: Noise(probability=2.0), r"noise\.probability is 2\.0: it must be in \[0, 1\]"),
-        (lambda: Noise(snr=(float("nan"), 5.0)), "snr is"),
-        (lambda: Reverberation(probability=-1.0), r"reverberation\.probability is -1\.0"),
-        (lambda: Reverberation(rt60=(0.1, float("inf"))), "rt60 is"),
-        (lambda: TrainConfig(speed=(float("inf"),)), "speed is"),
-        (lambda: TrainConfig(workers=100_000), "workers is 100000: it must be at most 256"),
-        (lambda: TrainConfig(accumulate=10**30), "accumulate is 1000000000000000000000000000000: it must be at most"),
+        (lambda: Noise(probability=2.0), r"probability is 2\.0; it must be at most 1"),
+        (lambda: Noise(snr=(float("nan"), 5.0)), r"snr\[0\] is nan"),
+        (lambda: Reverberation(probability=-1.0), r"probability is -1\.0"),
+        (lambda: Reverberation(rt60=(0.1, float("inf"))), r"rt60\[1\] is inf"),
+        (lambda: TrainConfig(speed=(float("inf"),)), r"speed\[0\] is inf"),
+        (lambda: Runtime(workers=100_000), "workers is 100000; it must be at most 256"),
+        (lambda: TrainConfig(accumulate=10**30), "accumulate is 1000000000000000000000000000000; it must be at most"),
         (lambda: TrainConfig(average=10**30), "average is"),
-        (lambda: CtcConfig(output_beam=float("nan")), "output_beam is nan: it must be positive"),
-        (lambda: FactorSgd(lr=float("inf")), r"factor_sgd\.lr is inf: it must be positive"),
-        (lambda: FactorSgd(momentum=1.0), r"factor_sgd\.momentum is 1\.0: it must be in \[0, 1\)"),
+        (lambda: CtcConfig(output_beam=float("nan")), "output_beam is nan; it must be finite"),
+        (lambda: FactorSgd(lr=float("inf")), r"lr is inf; it must be finite"),
+        (lambda: FactorSgd(momentum=1.0), r"momentum is 1\.0; it must be below 1"),
     ],
 )
 def test_impossible_settings_are_refused(make, message):

@@ -1,6 +1,6 @@
-"""The longer benchmarks run, on the smallest models, and their tables have sane rows; bad options end in one line.
+"""Benchmarks: the longer ones run on tiny models and print plausible rows; invalid options give a one-line error.
 
-Rows run in this process where they can: as processes of their own each would import everything again.
+Most rows run in this process, because a new process would import everything again.
 """
 
 import json
@@ -117,7 +117,7 @@ def test_every_variant_of_the_memory_benchmark(main, monkeypatch, capsys):
     measured = {}
     main("bench_memory", child, "--layers", "1", "--seconds", "0.5", "--repeats", "1")
     out = capsys.readouterr().out
-    rows = {row["variant"]: row for row in printed(out.replace("of the first's sum | at once", "x sum | x at once"))}
+    rows = {row["variant"]: row for row in printed(out)}
     parts = ("weights", "gradients", "optimiser", "activations")
     assert list(rows) == list(measured) and len(rows) == 6 and "the same, 8-bit AdamW" not in rows
     assert out.splitlines()[-1].startswith("left out: the same, 8-bit AdamW (bitsandbytes is not installed")
@@ -132,11 +132,11 @@ def test_every_variant_of_the_memory_benchmark(main, monkeypatch, capsys):
             "at once",
             "rss",
             "s per step",
-            "x sum",
-            "x at once",
+            "sum / dense",
+            "at once / dense",
         ]
     dense, low, lora, both, checkpoints, half = measured.values()
-    assert rows["dense-full"]["x sum"] == rows["dense-full"]["x at once"] == "100.0%"
+    assert rows["dense-full"]["sum / dense"] == rows["dense-full"]["at once / dense"] == "100.0%"
     assert low["weights"] < dense["weights"] and both["weights"] < lora["weights"]
     assert low["trained"] < dense["trained"] and 50 * both["trained"] < low["trained"]
     assert checkpoints["weights"] == both["weights"] and half["weights"] < 0.6 * both["weights"]
@@ -160,45 +160,46 @@ def test_the_ctc_benchmark(main, capsys):
     main("bench_ctc", None, *sizes)
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first.startswith("2 x 20 frames x 5 tokens, 3 labels, scale 1, cpu, 1 thread(s), torch ")
-    line = r"(torch|k2 .*) +\d+ ms \(quickest \d+\), loss off by (\S+) of (\d+), gradient by (\S+)"
+    line = r"(torch|k2 .*) +\d+ ms \(fastest \d+\), loss off by (\S+) of (\d+), gradient by (\S+)"
     _, loss, largest, gradient = re.fullmatch(line, last).groups()
     assert float(loss) < 1e-4 * float(largest) and float(gradient) < 1e-4
 
 
 BAD = [
-    ("bench_trainer", "--preset nix", "--preset nix: give one of small, "),
-    ("bench_trainer", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: give one of small, "),
+    ("bench_trainer", "--preset nix", "--preset nix: expected one of: small, "),
+    ("bench_trainer", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: expected one of: small, "),
     ("bench_trainer", "--device cuda", "torch sees no CUDA device"),
-    ("bench_trainer", "--batch 0", "argument --batch: '0' does not do: give an integer above 0"),
+    ("bench_trainer", "--batch 0", "argument --batch: '0' is not valid; expected an integer above 0"),
     ("bench_trainer", "--rounds 0", "argument --rounds: '0' "),
-    ("bench_trainer", "--workers -1", "argument --workers: '-1' does not do: give an integer of at least 0"),
-    ("bench_inference", "--preset nix", "--preset nix: give one of xls-r-300m, "),
-    ("bench_inference", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: give one of xls-r-300m, "),
+    ("bench_trainer", "--workers -1", "argument --workers: '-1' is not valid; expected an integer of at least 0"),
+    ("bench_inference", "--preset nix", "--preset nix: expected one of: xls-r-300m, "),
+    ("bench_inference", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: expected one of: xls-r-300m, "),
     ("bench_inference", "--device cuda", "torch sees no CUDA device"),
     ("bench_inference", "--rank 0", "argument --rank: '0' "),
-    ("bench_inference", "--rank 1025", "--rank 1025: the full rank is 1024; give less"),
+    ("bench_inference", "--rank 1025", "--rank 1025: the full rank is only 1024"),
     ("bench_inference", "--layers 0", "argument --layers: '0' "),
-    ("bench_inference", "--preset whisper-tiny --tokens 448", "--tokens 448: this Whisper writes at most 447"),
-    ("bench_loader", "--hours 0", "argument --hours: '0' does not do: give a number above 0"),
+    ("bench_inference", "--preset whisper-tiny --tokens 448", "--tokens 448: this Whisper model generates at most 447"),
+    ("bench_loader", "--hours 0", "argument --hours: '0' is not valid; expected a number above 0"),
     ("bench_loader", "--hours 1 -1", "argument --hours: '-1' "),
     ("bench_loader", "--hours nan", "argument --hours: 'nan' "),
-    ("bench_loader", "--hours 0.0005", "--hours 0.0005: less than one cut of 3.5 s; give at least 0.001"),
+    ("bench_loader", "--hours 0.0005", "--hours 0.0005: less than one cut of 3.5 s; expected at least 0.001"),
     ("bench_loader", "--templates 0", "argument --templates: '0' "),
     ("bench_loader", "--modes nix", "argument --modes: invalid choice: 'nix'"),
-    ("bench_memory", "--seconds 0", "argument --seconds: '0' does not do: give a number of at least 0.1"),
-    ("bench_memory", "--preset whisper-tiny", "--preset whisper-tiny: give one of xls-r-300m, "),
-    ("bench_memory", "--dropout 1", "argument --dropout: 1 leaves nothing"),
+    ("bench_memory", "--seconds 0", "argument --seconds: '0' is not valid; expected a number of at least 0.1"),
+    ("bench_memory", "--preset whisper-tiny", "--preset whisper-tiny: expected one of: xls-r-300m, "),
+    ("bench_memory", "--dropout 1", "argument --dropout: 1 is not valid; it must be below 1"),
     ("bench_memory", "--variant=the_same,_8-bit_AdamW", "--variant the same, 8-bit AdamW: bitsandbytes is not "),
     ("bench_ctc", "--device cuda", "torch sees no CUDA device"),
-    ("bench_ctc", "--vocabulary 1", "argument --vocabulary: '1' does not do: give an integer of at least 2"),
-    ("bench_ctc", "--frames 8 --vocabulary 2 --labels 5", "--frames 8: the 5 labels need 9; give more frames"),
+    ("bench_ctc", "--vocabulary 1", "argument --vocabulary: '1' is not valid; expected an integer of at least 2"),
+    ("bench_ctc", "--frames 8 --vocabulary 2 --labels 5", "--frames 8: the 5 labels need at least 9"),
     ("window", "--windows 0", "argument --windows: '0' "),
-    ("window", "--preset xls-r-300m", "--preset xls-r-300m: give one of whisper-tiny, "),
-    ("window", "--tokens 448", "--tokens 448: this Whisper writes at most 447; give less"),
+    ("window", "--preset xls-r-300m", "--preset xls-r-300m: expected one of: whisper-tiny, "),
+    ("window", "--tokens 448", "--tokens 448: this Whisper model generates at most 447"),
     ("constraint", "--utterances 0", "argument --utterances: '0' "),
-    ("factorise", "--scratch /nix", "argument --scratch: there is no folder /nix: make it, or name another"),
-    ("front_end", "--json /nix/rows", "argument --json: there is no folder /nix: make it, or name another"),
-    ("layer", "--rounds 1.5", "argument --rounds: '1.5' does not do: give an integer above 0"),
+    ("factorise", "--scratch /nix", "argument --scratch: the folder /nix does not exist; create it or give another"),
+    ("planning", "--sizes 1x1x1", "argument --sizes: invalid size value: '1x1x1'"),
+    ("front_end", "--json /nix/rows", "argument --json: the folder /nix does not exist; create it or give another"),
+    ("layer", "--rounds 1.5", "argument --rounds: '1.5' is not valid; expected an integer above 0"),
 ]
 
 
@@ -231,3 +232,12 @@ def test_an_error_of_a_process_of_its_own_stays_one_line(monkeypatch, tmp_path, 
     with pytest.raises(SystemExit) as end:
         timing.run(lambda: speech.own_process(str(script), {}, SimpleNamespace()))
     assert end.value.code == 2 and capsys.readouterr().err == "error: too long\n"
+
+
+@pytest.mark.slow
+def test_planning(main, tmp_path, capsys):
+    main("planning", None, "--sizes", "2x1x1", "4x3x2", "--rounds", "1", "--json", str(tmp_path / "rows"))
+    small, large = map(json.loads, (tmp_path / "rows").read_text().splitlines())
+    # Two more splits, with features for two bases; two more systems; decoding and scoring of each.
+    assert large["jobs"] - small["jobs"] == 2 + 2 * 2 + 2 + 2 * (4 * 3 * 2 - 2)
+    assert small["cpu seconds"] > 0

@@ -1,4 +1,4 @@
-"""The command line: what it prints, where, and how it fails."""
+"""The command line: its output and its errors."""
 
 import json
 import subprocess
@@ -89,16 +89,19 @@ def test_asr_missing(call):
 @pytest.mark.parametrize(
     "argv, match",
     [
-        (("score", "asr", "none", "hyp"), "none: no such file"),
+        (("score", "asr", "none", "hyp"), "none: the file does not exist"),
         (("score", "asr", "ref", "extra"), "utterance 'z' has no reference"),
-        (("score", "asr", "ref", "twice"), "twice:2: id 'a' stands already in line 1"),
-        (("score", "asr", "ref", "hyp", "--bootstrap", "1"), "bootstrap: expected"),
+        (("score", "asr", "ref", "twice"), "twice:2: id 'a' has 'y' here and 'x' in line 1; keep one of the two lines"),
+        (
+            ("score", "asr", "ref", "hyp", "--bootstrap", "1"),
+            "bootstrap is 1; it must be 0 (no intervals) or at least 2",
+        ),
         (("score", "asr", "ref", "hyp", "--resample", "speakers"), "utt2spk"),
         (("score", "lid", "ref", "hyp"), "error: "),
-        (("params",), "either a model folder or --preset"),
-        (("params", "--preset", "a", "folder"), "either a model folder or --preset"),
+        (("params",), "either a model (folder, hub name or preset) or --preset"),
+        (("params", "--preset", "a", "folder"), "either a model (folder, hub name or preset) or --preset"),
         (("params", "folder", "--rank", "4", "--reduction", "0.2"), "either --rank R or --reduction"),
-        (("params", "folder", "--reduction", "24"), "expected a share between 0 and 1"),
+        (("params", "folder", "--reduction", "24"), "it must be a share between 0 and 1"),
     ],
 )
 def test_errors_are_one_line(call, argv, match):
@@ -150,7 +153,9 @@ def counting(monkeypatch):
 def test_params(call, counting):
     code, out, _ = call("params", "--preset", "xls-r-300m", "--layers", "ffn", "--rank", 4)
     assert code == 0
-    assert counting == [{"model": None, "preset": "xls-r-300m", "layers": "ffn", "rank": 4, "reduction": None}]
+    assert counting == [
+        {"model": None, "preset": "xls-r-300m", "layers": "ffn", "rank": 4} | dict.fromkeys(("reduction", "revision"))
+    ]
     lines = out.splitlines()
     assert lines[0] == "2,400 -> 1,800 parameters, -25.0 %"
     assert lines[-1].split() == ["encoder.layers.*.fc", "3", "40", "10", "4", "1200", "600"]

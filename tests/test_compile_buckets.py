@@ -1,11 +1,11 @@
-"""Static lengths for torch.compile: what they are, that they change no result, and that few graphs are made."""
+"""Static lengths for torch.compile: their values, unchanged results, and few graphs."""
 
 import numpy as np
 import pytest
 import torch
 
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.layers import as_before, compile_layers, length_buckets
+from lowrank_speech.training.memory.layers import as_before, compile_layers, length_buckets
 from tiny_models import member, speech
 from tiny_training import drawn_cuts, drawn_trainer, low_rank
 
@@ -54,7 +54,7 @@ def run(tmp_path, monkeypatch, task="ctc", **keys):
     layer.register_forward_pre_hook(lambda m, args: met.add((m.training, args[0].shape[1])))
     trainer.run(drawn_cuts(), drawn_cuts(), tmp_path / "metrics.jsonl")
     assert trainer.model.buckets == () and layer._compiled_call_impl is None
-    return trainer.history, compiled, met
+    return trainer.state.history, compiled, met
 
 
 @pytest.mark.parametrize("keys", [{}, {"gradient_checkpointing": True}, {"precision": "bf16"}])
@@ -78,9 +78,9 @@ def test_whispers_encoder_has_one_length_already(tmp_path, monkeypatch):
 
 
 def test_what_a_bucket_is_for_must_be_compiled():
-    with pytest.raises(ValueError, match="compile_buckets is given, and compile is false: set compile: true"):
+    with pytest.raises(ValueError, match="compile_buckets needs compile: true; set it"):
         TrainConfig(compile_buckets=4)
-    with pytest.raises(ValueError, match="compile_buckets is 0: it must be 1 or more"):
+    with pytest.raises(ValueError, match="compile_buckets is 0; it must be at least 1"):
         TrainConfig(compile=True, compile_buckets=0)
 
 

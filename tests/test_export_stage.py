@@ -1,4 +1,4 @@
-"""Stage export on small models of both true classes."""
+"""The stage export on small models of both families."""
 
 import json
 
@@ -29,7 +29,7 @@ def run(form, model, out):
     manifest = out.parent / "export.json"
     paths = ["--model", str(model), "--out", str(out), "--manifest", str(manifest)]
     code = export.main(["--cfg", json.dumps({"format": form}), *paths])
-    return code, json.loads(manifest.read_text())["numbers"] if code == 0 else None
+    return code, json.loads(manifest.read_text())["metrics"] if code == 0 else None
 
 
 def test_dense_is_loaded_by_plain_transformers(low, tmp_path):
@@ -80,7 +80,7 @@ def test_lowrank_is_the_folder_as_it_is(low, tmp_path):
 
 def test_errors_are_one_line(low, tmp_path, capsys):
     for form, model, out, message in (
-        ("onnx", low, tmp_path / "x", "'onnx' is none of 'dense', 'lowrank'"),
+        ("onnx", low, tmp_path / "x", "'onnx' is not a known format; expected one of: dense, lowrank"),
         ("dense", tmp_path / "nothing", tmp_path / "x", "does not exist"),
         ("dense", low, low, "same folder"),
     ):

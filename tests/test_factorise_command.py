@@ -1,4 +1,4 @@
-"""``lowrank-speech factorise``: from folders of every layout to a low-rank model, its report and its plot."""
+"""``lowrank-speech factorise``: from model folders of every layout to a low-rank model, its report and its plot."""
 
 # ruff: noqa: F811  (fixtures of another test file)
 
@@ -12,6 +12,8 @@ import torch
 from lhotse import CutSet
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import WhisperTokenizer
 
 from lowrank_speech import cli
 from lowrank_speech.lowrank.factorise import factorise
@@ -40,6 +42,15 @@ def call(capsys, monkeypatch):
     return call
 
 
+def save_tokenizer(folder):
+    """Whisper's tokenizer with the special tokens of the model of ``test_factorise_stage``."""
+    tokenizer = WhisperTokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet())[:30])}, merges=[])
+    special = ["<|startoftranscript|>", "<|en|>", "<|de|>", "<|transcribe|>", "<|notimestamps|>"]
+    tokenizer.add_tokens(special, special_tokens=True)
+    assert tokenizer.convert_tokens_to_ids(special) == [31, 32, 33, 34, 35]
+    tokenizer.save_pretrained(folder)
+
+
 def same_folder(a, b):
     assert {p.name for p in a.iterdir()} == {p.name for p in b.iterdir()}
     return all((b / p.name).read_bytes() == p.read_bytes() for p in a.iterdir())
@@ -63,7 +74,8 @@ def test_text_report_and_plot(folder, tmp_path, call):
     assert low.plan == {row["name"]: row["rank"] for row in result["layers"]}
     lines = shown.splitlines()
     assert lines[0].startswith(f"{result['parameters_before']:,} -> {result['parameters_after']:,} parameters, -10.")
-    assert "%energy" in lines[2] and len(lines) == 3 + len(result["layers"])
+    assert "%energy" in lines[2] and len(lines) == 3 + len(result["layers"]) + 4
+    assert lines[-3] == f"written: {out}" and lines[-2].startswith("next: fine-tune it, as a base of an experiment")
     row, first = lines[3].split(), result["layers"][0]
     assert row[0] == first["name"] and row[3] == str(first["rank"]) and row[4] == f"{100 * first['energy']:.2f}"
     assert row[6] == "-"  # no output error without calibration
@@ -82,7 +94,7 @@ def test_equals_the_stages_bit_for_bit(folder, cuts, tmp_path, call):
     code, shown, _ = call(folder, tmp_path / "a", *words, "--calibrate", cuts, "--utterances", 2)
     assert code == 0
     again = call(folder, tmp_path / "b", *words, "--moments", tmp_path / "m.safetensors")
-    assert again[1] == shown and json.loads(shown) == json.loads((tmp_path / "stage.json").read_text())["numbers"]
+    assert again[1] == shown and json.loads(shown) == json.loads((tmp_path / "stage.json").read_text())["metrics"]
     assert same_folder(tmp_path / "stage", tmp_path / "a") and same_folder(tmp_path / "a", tmp_path / "b")
 
 
@@ -92,7 +104,7 @@ def test_the_stream_equals_the_work_in_memory_bit_for_bit(folder, cuts, tmp_path
     cfg = {"seed": 4, "factorise": {"layers": "all", "rank": 5, "init": init}}
     code, manifest = run(stage, cfg, tmp_path / "low", model=folder, moments=tmp_path / "m.safetensors")
     assert code == 0
-    plan = {row["name"]: row["rank"] for row in manifest["numbers"]["layers"]}
+    plan = {row["name"]: row["rank"] for row in manifest["metrics"]["layers"]}
     moments = MomentsFile(tmp_path / "m.safetensors")
     options = {"init": init, "moments": moments, "means": moments.means, "seed": 4}
     in_memory(load_model(folder), tmp_path / "memory", folder, plan, **options)
@@ -120,6 +132,11 @@ def test_hub_layouts_are_imported_first(family, form, tmp_path, call):
     hub = tmp_path / "hub"
     unwrap(MODELS[family]()).save_pretrained(hub, max_shard_size="20KB" if form == "shards" else "1GB")
     (hub / "preprocessor_config.json").write_text("{}")
+    (hub / "optimizer.pt").write_text("of a Trainer")
+    tokenizer = set()
+    if family == "whisper":
+        save_tokenizer(hub)
+        tokenizer = {"tokenizer.json", "tokenizer_config.json"}
     if form == "pickle":
         state = load_file(hub / "model.safetensors")
         torch.save(state, hub / "pytorch_model.bin")
@@ -132,7 +149,7 @@ def test_hub_layouts_are_imported_first(family, form, tmp_path, call):
     model = import_model(Source(hub, None), family)
     in_memory(model, tmp_path / "memory", hub, plan)
     assert same_folder(tmp_path / "memory", tmp_path / "low")
-    expected = {"config.json", "model.safetensors", "preprocessor_config.json"}
+    expected = {"config.json", "model.safetensors", "preprocessor_config.json"} | tokenizer
     assert {p.name for p in (tmp_path / "low").iterdir()} - {"generation_config.json"} == expected
     assert torch.equal(outputs(load_model(tmp_path / "low")), outputs(model))
 
@@ -166,17 +183,17 @@ def test_random_factors_have_no_spectra_to_draw(folder, tmp_path, call):
         ((), "exactly one of rank, fraction, keep, energy, reduction; given: none"),
         (("--rank", 4, "--keep", 0.5), "given: rank, keep"),
         (("--rank", 999), "rank 999 is above the full rank 32 of the layer"),
-        (("--rank", 0), "rank is 0; expected 1 or more"),
-        (("--reduction", 24), "reduction is 24.0; expected a share between 0 and 1"),
+        (("--rank", 0), "rank is 0; it must be at least 1"),
+        (("--reduction", 24), "reduction is 24.0; it must be below 1"),
         (("--reduction", 0.99), "out of reach"),
-        (("--rank", 31), "would stay dense: ask for a lower rank"),
+        (("--rank", 31), "would stay dense; set a lower rank"),
         (("--rank", 4, "--layers", "*fc9"), "'*fc9' matches no linear layer"),
-        (("--rank", 4, "--layers", "fnn"), "'fnn' is not a group of layers of the family"),
-        (("--rank", 4, "--init", "activation"), "needs --calibrate CUTS or --moments FILE"),
-        (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz: no such file"),
-        (("--rank", 4, "--moments", "no.safetensors"), "no.safetensors: no such file"),
+        (("--rank", 4, "--layers", "fnn"), "'fnn'; expected ffn, attention or all"),
+        (("--rank", 4, "--init", "activation"), "needs --calibrate PATH or --moments FILE"),
+        (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz does not exist; give Lhotse cuts"),
+        (("--rank", 4, "--moments", "no.safetensors"), "--moments: the file no.safetensors does not exist"),
         (("--rank", 4, "--moments", "a", "--calibrate", "b"), "not both"),
-        (("--energy", 0.5, "--allocate"), "does not go with allocate"),
+        (("--energy", 0.5, "--allocate"), "cannot be combined with allocate"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(folder, tmp_path, call, words, message):

@@ -1,4 +1,4 @@
-"""Stages calibrate and factorise on small models of both true classes."""
+"""The stages calibrate and factorise on small models of both families."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def whisper():
         begin_suppress_tokens=[],
         max_length=24,
     )
-    return wrap(hf, Meta("whisper", "seq2seq"))
+    return wrap(hf, Meta("whisper", "seq2seq", lang_sha256="0" * 64))  # as of a base from scratch
 
 
 MODELS = {"wav2vec2": wav2vec2, "whisper": whisper}
@@ -153,7 +153,7 @@ def test_full_rank_reproduces_the_dense_outputs(folder):
 def test_stage_writes_a_folder_that_loads_bit_for_bit(folder, tmp_path, wish):
     code, manifest = run(stage, {"seed": 1, "factorise": {"layers": "all", **wish}}, tmp_path / "low", model=folder)
     assert code == 0
-    numbers, dense, low = manifest["numbers"], load_model(folder), load_model(tmp_path / "low")
+    numbers, dense, low = manifest["metrics"], load_model(folder), load_model(tmp_path / "low")
     plan = {row["name"]: row["rank"] for row in numbers["layers"]}
     assert low.plan == plan == {name: m.rank for name, m in low_rank_layers(low.body).items()}
     assert numbers["parameters_before"] == dense.parameters_total() == low.dense_parameters()
@@ -198,7 +198,7 @@ def test_calibrate_then_activation_aware(folder, cuts, tmp_path):
     cfg = {"seed": 1, "layers": "all", "utterances": 3}
     code, manifest = run(calibrate, cfg, tmp_path / "moments.safetensors", model=folder, cuts=cuts)
     assert code == 0
-    assert len(manifest["numbers"]["utterances"]) == 3 and not manifest["numbers"]["set_aside"]
+    assert len(manifest["metrics"]["utterances"]) == 3 and not manifest["metrics"]["set_aside"]
     moments = MomentsFile(tmp_path / "moments.safetensors")
     wish = {"layers": "all", "rank": 6}
     errors = {}
@@ -206,7 +206,7 @@ def test_calibrate_then_activation_aware(folder, cuts, tmp_path):
         cfg = {"seed": 1, "factorise": {**wish, "init": init}}
         code, found = run(stage, cfg, tmp_path / init, model=folder, moments=tmp_path / "moments.safetensors")
         assert code == 0
-        errors[init] = {row["name"]: row["output_error"] for row in found["numbers"]["layers"]}
+        errors[init] = {row["name"]: row["output_error"] for row in found["metrics"]["layers"]}
     assert set(errors["svd"]) == set(moments)
     for name, error in errors["svd"].items():
         assert errors["activation"][name] <= error * (1 + 1e-6)
@@ -218,7 +218,7 @@ def test_calibration_sees_the_utterances_and_no_padding(folder, cuts, tmp_path):
     _, manifest = run(calibrate, cfg, tmp_path / "moments.safetensors", model=folder, cuts=cuts)
     model, used = load_model(folder), CutSet.from_file(cuts)
     expected = sum(model.frames_of(cut) for cut in used)
-    frames = manifest["numbers"]["frames"]
+    frames = manifest["metrics"]["frames"]
     encoder = {n for name, n in frames.items() if "decoder" not in name or "encoder_attn.k" in name}
     assert encoder == {expected}
     decoder = {
@@ -231,7 +231,7 @@ def test_the_draw_follows_the_seed_and_not_the_order_in_the_file(folder, cuts, t
     def draw(seed, path):
         cfg = {"seed": seed, "utterances": 2}
         _, manifest = run(calibrate, cfg, tmp_path / "m.safetensors", model=folder, cuts=path)
-        return manifest["numbers"]["utterances"]
+        return manifest["metrics"]["utterances"]
 
     CutSet.from_cuts(reversed(list(CutSet.from_file(cuts)))).to_file(tmp_path / "turned.jsonl.gz")
     first = draw(1, cuts)
@@ -245,13 +245,13 @@ def test_the_draw_follows_the_seed_and_not_the_order_in_the_file(folder, cuts, t
         ({}, "exactly one of rank, fraction, keep, energy, reduction; given: none"),
         ({"rank": 4, "keep": 0.5}, "given: rank, keep"),
         ({"rank": 999}, "rank 999 is above the full rank 32 of the layer"),
-        ({"rank": 31}, "layers would stay dense: ask for a lower rank"),
+        ({"rank": 31}, "layers would stay dense; set a lower rank"),
         ({"rank": 4, "layers": ["*fc9"]}, "'*fc9' matches no linear layer"),
-        ({"rank": 4, "layers": "fnn"}, "'fnn' is not a group of layers of the family"),
+        ({"rank": 4, "layers": "fnn"}, "'fnn'; expected ffn, attention or all"),
         ({"reduction": 0.99}, "out of reach"),
         ({"rank": 4, "init": "activation"}, "needs --moments"),
         ({"rank": 4, "innit": "svd"}, "unknown key 'innit'"),
-        ({"energy": 0.5, "allocate": True}, "does not go with allocate"),
+        ({"energy": 0.5, "allocate": True}, "cannot be combined with allocate"),
     ],
 )
 def test_errors_are_one_line(folder, tmp_path, capsys, wish, message):
@@ -265,12 +265,12 @@ def test_what_is_factorised_already_and_what_is_no_moments_file(folder, cuts, tm
     cfg = {"seed": 1, "factorise": {"rank": 4}}
     run(stage, cfg, tmp_path / "low", model=folder)
     assert run(stage, cfg, tmp_path / "twice", model=tmp_path / "low")[0] == 2
-    assert "factorised already" in capsys.readouterr().err
+    assert "is already factorised" in capsys.readouterr().err
     assert run(calibrate, {"seed": 1}, tmp_path / "m.safetensors", model=tmp_path / "low", cuts=cuts)[0] == 2
-    assert "factorised already" in capsys.readouterr().err
+    assert "is already factorised" in capsys.readouterr().err
     shutil.copy(cuts, tmp_path / "bad.safetensors")
     assert run(stage, cfg, tmp_path / "x", model=folder, moments=tmp_path / "bad.safetensors")[0] == 2
-    assert "no safetensors file" in capsys.readouterr().err
+    assert "not a safetensors file" in capsys.readouterr().err
 
 
 def test_too_short_and_too_long_utterances_are_listed(folder, tmp_path, cuts):
@@ -279,7 +279,7 @@ def test_too_short_and_too_long_utterances_are_listed(folder, tmp_path, cuts):
     made[2] = made[2].pad(duration=1.5, preserve_id=True)  # the Whisper here sees one second
     CutSet.from_cuts(made).to_file(tmp_path / "some.jsonl.gz")
     _, manifest = run(calibrate, {"seed": 1}, tmp_path / "m.safetensors", model=folder, cuts=tmp_path / "some.jsonl.gz")
-    numbers = manifest["numbers"]
+    numbers = manifest["metrics"]
     if load_model(folder).family == "wav2vec2":
         assert numbers["set_aside"] == [["u1", "shorter than one frame", "0.000 s"]]
     else:
@@ -289,7 +289,7 @@ def test_too_short_and_too_long_utterances_are_listed(folder, tmp_path, cuts):
     _, manifest = run(
         calibrate, with_one_second, tmp_path / "m.safetensors", model=folder, cuts=tmp_path / "some.jsonl.gz"
     )
-    assert "u2" in manifest["numbers"]["utterances"]
+    assert "u2" in manifest["metrics"]["utterances"]
 
 
 def test_weights_are_stored_as_factors(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""Every supported architecture: batches, factors, adapters, folders and imports, on tiny models."""
+"""Every supported architecture on tiny models: batches, factors, adapters, folders and imports."""
 
 import json
 import logging
@@ -11,7 +11,8 @@ import transformers
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.factorise import factorise
-from lowrank_speech.lowrank.lora import LoraSettings, add_lora, merge
+from lowrank_speech.lowrank.lora import add_lora, merge
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.moments import Moments
 from lowrank_speech.lowrank.select import linears, select
 from lowrank_speech.lowrank.structure import low_rank_layers

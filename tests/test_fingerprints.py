@@ -1,4 +1,4 @@
-"""The fingerprint of a stage's code: what changes it, and what does not."""
+"""The fingerprint of a stage's code: what changes it and what does not."""
 
 import subprocess
 import sys
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_speech.workflow import fingerprints
-from lowrank_speech.workflow.fingerprints import SRC, closure, code_hash
+from lowrank_speech import fingerprints
+from lowrank_speech.fingerprints import SRC, closure, code_hash
 
 FILES = {
     "pack/__init__.py": "",
@@ -38,7 +38,13 @@ def package(tmp_path: Path) -> Path:
 
 def hashes(src: Path) -> dict[str, str]:
     """Hash of both stages, computed anew."""
-    for function in (fingerprints.code_hash, fingerprints._file, fingerprints._read):
+    for function in (
+        fingerprints.code_hash,
+        fingerprints._file,
+        fingerprints._tree,
+        fingerprints._read,
+        fingerprints._cases,
+    ):
         function.cache_clear()
     return {stage: code_hash(f"pack.stages.{stage}", src) for stage in ("train", "score")}
 
@@ -87,7 +93,7 @@ def test_what_changes_which_stage(package, name, text, stages):
 
 
 def test_errors_name_module_and_line(package):
-    with pytest.raises(ValueError, match=r"no module pack\.nothing under"):
+    with pytest.raises(ValueError, match=r"module pack\.nothing does not exist under"):
         code_hash("pack.nothing", package)
     (package / "pack/relative.py").write_text("x = 1\ndef\n")
     with pytest.raises(ValueError, match=r"relative\.py, line 2"):
@@ -116,12 +122,48 @@ def test_only_the_stages_concerned_follow_a_part_of_the_package():
 
 
 def test_workflow_package_is_light():
-    # Under SLURM every job imports it; the interpreter's own start is left out.
+    # Under SLURM every job imports it. Without these packages, which take most of the time, it takes less than 0.3 s.
     program = (
-        "import sys, time; start = time.perf_counter()\n"
-        "from lowrank_speech.workflow import checks, config, fingerprints, paths, results, schema, slices\n"
-        "assert time.perf_counter() - start < 0.3, time.perf_counter() - start\n"
-        "heavy = {'torch', 'numpy', 'pandas', 'lhotse', 'transformers', 'jsonschema'} & set(sys.modules)\n"
+        "import sys\n"
+        "from lowrank_speech.workflow import checks, closures, config, launch, paths, records, results\n"
+        "from lowrank_speech.workflow import schema, slices\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'lhotse', 'transformers', 'jsonschema', 'pydantic'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+REGISTRY = """
+KINDS = ("one", "two"{name})
+TABLE = {{"one": 1, "two": 2{row}}}
+
+def module(kind):
+    match kind:
+        case "one":
+            from pack.parts import one as found
+        case "two":
+            from pack.parts import two as found{case}
+        case _:
+            raise ValueError(kind)
+    return found
+"""
+
+
+def test_a_registry_counts_with_the_kinds_that_run(package):
+    def code(without: tuple[str, ...], **more: str) -> str:
+        text = REGISTRY.format(**{"name": "", "row": "", "case": ""} | more)
+        (package / "pack/registry.py").write_text(text, encoding="utf-8")
+        (package / "pack/stages/train.py").write_text("from pack import registry\n", encoding="utf-8")
+        hashes(package)
+        return code_hash("pack.stages.train", package, without)
+
+    for name in ("two", "three"):
+        (package / f"pack/parts/{name}.py").write_text("", encoding="utf-8")
+    third = {"name": ', "three"', "row": ', "three": 3', "case": ""}
+    third["case"] = '\n        case "three":\n            from pack.parts import three as found'
+    only_one = ("pack.parts.two", "pack.parts.three")
+    assert code(only_one) == code(only_one, **third)
+    assert code(("pack.parts.three",)) == code(("pack.parts.three",), **third) != code(only_one)
+    assert code(()) != code((), **third)
+    assert code(only_one) != code(only_one, row=', "other": 3')
+    assert code(only_one) != code(only_one, case="\n        case 'three':\n            found = None")

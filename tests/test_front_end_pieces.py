@@ -1,4 +1,4 @@
-"""A frozen front end in pieces gives what it gives as a whole, whatever the length, and makes less on the way."""
+"""A frozen front end computed in pieces gives the same output as in one go, for every length, with less memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Normalising transcripts: twice is once, for every character there is; letters of every script stay."""
+"""Normalisation of transcripts: idempotent for every character, and it keeps the letters of every script."""
 
 import random
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.normalise import APOSTROPHES, HYPHENS, RESERVED, NormaliseConfig, Normaliser, Rules
-from lowrank_speech.stages.common import from_json
+from lowrank_speech.settings import read
 
 CONFIGS = {
     "default": NormaliseConfig(),
@@ -114,13 +114,16 @@ def test_settings(config, raw, language, expected):
     [
         ({"keep": "a|"}, "keep: '|' cannot be kept"),
         ({"keep": "-"}, "keep: '-' cannot be kept"),
-        ({"replace": {"ab": "c"}}, "replace: 'ab' is not one character"),
-        ({"replace": {"\u0301": ""}}, "is not one character"),
-        ({"replace": {"A": "b"}}, "replace: 'A' is never found: case comes first, and makes it 'a'"),
-        ({"replace": {"a": "b", "b": "c"}}, "replace: 'a' becomes 'b', which holds 'b', itself to be replaced"),
-        ({"replace": {"a": "xA"}}, "itself to be replaced"),
-        ({"hyphens": "keep", "replace": {"-": "‐a‐"}}, "itself to be replaced"),
-        ({"languages": {"de": Rules(replace={"ẞ": "ss"})}}, "languages.de.replace: 'ẞ' is never found"),
+        ({"replace": {"ab": "c"}}, "replace: 'ab' is not a single letter"),
+        ({"replace": {"\u0301": ""}}, "is not a single letter"),
+        ({"replace": {"A": "b"}}, "replace: 'A' never matches, because case is changed first; write 'a' instead"),
+        (
+            {"replace": {"a": "b", "b": "c"}},
+            "replace: 'a' becomes 'b', which contains 'b', another key; change one of them",
+        ),
+        ({"replace": {"a": "xA"}}, "another key"),
+        ({"hyphens": "keep", "replace": {"-": "‐a‐"}}, "another key"),
+        ({"languages": {"de": Rules(replace={"ẞ": "ss"})}}, "languages.de.replace: 'ẞ' never matches"),
     ],
 )
 def test_settings_that_cannot_work(config, message):
@@ -131,9 +134,9 @@ def test_settings_that_cannot_work(config, message):
 
 def test_config_from_json():
     given = {"case": "upper", "languages": {"tr": {"punctuation": "keep", "replace": {"&": "VE"}}}}
-    config = from_json(NormaliseConfig, given)
-    assert config.rules("tr") == Rules("upper", "keep", "space", "", {"&": "VE"})
+    config = read(NormaliseConfig, given)
+    assert config.rules("tr") == Rules("upper", "keep", "space", "", {}, {"&": "VE"})
     assert NormaliseConfig.from_dict(config.to_dict()) == config
     for wrong in ({"case": "title"}, {"languages": {"tr": {"cases": "upper"}}}, {"languages": {"tr": {"case": "x"}}}):
         with pytest.raises(UserError):
-            from_json(NormaliseConfig, wrong)
+            read(NormaliseConfig, wrong)

@@ -1,4 +1,4 @@
-"""The stage lang: from transcripts to tokens, what it sets aside, and its errors."""
+"""The stage lang: token sets from transcripts, utterances that it sets aside, and its errors."""
 
 import gzip
 import json
@@ -60,7 +60,7 @@ def refused(capsys, message, folder, *cuts, **cfg):
 
 def test_characters(tmp_path, cuts):
     assert run(tmp_path / "l", cuts) == 0
-    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["numbers"]
+    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["metrics"]
     assert numbers["utterances"] == 4 and numbers["words"] == 9 and numbers["different_words"] == 7
     letters = set("helloworldtheturnsyouoverthere")
     assert numbers["characters"].keys() == letters
@@ -77,7 +77,7 @@ def test_the_same_bytes_again_and_a_file_named_twice_counts_once(tmp_path, cuts)
 
 def test_pieces(tmp_path, cuts):
     assert run(tmp_path / "l", cuts, kind="sentencepiece", vocab_size=20) == 0
-    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["numbers"]
+    numbers = read_manifest(tmp_path / "l" / "lang.json", "lang")["metrics"]
     assert numbers["kind"] == "sentencepiece" and numbers["size"] > 20  # and the special symbols of a decoder
     read = Lang.load(tmp_path / "l")
     assert read.tokens.decode(read.tokens.encode("hello there")) == "hello there"
@@ -94,18 +94,18 @@ def test_what_says_nothing_is_set_aside_and_listed(tmp_path):
     assert run(tmp_path / "l", path) == 0
     rows = [line.split("\t")[0] for line in (tmp_path / "l" / "set_aside.tsv").read_text().splitlines()[1:]]
     assert rows == ["dots", "none"]
-    assert read_manifest(tmp_path / "l" / "lang.json")["numbers"]["utterances"] == 1
+    assert read_manifest(tmp_path / "l" / "lang.json")["metrics"]["utterances"] == 1
 
 
 def test_rare_characters_become_unknown(tmp_path, cuts):
     assert run(tmp_path / "l", cuts, min_count=2) == 0
-    assert read_manifest(tmp_path / "l" / "lang.json")["numbers"]["rare"] == {"n": 1, "s": 1, "v": 1, "y": 1}
+    assert read_manifest(tmp_path / "l" / "lang.json")["metrics"]["rare"] == {"n": 1, "s": 1, "v": 1, "y": 1}
 
 
 @pytest.mark.parametrize("supervisions", [0, 2])
 def test_a_cut_has_one_supervision(tmp_path, capsys, supervisions):
     path = write(tmp_path / "train.jsonl.gz", [cut("good", "a"), cut("bad", "a word", supervisions=supervisions)])
-    message = f"{path}, line 2: the cut bad has {supervisions} supervisions, not one"
+    message = f"{path}, line 2: the cut bad has {supervisions} supervisions; expected one"
     refused(capsys, message, tmp_path / "l", path)
 
 
@@ -127,6 +127,6 @@ def test_nothing_to_learn_from(tmp_path, capsys, cuts):
 
 
 def test_config_errors_name_the_key(tmp_path, capsys, cuts):
-    refused(capsys, "cfg.lang.kind: 'word'", tmp_path / "l", cuts, kind="word")
+    refused(capsys, "cfg.lang.kind: unknown kind 'word'", tmp_path / "l", cuts, kind="word")
     refused(capsys, "min_count", tmp_path / "l", cuts, min_count=0)
     refused(capsys, "min_cuont", tmp_path / "l", cuts, min_cuont=1)

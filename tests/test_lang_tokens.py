@@ -1,4 +1,4 @@
-"""Token sets: round trips, what is unknown, special symbols, and files that were not meant."""
+"""Token sets: round trips, unknown symbols, special symbols, and invalid files."""
 
 import random
 
@@ -6,7 +6,6 @@ import pytest
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.pieces import train_pieces
-from lowrank_speech.lang.targets import ctc_frames_needed
 from lowrank_speech.lang.tokens import CharTokens, PieceTokens
 
 SENTENCES = [
@@ -63,12 +62,12 @@ def test_layout(kind):
     assert (tokens.transcribe, tokens.no_timestamps, tokens.size) == (first + 4, first + 5, first + 6)
     assert tokens.prompt("nl") == [first + 1, first + 3, first + 4, first + 5]
     assert tokens.special == {symbol: first + i for i, symbol in enumerate(tokens.symbols[first:])}
-    with pytest.raises(UserError, match="knows no language 'fr'; it knows de, nl"):
+    with pytest.raises(UserError, match="does not have the language 'fr'; expected one of: de, nl"):
         tokens.prompt("fr")
     assert for_ctc.language_ids == for_ctc.special == {}
     with pytest.raises(UserError, match="made for CTC"):
         for_ctc.prompt("de")
-    with pytest.raises(UserError, match="made with `for: seq2seq`"):
+    with pytest.raises(UserError, match="needs one with `for: seq2seq`"):
         _ = for_ctc.eot
 
 
@@ -80,7 +79,7 @@ def test_decode_leaves_special_symbols_out(kind):
     assert tokens.decode(wrapped) == "the dog"
     assert tokens.decode([]) == tokens.decode([0, 0]) == ""
     for wrong in (-1, tokens.size):
-        with pytest.raises(ValueError, match=f"token id {wrong} is outside"):
+        with pytest.raises(ValueError, match=f"token id {wrong} is not in the token set"):
             tokens.decode([wrong])
 
 
@@ -133,11 +132,11 @@ def test_tokens_txt(tmp_path):
     [
         ("<blk> 0\n<unk> 1\n| 2\na\n", "line 4: expected `symbol id`, found 'a'"),
         ("<blk> 0\n<unk> 1\n| 2\nab 3\n", "line 4: 'ab' is neither one character nor"),
-        ("<blk> 0\n<unk> 1\n| 2\na 3\na 4\n", "line 5: the symbol 'a' or the id 4 stands there twice"),
+        ("<blk> 0\n<unk> 1\n| 2\na 3\na 4\n", "line 5: the symbol 'a' or the id 4 occurs twice"),
         ("<blk> 0\n<unk> 1\n| 2\na 3\nb 3\n", "line 5"),
         ("<blk> 0\n<unk> 1\n| 2\na 4\n", "no symbol has the id 3"),
-        ("<pad> 0\n<unk> 1\n| 2\n", "the id 0 has to be <blk>"),
-        ("<blk> 0\n<unk> 1\n", "the id 2 has to be |"),
+        ("<pad> 0\n<unk> 1\n| 2\n", "the id 0 must be <blk>"),
+        ("<blk> 0\n<unk> 1\n", "the id 2 must be |"),
         ("", "line 1"),
     ],
 )
@@ -170,7 +169,7 @@ def test_foreign_sentencepiece_models(tmp_path):
 
 @pytest.mark.parametrize("code", ["", "de en", "<|x|>", "transcribe", "d|e", "endoftext"])
 def test_language_codes(code):
-    with pytest.raises(ValueError, match="no language code"):
+    with pytest.raises(ValueError, match="not a language code"):
         CharTokens.build("abc", ["de", code])
 
 
@@ -183,7 +182,7 @@ def test_pieces_are_the_same_bytes_whatever_the_order(model_type):
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
 def test_vocab_size_has_limits_and_the_message_has_them(model_type):
-    with pytest.raises(UserError, match=r"vocab_size: 9000 is too large for 8 different sentences: .*\b\d+$") as caught:
+    with pytest.raises(UserError, match=r"9000 is too large for 8 different sentences; give at most \d+") as caught:
         train_pieces(SENTENCES, 9000, model_type)
     largest = int(str(caught.value).split()[-1])
     assert PieceTokens(train_pieces(SENTENCES, largest, model_type)).size == largest
@@ -205,26 +204,3 @@ def test_pieces_from_text_that_looks_like_symbols():
     assert tokens.decode(tokens.encode("xyz zx")) == "xyz zx"
     assert tokens.unseen("<unk> x") == set("<unk>")
     assert tokens.blank not in tokens.encode("<unk> <blk> x")
-
-
-@pytest.mark.parametrize(
-    ("ids", "frames"), [([], 0), ([3], 1), ([3, 4, 3], 3), ([3, 3], 3), ([3, 3, 3], 5), ([3, 3, 4, 4, 5], 7)]
-)
-def test_frames_that_ctc_needs(ids, frames):
-    assert ctc_frames_needed(ids) == frames
-
-
-def test_frames_that_ctc_needs_is_what_torch_finds_possible():
-    import torch
-
-    generator = random.Random(5)
-    torch.set_num_threads(1)
-    for _ in range(40):
-        ids = generator.choices([1, 2, 3], k=generator.randint(1, 6))
-        needed = ctc_frames_needed(ids)
-        for frames in (needed - 1, needed):
-            if frames < 1:
-                continue
-            log_probs = torch.zeros(frames, 1, 4).log_softmax(-1)
-            loss = torch.nn.functional.ctc_loss(log_probs, torch.tensor([ids]), [frames], [len(ids)])
-            assert bool(torch.isfinite(loss)) == (frames == needed), ids

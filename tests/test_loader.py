@@ -1,4 +1,4 @@
-"""Cuts on disk, batches drawn from durations, and the loader's workers."""
+"""Cuts on disk, batches formed from durations, and the loader's workers."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ from lowrank_speech.features.batches import (
     BUFFER,
     Loader,
     _lhotses,
-    batch_numbers,
+    batch_indices,
     bucket_bounds,
     longest_first,
     segment,
@@ -39,7 +39,7 @@ from lowrank_speech.features.kept import KeptCuts, ListedCuts, keep, kept_files,
 from lowrank_speech.features.store import load_cuts, write_split
 from lowrank_speech.lang.select import SetAside
 from lowrank_speech.training.config import Noise, Reverberation, TrainConfig
-from lowrank_speech.training.splits import Split
+from lowrank_speech.training.data.splits import Split
 from tiny_models import member
 
 
@@ -78,7 +78,7 @@ def test_kept_cuts_are_the_cuts(cuts, tmp_path):
     assert kept.durations.tolist() == [cut.duration for cut in given]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.jsonl", "train.npy"]
     for wrong in (-1, 12):
-        with pytest.raises(IndexError, match="there are 12"):
+        with pytest.raises(IndexError, match="the file has 12"):
             kept[wrong]
     assert sorted(kept_files(tmp_path / "train.jsonl")) == sorted(tmp_path.iterdir())
 
@@ -92,7 +92,7 @@ def test_kept_cuts_travel_as_a_path_and_are_mapped(cuts, tmp_path):
 
 def test_an_empty_corpus_is_kept_too(tmp_path):
     kept = keep([], tmp_path / "train.jsonl")
-    assert len(kept) == 0 and list(kept) == [] and list(batch_numbers(kept, 9.0, 1, 0)) == []
+    assert len(kept) == 0 and list(kept) == [] and list(batch_indices(kept, 9.0, 1, 0)) == []
 
 
 def test_a_pass_that_fails_leaves_nothing(cuts, tmp_path):
@@ -117,7 +117,7 @@ def test_batches_are_those_of_lhotses_sampler(cuts, tmp_path, quadratic):
     lazy = CutSet.from_jsonl_lazy(tmp_path / "cuts.jsonl")
     theirs = DynamicBucketingSampler(lazy, **options, shuffle=True, seed=3000, rank=0, world_size=1)
     theirs.set_epoch(2)
-    ours = [[cuts[i].id for i in batch] for batch in batch_numbers(numbered(cuts), 5.0, 3, 2, quadratic)]
+    ours = [[cuts[i].id for i in batch] for batch in batch_indices(numbered(cuts), 5.0, 3, 2, quadratic)]
     theirs, late = [[cut.id for cut in batch] for batch in theirs], 0
     for batch in theirs:  # or the same without the last, which comes later
         assert batch in ours or batch[:-1] in ours
@@ -129,7 +129,7 @@ def test_batches_are_those_of_lhotses_sampler(cuts, tmp_path, quadratic):
 @pytest.mark.parametrize("quadratic", [None, 15.0])
 def test_every_cut_comes_once_and_batches_are_as_full_as_asked_for(number, quadratic):
     cuts = lengths(number)
-    batches = list(batch_numbers(cuts, 30.0, 1, 0, quadratic))
+    batches = list(batch_indices(cuts, 30.0, 1, 0, quadratic))
     assert sorted(i for batch in batches for i in batch) == list(range(number))
     for batch in batches:
         longest = cuts.durations[batch].max()
@@ -145,7 +145,7 @@ def test_buckets_do_not_depend_on_the_order_of_the_corpus():
     seconds = [1.0 + i % 5 for i in range(12_000)] + [20.0 + i % 5 for i in range(3_000)]
     for order in (seconds, seconds[::-1]):
         cuts = ListedCuts(SimpleNamespace(id="", duration=s) for s in order)
-        batches = list(batch_numbers(cuts, 100.0, 1, 0))
+        batches = list(batch_indices(cuts, 100.0, 1, 0))
         padded = sum(len(batch) * cuts.durations[batch].max() for batch in batches)
         assert padded < 1.1 * sum(seconds)
 
@@ -159,7 +159,7 @@ def test_bounds_of_buckets_are_those_that_lhotse_estimates(number):
 
 def test_seeds_share_no_order():
     cuts = lengths(200)
-    orders = {repr(list(batch_numbers(cuts, 30.0, seed, epoch))) for seed in range(4) for epoch in range(4)}
+    orders = {repr(list(batch_indices(cuts, 30.0, seed, epoch))) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16
 
 
@@ -167,7 +167,7 @@ def test_long_cuts_come_in_smaller_batches_under_the_penalty():
     cuts = ListedCuts(SimpleNamespace(id=str(i), duration=2.0 if i % 2 else 10.0) for i in range(400))
 
     def sizes(quadratic):
-        batches = list(batch_numbers(cuts, 60.0, 1, 0, quadratic))
+        batches = list(batch_indices(cuts, 60.0, 1, 0, quadratic))
         return [max(len(b) for b in batches if cuts.durations[b].max() == seconds) for seconds in (2.0, 10.0)]
 
     assert sizes(None) == [30, 6]
@@ -184,7 +184,7 @@ print(digest(int(sys.argv[1]), int(sys.argv[2])))
 
 
 def digest(seed, epoch, number=500):
-    return hashlib.sha256(repr(list(batch_numbers(lengths(number), 30.0, seed, epoch, 15.0))).encode()).hexdigest()
+    return hashlib.sha256(repr(list(batch_indices(lengths(number), 30.0, seed, epoch, 15.0))).encode()).hexdigest()
 
 
 def test_another_process_draws_the_same_batches():
@@ -195,12 +195,12 @@ def test_another_process_draws_the_same_batches():
 
 def test_a_corpus_longer_than_the_buffer_is_shuffled_as_a_whole():
     cuts = ListedCuts(SimpleNamespace(id="", duration=1.0 + i % 7) for i in range(2 * BUFFER))
-    batches = list(batch_numbers(cuts, 100.0, 1, 0))
+    batches = list(batch_indices(cuts, 100.0, 1, 0))
     numbers = [i for batch in batches for i in batch]
     assert sorted(numbers) == list(range(2 * BUFFER))
     first = np.array(numbers[:BUFFER])  # half of them from the second half of the file
     assert abs((first >= BUFFER).mean() - 0.5) < 0.02
-    assert batches[:50] != list(batch_numbers(cuts, 100.0, 1, 1))[:50]
+    assert batches[:50] != list(batch_indices(cuts, 100.0, 1, 1))[:50]
 
 
 def test_longest_first_takes_all_and_counts_the_padding():
@@ -286,7 +286,7 @@ def test_an_error_about_an_utterance_stays_one_line(cuts, tmp_path, workers):
     kept = keep([*cuts, cuts[0].truncate(duration=0.02).with_id("short")], tmp_path / "train.jsonl")
     with pytest.raises(UserError) as error:
         list(Loader(Inputs("fbank"), workers=workers).train(kept, 2.0, 1, 0))
-    assert str(error.value).startswith("utterance short: 0.020 s are too short")
+    assert str(error.value).startswith("utterance short: 0.020 s is too short")
     assert "\n" not in str(error.value)
 
 
@@ -394,9 +394,9 @@ def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
     path = Path(batch[1].recording.sources[0].source)
     whole = path.read_bytes()
     try:
-        for content, why in ((None, "is not there"), (b"", "is empty"), (b"no sound", r"cannot be read \(.+\)")):
+        for content, why in ((None, "does not exist"), (b"", "is empty"), (b"no sound", r"cannot be read \(.+\)")):
             path.unlink() if content is None else path.write_bytes(content)
-            with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; put the file back"):
+            with pytest.raises(UserError, match=rf"^utterance {batch[1].id}: {path} {why}; restore the file"):
                 Loader(Inputs("waveform")).collate(batch)
     finally:
         path.write_bytes(whole)
@@ -404,7 +404,7 @@ def test_a_recording_that_cannot_be_read_is_named(cuts, tmp_path):
 
 def test_a_recording_of_noise_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "n.wav").write_bytes(b"no sound")
-    with pytest.raises(UserError, match=r"noise\.folder: .*n\.wav cannot be read \("):
+    with pytest.raises(UserError, match=r"noise\.folder: unreadable audio: .*n\.wav: .*; replace or"):
         excerpt(tmp_path / "n.wav", 100, np.random.default_rng(1))
 
 

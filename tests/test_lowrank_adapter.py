@@ -1,4 +1,4 @@
-"""The short way through a LoRA layer gives what peft's does, makes nothing wide in float32, and steps aside."""
+"""The fast path of a LoRA layer matches peft, creates no wide float32 tensors, and falls back to peft if needed."""
 
 import peft.tuners.lora.layer as peft_layer
 import pytest
@@ -6,7 +6,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lowrank_speech.lowrank import adapter
-from lowrank_speech.lowrank.lora import LoraSettings, add_lora
+from lowrank_speech.lowrank.lora import add_lora
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from test_lowrank_lora import Net, X
 
 TARGETS = ("blocks.*.fc?",)

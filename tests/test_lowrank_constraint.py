@@ -1,4 +1,4 @@
-"""The semi-orthogonal constraint: Kaldi's update contracts, its guards hold, draws resume, functions are kept."""
+"""The semi-orthogonal constraint: Kaldi's update converges, guards hold, draws resume, functions stay the same."""
 
 import io
 
@@ -110,7 +110,7 @@ def test_nothing_happens_to_zero_and_bad_settings_are_refused():
     for wrong in ({"mode": "soft"}, {"scale": -1.0}, {"probability": 0.0}, {"every": 0}):
         with pytest.raises(ValueError, match="constraint"):
             SemiOrthogonal(net, **wrong)
-    with pytest.raises(ValueError, match="no LowRankLinear"):
+    with pytest.raises(ValueError, match="no factorised layer"):
         SemiOrthogonal(nn.Sequential(nn.Linear(2, 2)))
 
 

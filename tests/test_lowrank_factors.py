@@ -1,4 +1,4 @@
-"""Factors: errors equal what was cut, the activation-aware start is optimal, first factors are semi-orthogonal."""
+"""Factors: errors equal the truncated part; the activation-aware start is optimal, first factors semi-orthogonal."""
 
 import pytest
 import torch
@@ -133,7 +133,7 @@ def test_constant_inputs_go_into_the_bias_and_the_factors_stay_finite():
     found = activation_factors(W, torch.outer(m, m), 2, m)
     assert_semi_orthogonal(found.first)
     torch.testing.assert_close(W @ m, found.second @ (found.first @ m) + bias_shift(W, found, m))
-    with pytest.raises(ValueError, match=r"mean of the inputs is \(6,\); a layer with 7 inputs needs \(7,\)"):
+    with pytest.raises(ValueError, match=r"mean of the inputs has shape \(6,\); a layer with 7 inputs needs \(7,\)"):
         activation_factors(W, torch.outer(m, m), 2, m[:6])
 
 
@@ -331,7 +331,7 @@ def test_low_rank_linear_looks_like_a_linear_and_keeps_dtype_grad_and_mode():
     assert LowRankLinear.empty(nn.Linear(8, 5, bias=False), 2).bias is None
     with pytest.raises(ValueError, match="bias belongs to the second"):
         LowRankLinear(nn.Linear(8, 2), nn.Linear(2, 5))
-    with pytest.raises(ValueError, match="yields 2 values, the second takes 3"):
+    with pytest.raises(ValueError, match="has 2 outputs, the second has 3 inputs"):
         LowRankLinear(nn.Linear(8, 2, bias=False), nn.Linear(3, 5))
 
 
@@ -339,7 +339,7 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
     net = model()
     for plan, message in [
         ({"0": 2, "7": 2}, "'7', which the model does not have"),
-        ({"0": 2, "1": 2}, "ReLU and not a linear layer"),
+        ({"0": 2, "1": 2}, "not a linear layer but a ReLU"),
         ({"0": 2, "2": 9}, "rank 9 is above the full rank 8 of the layer '2'"),
         ({"0": 2.5}, "rank 2.5"),
         ({"0": 0}, "rank 0"),
@@ -347,12 +347,12 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
         with pytest.raises(ValueError, match=message):
             factorise(net, plan)
         assert not low_rank_layers(net)
-    with pytest.raises(ValueError, match="no second moment of the inputs of '0'"):
+    with pytest.raises(ValueError, match="needs the second moment of the inputs of '0'"):
         factorise(net, {"0": 2}, "activation")
     with pytest.raises(ValueError, match="expected svd, activation or random"):
         factorise(net, {"0": 2}, "lsq")
     factorise(net, {"0": 2})
-    with pytest.raises(ValueError, match="factorised already"):
+    with pytest.raises(ValueError, match="already factorised"):
         factorise(net, {"0": 2})
-    with pytest.raises(ValueError, match="no second moment"):
+    with pytest.raises(ValueError, match="the moments lack the layer '0'"):
         spectra({"0": nn.Linear(2, 2)}, {})

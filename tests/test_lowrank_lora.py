@@ -1,4 +1,4 @@
-"""LoRA: targets are checked, merging changes no output, frozen weights stay bit-identical, counts are as computed."""
+"""LoRA: targets are checked, merging keeps outputs, frozen weights stay bit-identical, parameter counts are correct."""
 
 import hashlib
 import json
@@ -11,7 +11,8 @@ from torch import nn
 from lowrank_speech.lowrank.counts import count_parameters
 from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.linear import LowRankLinear
-from lowrank_speech.lowrank.lora import LoraSettings, add_lora, frozen_digest, merge, save_adapter, trainable
+from lowrank_speech.lowrank.lora import add_lora, frozen_digest, merge, save_adapter, trainable
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.structure import low_rank_layers
 
 
@@ -59,7 +60,6 @@ VARIANTS = [
     {"init": "pissa"},
     {"init": "pissa_niter_4"},
     {"init": "olora"},
-    {"extra_trainable": ("head",)},
 ]
 
 
@@ -153,19 +153,16 @@ def test_counts_by_formula():
     first = add_lora(Net(True), settings(where="first"))[1]
     assert first["layers"] == 6 and first["trainable"] == rank * ((12 + 6) + (24 + 6)) * 3
     assert add_lora(Net(), settings(dora=True))[1]["trainable"] == rank * per_block * 3 + 3 * (24 + 12)
-    head = add_lora(Net(), settings(extra_trainable=("head",)))[1]
-    assert head["trainable"] == rank * per_block * 3 + 12 * 5 + 5
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"where": "product", "dora": True}, "plain LoRA .*, not with dora"),
-        ({"where": "product", "init": "pissa"}, "plain LoRA .*, not with init: pissa"),
+        ({"where": "product", "dora": True}, "plain LoRA .*, not dora"),
+        ({"where": "product", "init": "pissa"}, "plain LoRA .*, not init: pissa"),
         ({"targets": ("blocks.*.fc1", "blocks.*.fc3")}, r"'blocks\.\*\.fc3' matches no linear layer"),
         ({"targets": ()}, "empty"),
         ({"rank": 13}, "LoRA rank 13 is above the full rank of 'blocks.0.fc1'"),
-        ({"extra_trainable": ("tail",)}, "extra_trainable names 'tail'"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(changes, message):
@@ -175,21 +172,56 @@ def test_what_does_not_fit_the_model_is_refused(changes, message):
 
 def test_settings_are_checked():
     for wrong, message in [
-        ({"rank": 0}, "rank 0"),
-        ({"alpha": 0.0}, "alpha 0.0"),
-        ({"dropout": 1.0}, "dropout 1.0"),
-        ({"init": "magic"}, "init is 'magic'"),
-        ({"where": "both"}, "where is 'both'"),
+        ({"rank": 0}, "rank\n.*greater than or equal to 1"),
+        ({"alpha": 0.0}, "alpha\n.*greater than 0"),
+        ({"dropout": 1.0}, "dropout\n.*less than 1"),
+        ({"init": "magic"}, "init\n.*is 'magic'"),
+        ({"where": "both"}, "where\n.*'factors', 'first', 'second' or 'product'"),
         ({"init": "orthogonal", "rank": 3}, "even rank"),
-        ({"init": "pissa", "dora": True}, "dora does not go"),
+        ({"init": "pissa", "dora": True}, "dora cannot be combined"),
     ]:
         with pytest.raises(ValueError, match=message):
             settings(**wrong)
 
 
+def test_an_adapter_can_be_saved_for_a_model_that_holds_the_adapted_one_and_another_trained_module(tmp_path):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.tail = Net(), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.tail(self.body(x))
+
+    whole = Whole()
+    base = {name: p.clone() for name, p in whole.state_dict().items()}
+    model, _ = add_lora(whole.body, settings(init="gaussian"))
+    optimiser = torch.optim.SGD([p for p in whole.parameters() if p.requires_grad], lr=0.1)
+    (whole(X) - 1).square().mean().backward()
+    optimiser.step()
+    save_adapter(model, tmp_path, prefix="body.", trained={"tail": whole.tail}, base_class=Whole)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["tail"] and config["auto_mapping"]["base_model_class"] == "Whole"
+    assert config["target_modules"][0] == "body.blocks.0.fc1" and config["base_model_name_or_path"] is None
+    fresh = Whole()
+    fresh.load_state_dict(base)
+    loaded = PeftModel.from_pretrained(fresh, tmp_path)
+    torch.testing.assert_close(loaded(X), whole(X), atol=1e-6, rtol=1e-5)
+    assert (fresh.tail.original_module.weight - whole.tail.weight).abs().max() > 0
+
+
+def test_dropout_of_the_model_is_not_that_of_the_adapters():
+    from lowrank_speech.models.dropout import set_dropout
+
+    net = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1))
+    model, _ = add_lora(net, LoraSettings(rank=1, dropout=0.3, targets=("0",)))
+    set_dropout(model, 0.0)
+    assert net[1].p == 0.0 and net[0].lora_dropout["default"].p == 0.3
+
+
 def test_names_that_end_alike_are_not_adapted_too():
     net = nn.ModuleDict({"fc1": nn.Linear(4, 4), "deep": nn.ModuleDict({"fc1": nn.Linear(4, 4)})})
-    with pytest.raises(ValueError, match=r"adapted other layers.*'deep.fc1'"):
+    with pytest.raises(ValueError, match=r"did not adapt exactly.*'deep.fc1'"):
         add_lora(net, LoraSettings(rank=1, targets=("fc1",)))
     net = nn.ModuleDict({"fc1": nn.Linear(4, 4), "deep": nn.ModuleDict({"fc1": nn.Linear(4, 4)})})
     assert add_lora(net, LoraSettings(rank=1, targets=("deep.fc1",)))[1]["layers"] == 1

@@ -1,4 +1,4 @@
-"""Streamed moments equal the direct ones, masks leave padding out, files are exact."""
+"""Streamed moments equal direct ones, masks exclude padding, files are exact."""
 
 import pytest
 import torch
@@ -87,7 +87,7 @@ def test_an_input_changed_in_place_is_another_input():
 def test_a_mask_that_does_not_fit_names_the_layer():
     net = Net()
     moments = Moments(layers(net))
-    expected = pytest.raises(ValueError, match=r"mask is \(3, 4\), but the layer 'q' has inputs \(3, 5, 4\)")
+    expected = pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but the inputs of 'q' have \(3, 5, 4\)")
     with expected, moments.hooked(), moments.masked(torch.ones(3, 4, dtype=torch.bool)):
         net(batches()[0])
 
@@ -107,5 +107,5 @@ def test_files_are_exact_and_broken_ones_are_named(tmp_path):
         assert read.count(name) == 15
     assert "x" not in read and read.get("x") is None
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"bad\.safetensors is no safetensors file"):
+    with pytest.raises(ValueError, match=r"bad\.safetensors is not a safetensors file"):
         MomentsFile(tmp_path / "bad.safetensors")

@@ -1,4 +1,4 @@
-"""The tensor-by-tensor writer: safetensors' own bytes, whatever the order; what does not fit the header is refused."""
+"""The tensor-by-tensor writer: the same bytes as safetensors in any order; errors for tensors that the header lacks."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_every_order_of_the_dtypes_is_that_of_save_file(tmp_path):
 
 def test_what_does_not_fit_the_header_is_refused(tmp_path):
     made = {"a": torch.zeros(2, 3), "b": torch.zeros(2)}
-    unfinished = pytest.raises(ValueError, match=r"1 tensors were not written, 'b' among them")
+    unfinished = pytest.raises(ValueError, match=r"1 tensors were not written; the first one is 'b'")
     with unfinished, TensorWriter(tmp_path / "x", forms(made)) as writer:
         writer.write("a", made["a"])
         for name, tensor, message in (

@@ -1,4 +1,4 @@
-"""Whisper's inputs and folders, broken folders and sources; the other architectures are in test_families."""
+"""Whisper's inputs and folders, broken folders and sources; test_families has the other architectures."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Noise: the ratio is what was asked for, colours have their slopes, draws depend on seed and names alone."""
+"""Noise: exact signal-to-noise ratios, spectral slopes of the colours, draws that depend only on seed and names."""
 
 import numpy as np
 import pytest

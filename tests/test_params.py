@@ -1,4 +1,4 @@
-"""Counting: the published models have the published sizes, and a folder counts as its preset does."""
+"""Parameter counts: published models have their published sizes, and a folder has the same count as its preset."""
 
 import json
 
@@ -163,19 +163,19 @@ def test_plain_and_factorised_folders(config, architecture, prefix, family, task
         assert own["total_before"] == plain["total_before"]
         assert [(row["name"], row["rank"]) for row in own["layers"]] == [(names[0], 4), (names[3], 3)]
         assert own["total_after"] == own["total_before"] - sum(r["before"] - r["after"] for r in own["layers"])
-    with pytest.raises(UserError, match="factorised already"):
+    with pytest.raises(UserError, match="already factorised"):
         count(model=str(tmp_path), rank=4)
 
 
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({}, "either a model folder or a preset"),
-        ({"preset": "xls-r-9b"}, "'xls-r-9b' is not a preset; presets: xls-r-300m"),
-        ({"model": "/nowhere"}, "not a model folder: config.json is missing"),
+        ({}, "either a model or a preset"),
+        ({"preset": "xls-r-9b"}, "'xls-r-9b' is not a preset; expected one of: xls-r-300m"),
+        ({"model": "/nowhere"}, "/nowhere is not a model folder, a hub name of the form owner/name, or a preset"),
         (
             {"preset": "whisper-tiny", "layers": "fnn"},
-            "'fnn' is not a group of layers of the family 'whisper'; expected one of",
+            "'fnn' is not a layer group of the family 'whisper'; expected one of",
         ),
         ({"preset": "whisper-tiny", "layers": "*.fc9"}, "'*.fc9' matches no linear layer; names"),
         ({"preset": "whisper-tiny", "layers": "proj_*"}, "matches no linear layer"),
@@ -207,5 +207,5 @@ def test_layers_take_groups_patterns_and_lists():
     assert whisper.layer_patterns(["ffn", "*.q_proj", "ffn"]) == ("*coder.layers.*.fc[12]", "*.q_proj")
     with pytest.raises(UserError, match="empty"):
         whisper.layer_patterns([])
-    with pytest.raises(UserError, match="'conformer' is not a known family of models; expected one of: wav2vec2, w2v-"):
+    with pytest.raises(UserError, match="'conformer' is not a known model family; expected one of: wav2vec2, w2v-"):
         family_class("conformer")

@@ -1,4 +1,4 @@
-"""Parts of the report: units, order of systems, headlines, tables, and what may be imported."""
+"""Parts of the report: units, order of systems, headlines, tables, and permitted imports."""
 
 import subprocess
 import sys
@@ -7,17 +7,28 @@ from pathlib import Path
 import pytest
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.reporting import data, page, plots, results, units
+from lowrank_speech.reporting import blocks, data, headline, page, plots, results, units
 from lowrank_speech.reporting.headline import headlines
+from lowrank_speech.reporting.manifests import read_history, total
 from lowrank_speech.reporting.mistakes import mistakes
-from lowrank_speech.reporting.systems import COLUMNS, System, SystemName, read_history, set_aside
+from lowrank_speech.reporting.systems import COLUMNS, Result, System, SystemName
 
 
-def make(method: str, adapt: str = "full", task: str = "asr", manifests: dict | None = None, **numbers) -> System:
+def make(
+    method: str,
+    adapt: str = "full",
+    task: str = "asr",
+    manifests: dict | None = None,
+    costs: dict | None = None,
+    score: dict | None = None,
+    **numbers,
+) -> System:
+    """A system with one result."""
     kind = "lid" if task == "lid" else "asr"
     name = SystemName("wav2vec2", task, method, kind)
-    known = dict.fromkeys(COLUMNS) | {"adapt": adapt, "method": method} | numbers
-    return System(name, known, manifests={"train": {"cfg": {}}} | (manifests or {}))
+    known = dict.fromkeys(COLUMNS) | {"adapt": adapt, "method": method, "decoder": "greedy", "test": "test"} | numbers
+    result = Result(name, "greedy", "test", known, score or {})
+    return System(name, known, (result,), manifests={"train": {"cfg": {}}} | (manifests or {}), costs=costs or {})
 
 
 @pytest.mark.parametrize(
@@ -53,22 +64,21 @@ def test_units(show, value, text):
 
 
 def test_error_and_interval_of_accuracy_are_mirrored():
-    system = make("full", task="lid", accuracy=0.9, accuracy_low=0.85, accuracy_high=0.93)
-    assert system.error == pytest.approx(0.1)
-    assert system.error_interval == pytest.approx((0.07, 0.15))
+    (result,) = make("full", task="lid", accuracy=0.9, accuracy_low=0.85, accuracy_high=0.93).results
+    assert result.error == pytest.approx(0.1)
+    assert result.error_interval == pytest.approx((0.07, 0.15))
 
 
-def test_least_error_is_the_greatest_accuracy():
-    worse, better = make("a", task="lid", accuracy=0.8), make("b", task="lid", accuracy=0.9)
-    assert results.least_error([worse, better]) is better
-    assert results.least_error([make("c", task="lid")]) is None
+def test_lowest_error_is_the_greatest_accuracy():
+    systems = make("a", task="lid", accuracy=0.8), make("b", task="lid", accuracy=0.9)
+    worse, better = (blocks.Row(system, "greedy") for system in systems)
+    assert blocks.lowest_error([worse, better], "test") is better
+    assert blocks.lowest_error([blocks.Row(make("c", task="lid"), "greedy")], "test") is None
 
 
-@pytest.mark.parametrize(
-    ("value", "count"), [(None, None), (3, 3), ({}, 0), ({"a": 1, "b": 2}, 3), ({"train": {"a": 1}, "dev": 2}, 3)]
-)
-def test_set_aside_counts(value, count):
-    assert set_aside({"set_aside": value}) == count
+@pytest.mark.parametrize(("value", "count"), [(None, None), ({}, 0), ({"a": 1, "b": 2}, 3), ({"a": "x"}, None)])
+def test_counts_by_reason_are_summed(value, count):
+    assert total(value) == count
 
 
 def test_history_names_the_bad_line(tmp_path):
@@ -91,7 +101,7 @@ def test_headline_compares_with_dense_full_finetuning():
         parameters_total=76,
         parameters_trained=45,
         **common | {"reduction": 0.24, "seconds_train": None},
-        manifests={"factorise": {"numbers": {"layers": []}}},
+        manifests={"factorise": {"metrics": {"layers": []}}},
     )
     lora = make(
         "lora", "lora", wer=0.2, wer_low=0.15, wer_high=0.25, parameters_total=100, parameters_trained=1, **common
@@ -105,6 +115,39 @@ def test_headline_compares_with_dense_full_finetuning():
     )
 
 
+def test_summary_is_honest_about_intervals():
+    full = make("full", wer=0.10, wer_low=0.08, wer_high=0.12, reduction=0.0, score={"confidence": 0.9})
+    near = make("lowrank", wer=0.11, wer_low=0.09, wer_high=0.13, reduction=0.24)
+    worse = make("lora", "lora", wer=0.2, wer_low=0.15, wer_high=0.25, reduction=0.0, trained_share=0.021)
+    better = make("distilled", wer=0.05, wer_low=0.04, wer_high=0.07, reduction=0.3)
+    bare = make("bare", wer=0.3, reduction=0.0)
+    what, best, methods = headline.summary([make("base", "none", wer=0.9), full, near, worse, better, bare])
+    assert what == (
+        "6 systems are compared: 6 methods (base, full, lowrank, lora, distilled, bare) on the base wav2vec2, for "
+        "speech recognition (asr)."
+    )
+    assert best.replace("\N{NO-BREAK SPACE}", " ") == (
+        "In asr, distilled on wav2vec2 has the lowest error: WER 5.0 % (4.0…7.0), and 0 of the 4 other adapted systems "
+        "are within the intervals."
+    )
+    assert methods.replace("\N{NO-BREAK SPACE}", " ") == (
+        "Compared with full fine-tuning of the dense model (one comparison for each method), lowrank (24 % fewer "
+        "parameters) is within the intervals in 1; lora (2.1 % of the parameters trained) is worse in 1; distilled "
+        "(30 % fewer parameters) is better in 1; bare is worse (intervals not known) in 1."
+    )
+    assert "(90\N{NO-BREAK SPACE}% interval 8.0…12.0)" in headline.summary([full])[1]
+    # A test set of one speaker for each language has no intervals; the systems are equal, not "within" them.
+    equal = [make(name, task="lid", accuracy=0.5) for name in ("full", "seed2")]
+    assert headline.summary([*equal, make("lora", task="lid", accuracy=0.4)])[1].replace("\N{NO-BREAK SPACE}", " ") == (
+        "In lid, full on wav2vec2 has the lowest error: accuracy 50.0 %, and 1 of the 2 other adapted systems is equal "
+        "(intervals not known)."
+    )
+    assert headline.summary([make("base", "none", wer=0.9)])[1:] == [
+        "No adapted system was scored.",
+        "No dense model was fully fine-tuned, so there is no reference to compare the methods with.",
+    ]
+
+
 def test_headline_without_a_reference_compares_nothing():
     (found,) = headlines([make("lora", "lora", wer=0.2)])
     assert found.comparison is None and "lora is best" in found.lead
@@ -113,10 +156,9 @@ def test_headline_without_a_reference_compares_nothing():
 
 
 def test_confidence_of_the_score_is_in_the_title():
-    system = make("full", wer=0.1, wer_low=0.0, wer_high=0.2)
-    system.score["confidence"] = 0.9
-    (block,) = results.blocks([system])
-    assert ("90 %", "interval") in block.titles
+    system = make("full", wer=0.1, wer_low=0.0, wer_high=0.2, score={"confidence": 0.9})
+    (block,) = blocks.blocks([system])
+    assert ("90\N{NO-BREAK SPACE}%", "interval") in block.titles
 
 
 def test_counts_stay_whole_numbers_beside_unknown_ones(tmp_path):
@@ -139,8 +181,8 @@ def test_set_aside_groups_equal_lists(tmp_path):
 
 
 def test_layers_of_a_method_stand_once():
-    layers = [{"rank": 4, "name": "a.b", "energy": 0.5}, {"name": "c", "rank": 8, "extra": None}]
-    factorise = {"factorise": {"numbers": {"layers": layers, "left_dense": {"d": "the rank is too high"}}}}
+    layers = [{"rank": 4, "name": "a.b", "energy": 0.5, "spectrum": [1.0]}, {"name": "c", "rank": 8, "extra": None}]
+    factorise = {"factorise": {"metrics": {"layers": layers, "left_dense": {"d": "the rank is too high"}}}}
     systems = [make("low", task=task, manifests=factorise) for task in ("asr", "lid")]
     (table,) = data.layer_tables(systems)
     assert table.title == "wav2vec2, low: 2 layers"
@@ -150,8 +192,7 @@ def test_layers_of_a_method_stand_once():
 
 
 def test_confusion_matrix_has_its_sums():
-    system = make("full", task="lid")
-    system.score.update(languages=["de", "en"], confusion=[[3, 1.5], [0, 4]])
+    system = make("full", task="lid", score={"languages": ["de", "en"], "confusion": [[3, 1.5], [0, 4]]})
     ((_, (table,)),) = mistakes([system], 5)
     assert table.rows == (("de", "3", "1.5", "4.5"), ("en", "·", "4", "4"))
     assert mistakes([make("full", task="lid")], 5) == []
@@ -173,8 +214,8 @@ def test_memory_note_names_the_device():
 
 
 def test_versions_that_differ_stand_side_by_side():
-    one = make("a", manifests={"train": {"cfg": {}, "versions": {"torch": "2.8"}}})
-    two = make("b", manifests={"train": {"cfg": {}, "versions": {"torch": "2.9"}}})
+    one = make("a", costs={"train": {"versions": {"torch": "2.8"}}})
+    two = make("b", costs={"train": {"versions": {"torch": "2.9"}}})
     assert page.versions([one, two, one]) == [("torch", "2.8, 2.9")]
 
 

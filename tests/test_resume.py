@@ -1,6 +1,5 @@
-"""Trainings that are killed (kill -9) or stopped by a signal, and go on: as if nothing had happened, bit for bit."""
+"""Trainings that are killed (kill -9) or stopped by a signal resume with bit-identical results."""
 
-import argparse
 import hashlib
 import json
 import logging
@@ -23,11 +22,12 @@ from lowrank_speech.errors import STOPPED, Stopped
 from lowrank_speech.features.batches import Loader
 from lowrank_speech.stages.common import run_stage
 from lowrank_speech.training import loop
-from lowrank_speech.training.checkpoint import TEMPORARY, Checkpoints, _Hashed
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.rng import rng_state, set_rng_state
-from lowrank_speech.training.signals import ASKING
-from lowrank_speech.training.weights import changing, copied, mean, put
+from lowrank_speech.training.process.checkpoint import TEMPORARY, Checkpoints, _Hashed
+from lowrank_speech.training.process.rng import rng_state, set_rng_state
+from lowrank_speech.training.process.signals import ASKING
+from lowrank_speech.training.result import mean
+from lowrank_speech.training.state import changing, copied, put
 from tiny_training import make_cuts, trainer_of
 from training_driver import EVALUATION, FIRST, SECOND
 
@@ -94,7 +94,7 @@ def test_killed_and_run_again_is_uninterrupted(task, point, whole, drive, tmp_pa
     assert (scratch / TEMPORARY).exists() == ("save" in point)
     assert len(Checkpoints(scratch).files()) == (0 if point == "in the first save" else 2)
     code, log = drive(tmp_path, task)
-    assert code == 0 and ("going on from" in log) == (point != "in the first save")
+    assert code == 0 and ("continuing from" in log) == (point != "in the first save")
     assert_as_uninterrupted(tmp_path, whole[task])
     assert not (scratch / TEMPORARY).exists()
 
@@ -108,7 +108,10 @@ def test_a_signal_saves_and_ends_with_the_code_of_a_stop(point, step, whole, dri
     code, log = drive(tmp_path, "ctc", point)
     last = log.strip().splitlines()[-1]
     assert code == STOPPED == 75
-    assert f" INFO stopped by {point.split()[0]}: {tmp_path}/scratch/state-{step}-" in last and f"step {step}" in last
+    assert (
+        f" INFO stopped by {point.split()[0]}: the state is in {tmp_path}/scratch/state-{step}-" in last
+        and f"step {step}" in last
+    )
     assert Checkpoints(tmp_path / "scratch").files()[0].name.startswith(f"state-{step}-")
     assert "Traceback" not in log and not (tmp_path / "metrics.jsonl").exists()
     assert drive(tmp_path, "ctc")[0] == 0
@@ -121,7 +124,7 @@ def test_a_full_disk_ends_in_one_line_and_leaves_the_state_before(whole, drive, 
     scratch, last = tmp_path / "scratch", log.strip().splitlines()[-1]
     kept = Checkpoints(scratch).files()
     assert code == 2 and "Traceback" not in log
-    assert f"state of step {FIRST + 2} cannot be saved in {scratch}: File too large; make room there" in last
+    assert f"state of step {FIRST + 2} cannot be saved in {scratch}: File too large; free some space there" in last
     assert kept[0].name in last and kept[0].name.startswith(f"state-{FIRST + 1}-") and len(kept) == 2
     assert not (scratch / TEMPORARY).exists()
     assert drive(tmp_path, "ctc")[0] == 0
@@ -145,7 +148,7 @@ def test_snakemake_tries_again_from_the_state(whole, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("returned non-zero exit status 75") == 1
-    assert f"going on from out/scratch/state-{FIRST + 2}-" in (tmp_path / "train.log").read_text()
+    assert f"continuing from out/scratch/state-{FIRST + 2}-" in (tmp_path / "train.log").read_text()
     assert_as_uninterrupted(tmp_path / "out", whole["ctc"])
 
 
@@ -154,8 +157,8 @@ def test_snakemake_tries_again_from_the_state(whole, tmp_path):
 
 def run_to(folder, cuts, steps=None, **changed):
     """A trainer of three epochs in ``folder`` that is stopped after ``steps`` steps, or runs to its end."""
-    keys = {"epochs": 3, "batch_seconds": 0.7, "save_minutes": 1e-6}
-    trainer = trainer_of("ctc", folder / "scratch", TrainConfig(**keys | changed))
+    runtime = {"save_minutes": 1e-6} | changed
+    trainer = trainer_of("ctc", folder / "scratch", TrainConfig(epochs=3, batch_seconds=0.7), **runtime)
     real = trainer.stepper.step
 
     def step(*arguments):
@@ -223,10 +226,10 @@ def test_a_broken_state_is_named_and_the_one_before_it_taken(how, cuts, tmp_path
     newest, before = run_to(tmp_path / "killed", cuts, FIRST + 2).checkpoints.files()
     damage(newest, how)
     again = run_to(tmp_path / "killed", cuts)
-    assert f"{newest} is broken and is removed: its checksum is" in caplog.text
-    assert f"going back to the state before it, {before}" in caplog.text
-    assert f"going on from {before}: epoch 2, batch 1, step {FIRST + 1}" in caplog.text
-    assert again.history == whole.history
+    assert f"removing {newest}, which is broken: its checksum is" in caplog.text
+    assert f"going back to the previous state, {before}" in caplog.text
+    assert f"continuing from {before}: epoch 2, batch 1, step {FIRST + 1}" in caplog.text
+    assert again.state.history == whole.state.history
 
 
 def test_without_a_whole_state_the_training_starts_again_and_says_so(cuts, tmp_path, caplog):
@@ -234,9 +237,9 @@ def test_without_a_whole_state_the_training_starts_again_and_says_so(cuts, tmp_p
     for path in run_to(tmp_path / "killed", cuts, FIRST + 2).checkpoints.files():
         damage(path, "cut")
     again = run_to(tmp_path / "killed", cuts)
-    assert caplog.text.count("is broken and is removed") == 2
-    assert f"no whole state is left in {tmp_path / 'killed' / 'scratch'}: the training starts again" in caplog.text
-    assert again.history == whole.history
+    assert caplog.text.count("which is broken: its checksum is") == 2
+    assert f"{tmp_path / 'killed' / 'scratch'} has no complete state left: the training starts again" in caplog.text
+    assert again.state.history == whole.state.history
 
 
 def test_no_state_within_an_epoch_before_its_time(cuts, tmp_path):
@@ -247,8 +250,8 @@ def test_no_state_within_an_epoch_before_its_time(cuts, tmp_path):
 
 def test_a_signal_before_the_first_step_is_heard(cuts, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "rehearse", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    trainer = trainer_of("ctc", tmp_path / "scratch", TrainConfig(epochs=3, batch_seconds=0.7, dry_run=True))
-    with pytest.raises(Stopped, match=r"stopped by SIGTERM: .*state-1-\w+\.pt has the state; .* goes on from step 1"):
+    trainer = trainer_of("ctc", tmp_path / "scratch", TrainConfig(epochs=3, batch_seconds=0.7), dry_run=True)
+    with pytest.raises(Stopped, match=r"stopped by SIGTERM: .* in .*state-1-\w+\.pt; .* continues from step 1"):
         trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
 
@@ -321,7 +324,7 @@ def test_what_killed_runs_left_of_an_artefact_goes(tmp_path):
 def test_no_room_is_one_line(library, tmp_path, capsys):
     """A limit on the size of files, to the program a disk that is full."""
 
-    def body(_):
+    def body():
         before = resource.getrlimit(resource.RLIMIT_FSIZE)
         handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
@@ -335,14 +338,14 @@ def test_no_room_is_one_line(library, tmp_path, capsys):
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
             signal.signal(signal.SIGXFSZ, handler)
 
-    assert run_stage(body, argparse.Namespace(log_level="INFO")) == 2
+    assert run_stage(body, "INFO") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "no room to write: " in line and "make room there and run again" in line
+    assert "the disk is full: " in line and "free some space and run again" in line
 
 
 def test_other_errors_keep_their_traceback():
-    def body(_):
+    def body():
         raise FileNotFoundError("no such file")
 
     with pytest.raises(FileNotFoundError):
-        run_stage(body, argparse.Namespace(log_level="INFO"))
+        run_stage(body, "INFO")

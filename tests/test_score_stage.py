@@ -32,7 +32,7 @@ def test_asr(tmp_path):
     )
     assert run(folder, tmp_path / "score.json", type="asr") == 0
     record = read_manifest(tmp_path / "score.json", "score")
-    numbers = record["numbers"]
+    numbers = record["metrics"]
     assert (numbers["type"], numbers["wer"], numbers["deletions"]) == ("asr", 0.2, 1)
     assert numbers["by_language"]["de"]["wer"] == 0.5 and "by_speaker" not in numbers
     assert len(numbers["interval"]["wer"]) == 2
@@ -43,7 +43,7 @@ def test_asr(tmp_path):
 def test_asr_with_speakers(tmp_path):
     folder = decoded(tmp_path / "d", ref_txt="a x\nb x\n", hyp_txt="a x\nb y\n", speakers_tsv="a s\nb t\n")
     assert run(folder, tmp_path / "score.json", type="asr") == 0
-    numbers = read_manifest(tmp_path / "score.json")["numbers"]
+    numbers = read_manifest(tmp_path / "score.json")["metrics"]
     assert numbers["resampled"] == "speakers" and numbers["by_speaker"]["t"]["wer"] == 1
 
 
@@ -55,7 +55,7 @@ def test_lid(tmp_path):
     )
     options = {"bootstrap": 50, "minimum": "per-language", "p_target": [0.5]}
     assert run(folder, tmp_path / "score.json", type="lid", score=options) == 0
-    numbers = read_manifest(tmp_path / "score.json")["numbers"]
+    numbers = read_manifest(tmp_path / "score.json")["metrics"]
     assert numbers["accuracy"] == pytest.approx(2 / 3)
     assert numbers["minimum"] == "per-language" and list(numbers["act_cavg"]) == ["0.5"]
     assert numbers["chance"] == {
@@ -72,21 +72,29 @@ def test_the_same_run_gives_the_same_numbers(tmp_path):
     folder = decoded(tmp_path / "d", ref_txt="a x y z\nb x y\nc p\n", hyp_txt="a x y\nb x y\nc q\n")
     for name in ("one.json", "two.json"):
         run(folder, tmp_path / name, type="asr")
-    one, two = (read_manifest(tmp_path / name)["numbers"] for name in ("one.json", "two.json"))
+    one, two = (read_manifest(tmp_path / name)["metrics"] for name in ("one.json", "two.json"))
     assert one == two
 
 
 @pytest.mark.parametrize(
     "cfg, match",
     [
-        ({"type": "mt"}, "'mt' is none of"),
+        ({"type": "mt"}, "cfg.type: 'mt' is not valid; expected one of: asr, lid"),
         ({"type": "asr", "beam": 4}, "unknown key 'beam'"),
-        ({"type": "asr", "seed": -1}, "seed: expected 0 or more"),
+        ({"type": "asr", "seed": -1}, "cfg.seed is -1; it must be at least 0"),
         ({"type": "asr", "score": {"bootstraps": 4}}, "cfg.score: unknown key 'bootstraps'"),
-        ({"type": "asr", "score": {"confidence": 95}}, "cfg.score: confidence: expected a value between 0 and 1"),
-        ({"type": "asr", "score": {"minimum": "least"}}, "cfg.score.minimum: 'least' is none of"),
+        (
+            {"type": "asr", "score": {"bootstrap": 1}},
+            "cfg.score.bootstrap is 1; it must be 0 (no intervals) or at least 2",
+        ),
+        ({"type": "lid", "score": {"p_target": [0.5, 1.0]}}, "cfg.score.p_target[1] is 1.0; it must be below 1"),
+        ({"type": "asr", "score": {"confidence": 95}}, "cfg.score.confidence is 95; it must be below 1"),
+        (
+            {"type": "asr", "score": {"minimum": "least"}},
+            "cfg.score.minimum: 'least' is not valid; expected one of: common, per-language",
+        ),
         ({"type": "asr"}, "hyp.txt: no hypothesis for utterance 'b'"),
-        ({"type": "lid"}, "scores.tsv: no such file"),
+        ({"type": "lid"}, "scores.tsv: the file does not exist"),
     ],
 )
 def test_errors_leave_no_manifest(tmp_path, capsys, cfg, match):

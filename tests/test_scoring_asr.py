@@ -1,4 +1,4 @@
-"""WER and CER against hand-made cases and a brute-force Levenshtein distance."""
+"""WER and CER: hand-made cases and a brute-force Levenshtein distance."""
 
 import json
 import random
@@ -92,7 +92,7 @@ def test_empty_reference_counts_insertions_and_no_words():
 @pytest.mark.parametrize(
     "ref, hyp, match",
     [
-        ({}, {"a": "x"}, "REF: no utterance"),
+        ({}, {"a": "x"}, "REF: there is no utterance"),
         ({"a": "x"}, {"a": "x", "b": "y"}, "HYP: utterance 'b' has no reference in REF"),
         ({"a": "x", "b": "y", "c": "z"}, {"a": "x"}, r"HYP: no hypothesis for utterance 'b' \(and 1 more\)"),
         ({"a": "", "b": ""}, {"a": "x", "b": ""}, "REF: all 2 references are empty"),

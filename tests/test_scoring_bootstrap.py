@@ -1,4 +1,4 @@
-"""Resamples: what is drawn, from where, and intervals against closed forms."""
+"""Bootstrap: resampling, its groups, and intervals compared with closed forms."""
 
 import numpy as np
 import pytest

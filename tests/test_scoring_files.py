@@ -1,4 +1,4 @@
-"""Readers of what is scored: what they take, and errors that name file and line."""
+"""Readers of the scorer's input files: valid formats, and errors that name file and line."""
 
 import math
 
@@ -30,10 +30,12 @@ def test_text_splits_at_ascii_white_space_only(write):
 @pytest.mark.parametrize(
     "data, match",
     [
-        ("a x\nb y\na z\n", r"file:3: id 'a' stands already in line 1"),
-        (b"a x\nb \xff\n", r"file:2: not UTF-8"),
-        ("", "no utterance in it"),
-        ("\n \n", "no utterance in it"),
+        ("a x\nb y\na z w\n", r"file:3: id 'a' has 'z w' here and 'x' in line 1; keep one of the two lines"),
+        ("a x\nb y\na x\n", r"file:3: id 'a' is also in line 1, with the same value; remove one line"),
+        ("a x\na\n", r"file:2: id 'a' has '' here and 'x' in line 1"),
+        (b"a x\nb \xff\n", r"file:2: byte 3 of the line is not UTF-8"),
+        ("", "the file has no utterance"),
+        ("\n \n", "the file has no utterance"),
     ],
 )
 def test_text_errors(write, data, match):
@@ -42,7 +44,7 @@ def test_text_errors(write, data, match):
 
 
 def test_missing_file_and_folder_are_value_errors(tmp_path):
-    with pytest.raises(ValueError, match="nothing: no such file"):
+    with pytest.raises(ValueError, match="nothing: the file does not exist"):
         read_text(tmp_path / "nothing")
     with pytest.raises(ValueError, match="cannot be read"):
         read_text(tmp_path)
@@ -63,8 +65,9 @@ def test_map_separated_by_spaces(write):
         ("a en\nb\n", r"file:2: expected two fields"),
         ("a\ten\nb\t\n", r"file:2: expected two fields"),
         ("a en x\n", r"file:1: expected two fields"),
-        ("a en\na de\n", r"file:2: id 'a' stands already in line 1"),
-        ("id language\n", "no line in it"),
+        ("id lang\na en\na de\n", r"file:3: id 'a' has 'de' here and 'en' in line 2; keep one of the two lines"),
+        ("a en\n\na en\n", r"file:3: id 'a' is also in line 1"),
+        ("id language\n", "the file has no entry"),
     ],
 )
 def test_map_errors(write, data, match):
@@ -82,14 +85,15 @@ def test_scores(write):
     "data, match",
     [
         ("id\ten\tde\na\t1\n", r"file:2: expected 3 fields"),
-        ("id\ten\tde\na\t1\tx\n", r"file:2: segment 'a', language 'de': 'x' is no number"),
-        ("id\ten\tde\na\t1\t\n", r"file:2: segment 'a', language 'de': '' is no number"),
-        ("id\ten\tde\na\t1\t2\na\t1\t2\n", r"file:3: id 'a' stands already in line 2"),
+        ("id\ten\tde\na\t1\tx\n", r"file:2: segment 'a', language 'de': 'x' is not a number"),
+        ("id\ten\tde\na\t1\t\n", r"file:2: segment 'a', language 'de': '' is not a number"),
+        ("id\ten\tde\na\t1\t2\na\t1\t3\n", r"file:3: id 'a' has '1.0 3.0' here and '1.0 2.0' in line 2"),
+        ("id\ten\tde\na\t1\t2\na\t1\t2.0\n", r"file:3: id 'a' is also in line 2"),
         ("id\ten\ten\na\t1\t2\n", r"file:1: the language 'en' has two columns"),
         ("a\t1\t2\nb\t1\t2\n", r"file:1: the header is missing"),
         ("id\na\n", r"file:1: expected a header"),
-        ("id\ten\tde\n", "no segment in it"),
-        ("", "no segment in it"),
+        ("id\ten\tde\n", "the file has no segment"),
+        ("", "the file has no segment"),
     ],
 )
 def test_scores_errors(write, data, match):

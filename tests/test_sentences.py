@@ -100,7 +100,7 @@ def test_a_split_that_runs_out_of_sentences_says_so():
     assert sorted(tiny.made()) == ["X z.", "Y z."]
     drawn = sentences.draw(tiny, 3, np.random.default_rng(0), "train", {}, free=0.5)
     assert sorted(drawn) == [("F.", True), ("X z.", False), ("Y z.", False)]
-    with pytest.raises(UserError, match=r"split train asks for 4 .*fewer utterances"):
+    with pytest.raises(UserError, match=r"split train needs 4 .*fewer utterances"):
         sentences.draw(tiny, 4, np.random.default_rng(0), "train", {}, free=0.5)
 
 
@@ -119,9 +119,10 @@ GOOD = "{name: T, voices: [en], slots: {a: [x, y]}, templates: ['{a}'], free: [F
         ("x, y", "x, x", "'x' twice"),
         ("x, y", "", "nothing"),
         ("'{a}'", "'{b}'", r"template '\{b\}'"),
-        ("'{a}'", "'the {a}'", "slots alone"),
+        ("'{a}'", "'the {a}'", "slots only"),
         ("name: T, ", "", "expected the keys"),
         ("x, y", "e\u0301", "NFC"),
+        ("slots: {a: [x, y]}", "slots: {a: [x, y], a: [z]}", "lines 1 and 1: the key a occurs twice"),
     ],
 )
 def test_faults_of_a_sentence_file_are_named(old, new, message):

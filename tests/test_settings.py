@@ -1,4 +1,4 @@
-"""Settings classes: what they take, what they refuse and in which words."""
+"""Settings classes: valid values, invalid values and their messages."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ from lowrank_speech.settings import REQUIRED, Count, Positive, Range, Share, key
 
 @settings
 class Noise:
-    snr: Range = key((5.0, 20.0), "lowest and highest ratio to the speech, dB")
+    snr: Range = key((5.0, 20.0), "lowest and highest signal-to-noise ratio, dB")
     probability: Share = key(0.5, "share of the utterances that get noise")
 
 

@@ -1,11 +1,11 @@
-"""SpecAugment: what the masks touch, and where in a model they are applied."""
+"""SpecAugment: which frames the masks change, and where in a model they are applied."""
 
 from types import SimpleNamespace
 
 import torch
 
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import SpecAugment
+from lowrank_speech.training.data.masks import spec_augment
 from tiny_models import member, speech
 from tiny_training import setup_of
 

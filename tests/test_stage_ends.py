@@ -1,8 +1,8 @@
-"""What ends the stages of models, in a line."""
+"""One-line errors of the model stages."""
 
-import argparse
 import errno
 import gzip
+import json
 import shutil
 
 import pytest
@@ -63,7 +63,7 @@ def test_an_empty_split_ends_decoding_and_features(world, systems, tmp_path, cap
     refused(capsys, "no utterance is left", decode, {"task": {"type": task}}, tmp_path / "m.json", **paths)
     for kind in ("conv", "waveform"):
         paths = {"cuts": empty, "base": world.base["wav2vec2"], "out": tmp_path / "f.jsonl.gz"}
-        refused(capsys, "the split is empty", features, {"kind": kind}, tmp_path / "m.json", **paths)
+        refused(capsys, "has no cuts", features, {"kind": kind}, tmp_path / "m.json", **paths)
 
 
 def test_a_split_of_which_nothing_is_left_says_why(world, tmp_path, capsys):
@@ -71,6 +71,7 @@ def test_a_split_of_which_nothing_is_left_says_why(world, tmp_path, capsys):
     paths = train_paths(world, "whisper", tmp_path / "out", train_cuts=cuts)
     message = "no utterance is left; set aside: 2 x no text, 1 x normalises to nothing"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
+    assert not list(paths["scratch"].iterdir())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,9 +105,9 @@ def test_one_language_is_nothing_to_tell_apart(world, tmp_path, capsys):
     german = [cut for cut in world.cuts["train"] if cut.supervisions[0].language == "de"]
     cuts = make_features(world, "wav2vec2", german, tmp_path, "train")
     paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid", train_cuts=cuts, dev_cuts=cuts)
-    refused(capsys, "needs two languages or more", train, train_cfg("lid"), tmp_path / "m.json", **paths)
+    refused(capsys, "needs at least two languages", train, train_cfg("lid"), tmp_path / "m.json", **paths)
     cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de", "fr"]}}
-    refused(capsys, "no training utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
+    refused(capsys, "the training cuts have no utterance in 'fr'", train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_training_utterance_without_language_in_lid(world, tmp_path):
@@ -115,21 +116,40 @@ def test_a_training_utterance_without_language_in_lid(world, tmp_path):
     out = tmp_path / "out"
     paths = train_paths(world, "wav2vec2", out, "lid", train_cuts=cuts)
     record = done(train, train_cfg("lid"), out / "train.json", **paths)
-    assert record["numbers"]["set_aside"] == {"unknown language": 1}
+    assert record["metrics"]["set_aside"] == {"unknown language": 1}
 
 
-def test_a_language_that_whisper_does_not_know_in_training(world, tmp_path, capsys):
-    more = [*world.cuts["train"], utterance(tmp_path, "n1", "ab", "fr")]
-    cuts = make_features(world, "whisper", more, tmp_path, "train")
-    paths = train_paths(world, "whisper", tmp_path / "out", train_cuts=cuts)
-    refused(capsys, "knows no language 'fr'", train, train_cfg(), tmp_path / "m.json", **paths)
+def test_one_language_in_the_config_is_nothing_to_tell_apart(world, tmp_path, capsys):
+    cfg = train_cfg("lid") | {"task": {"type": "lid", "languages": ["de"]}}
+    paths = train_paths(world, "wav2vec2", tmp_path / "out", "lid")
+    refused(capsys, "languages is ['de']; name at least two", train, cfg, tmp_path / "m.json", **paths)
+
+
+def test_keys_of_how_a_training_runs_are_checked(world, tmp_path, capsys):
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    message = "runtime: unknown key 'workerz' (did you mean 'workers'?)"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", runtime='{"workerz": 1}', **paths)
+    message = "runtime.save_minutes is 0; it must be above 0"
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", runtime='{"save_minutes": 0}', **paths)
+    cfg = train_cfg(training={"save_minutes": 1})
+    refused(capsys, "cfg.training: unknown key 'save_minutes'", train, cfg, tmp_path / "m.json", **paths)
+
+
+def test_a_segment_of_a_recognition_task_is_refused(world, tmp_path, capsys):
+    """The audio would be cut, and the whole transcript kept."""
+    paths = train_paths(world, "wav2vec2", tmp_path / "out")
+    cfg = train_cfg() | {"task": {"type": "asr", "segment": {"seconds": 1.5}}}
+    message = "cfg.task: segment cuts the audio, but not the transcript"
+    refused(capsys, message, train, cfg, tmp_path / "m.json", **paths)
+    cfg["task"]["segment"]["seconds"] = None
+    done(train, cfg, tmp_path / "m.json", **paths)
 
 
 def test_a_single_utterance_can_be_trained_on(world, tmp_path):
     cuts = make_features(world, "wav2vec2", world.cuts["train"][:1], tmp_path, "train")
     out = tmp_path / "out"
     paths = train_paths(world, "wav2vec2", out, train_cuts=cuts)
-    assert done(train, train_cfg(), out / "train.json", **paths)["numbers"]["steps"] == 2
+    assert done(train, train_cfg(), out / "train.json", **paths)["metrics"]["steps"] == 2
 
 
 def test_another_task_keeps_every_weight_of_the_body(world):
@@ -137,12 +157,6 @@ def test_another_task_keeps_every_weight_of_the_body(world):
     before = {name: weight.clone() for name, weight in model.body.state_dict().items()}
     other, _ = to_task(model, "classify", 2, ["de", "en"], seed=3)
     assert all(torch.equal(weight, before[name]) for name, weight in other.body.state_dict().items())
-
-
-def test_a_language_that_whisper_does_not_know_in_decoding(world, systems, tmp_path, capsys):
-    cuts = make_features(world, "whisper", [utterance(tmp_path, "n1", "ab", "fr")], tmp_path, "test")
-    paths = {"model": systems["whisper", "asr"].model, "lang": world.lang["whisper"], "out": tmp_path / "out"}
-    refused(capsys, "'fr'", decode, {"task": {"type": "asr"}}, tmp_path / "m.json", cuts=cuts, **paths)
 
 
 def test_ctc_decoding_with_other_tokens_is_refused(world, systems, tmp_path, capsys):
@@ -189,7 +203,7 @@ def test_ctc_alone_needs_no_language(world, tmp_path):
     paths = {"train_cuts": tmp_path / "odd.jsonl.gz", "dev_cuts": world.corpus / "dev.jsonl.gz"}
     paths |= {"lang": world.lang["wav2vec2"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
     cfg = {"seed": 1, "family": "wav2vec2", "source": "scratch", "model": MODEL["wav2vec2"], "pretrain": RECIPE}
-    assert done(base, cfg, tmp_path / "base.json", **paths)["numbers"]["set_aside"] == {}
+    assert done(base, cfg, tmp_path / "base.json", **paths)["metrics"]["set_aside"] == {}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +222,7 @@ def test_pretraining_of_whisper_at_the_edge_of_its_window(world, tmp_path, secon
     paths |= {"lang": world.lang["whisper"], "scratch": tmp_path / "scratch", "out": tmp_path / "model"}
     cfg = {"seed": 1, "family": "whisper", "source": "scratch", "model": MODEL["whisper"], "pretrain": RECIPE}
     record = done(base, cfg, tmp_path / "base.json", **paths)
-    assert record["numbers"]["set_aside"] == ({} if kept else {"longer than the model's window": 1})
+    assert record["metrics"]["set_aside"] == ({} if kept else {"longer than the model's window": 1})
 
 
 CUT = '{"id": "u", "start": 0, "duration": %s, "channel": 0, "supervisions": [], "type": "MonoCut"}\n'
@@ -230,7 +244,7 @@ CUT = '{"id": "u", "start": 0, "duration": %s, "channel": 0, "supervisions": [],
 def test_a_file_that_holds_no_cuts(world, systems, tmp_path, capsys, stage, content, number, reason):
     path = tmp_path / "broken.jsonl.gz"
     path.write_bytes(content)
-    message = f"{path}: its cut number {number}"
+    message = f"{path}: cut number {number}"
     if stage == "train":
         paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=path)
         refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
@@ -251,31 +265,32 @@ def test_stored_features_that_cannot_be_read(world, tmp_path, capsys, lost, work
         stored.write_bytes(stored.read_bytes()[:2000])
     paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=cuts)
     message = f"its features in {stored} cannot be read"
-    refused(capsys, message, train, train_cfg(training={"workers": workers}), tmp_path / "m.json", **paths)
+    paths["runtime"] = json.dumps({"workers": workers})
+    refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 
 def test_features_of_another_family(world, tmp_path, capsys):
     cuts = world.features["whisper"] / "train.jsonl.gz"
     paths = train_paths(world, "wav2vec2", tmp_path / "out", train_cuts=cuts)
-    message = "numbers a frame (logmel), the model takes"
+    message = "(logmel), but the model takes size"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 
 def test_a_scratch_folder_that_cannot_be_one(world, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     paths = train_paths(world, "wav2vec2", tmp_path / "out", scratch=tmp_path / "file")
-    message = "file cannot be used as a scratch folder: File exists"
+    message = "file/lock cannot be used as a lock: File exists; give a writable folder"
     refused(capsys, message, train, train_cfg(), tmp_path / "m.json", **paths)
 
 
 @pytest.mark.parametrize("error", [OSError(errno.EROFS, "Read-only file system", "out/model"), KeyboardInterrupt()])
 def test_what_ends_any_stage_in_a_line(error, capsys):
-    def body(_):
+    def body():
         raise error
 
-    code = common.run_stage(body, argparse.Namespace(log_level="INFO"))
+    code = common.run_stage(body, "INFO")
     (line,) = capsys.readouterr().err.splitlines()
     if isinstance(error, OSError):
-        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change its rights" in line
+        assert code == 2 and "no access: [Errno 30] Read-only file system: 'out/model'; change the permissions" in line
     else:
         assert code == 130 and line.endswith("interrupted")

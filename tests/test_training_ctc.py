@@ -1,26 +1,26 @@
-"""CTC's back ends where k2 is not installed: torch's losses, what is refused, which back end is chosen, what is said.
+"""CTC back ends without k2: torch's losses, errors, the choice of the back end, messages.
 
-k2 itself is tested in with_k2/ (`make test-k2`).
+The tests in with_k2/ cover k2 itself (`make test-k2`).
 """
 
 import ast
 import logging
+import random
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from lhotse import CutSet
 from lhotse.utils import fastcopy
 from torch.nn import functional as F
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.training import ctc_losses as module
 from lowrank_speech.training.config import CtcConfig, TrainConfig
-from lowrank_speech.training.ctc import choose_ctc
-from lowrank_speech.training.ctc_losses import ctc_losses, import_k2
-from lowrank_speech.training.objective import Objective
-from test_training import cuts, setup_of, trainer_of  # noqa: F401 - cuts is a fixture
+from lowrank_speech.training.losses import ctc_losses as module
+from lowrank_speech.training.losses.ctc import choose_ctc, ctc_frames_needed
+from lowrank_speech.training.losses.ctc_losses import ctc_losses, import_k2
+from test_training import built, cuts, setup_of, trainer_of  # noqa: F401 - cuts is a fixture
+from tiny_training import measured, ready
 
 CPU = torch.device("cpu")
 FRAMES = torch.tensor([6, 9, 4, 7])
@@ -86,21 +86,41 @@ def test_losses_are_float32_under_autocast():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"labels": [1, 2, 2, 3, 2, 2, 2, 5]}, "utterance 3 of the batch has the label 5; legal: 1 to 4"),
+        ({"labels": [1, 2, 2, 3, 2, 2, 2, 5]}, "utterance 3 of the batch has the label 5; expected 1 to 4"),
         ({"labels": [1, 2, 2, 0, 2, 2, 2, 4]}, "utterance 0 of the batch has the label 0"),
         ({"labels": [1, 2, 2, 3, -1, 2, 2, 4]}, "utterance 2 of the batch has the label -1"),
-        ({"labels": [1, 2]}, r"\(2,\) labels, but the utterances' counts are \[4, 0, 3, 1\]"),
+        ({"labels": [1, 2]}, r"labels have shape \(2,\), but the label counts are \[4, 0, 3, 1\]"),
         ({"sizes": [5, -1, 3, 1]}, r"counts are \[5, -1, 3, 1\]"),
-        ({"sizes": [4, 4]}, "4 utterances need as many numbers"),
-        ({"frames": [6, 9, 4]}, "4 utterances need as many numbers"),
-        ({"frames": [6, 10, 4, 7]}, "utterance 1 of the batch has 10 frames; legal: 0 to 9"),
-        ({"logits": [[0.0]]}, r"must be \(B, F, V\), these are \(1, 1\)"),
+        ({"sizes": [4, 4]}, "expected one each for 4 utterances"),
+        ({"frames": [6, 9, 4]}, "expected one each for 4 utterances"),
+        ({"frames": [6, 10, 4, 7]}, "utterance 1 of the batch has 10 frames; expected 0 to 9"),
+        ({"logits": [[0.0]]}, r"logits have shape \(1, 1\); expected \(B, F, V\)"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused(wrong, message):
     given = {"logits": logits_of(), "frames": FRAMES, "labels": LABELS, "sizes": SIZES}
     with pytest.raises(ValueError, match=message):
         ctc_losses(**(given | {name: torch.tensor(value) for name, value in wrong.items()}))
+
+
+@pytest.mark.parametrize(
+    ("ids", "frames"), [([], 0), ([3], 1), ([3, 4, 3], 3), ([3, 3], 3), ([3, 3, 3], 5), ([3, 3, 4, 4, 5], 7)]
+)
+def test_frames_that_ctc_needs(ids, frames):
+    assert ctc_frames_needed(ids) == frames
+
+
+def test_frames_that_ctc_needs_is_what_torch_finds_possible():
+    generator = random.Random(5)
+    for _ in range(40):
+        ids = generator.choices([1, 2, 3], k=generator.randint(1, 6))
+        needed = ctc_frames_needed(ids)
+        for frames in (needed - 1, needed):
+            if frames < 1:
+                continue
+            log_probs = torch.zeros(frames, 1, 4).log_softmax(-1)
+            loss = F.ctc_loss(log_probs, torch.tensor([ids]), [frames], [len(ids)])
+            assert bool(torch.isfinite(loss)) == (frames == needed), ids
 
 
 # --- which back end
@@ -140,19 +160,19 @@ def test_auto_takes_torchs_without_k2_and_says_why(no_k2, caplog):
         chosen = choose_ctc(CtcConfig(), CPU)
     assert (chosen.backend, chosen.version, chosen.k2) == ("torch", torch.__version__, None)
     (record,) = caplog.records
-    assert record.levelname == "INFO" and record.message.startswith("CTC is torch's: k2, under torch")
+    assert record.levelname == "INFO" and record.message.startswith("CTC runs with torch: k2, under torch")
 
 
 def test_k2_asked_for_and_absent_is_one_line_with_advice(no_k2):
     with pytest.raises(UserError, match=r"^training\.ctc\.backend: k2.* cannot be imported: .*docs/k2\.md") as caught:
-        choose_ctc(CtcConfig("k2"), CPU)
+        choose_ctc(CtcConfig(backend="k2"), CPU)
     assert "\n" not in str(caught.value)
 
 
 def test_a_k2_for_another_torch_is_one_line_that_names_both(folder, caplog):
     folder(OTHER_TORCH)
     with pytest.raises(UserError) as caught:
-        choose_ctc(CtcConfig("k2"), CPU)
+        choose_ctc(CtcConfig(backend="k2"), CPU)
     message = str(caught.value)
     for part in ("training.ctc.backend: k2 1.24.4, under torch", torch.__version__, "built using PyTorch 1.13.1+cu117"):
         assert part in message
@@ -179,12 +199,12 @@ def test_a_k2_without_cuda_serves_the_cpu_alone(folder):
     assert choose_ctc(CtcConfig(), CPU).backend == "k2"
     assert choose_ctc(CtcConfig(), torch.device("cuda")).backend == "torch"
     with pytest.raises(UserError, match=r"k2 1\.24\.4.* was built without CUDA"):
-        choose_ctc(CtcConfig("k2"), torch.device("cuda"))
+        choose_ctc(CtcConfig(backend="k2"), torch.device("cuda"))
 
 
 def test_torch_is_taken_where_it_is_asked_for(folder):
     folder("ctc_loss = None")
-    assert choose_ctc(CtcConfig("torch"), CPU).backend == "torch" and "k2" not in sys.modules
+    assert choose_ctc(CtcConfig(backend="torch"), CPU).backend == "torch" and "k2" not in sys.modules
 
 
 def test_a_beam_that_prunes_everything_is_refused():
@@ -232,17 +252,19 @@ def seen(monkeypatch):
     """Installs the fake; the list of the beams it was called with."""
     beams = []
     monkeypatch.setitem(sys.modules, "k2", fake_k2(beams))
-    monkeypatch.setattr("lowrank_speech.training.ctc.k2_version", lambda: "9.9")
+    monkeypatch.setattr("lowrank_speech.training.losses.ctc.k2_version", lambda: "9.9")
     return beams
 
 
 def test_a_training_with_k2_is_that_with_torch_and_says_which(cuts, tmp_path, seen):  # noqa: F811
     ends = {}
     for backend in ("auto", "torch"):
-        config = TrainConfig(epochs=2, batch_seconds=1.5, lr=0.005, dropout=0.0, ctc=CtcConfig(backend, 33.0))
+        config = TrainConfig(
+            epochs=2, batch_seconds=1.5, lr=0.005, dropout=0.0, ctc=CtcConfig(backend=backend, output_beam=33.0)
+        )
         trainer = trainer_of("ctc", tmp_path / backend, config)
         torch.manual_seed(1)
-        ends[backend] = trainer.run(cuts, cuts, tmp_path / backend / "metrics.jsonl"), trainer.history
+        ends[backend] = measured(trainer, cuts, cuts, tmp_path / backend / "metrics.jsonl"), trainer.state.history
     assert set(seen) == {33.0}
     assert ends["auto"][0]["ctc"] == {"backend": "k2", "version": "9.9"}
     assert ends["torch"][0]["ctc"] == {"backend": "torch", "version": torch.__version__}
@@ -255,10 +277,12 @@ def test_a_state_of_the_other_back_end_is_refused(cuts, tmp_path, seen):  # noqa
     trainer_of("ctc", tmp_path, config)._save()
     sys.modules["k2"] = None
     other = trainer_of("ctc", tmp_path, config)
-    with pytest.raises(UserError, match=r"state-0-\w+\.pt belongs to a run whose CTC was k2's, this one's is torch's"):
+    with pytest.raises(
+        UserError, match=r"state-0-\w+\.pt belongs to a run that computed CTC with k2, but .* with torch"
+    ):
         other.run(cuts, cuts, tmp_path / "metrics.jsonl")
     trainer_of("classify", tmp_path / "lid", config)._save()
-    numbers = trainer_of("classify", tmp_path / "lid", config).run(cuts, cuts, tmp_path / "metrics.jsonl")
+    numbers = measured(trainer_of("classify", tmp_path / "lid", config), cuts, cuts, tmp_path / "metrics.jsonl")
     assert numbers["ctc"] is None and numbers["ctc_impossible"] is None
 
 
@@ -268,12 +292,12 @@ def with_a_long_text(cuts):  # noqa: F811
     def longer(supervision):
         return fastcopy(supervision, text="abc" * 500) if supervision.id == "u0" else supervision
 
-    return CutSet.from_cuts(cut.map_supervisions(longer) for cut in cuts)
+    return ready(cut.map_supervisions(longer) for cut in cuts)
 
 
 def test_impossible_targets_are_left_out_of_loss_and_units_and_counted(cuts):  # noqa: F811
     model, lang, loader = setup_of("ctc")
-    objective = Objective(model, TrainConfig(), lang)
+    objective = built(model, TrainConfig(), lang)
     batch, rest = loader.collate(list(with_a_long_text(cuts))), loader.collate(list(cuts)[1:])
     found = objective(model, batch["features"], batch["lengths"], batch["cuts"])
     expected = objective(model, rest["features"], rest["lengths"], rest["cuts"])
@@ -285,14 +309,14 @@ def test_impossible_targets_are_left_out_of_loss_and_units_and_counted(cuts):  #
 def test_a_label_outside_the_vocabulary_is_one_line_that_names_the_cuts(cuts):  # noqa: F811
     model, lang, loader = setup_of("ctc")
     model.head.linear = torch.nn.Linear(model.config.hidden_size, lang.tokens.size - 1)  # of a smaller token set
-    objective = Objective(model, TrainConfig(), lang)
+    objective = built(model, TrainConfig(), lang)
     batch = loader.collate(list(cuts)[3:5])
-    with pytest.raises(UserError, match=r"has the label \d; legal: 1 to \d .*belong together; the batch: u3, u4"):
+    with pytest.raises(UserError, match=r"has the label \d; expected 1 to \d .* this output layer; the batch: u3, u4"):
         objective(model, batch["features"], batch["lengths"], batch["cuts"])
 
 
 def test_the_trainer_reports_impossible_targets(cuts, tmp_path, caplog):  # noqa: F811
     trainer = trainer_of("ctc", tmp_path, TrainConfig(epochs=2, batch_seconds=1.5))
-    numbers = trainer.run(with_a_long_text(cuts), cuts, tmp_path / "metrics.jsonl")
-    assert [row["ctc_impossible"] for row in trainer.history] == [1, 1] and numbers["ctc_impossible"] == 1
+    numbers = measured(trainer, with_a_long_text(cuts), cuts, tmp_path / "metrics.jsonl")
+    assert [row["ctc_impossible"] for row in trainer.state.history] == [1, 1] and numbers["ctc_impossible"] == 1
     assert "epoch 2: 1 targets need more frames than their utterances have" in caplog.text

@@ -1,4 +1,4 @@
-"""The rehearsal of the largest batch, running out of memory, and the bytes of a training."""
+"""The trial step with the largest batch, out-of-memory errors, and memory estimates of a training."""
 
 from types import SimpleNamespace
 
@@ -9,16 +9,29 @@ import torch
 from conftest import REPOSITORY
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.augment import Augmentation
-from lowrank_speech.features.batches import Loader, batch_numbers
+from lowrank_speech.features.batches import Loader, batch_indices
 from lowrank_speech.features.inputs import Inputs
 from lowrank_speech.features.kept import ListedCuts, numbered
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training import loop, step
-from lowrank_speech.training import precision as precisions
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
-from lowrank_speech.training.memory import SavedTensors, byte_counts, explained, rehearse, room_for_state
-from lowrank_speech.training.plan import batching, survey
-from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, make_cuts, weights
+from lowrank_speech.training.data.plan import batching, survey
+from lowrank_speech.training.memory import precision as precisions
+from lowrank_speech.training.memory.bytes import SavedTensors, byte_counts
+from lowrank_speech.training.memory.dry_run import rehearse, room_for_state
+from lowrank_speech.training.memory.running_out import explained
+from tiny_training import (
+    drawn_cuts,
+    drawn_trainer,
+    full,
+    lora,
+    low_rank,
+    low_rank_lora,
+    make_cuts,
+    measured,
+    trained,
+    weights,
+)
 
 
 def of(*seconds):
@@ -31,8 +44,8 @@ def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_l
     # A model with a window pads each utterance to it.
     assert survey([[0, 1, 2], [3, 4]], np.array([1, 1, 1, 4, 1, 2, 2]), window=5.0) == (2, [0, 1, 2])
     cuts = numbered(drawn_cuts())
-    batches = [[cuts[i] for i in batch] for batch in batch_numbers(cuts, 1.0, 1, 0)]
-    found = [cuts[i] for i in survey(batch_numbers(cuts, 1.0, 1, 0), cuts.durations)[1]]
+    batches = [[cuts[i] for i in batch] for batch in batch_indices(cuts, 1.0, 1, 0)]
+    found = [cuts[i] for i in survey(batch_indices(cuts, 1.0, 1, 0), cuts.durations)[1]]
     sizes = [max(c.duration for c in batch) * len(batch) for batch in batches]
     assert len(sizes) > 2 and max(c.duration for c in found) * len(found) == max(sizes)
 
@@ -47,16 +60,16 @@ def test_the_largest_batch_has_most_seconds_with_padding_and_of_equal_ones_the_l
 )
 def test_a_rehearsal_changes_no_result(task, keys, tmp_path):
     def run(dry_run):
-        config = TrainConfig(epochs=2, batch_seconds=1.0, dropout=0.2, dry_run=dry_run, **keys)
-        trainer = drawn_trainer(task, tmp_path / str(dry_run), config, low_rank)
+        config = TrainConfig(epochs=2, batch_seconds=1.0, dropout=0.2, **keys)
+        trainer = drawn_trainer(task, tmp_path / str(dry_run), config, low_rank, dry_run=dry_run)
         torch.manual_seed(3)
         np.random.seed(3)
         cuts = drawn_cuts()
-        return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl"), np.random.rand()
+        return trainer, measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl"), np.random.rand()
 
     one, with_it, draw = run(True)
     other, without, same = run(False)
-    assert one.history == other.history and draw == same
+    assert one.state.history == other.state.history and draw == same
     assert all(torch.equal(p, weights(other)[name]) for name, p in weights(one).items())
     assert with_it["bytes"]["activations"] > 0 and without["bytes"]["activations"] is None
     assert run(None)[1]["bytes"]["activations"] is None or torch.cuda.is_available()
@@ -66,7 +79,7 @@ def test_a_rehearsal_leaves_no_gradient_no_state_and_no_count(tmp_path):
     trainer = drawn_trainer("ctc", tmp_path, TrainConfig(), full)
     trainer.model.eval()
     found = rehearse(trainer.stepper, trainer.loader.collate(list(drawn_cuts())))
-    assert found > 0 and trainer.step == 0 and not trainer.optimiser.state and not trainer.model.training
+    assert found > 0 and trainer.step == 0 and not trainer.stepper.optimiser.state and not trainer.model.training
     assert all(p.grad is None for p in trainer.stepper.parameters)
 
 
@@ -89,7 +102,7 @@ def test_batches_fit_at_the_lowest_speed_too(quadratic):
     durations = np.random.default_rng(1).uniform(2, 12, 400)
     cuts = ListedCuts(SimpleNamespace(id=f"u{i}", duration=d) for i, d in enumerate(durations))
     sizes = durations / 0.8 + (0 if quadratic is None else (durations / 0.8) ** 2 / quadratic)
-    fullest = max(len(b) * sizes[b].max() for b in batch_numbers(cuts, *batching(config, 1, 0)))
+    fullest = max(len(b) * sizes[b].max() for b in batch_indices(cuts, *batching(config, 1, 0)))
     assert 50 < fullest <= 60.0 + 1e-9
 
 
@@ -112,8 +125,8 @@ def test_out_of_memory_names_the_batch_and_what_to_lower(error, tmp_path, monkey
     batch = trainer.loader.collate(list(drawn_cuts())[:4])
     line = (
         r"^out of memory on a batch of 4 utterances, 2\.4 s with padding \(longest: u1, 0\.6 s\): lower "
-        r"training\.batch_seconds \(30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or set "
-        r"precision: bf16 \(with adapt: lora, frozen_dtype: bf16 too\)$"
+        r"training\.batch_seconds \(now 30; `accumulate` makes up for it\), or set gradient_checkpointing: true, or "
+        r"set precision: bf16 \(with adapt: lora, frozen_dtype: bf16 too\)$"
     )
     for attempt in (lambda: trainer.stepper.step([batch], 10), lambda: rehearse(trainer.stepper, batch)):
         with pytest.raises(UserError, match=line):
@@ -153,7 +166,7 @@ def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
     trained = {n: p.numel() for n, p in trainer.model.named_parameters() if p.requires_grad}
     trained.pop("hf.masked_spec_embed", None)  # of transformers' SpecAugment, which is off: no gradient
     cuts = drawn_cuts()
-    found = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
+    found = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")["bytes"]
     assert found["weights"] == sum(held.values()) + buffers
     assert found["gradients"] == 4 * sum(trained.values())
     assert found["optimiser"] == 8 * sum(trained.values()) + 4 * len(trained)  # two moments; a step count each
@@ -161,11 +174,11 @@ def test_bytes_of_a_training_are_those_of_its_tensors(prepare, dtype, tmp_path):
 
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_gradients_are_counted_whether_or_not_their_optimiser_keeps_a_state(momentum, tmp_path):
-    config = TrainConfig(factor_sgd=FactorSgd(0.01, momentum))
+    config = TrainConfig(factor_sgd=FactorSgd(lr=0.01, momentum=momentum))
     trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
     trainer.stepper.step([trainer.loader.collate(list(drawn_cuts()))], 10)
     trained = [p for n, p in trainer.model.named_parameters() if p.requires_grad and "masked_spec" not in n]
-    found = byte_counts((trainer.model, trainer.objective), trainer.optimiser)
+    found = byte_counts((trainer.model, trainer.objective), trainer.stepper.optimiser)
     assert found["gradients"] == sum(p.nbytes for p in trained)
 
 
@@ -188,7 +201,7 @@ def test_under_checkpointing_a_layers_rounded_weights_go_with_the_layer(checkpoi
         trainer = drawn_trainer("ctc", tmp_path / folder, config, full)
         trainer.model.train()
         batch = trainer.loader.collate(list(drawn_cuts())[:1])
-        sizes = [p.numel() for name, p in trainer.trained().items() if ".layers." in name and p.dim() > 1]
+        sizes = [p.numel() for name, p in trained(trainer).items() if ".layers." in name and p.dim() > 1]
         found = []
         with Alive() as alive:
             trainer.model.head.linear.register_forward_pre_hook(
@@ -217,5 +230,5 @@ def test_a_model_that_does_not_fit_is_an_error_of_the_user(tmp_path, monkeypatch
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(SpeechModel, "to", to)
-    with pytest.raises(UserError, match="the model itself does not fit; take a smaller base, or adapt: lora"):
+    with pytest.raises(UserError, match="the model itself does not fit; use a smaller base, or adapt: lora"):
         drawn_trainer("ctc", tmp_path, TrainConfig(), full)

@@ -1,12 +1,12 @@
-"""The first steps of a training, in which the head trains alone (``freeze_encoder_steps``)."""
+"""The first steps of a training, in which only the head trains (``freeze_encoder_steps``)."""
 
 import pytest
 import torch
 
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.memory import SavedTensors
-from tiny_training import drawn_cuts, drawn_trainer, lora, low_rank, make_cuts, trainer_of, weights
+from lowrank_speech.training.memory.bytes import SavedTensors
+from tiny_training import drawn_cuts, drawn_trainer, lora, low_rank, make_cuts, trained, trainer_of, weights
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_while_the_body_rests_nothing_of_it_is_kept_for_gradients(cuts, tmp_path
         kept = SavedTensors(trainer.model.parameters())
         with kept:
             trainer.stepper.step([trainer.loader.collate(list(cuts))], 10)
-        assert all(p.requires_grad for p in trainer.trained().values())
-        return kept.bytes, len(trainer.trained())
+        assert all(p.requires_grad for p in trained(trainer).values())
+        return kept.bytes, len(trained(trainer))
 
     (resting, one), (training, other) = saved(1), saved(0)
     assert resting < 0.2 * training and one == other

@@ -1,4 +1,4 @@
-"""One update of the weights: accumulation, precision, frozen weights, checkpointing, compilation, its state."""
+"""One training step: accumulation, precision, frozen weights, checkpointing, compilation, state."""
 
 import dataclasses
 import math
@@ -15,12 +15,23 @@ from lowrank_speech.lowrank.lora import frozen_digest, merge
 from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.training.config import FactorSgd, SpecAugment, TrainConfig
-from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers
-from lowrank_speech.training.memory import SavedTensors, byte_counts
-from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.precision import FrozenWeights, autocast, check
+from lowrank_speech.training.memory.bytes import SavedTensors, byte_counts
+from lowrank_speech.training.memory.layers import as_before, checkpoint_layers, compile_layers
+from lowrank_speech.training.memory.precision import FrozenWeights, autocast, check
 from tiny_models import MEMBERS, member, speech
-from tiny_training import drawn_cuts, drawn_trainer, full, lora, low_rank, low_rank_lora, setup_of, weights
+from tiny_training import (
+    drawn_cuts,
+    drawn_trainer,
+    full,
+    lora,
+    low_rank,
+    low_rank_lora,
+    measured,
+    objective_of,
+    setup_of,
+    trained,
+    weights,
+)
 
 CPU = torch.device("cpu")
 PREPARED = {"full": full, "low-rank": low_rank, "lora": lora, "low-rank lora": low_rank_lora}
@@ -81,7 +92,7 @@ def test_small_batches_give_the_gradient_of_the_large_one(task, keys, tmp_path, 
 def test_a_batch_of_empty_targets_counts_as_much_as_in_a_large_one(tmp_path, monkeypatch):
     trainer = drawn_trainer("ctc", tmp_path, TrainConfig(accumulate=2, clip=1e9))
     for cut in (cuts := list(drawn_cuts()))[2:4]:
-        cut.supervisions[0].text = ""
+        cut.custom["targets"]["ctc"] = []
     small, one = gradients(trainer, [trainer.loader.collate(cuts[:2]), trainer.loader.collate(cuts[2:4])], monkeypatch)
     large, other = gradients(trainer, [trainer.loader.collate(cuts[:4])], monkeypatch)
     assert_close(small, large, atol=1e-6, rtol=1e-4)
@@ -91,7 +102,7 @@ def test_a_batch_of_empty_targets_counts_as_much_as_in_a_large_one(tmp_path, mon
 @pytest.mark.parametrize("name", MEMBERS)
 def test_languages_can_be_learnt_beside_recognition_on_every_member(name):
     model, lang = member(name), setup_of("ctc")[1]
-    objective = Objective(model, TrainConfig(language_weight=0.5), lang, lang.tokens, ["de", "en"])
+    objective = objective_of("ctc", TrainConfig(language_weight=0.5), lang).build(model)
     features, lengths = speech(model, 1.0, 0.7)
     found = objective(model, features, lengths, list(drawn_cuts())[:2])
     assert len(found.terms) == 2 and torch.isfinite(found.total)
@@ -103,14 +114,14 @@ def test_units_are_those_of_the_losses(tmp_path):
         for batch in batches_of(trainer, 3, 4):
             found = trainer.stepper.losses(batch)
             assert [n for _, _, n in found.terms] == trainer.objective.units(trainer.model, batch)
-            assert len(found.terms) == trainer.objective.terms
+            assert len(found.terms) == len(trainer.objective.losses)
             torch.testing.assert_close(sum(w * mean for w, mean, _ in found.terms), found.total)
 
 
 def test_an_epoch_has_an_update_for_each_group_of_batches(tmp_path):
     cuts = drawn_cuts()
     trainer = drawn_trainer("classify", tmp_path, TrainConfig(epochs=2, batch_seconds=0.1, accumulate=3))
-    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
     assert numbers["steps"] == 2 * math.ceil(len(cuts) / 3)  # a cut is a batch
 
 
@@ -128,7 +139,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(patience, tmp_path):
     with pytest.raises(UserError, match=f"the gradient's norm was not finite in {patience + 1} steps in a row"):
         trainer.stepper.step(batches_of(trainer, 3, 3), 100)
     assert all(torch.equal(before[name], p) for name, p in weights(trainer).items())
-    assert all(p.grad is None for p in trainer.stepper.parameters) and not trainer.optimiser.state
+    assert all(p.grad is None for p in trainer.stepper.parameters) and not trainer.stepper.optimiser.state
     handle.remove()
     trainer.stepper.bad_steps = 0
     assert trainer.stepper.step(batches_of(trainer, 3, 3), 100).units > 0
@@ -236,7 +247,7 @@ def test_what_is_frozen_costs_no_gradient_no_state_and_below_what_trains_no_acti
             total = trainer.stepper.losses(batch).total
         trainer.stepper.step([batch], 10)
         frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
-        assert frozen and all(p.grad is None and p not in trainer.optimiser.state for p in frozen)
+        assert frozen and all(p.grad is None and p not in trainer.stepper.optimiser.state for p in frozen)
         del total
         return kept.bytes
 
@@ -296,7 +307,7 @@ def test_lora_on_a_base_in_bf16_learns_and_merges_into_its_own_weights(task, set
     reference = drawn_trainer(task, tmp_path / "other", TrainConfig(), lambda model: lora(model, **settings))
     cuts = drawn_cuts()
     trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert trainer.history[-1]["loss"] < trainer.history[0]["loss"]
+    assert trainer.state.history[-1]["loss"] < trainer.state.history[0]["loss"]
     assert frozen_digest(trainer.model) == frozen_digest(reference.model)
     adapted = {n.split(".base_layer")[0] for n, _ in trainer.model.named_parameters() if ".base_layer." in n}
     before = {n.replace(".base_layer", ""): p for n, p in weights(trainer).items() if ".base_layer." in n}
@@ -317,7 +328,7 @@ def test_a_killed_training_on_a_base_in_bf16_goes_on_as_if_nothing_had_been(tmp_
     real = killed._evaluate
 
     def evaluate(dev):
-        if killed.epoch == 2:
+        if killed.state.epoch == 2:
             raise KeyboardInterrupt
         return real(dev)
 
@@ -326,7 +337,7 @@ def test_a_killed_training_on_a_base_in_bf16_goes_on_as_if_nothing_had_been(tmp_
         killed.run(cuts, cuts, tmp_path / "killed.jsonl")
     resumed = drawn_trainer("ctc", tmp_path / "killed", config, low_rank_lora)
     resumed.run(cuts, cuts, tmp_path / "killed.jsonl")
-    assert resumed.history == whole.history
+    assert resumed.state.history == whole.state.history
     assert all(torch.equal(p, weights(resumed)[n]) for n, p in weights(whole).items())
     assert not (tmp_path / "killed" / "frozen.safetensors").exists()
 
@@ -339,15 +350,17 @@ def test_the_constraint_works_on_float32_weights_in_bf16(tmp_path):
     trainer = drawn_trainer("ctc", tmp_path, config, low_rank)
     trainer.constraint.every, trainer.constraint.probability = 1, 1.0
     cuts = drawn_cuts()
-    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
+    numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
-    assert all(v.dtype == torch.float32 for s in trainer.optimiser.state.values() for v in s.values())
+    assert all(v.dtype == torch.float32 for s in trainer.stepper.optimiser.state.values() for v in s.values())
     assert numbers["deviation"] < 1e-3  # bfloat16 itself would round by 4e-3
 
 
 def test_fp16_needs_cuda(tmp_path):
-    with pytest.raises(UserError, match=r"training\.precision: fp16 is for CUDA alone.*this is cpu: take bf16 or fp32"):
-        drawn_trainer("ctc", tmp_path, TrainConfig(precision="fp16", device="cpu"))
+    with pytest.raises(
+        UserError, match=r"training\.precision: fp16 needs CUDA.*but the device is cpu; set bf16 or fp32"
+    ):
+        drawn_trainer("ctc", tmp_path, TrainConfig(precision="fp16"), device="cpu")
     check("fp16", torch.device("cuda"))
 
 
@@ -359,16 +372,16 @@ def test_fp16_on_cuda_learns_and_scales_its_loss(prepared, tmp_path):
     config = TrainConfig(epochs=20, batch_seconds=60, lr=0.01, keep="last", precision="fp16", frozen_dtype=frozen)
     trainer = drawn_trainer("ctc", tmp_path, config, PREPARED[prepared])
     cuts = drawn_cuts()
-    numbers = trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
-    assert trainer.history[-1]["loss"] < 0.8 * trainer.history[0]["loss"]
+    numbers = measured(trainer, cuts, cuts, tmp_path / "metrics.jsonl")
+    assert trainer.state.history[-1]["loss"] < 0.8 * trainer.state.history[0]["loss"]
     assert trainer.stepper.scaler.get_scale() > 1 and numbers["bytes"]["activations"] > 0
     assert all(p.dtype == torch.float32 for p in trainer.model.parameters())
 
 
 def test_settings_that_do_not_go_together_are_refused():
-    with pytest.raises(ValueError, match=r"frozen_dtype is bf16, precision fp32.*set precision: bf16"):
+    with pytest.raises(ValueError, match=r"frozen_dtype is bf16 and precision is fp32.*set precision: bf16"):
         TrainConfig(frozen_dtype="bf16")
-    with pytest.raises(ValueError, match="accumulate is 0: it must be 1 or more"):
+    with pytest.raises(ValueError, match="accumulate is 0; it must be at least 1"):
         TrainConfig(accumulate=0)
 
 
@@ -396,7 +409,7 @@ def test_compiling_without_a_compiler_is_an_error_of_the_user(monkeypatch):
     model, _, _ = setup_of("ctc")
     monkeypatch.setenv("CXX", "no-such-compiler")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match=r"training\.compile: .*no-such-compiler is not to be found"):
+    with pytest.raises(UserError, match=r"training\.compile: .*no-such-compiler was not found"):
         compile_layers(model)
 
 
@@ -408,7 +421,7 @@ def test_a_compilation_that_fails_is_an_error_of_the_user(tmp_path, monkeypatch)
         raise torch._dynamo.exc.TorchDynamoException("Python.h: No such file\nSet TORCHDYNAMO_VERBOSE=1")
 
     monkeypatch.setattr(trainer.objective, "forward", forward)
-    with pytest.raises(UserError, match=r"torch\.compile fails here \(Python\.h: No such file\): set compile: false"):
+    with pytest.raises(UserError, match=r"torch\.compile fails here \(Python\.h: No such file\); set compile: false"):
         trainer.stepper.step(batches_of(trainer, 2), 10)
 
 
@@ -447,31 +460,31 @@ def test_bytes_of_two_optimisers_are_counted_and_their_state_is_left_alone(tmp_p
         w.nbytes for m in low_rank_layers(trainer.model.body).values() for w in (m.first.weight, m.second.weight)
     )
     unused = "hf.masked_spec_embed"  # never has a gradient
-    whole = sum(p.nbytes for name, p in trainer.trained().items() if name != unused)
-    found = byte_counts((trainer.model, trainer.objective), trainer.optimiser)
+    whole = sum(p.nbytes for name, p in trained(trainer).items() if name != unused)
+    found = byte_counts((trainer.model, trainer.objective), trainer.stepper.optimiser)
     assert found["gradients"] == whole
-    counters = 4 * sum("step" in values for values in trainer.optimiser.state.values())
+    counters = 4 * sum("step" in values for values in trainer.stepper.optimiser.state.values())
     assert found["optimiser"] == 2 * (whole - factors) + factors + counters
-    trainer.optimiser.state_dict()
+    trainer.stepper.optimiser.state_dict()
 
 
 def test_settings_out_of_their_range_are_named():
     for keys, message in [
-        ({"max_steps": 0}, "max_steps is 0: it must be 1 or more"),
+        ({"max_steps": 0}, "max_steps is 0; it must be at least 1"),
         ({"evaluate_every": 0}, "evaluate_every is 0"),
         ({"patience": 0}, "patience is 0"),
-        ({"clip": 0.0}, "clip is 0.0: it must be positive"),
-        ({"lr": math.nan}, "lr is nan: it must be positive"),
-        ({"final": -5.0}, "final is -5.0: it must be in"),
-        ({"warmup": 1.5, "hold": -0.5}, "warmup is 1.5: it must be in"),
-        ({"warmup": 0.6, "hold": 0.5}, "at most 1 together"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0: it must be 0 or more"),
-        ({"dropout": 1.0}, "dropout is 1.0: it must be in"),
+        ({"clip": 0.0}, "clip is 0.0; it must be above 0"),
+        ({"lr": math.nan}, "lr is nan; it must be finite"),
+        ({"final": -5.0}, "final is -5.0; it must be at least 0"),
+        ({"warmup": 1.5, "hold": -0.5}, "warmup is 1.5; it must be at most 1"),
+        ({"warmup": 0.6, "hold": 0.5}, "their sum must be at most 1"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; it must be at least 0"),
+        ({"dropout": 1.0}, "dropout is 1.0; it must be below 1"),
         ({"label_smoothing": 1.5}, "label_smoothing is 1.5"),
     ]:
         with pytest.raises(ValueError, match=message.replace(".", r"\.")):
             TrainConfig(**keys)
-    with pytest.raises(ValueError, match="time_width is -1: it must be 0 or more"):
+    with pytest.raises(ValueError, match="time_width is -1; it must be at least 0"):
         SpecAugment(time_width=-1)
 
 
@@ -481,13 +494,13 @@ def test_memory_that_runs_out_in_the_update_is_explained(tmp_path, monkeypatch):
     def step(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(trainer.optimiser, "step", step)
+    monkeypatch.setattr(trainer.stepper.optimiser, "step", step)
     with pytest.raises(UserError, match=r"out of memory on a batch of \d utterances, .*: lower training.batch_seconds"):
         trainer.stepper.step(batches_of(trainer, 2), 10)
 
 
 def test_sgd_for_factors_without_factors_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"factor_sgd: there are no factors that train"):
+    with pytest.raises(UserError, match=r"factor_sgd: the model has no trainable factors"):
         drawn_trainer("ctc", tmp_path, TrainConfig(factor_sgd=FactorSgd()))
 
 
@@ -517,7 +530,7 @@ def test_the_state_of_a_step_makes_the_next_one_the_same(tmp_path, monkeypatch, 
         for name, p in second.model.named_parameters():
             p.copy_(values[name])
     second.stepper.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    held = {getattr(v, "dtype", None) for state in second.optimiser.state.values() for v in state.values()}
+    held = {getattr(v, "dtype", None) for state in second.stepper.optimiser.state.values() for v in state.values()}
     assert (torch.uint8 in held) == (kind == "adamw8bit")
     torch.manual_seed(4)
     second.stepper.step(batches, 10)

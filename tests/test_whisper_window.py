@@ -1,4 +1,4 @@
-"""A base's ``window``: a published Whisper that pads to less than its 30 s (here: to less than its 4 s)."""
+"""A base's ``window``: a published Whisper padded to less than its 30 s (here: less than 4 s)."""
 
 import json
 
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from lowrank_speech import cli
-from lowrank_speech.decoding.whisper import generate
+from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.logmel import log_mel
 from lowrank_speech.models.folder import load_model
@@ -148,15 +148,16 @@ def test_table_is_that_of_a_model_built_with_the_short_window(short, tmp_path):
 @torch.no_grad()
 def test_a_batch_gives_what_single_utterances_give(short):
     model = load_model(short)
-    tokens = WhisperTokens(short, model.hf.generation_config)
+    tokens = WhisperTokens(short)
     waves, given = speech(0.3, SHORT, 1.1), torch.tensor([[tokens.sot, 64, 65]])
     both = model.seq2seq_logits(*mels(model, waves), given.expand(3, -1))
-    ids = generate(model, *mels(model, waves), tokens, ["de", "en", "de"])
+    ids = [row.ids for row in generate(model, *mels(model, waves), tokens, ["de", "en", "de"])]
     for i, wave in enumerate(waves):
         alone = model.seq2seq_logits(*mels(model, [wave]), given)
         for a, b in zip(alone, both, strict=True):
             torch.testing.assert_close(a[0], b[i], atol=1e-5, rtol=1e-5)
-        assert generate(model, *mels(model, [wave]), tokens, [["de", "en", "de"][i]]) == [ids[i]]
+        (row,) = generate(model, *mels(model, [wave]), tokens, [["de", "en", "de"][i]])
+        assert row.ids == ids[i]
 
 
 @torch.no_grad()
@@ -204,8 +205,8 @@ def test_log_mels_are_those_of_the_folders_processor(short, seconds):
 def test_plain_transformers_generates_from_the_folder(short):
     plain, processor = WhisperForConditionalGeneration.from_pretrained(short), WhisperProcessor.from_pretrained(short)
     model, waves = load_model(short), speech(0.7, 1.6)
-    tokens = WhisperTokens(short, model.hf.generation_config)
-    ours = [tokens.decode(ids) for ids in generate(model, *mels(model, waves), tokens, ["de", "en"], 12)]
+    tokens = WhisperTokens(short)
+    ours = [tokens.decode(row.ids) for row in generate(model, *mels(model, waves), tokens, ["de", "en"], 12)]
     inputs = processor([wave.numpy() for wave in waves], sampling_rate=16_000, return_tensors="pt")
     options = {"language": list(LANGUAGES), "task": "transcribe", "num_beams": 1, "max_new_tokens": 12}
     ids = plain.generate(inputs.input_features, **options)
@@ -279,7 +280,7 @@ def test_the_chain_of_stages(short, corpus, tmp_path, kind):
         cfg |= {"lora": {"rank": 2}} if adapt == "lora" else {}
         paths = {f"{split}_cuts": tmp_path / f"{split}.jsonl.gz" for split in ("train", "dev")} | words
         record = done(train, cfg, out / "train.json", model=model, out=out, scratch=out / "scratch", **paths)
-        assert record["numbers"]["utterances_train"] == 9
+        assert record["metrics"]["utterances_train"] == 9
         rows = table(out / "set_aside.tsv")
         assert [row["id"] for row in rows] == ["train-2.5", "dev-2.5"]
         assert {(row["reason"], row["detail"]) for row in rows} == {("longer than the model's window", told)}
@@ -287,7 +288,7 @@ def test_the_chain_of_stages(short, corpus, tmp_path, kind):
         assert trained.window == 100 * SHORT
         assert WhisperFeatureExtractor.from_pretrained(out / "model").chunk_length == SHORT
         paths = {"model": out / "model", "cuts": tmp_path / "test.jsonl.gz", "out": out / "decoded"} | words
-        numbers = done(decode, {"task": {"type": task}}, out / "decode.json", **paths)["numbers"]
+        numbers = done(decode, {"task": {"type": task}}, out / "decode.json", **paths)["metrics"]
         assert numbers["utterances"] == 9 and numbers["set_aside"] == {"longer than the model's window": 1}
         assert [row["id"] for row in table(out / "decoded" / "set_aside.tsv")] == ["test-2.5"]
     paths = {"model": tmp_path / "asr" / "full" / "model", "out": tmp_path / "dense"}
@@ -318,13 +319,13 @@ def test_the_command_factorise_keeps_the_window(short, tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"window": 5}, "5 s are more than the 4 s of the model"),
-        ({"window": 1.01}, "window: 1.01 s is no positive multiple of 0.02 s"),
-        ({"window": 0}, "window: 0 s is no positive multiple"),
-        ({"window": -2}, "window: -2 s is no positive multiple"),
+        ({"window": 5}, "window is 5 s, but the model's is 4 s"),
+        ({"window": 1.01}, "window is 1.01; it must be a multiple of 0.02 s"),
+        ({"window": 0}, "window is 0; it must be above 0"),
+        ({"window": -2}, "window is -2; it must be above 0"),
         ({"window": 2, "source": "scratch"}, "set model.max_source_positions"),
-        ({"window": 2, "family": "wav2vec2"}, "wav2vec2 models have none"),
-        ({"window": 2, "family": "w2v-bert"}, "w2v-bert models have none"),
+        ({"window": 2, "family": "wav2vec2"}, "wav2vec2 models have no window"),
+        ({"window": 2, "family": "w2v-bert"}, "w2v-bert models have no window"),
     ],
 )
 def test_what_cannot_be_cut(hub, tmp_path, capsys, keys, message):
@@ -334,5 +335,5 @@ def test_what_cannot_be_cut(hub, tmp_path, capsys, keys, message):
 
 
 def test_another_familys_model_is_not_cut():
-    with pytest.raises(UserError, match="wav2vec2 models have none"):
+    with pytest.raises(UserError, match="wav2vec2 models have no window"):
         shorten(member("wav2vec2"), 1.0)

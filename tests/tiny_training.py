@@ -1,4 +1,4 @@
-"""Trainings of tiny models, on utterances of tones or, without files, on speech drawn from their names."""
+"""Trainings of tiny models on utterances of tones, or, without files, on speech generated from utterance names."""
 
 import zlib
 
@@ -14,13 +14,16 @@ from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.lang.tokens import CharTokens
 from lowrank_speech.lowrank.constraint import SemiOrthogonal
 from lowrank_speech.lowrank.factorise import factorise
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.models.scratch import from_scratch
 from lowrank_speech.models.tasks import to_task
-from lowrank_speech.stages.train import Lora
 from lowrank_speech.training.adapt import freeze_for, lora_on
+from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.data.targets import with_targets
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.losses.loss import Materials, Utterance
+from lowrank_speech.training.losses.objective import make_objective
 from tiny_models import WAV2VEC2, WHISPER
 
 RATE = 16_000
@@ -40,7 +43,22 @@ def make_cuts(folder):
         language = "de" if i % 2 else "en"
         supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, recording.duration, text=text, language=language)
         made.append(MonoCut(f"u{i}", 0.0, recording.duration, 0, [supervision], recording=recording))
+    return ready(made)
+
+
+def ready(cuts):
+    """The cuts with their targets for every task, as a training prepares them."""
+    losses = [objective_of(task, TrainConfig(), lang_of(["de", "en"])).task for task in ("ctc", "seq2seq", "classify")]
+    made = []
+    for cut in cuts:
+        utterance = Utterance(cut, losses[0].materials.lang, lambda _: 10**6)
+        made.append(with_targets(cut, {loss.name: loss.prepare(utterance) for loss in losses}))
     return CutSet.from_cuts(made)
+
+
+def objective_of(task, config, lang, labels=("de", "en")):
+    """The objective of a task, without the heads of auxiliary losses (``build``)."""
+    return make_objective(task, Materials(config, lang, lang.tokens, labels=list(labels)))
 
 
 def drawn_cuts(texts=("ab", "ba c", "aab", "cc", "bca", "acb", "a", "cab")):
@@ -52,7 +70,7 @@ def drawn_cuts(texts=("ab", "ba c", "aab", "cc", "bca", "acb", "a", "cab")):
         language = "de" if i % 2 else "en"
         supervision = SupervisionSegment(f"u{i}", f"u{i}", 0.0, seconds, text=text, language=language)
         made.append(MonoCut(f"u{i}", 0.0, seconds, 0, [supervision], recording=recording))
-    return CutSet.from_cuts(made)
+    return ready(made)
 
 
 def drawn(task):
@@ -82,18 +100,30 @@ def setup_of(task, seed=1):
     return model, lang, Loader(Inputs("waveform"), 60)
 
 
-def trainer_of(task, scratch, config, prepare=None, key="key", loader=None):
+def trainer_of(task, scratch, config, prepare=None, key="key", loader=None, **runtime):
+    """A trainer; ``runtime``: keys of ``Runtime``."""
     model, lang, usual = setup_of(task)
     constraint = prepare(model) if prepare else None
     if loader is not None:  # the objective may draw the weights of heads
         torch.manual_seed(5)
-    objective = Objective(model, config, lang, lang.tokens, ["de", "en"])
-    return Trainer(model, objective, config, 1, scratch, key, loader or usual, constraint)
+    objective = objective_of(task, config, lang).build(model)
+    return Trainer(model, objective, config, 1, scratch, key, loader or usual, constraint, runtime=Runtime(**runtime))
 
 
-def drawn_trainer(task, scratch, config, prepare=None):
+def drawn_trainer(task, scratch, config, prepare=None, **runtime):
     """A trainer for ``drawn_cuts``. ``prepare``: by default ``full``."""
-    return trainer_of(task, scratch, config, prepare or full, loader=drawn(task))
+    return trainer_of(task, scratch, config, prepare or full, loader=drawn(task), **runtime)
+
+
+def measured(trainer, train, dev, metrics):
+    """Train to the end; metrics and cost together."""
+    outcome = trainer.run(train, dev, metrics)
+    return outcome.metrics | outcome.cost
+
+
+def trained(trainer):
+    """Parameters of the model (without auxiliary heads) that train, by name."""
+    return {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
 
 
 # --- what trains
@@ -116,7 +146,7 @@ def lora(model, **settings):
     set_dropout(model, 0.0)
     freeze_for(model, "lora", trains_head=True)
     torch.manual_seed(3)
-    model.peft = lora_on(model, Lora(rank=2, **settings))
+    model.peft = lora_on(model, LoraSettings(rank=2, **settings))
 
 
 def low_rank_lora(model):

@@ -1,13 +1,12 @@
-"""A small training as a program that ends itself at a given point, for the tests of kill and resume.
+"""A small training that ends itself at a given point, for the tests of kill and resume.
 
 python tests/training_driver.py FOLDER TASK [POINT]
-    exits as a stage does; FOLDER gets weights.pt and metrics.jsonl
+    exits like a stage and writes weights.pt and metrics.jsonl to FOLDER
 python tests/training_driver.py
-    for each line that comes in, JSON: [FOLDER, TASK] or [FOLDER, TASK, POINT], forks a process that does this, which
-    spares the imports; its log goes to FOLDER/log, its exit code comes out
+    reads JSON lines [FOLDER, TASK] or [FOLDER, TASK, POINT] and forks a process for each, which saves the imports; its
+    log goes to FOLDER/log, its exit code to stdout
 """
 
-import argparse
 import json
 import os
 import resource
@@ -19,10 +18,12 @@ from pathlib import Path
 import torch
 
 from lowrank_speech.stages.common import run_stage
-from lowrank_speech.training import checkpoint
+from lowrank_speech.training import loop
 from lowrank_speech.training.config import SpecAugment, TrainConfig
 from lowrank_speech.training.loop import Trainer
-from lowrank_speech.training.objective import Objective
+from lowrank_speech.training.losses.ctc import Ctc
+from lowrank_speech.training.losses.seq2seq import Seq2seq
+from lowrank_speech.training.process import checkpoint
 from lowrank_speech.training.step import Stepper
 from tiny_training import low_rank, make_cuts, trainer_of
 
@@ -36,9 +37,8 @@ RECIPE = {
     "spec_augment": SpecAugment(),
     "average": 2,
     "keep": "last",
-    "save_minutes": 1e-6,  # after every step
-    "device": "cpu",
 }
+RUNTIME = {"save_minutes": 1e-6, "device": "cpu"}  # a state after every step
 FIRST, SECOND = 6, 6  # steps of the first and of the second epoch
 EVALUATION = 3  # batches of dev
 
@@ -60,8 +60,14 @@ def before(owner, name, condition, action):
     setattr(owner, name, replaced)
 
 
+def before_errors(condition, action):
+    """``before`` the counts of the dev metric; of the two losses the training has one."""
+    for loss in (Ctc, Seq2seq):
+        before(loss, "errors", condition, action)
+
+
 def in_evaluation(epoch):
-    """Condition on an Objective: the second batch of the evaluation number ``epoch``."""
+    """Condition on a loss: the second batch of the evaluation number ``epoch``."""
     calls = []
 
     def holds(_):
@@ -106,15 +112,15 @@ def prepare(point):
     elif point == "in the first save":
         before(checkpoint._Hashed, "write", bytes_written(1), kill)
     elif point == "after an epoch's last step":
-        before(Trainer, "_end_of_epoch", lambda trainer: trainer.epoch == 1, kill)
+        before(Trainer, "_end_of_epoch", lambda trainer: trainer.state.epoch == 1, kill)
     elif point == "in an evaluation":
-        before(Objective, "errors", in_evaluation(2), kill)
+        before_errors(in_evaluation(2), kill)
     elif point == "after an evaluation":
-        before(Trainer, "_save", lambda trainer: trainer.epoch == 2 and trainer.batch == 0, kill)
+        before(Trainer, "_save", lambda trainer: trainer.state.epoch == 2 and trainer.state.batch == 0, kill)
     elif point == "in the evaluation of the mean":
-        before(Objective, "errors", in_evaluation(4), kill)
+        before_errors(in_evaluation(4), kill)
     elif point == "at the end":
-        before(Trainer, "_choose", lambda trainer: True, kill)
+        loop.choose = lambda *_: kill()
     elif point == "SIGUSR1 in a step":
         only_saves_at(FIRST, FIRST + 2)
         before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
@@ -123,7 +129,7 @@ def prepare(point):
         before(Stepper, "step", lambda s: s.steps == FIRST + 1, lambda: os.kill(os.getpid(), signal.SIGINT))
     elif point == "SIGTERM in an evaluation":
         only_saves_at(FIRST, FIRST + SECOND)
-        before(Objective, "errors", in_evaluation(2), lambda: os.kill(os.getpid(), signal.SIGTERM))
+        before_errors(in_evaluation(2), lambda: os.kill(os.getpid(), signal.SIGTERM))
     elif point == "disk full":
         before(Trainer, "_save", lambda trainer: trainer.step == FIRST + 2, small_files)
     else:
@@ -136,7 +142,7 @@ def train_in(folder, task="seq2seq", **changed):
     torch.manual_seed(3)
     keys = {"ctc_weight": 0.5} if task == "seq2seq" else {}
     config = TrainConfig(**RECIPE | keys | changed)
-    trainer = trainer_of(task, folder / "scratch", config, low_rank if task == "ctc" else None)
+    trainer = trainer_of(task, folder / "scratch", config, low_rank if task == "ctc" else None, **RUNTIME)
     trainer.run(cuts, cuts, folder / "metrics.jsonl")
     torch.save(trainer.model.state_dict(), folder / "weights.pt")
     return trainer
@@ -146,7 +152,7 @@ def main(folder, task, *point):
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in point:
         prepare(name)
-    return run_stage(lambda _: train_in(Path(folder), task), argparse.Namespace(log_level="INFO"))
+    return run_stage(lambda: train_in(Path(folder), task), "INFO")
 
 
 def serve():
@@ -154,7 +160,7 @@ def serve():
     with tempfile.TemporaryDirectory() as folder:
         cuts = make_cuts(Path(folder))
         for task in ("ctc", "seq2seq"):
-            trainer = trainer_of(task, Path(folder), TrainConfig(device="cpu"))
+            trainer = trainer_of(task, Path(folder), TrainConfig(), device="cpu")
             list(trainer.loader.train(cuts, 60, 1, 0))
     for line in sys.stdin:
         job = json.loads(line)

@@ -1,11 +1,10 @@
-"""A copy of the workflow whose stages are stubs: what the tests of the orchestration run Snakemake in.
+"""A copy of the workflow with stub stages, in which the orchestration tests run Snakemake.
 
-The copy has the real Snakefile, rules, schema and sources, so that fingerprints are of real code, and at the front of
-PATH a `python` that, in place of a stage, writes the files that the stage declares: the manifest with a value that
-differs from run to run (as the seconds do in a true one), the others with fixed bytes.
+The copy has the real Snakefile, rules, schema and sources, so fingerprints are those of real code. Its `python` stands
+in for each stage and writes the stage's output files with fixed bytes, and a realistic manifest and cost. runs.log
+lists the manifests that it wrote.
 """
 
-import json
 import os
 import re
 import shutil
@@ -19,7 +18,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 STUB = """
-import json, os, sys
+import hashlib, json, os, sys
 
 assert sys.argv[1] == "-m", sys.argv
 stage = sys.argv[2].rpartition(".")[2]
@@ -27,22 +26,28 @@ flags, name = {}, None
 for word in sys.argv[3:]:
     if word.startswith("--"):
         name = word
-        flags[name] = []
+        flags.setdefault(name, [])
     else:
         flags[name].append(word)
 cfg = json.loads(flags["--cfg"][0])
+json.loads(flags.get("--runtime", ["{}"])[0])
 out = flags.get("--out", [""])[0]
+manifest = flags["--manifest"][0]
 for name in ("--cuts", "--train-cuts", "--dev-cuts", "--moments"):
     assert all(os.path.isfile(path) for path in flags.get(name, [])), (name, flags[name])
 model = ["model.safetensors", "config.json"]
+split = flags.get("--split", [""])[0]
+assert flags["--code"], flags
 files = {
-    "corpus": lambda: [f"{split}.jsonl.gz" for split in cfg["corpus"]["splits"]] + ["set_aside.tsv"],
+    "corpus": lambda: [f"{split}.{end}" for end in ("jsonl.gz", "index.tsv", "set_aside.tsv")],
+    "overlap": lambda: [],
     "lang": lambda: {"char": ["tokens.txt"], "sentencepiece": ["pieces.model"]}.get(cfg["lang"]["kind"], []),
-    "base": lambda: [*model, *(["../metrics.jsonl"] if cfg["source"] == "scratch" else [])],
+    "base": lambda: [*model, "../metrics.jsonl"],
     "features": lambda: [] if cfg["kind"] == "waveform" else [out.removesuffix(".jsonl.gz") + ".h5"],
     "calibrate": lambda: [],
     "factorise": lambda: model,
     "train": lambda: [f"model/{file}" for file in model] + ["metrics.jsonl", "set_aside.tsv"],
+    "emissions": lambda: ["emissions.h5"],
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
@@ -59,8 +64,45 @@ for path in paths:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path, "w") as file:
         file.write("stub")
-with open(flags["--manifest"][0], "w") as file:
-    json.dump({"stage": stage, "cfg": cfg, "run": os.urandom(8).hex()}, file)
+
+
+def sha256(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def state(path):
+    return [os.stat(path).st_size, os.stat(path).st_mtime_ns]
+
+
+# Files from outside: tables of a Kaldi corpus, files of a model folder, recordings of noise.
+sources = {}
+if stage == "corpus" and cfg["corpus"]["kind"] == "kaldi":
+    source = cfg["corpus"]["splits"][split]["source"]
+    folder = os.path.join(cfg["corpus"]["path"], source)
+    tables = ("wav.scp", "segments", "text", "utt2spk", "utt2lang", "spk2gender", "reco2dur")
+    sources = {f"{source}/{name}": os.path.join(folder, name) for name in tables}
+    sources = {name: path for name, path in sources.items() if os.path.isfile(path)}
+elif stage == "base" and os.path.isdir(cfg["source"]):
+    sources = {name: os.path.join(cfg["source"], name) for name in sorted(os.listdir(cfg["source"]))}
+noise = cfg.get("training", cfg.get("pretrain", {})).get("noise")
+if noise and noise["folder"]:
+    sources = {"noise/" + name: os.path.join(noise["folder"], name) for name in sorted(os.listdir(noise["folder"]))}
+if stage == "corpus":
+    with open(os.path.join(out, f"{split}.audio.json"), "w") as file:
+        json.dump({"track": "none", "root": ".", "count": 0, "folders": {}, "files": {}}, file)
+folder = os.path.dirname(manifest)
+made = {os.path.relpath(path, folder): {"sha256": sha256(path), "bytes": os.stat(path).st_size} for path in paths}
+given = json.dumps(cfg, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+given = hashlib.sha256(given.encode()).hexdigest()
+record = {"stage": stage, "cfg_sha256": given, "code": flags["--code"][0], "outputs": made, "metrics": {}}
+record["sources"] = {name: sha256(path) for name, path in sources.items()}
+with open(manifest.removesuffix(".json") + ".cost.json", "w") as file:
+    json.dump({"seconds": len(os.urandom(1)), "sources": {name: state(path) for name, path in sources.items()}}, file)
+with open(manifest, "w") as file:
+    json.dump(record, file)
+with open(os.path.join(os.path.dirname(sys.argv[0]), "runs.log"), "a") as file:
+    file.write(manifest + "\\n")
 """
 
 
@@ -78,6 +120,7 @@ class Tree:
         python = root / "bin" / "python"
         python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -S -E "{root}/stub.py" "$@"\n')
         python.chmod(0o755)
+        write_ocean(root)
         if config is not None:
             self.write(config)
 
@@ -89,6 +132,7 @@ class Tree:
         """Run Snakemake in the copy; stdout has all that it says."""
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         environment["PATH"] = f"{self.root / 'bin'}{os.pathsep}{environment['PATH']}"
+        environment["LOWRANK_SPEECH_BIN"] = str(self.root / "bin")
         command = [sys.executable, "-m", "snakemake", *arguments]
         return subprocess.run(
             command, cwd=self.root, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -99,6 +143,13 @@ class Tree:
         done = self.snakemake(*arguments, "--cores", "2", "--quiet", "rules")
         assert done.returncode == 0, done.stdout
         return done.stdout
+
+    def made(self) -> list[str]:
+        """The manifests that were written since the last call."""
+        log = self.root / "runs.log"
+        lines = log.read_text(encoding="utf-8").splitlines() if log.is_file() else []
+        log.unlink(missing_ok=True)
+        return sorted(lines)
 
     def due(self, *arguments: str) -> dict[str, int]:
         """What would run: rule -> number of jobs, without `all`."""
@@ -140,6 +191,7 @@ def tiny_config() -> dict[str, Any]:
             },
             "ocean": {
                 "kind": "kaldi",
+                "path": "data/ocean",
                 "language": "en",
                 "splits": {
                     "train": {"source": "train", "part": [0, 0.9]},
@@ -191,6 +243,11 @@ def tiny_config() -> dict[str, Any]:
     }
 
 
-def manifest(path: Path) -> dict[str, Any]:
-    """A stub's manifest."""
-    return json.loads(path.read_text(encoding="utf-8"))
+def write_ocean(root: Path) -> None:
+    """The tables of the Kaldi corpus that tiny_config names, below ``root``; no audio, which stubs do not open."""
+    for source in ("train", "dev"):
+        folder = root / "data" / "ocean" / source
+        folder.mkdir(parents=True)
+        (folder / "wav.scp").write_text(f"{source}1 audio/{source}1.wav\n", encoding="utf-8")
+        (folder / "text").write_text(f"{source}1 hello there\n", encoding="utf-8")
+        (folder / "utt2spk").write_text(f"{source}1 somebody\n", encoding="utf-8")

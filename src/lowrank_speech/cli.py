@@ -22,6 +22,7 @@ import typer
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import Characters, Eer, EerOver, Minimum, Resample, ScoreOptions
+from lowrank_speech.settings import read
 
 DEFAULT = ScoreOptions()
 
@@ -38,26 +39,39 @@ score_app = typer.Typer(no_args_is_help=True, help="Score hypotheses or language
 app.add_typer(score_app, name="score")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value; rates and shares are fractions.")]
-Bootstrap = Annotated[int, typer.Option(help="Resamples behind the intervals; 0: no intervals.", metavar="N")]
-Confidence = Annotated[float, typer.Option(help="Mass of the intervals.", metavar="SHARE")]
+Bootstrap = Annotated[int, typer.Option(help="Number of bootstrap resamples; 0: no intervals.", metavar="N")]
+Confidence = Annotated[float, typer.Option(help="Confidence level of the intervals.", metavar="SHARE")]
 Seed = Annotated[int, typer.Option(help="Seed of the resamples.", min=0)]
-Resampled = Annotated[Resample, typer.Option(help="What is resampled; auto: speakers where --utt2spk is given.")]
+Resampled = Annotated[Resample, typer.Option(help="Units to resample; auto: speakers with --utt2spk, else utterances.")]
 Utt2spk = Annotated[Path | None, typer.Option(help="Map 'id speaker'.", metavar="FILE")]
 Utt2lang = Annotated[Path | None, typer.Option(help="Map 'id language'.", metavar="FILE")]
 
 
 def friendly(command: Callable) -> Callable:
-    """Turn an error that a person can mend into one line on stderr and exit code 2."""
+    """Turn an error that a person can fix into one line on stderr and exit code 2."""
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
-        except (UserError, ValueError) as error:
-            typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        except (UserError, ValueError, OSError) as error:
+            typer.echo(f"error: {' '.join(_said(error).split())}", err=True)
             raise typer.Exit(2) from error
 
     return wrapped
+
+
+def _said(error: Exception) -> str:
+    """The text of an error; for refused settings, only the first problem."""
+    import pydantic
+
+    from lowrank_speech.settings_errors import first_line
+
+    if isinstance(error, pydantic.ValidationError):
+        return first_line(error, "")
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return str(error)
 
 
 def show(result: dict[str, Any], lines: Callable[[], list[str]], as_json: bool) -> None:
@@ -66,7 +80,7 @@ def show(result: dict[str, Any], lines: Callable[[], list[str]], as_json: bool) 
 
 
 def version(wanted: bool) -> None:
-    """Print the version and leave."""
+    """Print the version and exit."""
     if wanted:
         typer.echo(f"lowrank-speech {importlib.metadata.version('lowrank-speech')}")
         raise typer.Exit
@@ -85,17 +99,17 @@ def common_options(
 @friendly
 def score_asr(
     ref: Annotated[Path, typer.Argument(help="References: Kaldi text, 'id word word ...'.")],
-    hyp: Annotated[Path, typer.Argument(help="Hypotheses, likewise.")],
+    hyp: Annotated[Path, typer.Argument(help="Hypotheses, in the same format.")],
     as_json: Json = False,
     per_utterance: Annotated[
-        bool, typer.Option(help="Also the worst utterances and confusions (in JSON: every utterance).")
+        bool, typer.Option(help="Also show the worst utterances and confusions (JSON: all utterances).")
     ] = False,
-    worst: Annotated[int, typer.Option(help="How many utterances and confusions that shows.", min=0)] = DEFAULT.worst,
+    worst: Annotated[int, typer.Option(help="How many of these to show.", min=0)] = DEFAULT.worst,
     missing_as_empty: Annotated[
-        bool, typer.Option("--missing-as-empty", help="A missing hypothesis is empty: its words are deletions.")
+        bool, typer.Option("--missing-as-empty", help="Count the words of missing hypotheses as deletions.")
     ] = False,
     characters: Annotated[
-        Characters, typer.Option(help="Whether CER counts the space between words as a character.")
+        Characters, typer.Option(help="Whether CER counts the space between words.")
     ] = DEFAULT.characters,
     utt2lang: Utt2lang = None,
     utt2spk: Utt2spk = None,
@@ -104,11 +118,11 @@ def score_asr(
     confidence: Confidence = DEFAULT.confidence,
     seed: Seed = 1,
 ) -> None:
-    """Word and character error rates with counts and intervals.
+    """Compute word and character error rates with counts and intervals.
 
-    Words are compared as they stand; normalise both files before. Ids must match.
+    Words are compared as they are, so normalise both files first. Ids must match.
     """
-    options = ScoreOptions(
+    options = _options(
         bootstrap=bootstrap,
         confidence=confidence,
         resample=resample,
@@ -142,9 +156,11 @@ def score_lid(
     labels: Annotated[Path, typer.Argument(help="Map 'id language'.")],
     as_json: Json = False,
     minimum: Annotated[
-        Minimum, typer.Option(help="Minimum C_primary: one threshold common to all languages, or one each.")
+        Minimum, typer.Option(help="Minimum C_primary: one threshold for all languages, or one for each.")
     ] = DEFAULT.minimum,
-    eer: Annotated[Eer, typer.Option(help="EER on the ROC's convex hull, or at the nearest point.")] = DEFAULT.eer,
+    eer: Annotated[
+        Eer, typer.Option(help="EER on the ROC's convex hull, or where P_miss and P_fa are nearest.")
+    ] = DEFAULT.eer,
     eer_over: Annotated[
         EerOver, typer.Option(help="One EER over all trials, or the mean of the languages' EERs.")
     ] = DEFAULT.eer_over,
@@ -154,8 +170,8 @@ def score_lid(
     confidence: Confidence = DEFAULT.confidence,
     seed: Seed = 1,
 ) -> None:
-    """Accuracy, actual and minimum C_primary (NIST LRE17/22) and EER, with intervals and confusions."""
-    options = ScoreOptions(
+    """Compute accuracy, C_primary (NIST LRE17/22), EER and confusions, with intervals."""
+    options = _options(
         bootstrap=bootstrap, confidence=confidence, resample=resample, minimum=minimum, eer=eer, eer_over=eer_over
     )
     from lowrank_speech.scoring import files, lid, text
@@ -170,85 +186,107 @@ def score_lid(
 @app.command("params")
 @friendly
 def params(
-    model: Annotated[str | None, typer.Argument(help="A model folder.")] = None,
-    preset: Annotated[str | None, typer.Option(help="A published architecture in its place, e.g. xls-r-300m.")] = None,
+    model: Annotated[str | None, typer.Argument(help="Model folder, hub name, or preset.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A preset, instead of a model, e.g. xls-r-300m.")] = None,
     layers: Annotated[str, typer.Option(help="Which layers: ffn, attention, all, or a name pattern.")] = "ffn",
     rank: Annotated[int | None, typer.Option(help="Rank of the factors.", min=1)] = None,
     reduction: Annotated[
-        float | None, typer.Option(help="In its place: share of all parameters to save, e.g. 0.24.")
+        float | None, typer.Option(help="Instead of --rank: share of all parameters to save, e.g. 0.24.")
     ] = None,
+    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Count parameters before and after, without weights.
+    """Count parameters before and after factorisation, without weights.
 
-    A folder that is factorised already is counted as it is, without --rank and --reduction.
+    A factorised folder is counted as it is, without --rank and --reduction. Layer names are the same for a folder, a
+    hub name and a preset; `factorise --layers` takes them too.
     """
     if (model is None) == (preset is None):
-        raise UserError("give either a model folder or --preset NAME")
+        raise UserError("give either a model (folder, hub name or preset) or --preset NAME")
     if rank is not None and reduction is not None:
         raise UserError("give either --rank R or --reduction SHARE, not both")
     if reduction is not None and not 0 < reduction < 1:
-        raise UserError(f"--reduction {reduction}: expected a share between 0 and 1, e.g. 0.24")
+        raise UserError(f"--reduction is {reduction}; it must be a share between 0 and 1, such as 0.24")
     from lowrank_speech.models.counting import count
     from lowrank_speech.scoring import text
 
-    result = count(model=model, preset=preset, layers=layers, rank=rank, reduction=reduction)
+    result = count(model=model, preset=preset, layers=layers, rank=rank, reduction=reduction, revision=revision)
     show(result, lambda: text.params_lines(result), as_json)
 
 
 @app.command("factorise")
 @friendly
 def factorise(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder (ours or the hub's layout) or hub name.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder or hub name.")],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not exist.")],
     layers: Annotated[
         list[str] | None, typer.Option(help="ffn, attention, all, or a name pattern; may be repeated.  [default: ffn]")
     ] = None,
     reduction: Annotated[float | None, typer.Option(help="Share of the whole model's parameters to save.")] = None,
-    rank: Annotated[int | None, typer.Option(help="In its place: one rank for all layers.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Or: one rank for all layers.")] = None,
     fraction: Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")] = None,
     keep: Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")] = None,
     energy: Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")] = None,
-    allocate: Annotated[bool, typer.Option("--allocate", help="Spread the ranks to lose least energy.")] = False,
+    allocate: Annotated[bool, typer.Option("--allocate", help="Choose ranks that lose the least energy.")] = False,
     multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
-    init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How the factors start.")] = "svd",
+    init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How to initialise factors.")] = "svd",
     calibrate: Annotated[
-        Path | None, typer.Option(help="Lhotse cuts to calibrate on (init activation).", metavar="CUTS")
+        Path | None,
+        typer.Option(
+            help="Speech to calibrate on (init activation): Lhotse cuts, a Kaldi data directory, a table (tsv, csv), "
+            "or a folder of audio.",
+            metavar="PATH",
+        ),
     ] = None,
-    utterances: Annotated[int, typer.Option(help="How many of them, drawn by the seed.", min=1)] = 64,
+    utterances: Annotated[int, typer.Option(help="How many utterances to draw from it.", min=1)] = 64,
     moments: Annotated[
-        Path | None, typer.Option(help="In their place: moments of the stage calibrate.", metavar="FILE")
+        Path | None, typer.Option(help="Instead of --calibrate: moments of the stage calibrate.", metavar="FILE")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw of utterances and of init random.", min=0)] = 1,
+    seed: Annotated[int, typer.Option(help="Seed to draw utterances, and for --init random.", min=0)] = 1,
     revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
     report: Annotated[Path | None, typer.Option(help="Also write the report as JSON.", metavar="FILE")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace linear layers of a model by low-rank factors.
+    """Replace linear layers of a model with low-rank factors.
 
-    Exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report has
-    the error of each layer's output, whatever the init.
+    Give exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report
+    has the error of each layer's output, for any --init.
     """
     from lowrank_speech.artefact import write_json
     from lowrank_speech.lowrank.recipe import Factorise
 
-    recipe = Factorise(tuple(layers or ("ffn",)), rank, fraction, keep, energy, reduction, allocate, multiple_of, init)
-    _check_files(out, init, calibrate, moments)
+    recipe = Factorise(
+        layers=tuple(layers or ("ffn",)),
+        rank=rank,
+        fraction=fraction,
+        keep=keep,
+        energy=energy,
+        reduction=reduction,
+        allocate=allocate,
+        multiple_of=multiple_of,
+        init=init,
+    )
+    _check_files(out, init, calibrate, moments, (report, plot))
     from lowrank_speech.factorising.model import factorise_model
     from lowrank_speech.models.sources import open_dense
     from lowrank_speech.scoring import text
 
+    cuts = None
+    if calibrate is not None:
+        from lowrank_speech.factorising.speech import speech_of
+
+        cuts = speech_of(calibrate, utterances, seed)
     model, folder = open_dense(source, revision)
     with contextlib.ExitStack() as until_done:
-        if calibrate is not None:
-            from lowrank_speech.factorising import calibration
+        if cuts is not None:
+            from lowrank_speech.factorising.calibration import calibrate as calibrated
 
             # Beside the result: several gigabytes for a large model.
             out.parent.mkdir(parents=True, exist_ok=True)
             scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
             moments = Path(scratch) / "moments.safetensors"
-            calibration.calibrate(model, folder, calibrate, moments, recipe.layers, utterances, seed)
+            calibrated(model, folder, cuts, calibrate, moments, recipe.layers, utterances, seed)
         try:
             result = factorise_model(model, recipe, out, folder, moments, seed)
         except ValueError as error:
@@ -259,20 +297,55 @@ def factorise(
         from lowrank_speech.reporting.spectra import write_spectra
 
         write_spectra(plot, result["layers"])
-    show(result, lambda: text.factorise_lines(result), as_json)
+    show(result, lambda: [*text.factorise_lines(result), "", *_next(out)], as_json)
 
 
-def _check_files(out: Path, init: str, cuts: Path | None, moments: Path | None) -> None:
-    """What can be said before anything large is opened."""
+def _next(out: Path) -> list[str]:
+    """The path of the low-rank model, and the next step."""
+    return [
+        f"written: {out}",
+        f"next: fine-tune it, as a base of an experiment (in its config, bases: {{small: {{source: {out}, ...}}}}), or",
+        f"      with python -m lowrank_speech.stages.train --model {out} ... (see its --help)",
+    ]
+
+
+def _check_files(
+    out: Path, init: str, speech: Path | None, moments: Path | None, written: Sequence[Path | None]
+) -> None:
+    """Check the options before anything large is opened."""
     if out.exists():
         raise UserError(f"{out} exists: remove it, or name another folder")
-    if cuts is not None and moments is not None:
-        raise UserError("give either --calibrate CUTS or --moments FILE, not both")
-    if init == "activation" and cuts is None and moments is None:
-        raise UserError("--init activation needs --calibrate CUTS or --moments FILE")
-    for path in (cuts, moments):
-        if path is not None and not path.is_file():
-            raise UserError(f"{path}: no such file")
+    if speech is not None and moments is not None:
+        raise UserError("give either --calibrate PATH or --moments FILE, not both")
+    if init == "activation" and speech is None and moments is None:
+        raise UserError("--init activation needs --calibrate PATH or --moments FILE")
+    if moments is not None and not moments.is_file():
+        raise UserError(f"--moments: the file {moments} does not exist")
+    if speech is not None:
+        from lowrank_speech.factorising.speech import kind_of
+
+        kind_of(speech)
+    for path in (out, *written):
+        if path is not None:
+            _check_writable(path)
+
+
+def _check_writable(path: Path) -> None:
+    """Raise UserError if ``path``, whose parents may not exist yet, cannot be written."""
+    parent = path.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    try:
+        # Permissions are not enough: nobody can create files in /proc.
+        with tempfile.TemporaryDirectory(dir=parent, prefix=".lowrank-"):
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {parent}: {error.strerror}; name another path") from error
+
+
+def _options(**keys: Any) -> ScoreOptions:
+    """The settings of a scorer. UserError: a value is out of range."""
+    return read(ScoreOptions, keys, "")
 
 
 def _map(path: Path | None) -> dict[str, str] | None:
@@ -282,7 +355,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line; leaves through SystemExit."""
+    """Run the command line; ends with SystemExit."""
     app(args=argv, prog_name="lowrank-speech")
 
 

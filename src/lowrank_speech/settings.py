@@ -1,17 +1,18 @@
-"""Settings: frozen dataclasses that check themselves, and JSON read into them with errors that people can act on.
+"""Settings: frozen dataclasses that validate themselves, and a JSON reader with errors that people can act on.
 
-A section of the config is a class with :func:`settings`. Types, ranges, defaults and meanings stand there and nowhere
-else: the config schema (``workflow/schemas``), ``--help`` and ``docs/configuration.md`` are generated from them.
+Each config section is a class with :func:`settings`. It is the only place for types, ranges, defaults and meanings: the
+config schema (``workflow/schemas``), ``--help`` and ``docs/configuration.md`` are generated from it.
 
 >>> @settings
 ... class Noise:
-...     snr: Range = key((5.0, 20.0), "lowest and highest ratio to the speech, dB")
+...     snr: Range = key((5.0, 20.0), "lowest and highest signal-to-noise ratio, dB")
 ...     probability: Share = key(0.5, "share of the utterances that get noise")
 >>> read(Noise, {"probability": 2}, "training.noise")
 Traceback (most recent call last):
 lowrank_speech.errors.UserError: training.noise.probability is 2; it must be at most 1
 
-Imports pydantic and nothing heavy. ``lowrank`` and ``scoring`` know nothing of this package and use pydantic itself.
+Imports only pydantic, nothing heavy. ``lowrank`` and ``scoring`` do not depend on this package; they use pydantic
+directly.
 """
 
 import functools
@@ -33,10 +34,10 @@ LARGE = 1_000_000
 
 
 def key(default: Any, meaning: str, *, runtime: bool = False, **options: Any) -> Any:
-    """A field with its default (``REQUIRED``: none) and its meaning, one phrase for the documentation.
+    """A field with its default (``REQUIRED``: none) and its meaning, a phrase for the documentation.
 
-    ``runtime``: the setting decides how a stage runs and never what comes out; no hash sees it. ``options``: those of
-    pydantic's ``Field`` (gt, ge, le, alias, default_factory ...).
+    ``runtime``: the setting affects how a stage runs but never its result, so no hash includes it. ``options``: those
+    of pydantic's ``Field`` (gt, ge, le, alias, default_factory ...).
     """
     extra = {"runtime": True} if runtime else None
     if "default_factory" in options:
@@ -46,9 +47,9 @@ def key(default: Any, meaning: str, *, runtime: bool = False, **options: Any) ->
 
 @dataclass_transform(frozen_default=True, field_specifiers=(key, Field))
 def settings(cls: type[T]) -> type[T]:
-    """A frozen dataclass whose values are checked; what it refuses is a ValueError of one line.
+    """Make a frozen dataclass that validates its values; invalid ones raise a one-line ValueError.
 
-    ``__post_init__`` checks what concerns several keys together.
+    ``__post_init__`` checks keys that depend on each other.
     """
     made = dataclass(frozen=True, config=CONFIG)(cls)
     checked = made.__init__
@@ -65,26 +66,26 @@ def settings(cls: type[T]) -> type[T]:
 
 
 def read(cls: type[T], value: Any, where: str = "cfg") -> T:
-    """Build the settings class ``cls`` from a JSON value. UserError with the key's path below ``where``, one line."""
+    """Build the settings class ``cls`` from a JSON value. Raises a one-line UserError with the path below ``where``."""
     try:
-        # From text, and strictly: JSON's lists become tuples, and nothing else is converted.
+        # Strict JSON validation only converts lists to tuples.
         return adapter(cls).validate_json(json.dumps(value), strict=True)
     except pydantic.ValidationError as error:
         raise UserError(first_line(error, where, cls)) from error
 
 
 def resolved(value: Any) -> dict[str, Any]:
-    """The settings ``value`` as JSON, every default written out."""
+    """The settings ``value`` as JSON, with all defaults."""
     return adapter(type(value)).dump_python(value, mode="json", by_alias=True)
 
 
 @functools.cache
 def adapter(cls: type) -> TypeAdapter:
-    """Pydantic's reader and writer of a settings class."""
+    """Pydantic's reader and writer for a settings class."""
     return TypeAdapter(cls)
 
 
-# -- types that several sections share ---------------------------------------------------------------------------------
+# -- shared types ------------------------------------------------------------------------------------------------------
 
 
 def _ordered(pair: tuple[float, float]) -> tuple[float, float]:
@@ -97,10 +98,10 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
-# Whole numbers have an upper bound everywhere: 1e30 is a slip, and a stage would find it hours later.
+# All integers have an upper bound: 1e30 is a typo, and a stage would find it hours later.
 Count = Annotated[int, Field(ge=1, le=LARGE)]
 CountOrZero = Annotated[int, Field(ge=0, le=LARGE)]
 Large = Annotated[int, Field(ge=1, le=1_000_000_000)]  # steps, utterances
 LargeOrZero = Annotated[int, Field(ge=0, le=1_000_000_000)]
-Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]  # 32 bits, to which the stages add 32 of their own
+Seed = Annotated[int, Field(ge=0, le=4_294_967_295)]  # 32 bits; the stages add 32 bits of their own
 Range = Annotated[tuple[float, float], AfterValidator(_ordered)]

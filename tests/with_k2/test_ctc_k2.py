@@ -1,8 +1,8 @@
-"""k2's CTC against torch's in double precision, against brute force, and against this package's torch back end.
+"""k2's CTC compared with torch's in double precision, with brute force, and with this package's torch back end.
 
-Runs wherever k2 imports: in the main environment, and under Python 3.9 with `make test-k2`. It therefore imports
-torch, k2 and pytest alone, and loads the module under test by its path. (The folder is not called k2: Python would take
-it for the library.)
+Runs where k2 is installed: in the main environment, and under Python 3.9 with `make test-k2`. It therefore imports only
+torch, k2 and pytest, and loads the module under test by its path. (The folder is not called k2, because Python would
+import it instead of the library.)
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 k2 = pytest.importorskip("k2", reason="k2 is not installed here; `make test-k2` runs these tests", exc_type=ImportError)
 
-PATH = pathlib.Path(__file__).resolve().parents[2] / "src" / "lowrank_speech" / "training" / "ctc_losses.py"
+PATH = pathlib.Path(__file__).resolve().parents[2] / "src" / "lowrank_speech" / "training" / "losses" / "ctc_losses.py"
 SPEC = importlib.util.spec_from_file_location("ctc_losses", PATH)
 ctc = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(ctc)
@@ -160,9 +160,9 @@ def test_a_narrow_beam_shows_and_that_of_the_config_does_not():
 def test_what_k2_would_not_notice_is_refused():
     logits, two, one = torch.randn(1, 6, 5), torch.tensor([2]), torch.tensor([6])
     for label in (0, 5, -1):
-        with pytest.raises(ValueError, match=f"has the label {label}; legal: 1 to 4"):
+        with pytest.raises(ValueError, match=f"has the label {label}; expected 1 to 4"):
             ctc.ctc_losses(logits, one, torch.tensor([1, label]), two, k2)
-    with pytest.raises(ValueError, match="1 utterances need as many"):
+    with pytest.raises(ValueError, match="expected one each for 1 utterances"):
         ctc.ctc_losses(logits, one, torch.tensor([1, 2]), torch.tensor([1, 1]), k2)
 
 

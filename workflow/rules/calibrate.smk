@@ -3,11 +3,11 @@
 
 rule calibrate:
     input:
+        made("calibrate"),
         base=f"{layout.base()}/base.json",
-        features=calibration_features("manifest"),
+        features=calibration_features("json"),
         weights=ancient(f"{layout.base()}/model/model.safetensors"),
-        cuts=ancient(calibration_features("cuts")),
-        stored=ancient(calibration_features("stored")),
+        cuts=ancient(calibration_features("jsonl.gz")),
     output:
         moments=f"{layout.calibrate()}/moments.safetensors",
         manifest=f"{layout.calibrate()}/calibrate.json",
@@ -22,7 +22,9 @@ rule calibrate:
     params:
         cfg=cfg("calibrate"),
         code=code("calibrate"),
-        model=folder_of("weights"),
+        runtime=runtime("calibrate"),
+        paths=options("cuts", model="weights"),
     shell:
-        "python -m lowrank_speech.stages.calibrate --cfg {params.cfg:q} --model {params.model:q} --cuts {input.cuts:q}"
+        "python -m lowrank_speech.stages.calibrate --cfg {params.cfg:q} --code {params.code}"
+        " --runtime {params.runtime:q} {params.paths}"
         " --out {output.moments:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -1,45 +1,127 @@
-# What all rules share. They all have the same shape.
+# Helpers of all rules. All rules have the same shape:
 #
-#   input    small manifests, compared by content, and beside them large files as ancient(), whose hash the manifest has
+#   input    small manifests, compared by content, and beside them large files as ancient(), whose hash the manifest has;
+#            `made` adds no file; it checks that the artefact on the disk is what the config asks for
+#   output   the same files for any config; the manifest lists what else a stage makes
 #   params   cfg (the stage's slice of the config) and code (hash of the code it runs): these two decide a rerun.
 #            They are functions, because a plain string would be formatted, and JSON has braces. The other params are
-#            functions of input or output, which Snakemake does not compare; their paths are compared as inputs already.
+#            functions of input or output, which Snakemake does not compare; it compares their paths as inputs.
 #   threads  Snakemake sets OMP_NUM_THREADS and its like to it
 
+import functools
+import inspect
+import json
 import os
 import re
 import shlex
 import sys
+import time
 
-import yaml
-from snakemake.exceptions import WorkflowError
+from snakemake.io import strip_wildcard_constraints
+from snakemake.logging import logger
 
-SRC = os.path.join(workflow.basedir, "src")
+SRC = f"{workflow.basedir}/src"
 sys.path.insert(0, SRC)
-# What runs is the code beside this Snakefile: the code that `code` is the hash of.
-shell.prefix("export PYTHONPATH=" + shlex.quote(SRC) + "${{PYTHONPATH:+:$PYTHONPATH}}; ")
 
-from lowrank_speech.workflow import checks, fingerprints, schema, slices
+from lowrank_speech import yaml_files
+from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
+    DEV,
     calibrate_key,
     calibrated,
-    canonical_json,
-    corpora_used,
+    complete,
     factorise_key,
+    lang_splits,
+    overlaps,
+    results,
+    splits_used,
     systems,
+    task_splits,
+    tests,
 )
 from lowrank_speech.workflow.paths import Layout
+from lowrank_speech.workflow.results import errors
+from lowrank_speech.workflow.shell import prefix
+from lowrank_speech.workflow.slices import Slices
 
-with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.yaml"), encoding="utf-8") as file:
-    SCHEMA = yaml.safe_load(file)
+shell.prefix(prefix(SRC, bool(workflow.deployment_settings.deployment_method)))
+
+
+def refuse(reason):
+    """End Snakemake with one line. A WorkflowError would be followed by the place in this file."""
+    raise SystemExit(f"error in the config: {reason}")
+
+
+with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
+    SCHEMA = json.load(file)
 try:
-    schema.validate(config, SCHEMA)
-    checks.check(config)
-except ValueError as error:
-    raise WorkflowError(f"in the config: {error}") from None
+    # A job on a cluster node reads the config again, but the process that submitted it has already checked it.
+    if workflow.is_main_process:
+        for path in workflow.configfiles:
+            with open(path, encoding="utf-8") as file:
+                yaml_files.parse(file.read(), str(path))
+        schema.validate(config, SCHEMA)
+        checks.check(config, SCHEMA)
+    CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)
+    if workflow.is_main_process:
+        from lowrank_speech.corpora import tracking
+        from lowrank_speech.experiment import outside
+        from lowrank_speech.experiment.check import check
 
-layout = Layout(config["output"].rstrip("/"))
-GRID = systems(config)
+        check(CONFIG)
+except ValueError as error:
+    refuse(error)
+
+STARTED = time.time()
+layout = Layout(CONFIG["output"].rstrip("/"))
+slices = Slices(CONFIG, SCHEMA)
+GRID, RESULTS = systems(CONFIG), results(CONFIG)
+ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
+
+
+def quick(function):
+    """Store the signature of a function. Snakemake asks for it in every job, so this speeds up the planning of large grids."""
+    function.__signature__ = inspect.signature(function)
+    return function
+
+
+# Corpora that have to be read and cannot be found. A dry run accepts them, unless the config has their path.
+LOST = {}
+if workflow.is_main_process:
+    if blocked := outside.blocked_output(CONFIG["output"], writing=False):
+        refuse(blocked)
+
+    unread = {c for c, s in splits_used(CONFIG) if not os.path.isfile(f"{layout.corpus(c)}/{s}.json")}
+    LOST = outside.lost_corpora(sorted(unread), CONFIG)
+    for name, why in LOST.items():
+        if CONFIG["corpora"][name].get("path") is not None:
+            refuse(why)
+
+    unmade = [b for b in CONFIG["systems"]["bases"] if not os.path.isfile(f"{layout.base(b)}/base.json")]
+    unmade = [b for b in unmade if CONFIG["bases"][b]["source"] == "scratch"]
+    if unmade:
+        from lowrank_speech.errors import UserError
+        from lowrank_speech.experiment.models import check_scratch
+
+        factorised = {m: CONFIG["methods"][m].get("factorise") for m in CONFIG["systems"]["methods"]}
+        factorised = {method: section for method, section in factorised.items() if section}
+        for base in unmade:
+            try:
+                check_scratch(base, CONFIG["bases"][base], factorised)
+            except UserError as error:
+                refuse(error)
+
+    untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
+    noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
+    if noise is not None:
+        refuse(noise)
+
+
+onstart:
+    if blocked := outside.blocked_output(CONFIG["output"], writing=True):
+        refuse(blocked)
+    for why in LOST.values():
+        refuse(why)
 
 
 # ---- for params
@@ -47,147 +129,231 @@ GRID = systems(config)
 
 def cfg(stage):
     """The stage's slice as canonical JSON."""
-    return lambda wildcards: canonical_json(getattr(slices, f"slice_{stage}")(config, wildcards))
+    return quick(lambda wildcards: getattr(slices, stage)(wildcards).cfg_json)
 
 
-def code(stage, without=()):
-    """Hash of the code that the stage runs; `without` as in fingerprints.code_hash."""
-    return lambda wildcards: fingerprints.code_hash(f"lowrank_speech.stages.{stage}", without=tuple(without))
+def runtime(stage):
+    """The keys that change no result, as canonical JSON. A function of `output`, so Snakemake does not compare it."""
+    return quick(lambda wildcards, output: getattr(slices, stage)(wildcards).runtime_json)
 
 
-def out_folder(wildcards, output):
-    """The folder of the manifest: where the stage writes."""
-    return os.path.dirname(output.manifest)
+def code(stage):
+    """Hash of the code that the job runs."""
+    return quick(lambda wildcards: closures.code_hash(stage, slices, wildcards))
 
 
 def scratch_folder(wildcards, output):
-    """Where the stage keeps the state of a run under way."""
+    """Where the stage keeps the state of an unfinished run."""
     return layout.scratch(os.path.dirname(output.manifest))
 
 
 def tensorboard_folder(wildcards, output):
-    """Where the stage leaves event files, if the recipe asks for them: they hold times, so they are no outputs."""
+    """Where the stage writes event files, if the config asks for them. They contain times, so they are not outputs."""
     return layout.tensorboard(os.path.dirname(output.manifest))
 
 
-def folder_of(name):
-    """The folder of the input `name`."""
-    return lambda wildcards, input: os.path.dirname(input[name])
-
-
-def option(flag, name, folder=False):
-    """`--flag path ...`, quoted for the shell, where there is an input `name` this time, else nothing.
-
-    `folder`: the folder of the file in place of the file.
+def options(*files, **folders):
+    """`--name path ...`, quoted for the shell, where the job has such an input, else nothing: `files` are inputs with the
+    names of their options; `folders` are options for the folder of an input or output, option=name.
     """
 
-    def text(wildcards, input):
-        paths = input.get(name) or []
-        paths = [paths] if isinstance(paths, str) else paths
-        return " ".join([flag, *(shlex.quote(os.path.dirname(p) if folder else p) for p in paths)]) if paths else ""
+    def text(wildcards, input, output):
+        words = []
+        for name in files:
+            paths = input.get(name) or []
+            words += [flag(name), *([paths] if isinstance(paths, str) else paths)] if paths else []
+        for name, file in folders.items():
+            path = input.get(file) or output.get(file)
+            words += [flag(name), os.path.dirname(path)] if path else []
+        return shlex.join(words)
 
-    return text
+    return quick(text)
+
+
+def flag(name):
+    """`--some-name` for some_name."""
+    return f"--{name.replace('_', '-')}"
 
 
 # ---- for resources
 
 
 def gpu(stage):
-    """GPUs: one for each process where the config says `device: cuda`, else none; `auto` takes what it finds."""
+    """GPUs: one for each process if the config says `device: cuda`, else none; `auto` uses what it finds."""
+
+    if not ASKS_FOR_CUDA:
+        return 0
 
     def number(wildcards):
-        return processes(stage)(wildcards) if slices.device(config, stage, wildcards) == "cuda" else 0
+        found = getattr(slices, stage)(wildcards)
+        return processes(stage)(wildcards) if found.runtime.get("device") == "cuda" else 0
 
-    return number
+    return quick(number)
 
 
 def processes(stage):
-    """How many processes work at the job; each has a thread."""
-    return lambda wildcards: slices.processes(config, stage, wildcards)
+    """Number of processes that share the job; each has a thread."""
+    return quick(lambda wildcards: (recipe(stage, wildcards) or {}).get("processes", 1))
+
+
+def recipe(stage, wildcards):
+    """The recipe of a training; None if a base is imported."""
+    return getattr(slices, stage)(wildcards).cfg.get("training" if stage == "train" else "pretrain")
 
 
 def launcher(stage):
-    """What stands between `python -m` and the stage where several processes share the work."""
+    """The launcher between `python -m` and the stage, if several processes share the work."""
 
     def text(wildcards):
-        number = slices.processes(config, stage, wildcards)
-        return f"torch.distributed.run --standalone --nproc-per-node {number} -m " if number > 1 else ""
+        number = processes(stage)(wildcards)
+        return f"lowrank_speech.training.process.torchrun {number} " if number > 1 else ""
 
-    return text
+    return quick(text)
 
 
 # ---- for conda
 
 
 def training_env(stage):
-    """The environment of a stage that trains: the one with k2 where the config says `ctc: {backend: k2}`."""
+    """The environment of a stage that trains: the one with k2 if the config says `ctc: {backend: k2}`."""
 
     def path(wildcards):
-        name = "k2" if slices.ctc_backend(config, stage, wildcards) == "k2" else "torch"
-        return f"../../envs/{name}.yaml"
+        backend = ((recipe(stage, wildcards) or {}).get("ctc") or {}).get("backend")
+        return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
 
-    return path
+    return quick(path)
 
 
 # ---- for input: functions of the wildcards
 
 
-def corpus_file(section, key=None):
-    """The manifest of `section["corpus"]`, or the cuts of its split `section[key]`."""
-    return f"{layout.corpus(section['corpus'])}/" + (f"{section[key]}.jsonl.gz" if key else "corpus.json")
+@functools.lru_cache(maxsize=None)
+def template(declared):
+    """A declared output as a format string."""
+    return strip_wildcard_constraints(str(declared))
 
 
-def pretraining(key=None):
-    """corpus_file of the base's section `pretrain`."""
-    return lambda wildcards: corpus_file(config["bases"][wildcards.base]["pretrain"], key)
+def made(stage):
+    """No file. If the artefact on the disk is not what the job would make, the job runs; the log says why."""
+
+    def look(wildcards):
+        if not workflow.is_main_process:
+            return []
+        declared = workflow.get_rule(stage).output
+        manifest = template(declared.manifest).format(**dict(wildcards.items()))
+        if not os.path.isfile(manifest):
+            return []  # the job runs anyway
+        recorded = all(workflow.persistence.metadata(file.apply_wildcards(wildcards)) for file in declared)
+        found = records.problem(
+            manifest,
+            getattr(slices, stage)(wildcards).cfg_json,
+            code(stage)(wildcards),
+            recorded,
+            sources(stage, wildcards),
+        ) or (stage == "corpus" and tracking.changed(f"{manifest.removesuffix('json')}audio.json"))
+        if found:
+            logger.info(f"{os.path.dirname(manifest)} ({os.path.basename(manifest)}) is made again: {found}")
+            # As `snakemake -R FILE` does, but while the graph is built.
+            workflow.dag.forcefiles.add(manifest)
+        return []
+
+    return quick(look)
 
 
-def lang_sources(file):
-    """`file` (with {split}) in the folder of every corpus, for every split, that a token set is made from."""
-
-    def paths(wildcards):
-        section = config["langs"][wildcards.lang]
-        pairs = [(c, s) for c in section.get("corpora", ()) for s in section["splits"]]
-        return list(dict.fromkeys(f"{layout.corpus(corpus)}/{file.format(split=split)}" for corpus, split in pairs))
-
-    return paths
+def sources(stage, wildcards):
+    """Name -> path of the external files that the job would read; None: unknown here."""
+    if stage == "corpus":
+        return outside.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
+    if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
+        return outside.base_sources(CONFIG["bases"][wildcards.base]["source"])
+    return outside.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
 
 
+def split_file(split, suffix):
+    """A file of a split in the folder of its corpus."""
+    return f"{layout.corpus(split[0])}/{split[1]}.{suffix}"
+
+
+def pretraining(key, suffix):
+    """split_file of the splits that a base is pretrained on; nothing for an imported one."""
+
+    def path(wildcards):
+        pretrain = CONFIG["bases"][wildcards.base].get("pretrain")
+        return split_file((pretrain["corpus"], pretrain[key]), suffix) if pretrain else []
+
+    return quick(path)
+
+
+def pretraining_lang(wildcards):
+    """The manifest of the token set that a base is pretrained with; nothing for an imported one."""
+    return base_lang(wildcards) if CONFIG["bases"][wildcards.base].get("pretrain") else []
+
+
+def lang_sources(suffix):
+    """split_file of every split that a token set is made from."""
+    return quick(
+        lambda wildcards: list(
+            dict.fromkeys(split_file(split, suffix) for split in lang_splits(CONFIG, wildcards.lang))
+        )
+    )
+
+
+def overlap_sources(suffix):
+    """split_file of every split that affects the results of a task."""
+    return quick(
+        lambda wildcards: list(
+            dict.fromkeys(split_file(s, suffix) for of in overlaps(CONFIG, wildcards.task).values() for s in of)
+        )
+    )
+
+
+def overlap_options(wildcards):
+    """`--split ROLE=index ...` of the overlap check."""
+    roles = overlaps(CONFIG, wildcards.task)
+    pairs = [(role, split_file(split, "index.tsv")) for role, of in roles.items() for split in of]
+    return " ".join(f"--split {shlex.quote(f'{role}={index}')}" for role, index in pairs)
+
+
+@quick
 def base_lang(wildcards):
     """The manifest of the base's token set."""
-    return f"{layout.lang(config['bases'][wildcards.base]['lang'])}/lang.json"
+    return f"{layout.lang(CONFIG['bases'][wildcards.base]['lang'])}/lang.json"
 
 
+@quick
 def task_lang(wildcards):
     """The same, for recognition; else nothing."""
-    return base_lang(wildcards) if config["tasks"][wildcards.task]["type"] == "asr" else []
+    return base_lang(wildcards) if CONFIG["tasks"][wildcards.task]["type"] == "asr" else []
 
 
-def features_of(base, section, key, part):
-    """Manifest, cuts or stored arrays (`part`) of the features of the split `section[key]`; no arrays of waveforms."""
-    if part == "stored" and config["bases"][base]["features"] == "waveform":
-        return []
-    suffix = {"manifest": "json", "cuts": "jsonl.gz", "stored": "h5"}[part]
-    return f"{layout.features(base, section['corpus'])}/{section[key]}.{suffix}"
+def features_file(base, split, suffix):
+    """A file of the features of a split."""
+    return f"{layout.features(base, split[0])}/{split[1]}.{suffix}"
 
 
-def task_features(key, part):
-    """features_of the split that the task names as `key` (train, dev, test)."""
-    return lambda wildcards: features_of(wildcards.base, config["tasks"][wildcards.task], key, part)
+def task_features(key, suffix):
+    """features_file of the split that a task names as `key` (train, dev)."""
+    return quick(lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix))
 
 
-def calibration_features(part):
-    """features_of the split that `calibrate` names."""
-    return lambda wildcards: features_of(wildcards.base, config["calibrate"], "split", part)
+def test_features(suffix):
+    """features_file of the split that a decoding reads."""
+    return quick(lambda wildcards: features_file(wildcards.base, slices.split(wildcards), suffix))
+
+
+def calibration_features(suffix):
+    """features_file of the split that `calibrate` names."""
+    section = CONFIG.get("calibrate")
+    return quick(lambda wildcards: features_file(wildcards.base, (section["corpus"], section["split"]), suffix))
 
 
 FACTORISATIONS = {
-    factorise_key(section["factorise"]): section for section in config["methods"].values() if "factorise" in section
+    factorise_key(method["factorise"]): method for method in CONFIG["methods"].values() if method.get("factorise")
 }
 
 
 def moments(file):
-    """A file of the calibration, for factors that start from it; else nothing."""
+    """A file of the calibration, if the factors start from it; else nothing."""
 
     def path(wildcards):
         method = FACTORISATIONS[wildcards.factorisation]
@@ -195,12 +361,12 @@ def moments(file):
             return []
         return f"{layout.calibrate(wildcards.base, calibrate_key(method['factorise']))}/{file}"
 
-    return path
+    return quick(path)
 
 
 def start_of(system, file=None):
     """The model that a system's training starts from: its manifest, or a file of its model folder."""
-    section = config["methods"][system.method].get("factorise")
+    section = CONFIG["methods"][system.method].get("factorise")
     if section is None:
         folder, manifest = layout.base(system.base), "base.json"
     else:
@@ -208,16 +374,24 @@ def start_of(system, file=None):
     return f"{folder}/model/{file}" if file else f"{folder}/{manifest}"
 
 
-DECODED = {
-    "asr": ["hyp.txt", "ref.txt", "languages.tsv", "speakers.tsv"],
-    "lid": ["scores.tsv", "labels.tsv", "speakers.tsv"],
-}
+def emissions(file):
+    """A file of the stored network outputs, for decoders that read them; else nothing."""
+
+    def path(wildcards):
+        if not slices.reads_emissions(wildcards):
+            return []
+        return f"{layout.emissions(wildcards.base, wildcards.task, wildcards.method, wildcards.test)}/{file}"
+
+    return quick(path)
 
 
-def decoded(wildcards):
-    """What decoding leaves for scoring."""
-    files = DECODED[config["tasks"][wildcards.task]["type"]]
-    return [f"{layout.decode(wildcards.base, wildcards.task, wildcards.method)}/{file}" for file in files]
+def stored_base(file):
+    """A file of the base, for features that its front end computes; else nothing."""
+    return quick(
+        lambda wildcards: (
+            [] if CONFIG["bases"][wildcards.base]["features"] == "waveform" else f"{layout.base(wildcards.base)}/{file}"
+        )
+    )
 
 
 # ---- wildcards
@@ -229,12 +403,14 @@ def names(section):
 
 
 wildcard_constraints:
-    corpus=names(config["corpora"]),
-    split=names(sorted({split for corpus in config["corpora"].values() for split in corpus["splits"]})),
-    lang=names(config.get("langs", {})),
-    base=names(config["bases"]),
-    task=names(config["tasks"]),
-    method=names(config["methods"]),
+    corpus=names(CONFIG["corpora"]),
+    split=names(sorted({split for corpus in CONFIG["corpora"].values() for split in corpus["splits"]})),
+    lang=names(CONFIG["langs"]),
+    base=names(CONFIG["bases"]),
+    task=names(CONFIG["tasks"]),
+    method=names(CONFIG["methods"]),
+    decoder=names(CONFIG["decoders"]),
+    test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),
-    form="[a-z]+",
+    form="[a-z0-9]+",

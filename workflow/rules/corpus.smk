@@ -1,31 +1,50 @@
-# Raw speech -> cuts. One rule per corpus, because the splits, and so the outputs, are the corpus's own.
-# Raw data is taken as unchanging and is no input: `snakemake -R corpus_<name>` reads it again.
+# Raw speech -> cuts, split by split. A split that is added or changed leaves the others as they are.
 
-KINDS = SCHEMA["$defs"]["corpus"]["properties"]["kind"]["enum"]
 
-for name, section in config["corpora"].items():
+rule corpus:
+    input:
+        made("corpus"),
+    output:
+        cuts=f"{layout.corpus()}/{{split}}.jsonl.gz",
+        index=f"{layout.corpus()}/{{split}}.index.tsv",
+        set_aside=f"{layout.corpus()}/{{split}}.set_aside.tsv",
+        manifest=f"{layout.corpus()}/{{split}}.json",
+    log:
+        layout.log(layout.corpus(), "{split}"),
+    conda:
+        "../../envs/data.yaml"
+    threads: 2
+    resources:
+        mem_mb=2000,
+    params:
+        cfg=cfg("corpus"),
+        code=code("corpus"),
+        runtime=runtime("corpus"),
+        paths=options(out="manifest"),
+    shell:
+        "python -m lowrank_speech.stages.corpus --cfg {params.cfg:q} --code {params.code} --split {wildcards.split}"
+        " --runtime {params.runtime:q} --jobs {threads} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
 
-    rule:
-        name:
-            f"corpus_{name}"
-        output:
-            cuts=[f"{layout.corpus()}/{split}.jsonl.gz" for split in section["splits"]],
-            set_aside=f"{layout.corpus()}/set_aside.tsv",
-            manifest=f"{layout.corpus()}/corpus.json",
-        log:
-            layout.log(layout.corpus(), "corpus"),
-        wildcard_constraints:
-            corpus=re.escape(name),
-        conda:
-            "../../envs/data.yaml"
-        threads: 4
-        resources:
-            mem_mb=2000,
-        params:
-            cfg=cfg("corpus"),
-            # The readers of other kinds do not run here.
-            code=code("corpus", [f"lowrank_speech.corpora.{kind}" for kind in KINDS if kind != section["kind"]]),
-            out=out_folder,
-        shell:
-            "python -m lowrank_speech.stages.corpus --cfg {params.cfg:q} --jobs {threads}"
-            " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+
+# What the splits of a task share. It blocks the report but not the trainings.
+rule overlap:
+    input:
+        made("overlap"),
+        manifests=overlap_sources("json"),
+        indices=ancient(overlap_sources("index.tsv")),
+    output:
+        manifest=f"{layout.overlap()}/overlap.json",
+    log:
+        layout.log(layout.overlap(), "overlap"),
+    conda:
+        "../../envs/report.yaml"
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        cfg=cfg("overlap"),
+        code=code("overlap"),
+        splits=lambda wildcards, input: overlap_options(wildcards),
+    shell:
+        "python -m lowrank_speech.stages.overlap --cfg {params.cfg:q} --code {params.code} {params.splits}"
+        " --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -1,9 +1,10 @@
-# A system in a form for others. No target asks for it; say for example
+# A system in a form for others. No other target needs it; for example
 #   snakemake --cores all exp/default/export/wav2vec2/asr/lowrank/dense/export.json
 
 
 rule export:
     input:
+        made("export"),
         train=f"{layout.train()}/train.json",
         weights=ancient(f"{layout.train()}/model/model.safetensors"),
     output:
@@ -18,8 +19,8 @@ rule export:
     params:
         cfg=cfg("export"),
         code=code("export"),
-        model=folder_of("weights"),
-        out=out_folder,
+        paths=options(model="weights"),
+        out=lambda wildcards, output: f"{os.path.dirname(output.manifest)}/model",
     shell:
-        "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --model {params.model:q}"
-        " --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"
+        "python -m lowrank_speech.stages.export --cfg {params.cfg:q} --code {params.code} {params.paths}"
+        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -4,6 +4,7 @@
 
 rule factorise:
     input:
+        made("factorise"),
         base=f"{layout.base()}/base.json",
         weights=ancient(f"{layout.base()}/model/model.safetensors"),
         calibrate=moments("calibrate.json"),
@@ -22,9 +23,7 @@ rule factorise:
     params:
         cfg=cfg("factorise"),
         code=code("factorise"),
-        model=folder_of("weights"),
-        moments=option("--moments", "moments"),
-        out=out_folder,
+        paths=options("moments", model="weights", out="config"),
     shell:
-        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --model {params.model:q} {params.moments}"
-        " --out {params.out:q}/model --manifest {output.manifest:q} > {log:q} 2>&1"
+        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --code {params.code} {params.paths}"
+        " --manifest {output.manifest:q} > {log:q} 2>&1"

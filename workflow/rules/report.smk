@@ -3,12 +3,14 @@
 
 rule report:
     input:
-        corpora=[f"{layout.corpus(corpus)}/corpus.json" for corpus in corpora_used(config)],
+        made("report"),
+        corpora=[split_file(split, "json") for split in splits_used(CONFIG)],
+        overlaps=[f"{layout.overlap(task)}/overlap.json" for task in CONFIG["systems"]["tasks"]],
         bases=sorted({f"{layout.base(system.base)}/base.json" for system in GRID}),
         starts=sorted({start_of(system) for system in GRID}),
         trains=[f"{layout.train(*system)}/train.json" for system in GRID],
-        decodes=[f"{layout.decode(*system)}/decode.json" for system in GRID],
-        scores=[f"{layout.score(*system)}/score.json" for system in GRID],
+        decodes=[f"{layout.decode(*result)}/decode.json" for result in RESULTS],
+        scores=[f"{layout.score(*result)}/score.json" for result in RESULTS],
         curves=ancient([f"{layout.train(*system)}/metrics.jsonl" for system in GRID]),
     output:
         table=report(f"{layout.report()}/results.csv", caption="../report/results.rst", category="Results"),
@@ -29,7 +31,7 @@ rule report:
         cfg=cfg("report"),
         code=code("report"),
         root=lambda wildcards, output: os.path.dirname(os.path.dirname(output.manifest)),
-        out=out_folder,
+        paths=options(out="manifest"),
     shell:
-        "python -m lowrank_speech.stages.report --cfg {params.cfg:q} --root {params.root:q}"
-        " --out {params.out:q} --manifest {output.manifest:q} > {log:q} 2>&1"
+        "python -m lowrank_speech.stages.report --cfg {params.cfg:q} --code {params.code} --root {params.root:q}"
+        " {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"

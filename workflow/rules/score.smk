@@ -3,8 +3,8 @@
 
 rule score:
     input:
+        made("score"),
         decode=f"{layout.decode()}/decode.json",
-        decoded=ancient(decoded),
     output:
         manifest=f"{layout.score()}/score.json",
     log:
@@ -17,7 +17,7 @@ rule score:
     params:
         cfg=cfg("score"),
         code=code("score"),
-        decoded=folder_of("decode"),
+        paths=options(decoded="decode"),
     shell:
-        "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --decoded {params.decoded:q}"
+        "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --code {params.code} {params.paths}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -1,18 +1,17 @@
-# A base, dense or factorised, is adapted to a task. The state of a run under way lies in scratch, which is no output:
-# Snakemake deletes outputs before it starts a job again, and the stage goes on from there.
+# Adapts a base, dense or factorised, to a task. The state of an unfinished run is in scratch, which is not an output:
+# Snakemake deletes outputs before it starts a job again, and the stage continues from the state.
 
 
 rule train:
     input:
+        made("train"),
         start=start_of,
-        train=task_features("train", "manifest"),
-        dev=task_features("dev", "manifest"),
+        train=task_features("train", "json"),
+        dev=task_features("dev", "json"),
         lang=task_lang,
         weights=ancient(lambda wildcards: start_of(wildcards, "model.safetensors")),
-        train_cuts=ancient(task_features("train", "cuts")),
-        dev_cuts=ancient(task_features("dev", "cuts")),
-        train_stored=ancient(task_features("train", "stored")),
-        dev_stored=ancient(task_features("dev", "stored")),
+        train_cuts=ancient(task_features("train", "jsonl.gz")),
+        dev_cuts=ancient(task_features("dev", "jsonl.gz")),
     output:
         weights=f"{layout.train()}/model/model.safetensors",
         config=f"{layout.train()}/model/config.json",
@@ -30,15 +29,14 @@ rule train:
     params:
         cfg=cfg("train"),
         code=code("train"),
+        runtime=runtime("train"),
         launcher=launcher("train"),
-        model=folder_of("weights"),
-        lang=option("--lang", "lang", folder=True),
-        out=out_folder,
+        paths=options("train_cuts", "dev_cuts", model="weights", lang="lang", out="manifest"),
         scratch=scratch_folder,
         tensorboard=tensorboard_folder,
     shell:
-        # exec: a signal for the job reaches the program, and no shell that would die of it while the program saves.
-        "exec python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --model {params.model:q}"
-        " --train-cuts {input.train_cuts:q} --dev-cuts {input.dev_cuts:q} {params.lang}"
-        " --out {params.out:q} --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
-        " --manifest {output.manifest:q} > {log:q} 2>&1"
+        # exec and >>: as for the rule base.
+        "exec python -m {params.launcher}lowrank_speech.stages.train --cfg {params.cfg:q} --code {params.code}"
+        " --runtime {params.runtime:q} {params.paths}"
+        " --scratch {params.scratch:q} --tensorboard {params.tensorboard:q}"
+        " --manifest {output.manifest:q} >> {log:q} 2>&1"

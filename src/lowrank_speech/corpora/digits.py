@@ -1,16 +1,16 @@
-"""Strings of digits, joined from recordings of single digits: connected speech of known content out of a small corpus.
+"""Digit strings joined from recordings of single digits: connected speech from a small corpus.
 
 In: a folder with ``audio/{digit}_{speaker}_{index}.flac``, as in the Free Spoken Digit Dataset (Jakobovski et al.,
-CC BY-SA 4.0; 6 speakers, 8 kHz). Out: cuts of 3 to 6 digits of one speaker with pauses between them, text ``zero three
-nine``, English. The joining stands in the manifest (Lhotse's mixed cuts): no audio is copied, and the 8 kHz files are
-resampled to 16 kHz as they are loaded. The default folder below $SPEECH_DATA is digits.
+CC BY-SA 4.0; 6 speakers, 8 kHz). Out: English cuts of 3 to 6 digits by one speaker, with pauses in between and a text
+such as ``zero three nine``. The manifest describes the joining (Lhotse's mixed cuts), so no audio is copied. The 8 kHz
+files are resampled to 16 kHz on loading. The default folder below $SPEECH_DATA is ``digits``.
 
     corpora:
       digits: {kind: digits, splits: {
         train: {speakers: [george, jackson, lucas, nicolas], strings: 1500},
         dev: {speakers: [theo], strings: 200}, test: {speakers: [yweweler], strings: 200}}}
 
-Each string is drawn from (seed, split, number) alone: more strings leave the earlier ones as they were.
+Each string depends only on the seed, the split and its number, so asking for more strings keeps the earlier ones.
 """
 
 import itertools
@@ -18,75 +18,90 @@ import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from lowrank_speech.corpora.audio import AudioError, Header, check_file
-from lowrank_speech.corpora.common import SAMPLING_RATE, SetAside, find_folder
-from lowrank_speech.corpora.validate import Checks
+from pydantic import AfterValidator
+
+from lowrank_speech.corpora.common import SAMPLING_RATE, TRACK, Checks, SetAside, Track, find_folder
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, Count, CountOrZero, Range, key, settings
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
+
+    from lowrank_speech.corpora.audio import AudioError, Header
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 NAME = re.compile(r"(?P<digit>\d)_(?P<speaker>[^_\s]+)_(?P<index>\d+)")
 LANGUAGE = "en"
 
 
-@dataclass(frozen=True)
+def _indices(pair: tuple[int, int] | None) -> tuple[int, int] | None:
+    if pair is not None and pair[0] >= pair[1]:
+        raise ValueError(f"is {list(pair)}; expected [from, to] with 0 <= from < to")
+    return pair
+
+
+@settings
 class SplitConfig:
-    """One split: how many strings, of whom."""
+    """One split: which speakers, and how many strings."""
 
-    speakers: tuple[str, ...]
-    strings: int
-    indices: tuple[int, ...] | None = None
-    """Only recordings with an index in [from, to): lets two splits share a speaker without sharing a recording."""
+    speakers: tuple[str, ...] = key(REQUIRED, "speakers whose recordings are joined")
+    strings: Count = key(REQUIRED, "number of digit strings")
+    indices: Annotated[tuple[CountOrZero, CountOrZero] | None, AfterValidator(_indices)] = key(
+        None,
+        "use only recordings with an index in [from, to), so that two splits can share a speaker but no recording; "
+        "null: use all",
+    )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.speakers or len(set(self.speakers)) < len(self.speakers):
-            raise ValueError(f"speakers: name each speaker once, at least one; got {list(self.speakers)}")
-        if self.strings < 1:
-            raise ValueError(f"strings: must be at least 1, got {self.strings}")
-        if self.indices is not None and (len(self.indices) != 2 or not 0 <= self.indices[0] < self.indices[1]):
-            raise ValueError(f"indices: expected [from, to] with 0 <= from < to, got {list(self.indices)}")
+            raise ValueError(f"speakers is {list(self.speakers)}; name at least one speaker, and each only once")
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """A corpus of digit strings."""
 
-    kind: Literal["digits"]
-    splits: dict[str, SplitConfig]
-    path: str | None = None
-    """The folder that holds ``audio/``; null: ``folder`` below $SPEECH_DATA."""
-    folder: str = "digits"
-    min_digits: int = 3
-    max_digits: int = 6
-    pause_seconds: tuple[float, ...] = (0.0, 0.2)
-    """Pauses between the digits are drawn evenly from [from, to]."""
-    checks: Checks = field(default_factory=Checks)
+    kind: Literal["digits"] = key(REQUIRED, "digit strings, joined from recordings of single digits")
+    splits: dict[str, SplitConfig] = key(REQUIRED, "name -> speakers and number of strings")
+    path: str | None = key(None, "folder that contains audio/; null: `folder` below $SPEECH_DATA")
+    folder: str = key("digits", "folder below $SPEECH_DATA, used if `path` is null")
+    min_digits: Count = key(3, "digits in the shortest string")
+    max_digits: Count = key(6, "digits in the longest string")
+    pause_seconds: Range = key((0.0, 0.2), "range of the pauses between digits, in seconds (uniform)")
+    checks: Checks = key(None, "which audio is accepted", default_factory=Checks)
+    track: Track = key("auto", TRACK, runtime=True)
 
-    def __post_init__(self):
-        if not self.splits:
-            raise ValueError("splits: name at least one split")
-        if not 1 <= self.min_digits <= self.max_digits:
-            raise ValueError(f"min_digits: expected 1 <= {self.min_digits} <= max_digits {self.max_digits}")
-        if len(self.pause_seconds) != 2 or not 0 <= self.pause_seconds[0] <= self.pause_seconds[1]:
-            raise ValueError(f"pause_seconds: expected [from, to] with 0 <= from <= to, got {list(self.pause_seconds)}")
-        for (a, one), (b, other) in itertools.combinations(self.splits.items(), 2):
-            shared = sorted(set(one.speakers) & set(other.speakers))
-            if shared and not _apart(one.indices, other.indices):
-                raise ValueError(
-                    f"splits: the speaker {shared[0]!r} stands in {a} and in {b}: they would share recordings; "
-                    "take the speaker from one of them, or give both `indices` that do not overlap"
-                )
+    def __post_init__(self) -> None:
+        if self.min_digits > self.max_digits:
+            raise ValueError(
+                f"min_digits is {self.min_digits} and max_digits is {self.max_digits}; min_digits must be the lower of "
+                f"the two"
+            )
+        if self.pause_seconds[0] < 0:
+            raise ValueError(f"pause_seconds is {list(self.pause_seconds)}; pauses must be at least 0")
+        check_splits(self.splits)
 
 
-def _apart(one: tuple[int, ...] | None, other: tuple[int, ...] | None) -> bool:
+def check_splits(splits: Mapping[str, SplitConfig]) -> None:
+    """ValueError: there is no split, or two splits share recordings. Does not open any data."""
+    if not splits:
+        raise ValueError("splits: name at least one split")
+    for (a, one), (b, other) in itertools.combinations(splits.items(), 2):
+        shared = sorted(set(one.speakers) & set(other.speakers))
+        if shared and not _apart(one.indices, other.indices):
+            raise ValueError(
+                f"splits: the speaker {shared[0]!r} is in both {a} and {b}, so they would share recordings; remove the "
+                "speaker from one of them, or give both splits `indices` that do not overlap"
+            )
+
+
+def _apart(one: tuple[int, int] | None, other: tuple[int, int] | None) -> bool:
     return one is not None and other is not None and (one[1] <= other[0] or other[1] <= one[0])
 
 
@@ -98,67 +113,88 @@ class Take:
     digit: int
     speaker: str
     index: int
-    header: Header
+    header: "Header"
 
 
 def locate(config: Config, data_root: Path | None) -> Path:
-    """The folder that holds ``audio/``, absolute; UserError if it is absent."""
+    """The absolute folder that contains ``audio/``. UserError: it does not exist."""
     holds = "audio/{digit}_{speaker}_{index}.flac, as in the Free Spoken Digit Dataset"
     root = find_folder(config.kind, config.path, data_root, config.folder, holds)
     if not (root / "audio").is_dir():
-        raise UserError(f"corpus of kind digits: there is no folder {root / 'audio'}; {root} must hold {holds}")
+        raise UserError(
+            f"corpus of kind digits: the folder {root / 'audio'} does not exist; {root} must contain {holds}"
+        )
     return root
 
 
+def sources(config: Config, root: Path) -> list[Path]:
+    """Empty: there are no tables. New recordings are detected because ``listed`` names their folder."""
+    return []
+
+
+def listed(config: Config, root: Path) -> list[Path]:
+    """Folders in which every file belongs to the corpus, so that a new file changes the corpus."""
+    return [root / "audio"]
+
+
 def read(
-    config: Config, root: Path, audio_dir: Path, seed: int, jobs: int = 1
-) -> Iterator[tuple[str, "Cut | SetAside"]]:
-    """Yield (split, cut), split by split; first the recordings that are of no use, under all splits together.
+    config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
+) -> Iterator["Cut | SetAside"]:
+    """Yield first the unusable recordings of the split's speakers, then the cuts of the split.
 
-    ``jobs`` threads decode the recordings; ``audio_dir`` is not used: nothing is written.
-    UserError if a speaker has no recording of a digit within its split.
+    ``jobs`` threads decode the recordings. ``audio_dir`` is not used, because no audio is written. UserError: a speaker
+    has no recording of some digit, or two files have the same digit, speaker and index.
     """
-    takes, refused = _takes(root, config, jobs)
-    yield from (("+".join(config.splits), item) for item in refused)
-    for name, split in config.splits.items():
-        shelf = _shelf(takes, name, split, root)
-        for number in range(split.strings):
-            # A string seed is hashed with sha512, not with Python's salted hash: the same on every machine.
-            draw = random.Random(f"{seed} {name} {number}")
-            speaker = split.speakers[number % len(split.speakers)]  # in turn: all speak equally often
-            digits = draw.choices(range(10), k=draw.randint(config.min_digits, config.max_digits))
-            chosen = [draw.choice(shelf[speaker, digit]) for digit in digits]
-            pauses = [draw.uniform(*config.pause_seconds) for _ in digits[1:]]
-            yield name, join(f"{name}-{speaker}-{number:05d}", chosen, pauses)
+    part = config.splits[split]
+    takes, refused = _takes(root, part, jobs)
+    yield from refused
+    grouped = _by_speaker_and_digit(takes, split, part, root)
+    for number in range(part.strings):
+        # A string seed is hashed with sha512, not with Python's salted hash, so draws are the same on every machine.
+        draw = random.Random(f"{seed} {split} {number}")
+        speaker = part.speakers[number % len(part.speakers)]  # in turn, so that all speak equally often
+        digits = draw.choices(range(10), k=draw.randint(config.min_digits, config.max_digits))
+        chosen = [draw.choice(grouped[speaker, digit]) for digit in digits]
+        pauses = [draw.uniform(*config.pause_seconds) for _ in digits[1:]]
+        yield join(f"{split}-{speaker}-{number:05d}", chosen, pauses)
 
 
-def _takes(root: Path, config: Config, jobs: int) -> tuple[list[Take], list[SetAside]]:
-    """All usable recordings of the speakers in the config, sorted by name, and those that are not usable."""
-    wanted = {speaker for split in config.splits.values() for speaker in split.speakers}
-    found, refused = [], []
+def _takes(root: Path, split: SplitConfig, jobs: int) -> tuple[list[Take], list[SetAside]]:
+    """The usable recordings of the split's speakers and indices, sorted by name, and the unusable ones."""
+    from lowrank_speech.corpora.audio import AudioError
+
+    low, high = split.indices or (0, math.inf)
+    found: dict[tuple[int, str, int], Path] = {}
+    refused = []
     for path in sorted(p for p in (root / "audio").iterdir() if not p.name.startswith(".")):
         match = NAME.fullmatch(path.stem)
         if match is None:
             detail = f"{path}: the name is not {{digit}}_{{speaker}}_{{index}}"
             refused.append(SetAside(path.name, "unknown name", detail))
-        elif match["speaker"] in wanted:
-            found.append((path, int(match["digit"]), match["speaker"], int(match["index"])))
+        elif match["speaker"] in split.speakers and low <= int(match["index"]) < high:
+            name = (int(match["digit"]), match["speaker"], int(match["index"]))
+            if found.setdefault(name, path) is not path:
+                raise UserError(
+                    f"{found[name]} and {path.name} have the same digit, speaker and index; remove one of them or "
+                    f"change its index"
+                )
     takes = []
     with ThreadPoolExecutor(max_workers=max(1, jobs)) as pool:
-        for row, result in zip(found, pool.map(lambda row: _usable(row[0]), found), strict=True):
+        for (name, path), result in zip(found.items(), pool.map(_usable, found.values()), strict=True):
             if isinstance(result, AudioError):
-                refused.append(SetAside(row[0].name, result.reason, result.detail))
+                refused.append(SetAside(path.name, result.reason, result.detail))
             else:
-                takes.append(Take(*row, result))
+                takes.append(Take(path, *name, result))
     return takes, refused
 
 
-def _usable(path: Path) -> Header | AudioError:
-    """The header of a take that may enter a string: within a string a bad one would no longer be seen."""
-    try:
-        header = check_file(path)
-    except AudioError as fault:
-        return fault
+def _usable(path: Path) -> "Header | AudioError":
+    """The header of a usable take. Later checks see only the whole string, so every take is checked here."""
+    from lowrank_speech.corpora.audio import AudioError, open_once
+
+    header = open_once(str(path))
+    if isinstance(header, AudioError):
+        return header
     if header.channels > 1:
         return AudioError("several channels", f"{path} has {header.channels} channels")
     if not math.isfinite(header.peak):
@@ -168,25 +204,25 @@ def _usable(path: Path) -> Header | AudioError:
     return header
 
 
-def _shelf(takes: list[Take], name: str, split: SplitConfig, root: Path) -> dict[tuple[str, int], list[Take]]:
-    """(speaker, digit) -> the split's takes in the order of their indices."""
-    low, high = split.indices or (0, math.inf)
-    shelf = defaultdict(list)
+def _by_speaker_and_digit(
+    takes: list[Take], name: str, split: SplitConfig, root: Path
+) -> dict[tuple[str, int], list[Take]]:
+    """(speaker, digit) -> the split's takes, sorted by index."""
+    grouped = defaultdict(list)
     for take in takes:
-        if take.speaker in split.speakers and low <= take.index < high:
-            shelf[take.speaker, take.digit].append(take)
+        grouped[take.speaker, take.digit].append(take)
     for speaker, digit in itertools.product(split.speakers, range(10)):
-        if not shelf[speaker, digit]:
+        if not grouped[speaker, digit]:
             raise UserError(
                 f"split {name}: {root / 'audio'} has no usable recording of the digit {digit} by {speaker!r}"
                 + (f" with an index in {list(split.indices)}" if split.indices else "")
             )
-        shelf[speaker, digit].sort(key=lambda take: (take.index, take.path.name))
-    return shelf
+        grouped[speaker, digit].sort(key=lambda take: (take.index, take.path.name))
+    return grouped
 
 
 def join(utterance: str, takes: list[Take], pauses: list[float]) -> "Cut":
-    """One cut of ``takes`` in a row, with ``pauses`` (seconds, one less than takes) of silence between them."""
+    """Join ``takes`` to one cut, with ``pauses`` of silence in between (seconds, one fewer than takes)."""
     from lhotse import AudioSource, MonoCut, Recording, SupervisionSegment
 
     joined = None
@@ -201,7 +237,7 @@ def join(utterance: str, takes: list[Take], pauses: list[float]) -> "Cut":
         cut = MonoCut(recording.id, 0.0, recording.duration, 0, supervisions=[], recording=recording)
         joined = cut if joined is None else joined.append(cut)
         samples = round(pause * SAMPLING_RATE)
-        if samples:  # whole samples: the offsets then add up without rounding
+        if samples:  # whole samples, so that the offsets add up without rounding
             joined = joined.pad(duration=joined.duration + samples / SAMPLING_RATE)
     supervision = SupervisionSegment(
         id=utterance,
@@ -214,8 +250,8 @@ def join(utterance: str, takes: list[Take], pauses: list[float]) -> "Cut":
         speaker=takes[0].speaker,
     )
     first = joined.tracks[0].cut if hasattr(joined, "tracks") else joined
-    first.supervisions.append(supervision)  # lhotse's own merge_supervisions() puts it there, too
+    first.supervisions.append(supervision)  # where lhotse's merge_supervisions() puts it as well
     for number, track in enumerate(getattr(joined, "tracks", [])):
-        track.cut.id = f"{utterance}-{number}"  # padding has random ids, which no rebuild would repeat
+        track.cut.id = f"{utterance}-{number}"  # Lhotse gives padding random ids, which differ from run to run
     joined.id = utterance
     return joined

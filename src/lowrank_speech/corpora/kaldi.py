@@ -1,94 +1,102 @@
-"""Kaldi data directories: wav.scp, and where they exist segments, text, utt2spk, utt2lang, spk2gender, reco2dur.
+"""Kaldi data directories: wav.scp, and optionally segments, text, utt2spk, utt2lang, spk2gender, reco2dur.
 
-In: a folder with one data directory per source (``train/wav.scp`` ...); relative paths in wav.scp start at that folder.
-Out: utterances, to be checked and made into cuts by validate.py. The default folder below $SPEECH_DATA is
-speechocean762 (Zhang et al., Interspeech 2021).
+In: a folder with one data directory per source (``train/wav.scp`` ...). Relative paths in wav.scp start at that folder.
+Out: utterances, which validate.py checks and makes into cuts. The default folder below $SPEECH_DATA is
+``speechocean762`` (Zhang et al., Interspeech 2021).
 
     corpora:
       ocean: {kind: kaldi, language: en, splits: {train: {source: train, part: [0.0, 0.9]},
                                                   dev: {source: train, part: [0.9, 1.0]}, test: {source: dev}}}
 
-Why not ``lhotse.kaldi.load_kaldi_data_dir``: it resolves paths against the working directory, takes every recording as
-mono at one given rate, drops what it cannot open, stops with an assertion where a table has a line less than another,
-and runs commands. A piped wav.scp entry is a command line inside data: it is refused here, not run.
+Why not ``lhotse.kaldi.load_kaldi_data_dir``: it resolves paths against the working directory, assumes that all
+recordings are mono and have one given rate, drops files that it cannot open, fails with an assertion if a table has
+fewer lines than another, and runs commands. A piped wav.scp entry is a command inside data. This reader refuses it.
 Source: https://kaldi-asr.org/doc/data_prep.html
 """
 
-import logging
 import math
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from lowrank_speech.corpora.common import SetAside, Utterance, clean_text, find_folder, read_lines
-from lowrank_speech.corpora.parts import SplitConfig, check_splits, select
-from lowrank_speech.corpora.validate import Checks
+from lowrank_speech.corpora.common import (
+    TRACK,
+    Checks,
+    SetAside,
+    Track,
+    Utterance,
+    clean_text,
+    find_folder,
+    read_lines,
+    refuse_twice,
+)
+from lowrank_speech.corpora.parts import SplitConfig, check_splits, items_of_split
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, settings
 
-log = logging.getLogger("lowrank_speech")
+TABLES = ("wav.scp", "segments", "text", "utt2spk", "utt2lang", "spk2gender", "reco2dur")
+"""Files that are read from a data directory. All but the first are optional."""
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """A corpus of Kaldi data directories."""
 
-    kind: Literal["kaldi"]
-    splits: dict[str, SplitConfig]
-    path: str | None = None
-    """The folder above the data directories; null: ``folder`` below $SPEECH_DATA."""
-    folder: str = "speechocean762"
-    language: str | None = None
-    """ISO code of what utt2lang does not name; without utt2lang, of everything."""
-    checks: Checks = field(default_factory=Checks)
+    kind: Literal["kaldi"] = key(REQUIRED, "Kaldi data directories")
+    splits: dict[str, SplitConfig] = key(REQUIRED, "name -> which data directory, and which part of it")
+    path: str | None = key(None, "folder that contains the data directories; null: `folder` below $SPEECH_DATA")
+    folder: str = key("speechocean762", "folder below $SPEECH_DATA, used if `path` is null")
+    language: str | None = key(None, "language code of utterances that are not in utt2lang")
+    checks: Checks = key(None, "which audio is accepted", default_factory=Checks)
+    track: Track = key("auto", TRACK, runtime=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_splits(self.splits)
 
 
 def locate(config: Config, data_root: Path | None) -> Path:
-    """The folder above the data directories, absolute; UserError if it or a data directory is absent."""
+    """The absolute folder that contains the data directories. UserError: it or a data directory does not exist."""
     sources = sorted({split.source for split in config.splits.values()})
     holds = f"Kaldi data directories with wav.scp, text, utt2spk: {', '.join(sources)}"
     files = [f"{source}/wav.scp" for source in sources]
     return find_folder(config.kind, config.path, data_root, config.folder, holds, files)
 
 
-def read(
-    config: Config, root: Path, audio_dir: Path, seed: int, jobs: int = 1
-) -> Iterator[tuple[str, Utterance | SetAside]]:
-    """Yield (split, utterance or what could not be one), split by split, in the order of the data directories.
+def sources(config: Config, root: Path) -> list[Path]:
+    """The tables of all data directories, including absent ones, which would be read if they existed."""
+    folders = sorted({split.source for split in config.splits.values()})
+    return [root / folder / table for folder in folders for table in TABLES]
 
-    ``audio_dir`` and ``jobs`` are not used: nothing is written, and validate.py opens the audio.
+
+def read(
+    config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
+) -> Iterator[Utterance | SetAside]:
+    """Yield first the rejected rows, then the utterances of one split, in the order of its data directory.
+
+    UserError: a key occurs in a table with two different values. ``audio_dir`` and ``jobs`` are not used, because no
+    audio is written, and validate.py opens it.
     """
-    for source in dict.fromkeys(split.source for split in config.splits.values()):
-        splits = {name: split for name, split in config.splits.items() if split.source == source}
-        items = list(read_directory(root, source, config.language))
-        utterances = [item for item in items if isinstance(item, Utterance)]
-        # What is no utterance has no part: it is listed once, under all splits of its source.
-        yield from (("+".join(splits), item) for item in items if isinstance(item, SetAside))
-        for name, split in splits.items():
-            yield from ((name, utterance) for utterance in select(utterances, split, seed))
+    part = config.splits[split]
+    yield from items_of_split(read_directory(root, part.source, config.language), part, seed)
 
 
 def read_directory(root: Path, source: str, language: str | None) -> Iterator[Utterance | SetAside]:
-    """The utterances of one data directory ``root/source``, in the order of segments or wav.scp."""
+    """Yield the utterances of the data directory ``root/source``, in the order of segments or wav.scp."""
     folder = root / source
-    recordings = _pairs(folder / "wav.scp")
-    for _, recording, value in recordings:
-        _refuse_commands(folder / "wav.scp", recording, value)
-    audio = {recording: os.path.normpath(root / value) for _, recording, value in recordings}
+    listed, audio = _recordings(folder / "wav.scp", root)
     text, speakers = _table(folder / "text"), _table(folder / "utt2spk")
-    languages, genders = _table(folder / "utt2lang"), _table(folder / "spk2gender")
-    seconds = {key: _number(folder / "reco2dur", key, value) for key, value in _table(folder / "reco2dur").items()}
+    languages, genders = _table(folder / "utt2lang", str.lower), _table(folder / "spk2gender")
+    seconds = _table(folder / "reco2dur", _number)
     if not languages and language is None:
-        raise UserError(f"{folder} has no utt2lang: set the corpus's key `language`, for example `language: en`")
-    segmented = (folder / "segments").is_file()
-    listed = _segments(folder / "segments") if segmented else [(n, r, r, 0.0, None) for n, r, _ in recordings]
+        raise UserError(f"{folder} has no utt2lang; set the corpus's key `language`, for example `language: en`")
+    segments = folder / "segments"
+    segmented = segments.is_file()
+    if segmented:
+        listed = _segments(segments)
     for line, utterance, recording, start, end in listed:
-        where = f"{folder / ('segments' if segmented else 'wav.scp')} line {line}"
-        # Kaldi's convention where speakers are not known: each utterance is a speaker.
+        where = f"{segments if segmented else folder / 'wav.scp'} line {line}"
+        # Kaldi's convention for unknown speakers: each utterance has its own speaker.
         speaker = speakers.get(utterance) if speakers else utterance
         code = languages.get(utterance, language)
         if recording not in audio:
@@ -97,7 +105,7 @@ def read_directory(root: Path, source: str, language: str | None) -> Iterator[Ut
             yield SetAside(utterance, "no speaker", f"{where}: {utterance} is not in utt2spk")
         elif code is None:
             yield SetAside(
-                utterance, "no language", f"{where}: {utterance} is not in utt2lang, and no `language` is set"
+                utterance, "no language", f"{where}: {utterance} is not in utt2lang, and `language` is not set"
             )
         else:
             yield Utterance(
@@ -116,54 +124,80 @@ def read_directory(root: Path, source: str, language: str | None) -> Iterator[Ut
     known = {utterance for _, utterance, *_ in listed}
     for utterance in text:
         if utterance not in known:
-            yield SetAside(utterance, "no recording", f"{folder / 'text'}: a transcript without audio")
+            yield SetAside(utterance, "no recording", f"{folder / 'text'}: the transcript has no audio")
 
 
-def _refuse_commands(path: Path, recording: str, value: str) -> None:
-    if value.startswith("|") or value.endswith("|"):
-        raise UserError(
-            f"{path}: {recording} is a piped command ({value}), which is not run: commands inside data are refused. "
-            "Write the audio to files (wav-copy in Kaldi, or the command itself) and name those"
-        )
+Listed = list[tuple[int, str, str, float, float | None]]
+"""Line number, utterance, recording, start and end in seconds (None: end of the recording)."""
 
 
-def _pairs(path: Path) -> list[tuple[int, str, str]]:
-    """Line number, key and rest of each line. A key alone has an empty rest (an empty transcript is legal)."""
-    rows = []
+def _recordings(path: Path, root: Path) -> tuple[Listed, dict[str, str]]:
+    """Each recording of wav.scp as an utterance, and the mapping from recording to audio path."""
+    listed: Listed = []
+    audio: dict[str, tuple[int, str]] = {}
+    for line, recording, value in _pairs(path):
+        if value.startswith("|") or value.endswith("|"):
+            raise UserError(
+                f"{path} line {line}: {recording} is a piped command ({value}); commands inside data are refused. "
+                f"Write the audio to files, for example with Kaldi's wav-copy, and list these files"
+            )
+        place = os.path.normpath(root / value)
+        _set_once(audio, recording, line, place, path, "the recording")
+        listed.append((line, recording, recording, 0.0, None))
+    return listed, {recording: place for recording, (_, place) in audio.items()}
+
+
+def _set_once(seen: dict[str, tuple[int, Any]], name: str, line: int, value: Any, path: Path, what: str) -> None:
+    """Record the value and line of a key. UserError: it already has another value (Kaldi refuses this as well)."""
+    first, known = seen.setdefault(name, (line, value))
+    if known != value:
+        refuse_twice(path, f"{what} {name}", (first, line), (known, value))
+
+
+def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Yield line number, key and rest of each line. Only in ``text`` may the rest be empty: an empty transcript."""
     for line, content in read_lines(path):
-        key, _, value = content.strip().replace("\t", " ").partition(" ")
+        name, _, value = content.strip().replace("\t", " ").partition(" ")
         if not value and path.name != "text":
-            raise UserError(f"{path} line {line}: expected `{key} value`, got only {key!r}")
-        rows.append((line, key, value.strip()))
-    return rows
+            raise UserError(f"{path} line {line}: expected `key value`, got {name!r}")
+        yield line, name, value.strip()
 
 
-def _table(path: Path) -> dict[str, str]:
-    """Key -> rest; empty where the file is absent. Of several lines for a key the first stands."""
-    table: dict[str, str] = {}
-    for line, key, value in _pairs(path) if path.is_file() else []:
-        if table.setdefault(key, value) != value:
-            log.warning("%s line %d: %s stands here again with another value; the first is used", path, line, key)
-    return table
+def _table(path: Path, convert: Callable[[str], Any] = str) -> dict[str, Any]:
+    """Key -> value; empty if the file does not exist. UserError: a key has two different values."""
+    seen: dict[str, tuple[int, Any]] = {}
+    for line, name, value in _pairs(path) if path.is_file() else ():
+        try:
+            made = convert(value)
+        except ValueError as error:
+            raise UserError(f"{path} line {line}: {name}: {error}") from error
+        _set_once(seen, name, line, made, path, "the key")
+    return {name: value for name, (_, value) in seen.items()}
 
 
-def _segments(path: Path) -> list[tuple[int, str, str, float, float | None]]:
-    """Line number, utterance, recording, start and end in seconds; an end of -1 (to the end) becomes None."""
-    rows = []
+def _segments(path: Path) -> Listed:
+    """The rows of segments. An end of -1 (end of the recording) becomes None."""
+    rows: Listed = []
+    seen: dict[str, tuple[int, Any]] = {}
     for line, content in read_lines(path):
         fields = content.split()
         if len(fields) != 4:
             raise UserError(f"{path} line {line}: expected `utterance recording start end`, got {content!r}")
-        start, end = (_number(path, f"line {line}", value) for value in fields[2:])
+        try:
+            start, end = (_number(value) for value in fields[2:])
+        except ValueError as error:
+            raise UserError(f"{path} line {line}: {error}") from error
+        _set_once(seen, fields[0], line, (fields[1], start, end), path, "the utterance")
         rows.append((line, fields[0], fields[1], start, None if end == -1 else end))
     return rows
 
 
-def _number(path: Path, key: str, value: str) -> float:
+def _number(value: str) -> float:
+    """Parse seconds. ValueError: not a finite number."""
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UserError(f"{path} {key}: {value!r} is no number of seconds")
+        raise ValueError(f"{value!r} is not a number of seconds")
     return number

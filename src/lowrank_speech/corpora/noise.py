@@ -1,13 +1,13 @@
-"""Background noise at a stated signal-to-noise ratio, reproducible bit by bit.
+"""Background noise at a given signal-to-noise ratio, reproducible bit for bit.
 
-Input: clean speech, a kind of noise and a generator; output: the mixture. Kinds: white; pink (power falls with 1/f);
-brown (1/f²); hum (mains, 50 or 60 Hz, with harmonics); babble (several talkers at once). The ratio is that of the mean
-powers over the speech's active part, so neither the silence around the speech nor a pause in it changes the result.
+Input: clean speech, a kind of noise and a generator. Output: the mixture. Kinds: white; pink (power falls with 1/f);
+brown (1/f²); hum (mains, 50 or 60 Hz, with harmonics); babble (several talkers at once). The ratio compares mean powers
+over the active part of the speech, so silence around the speech and pauses within it do not change the result.
 
     python -c "from lowrank_speech.corpora import noise; print(noise.make('pink', 9, noise.generator(1, 'a')))"
 
-Letters: T samples. All arrays are float64, all ratios in dB. Source: ITU-T P.56 for the idea of the active level (here
-a simple relative threshold instead of its hangover scheme); the rest is written for this project.
+T samples. All arrays are float64, all ratios in dB. Source: ITU-T P.56 for the active speech level (here with a simple
+relative threshold instead of its hangover scheme); the rest is written for this project.
 """
 
 import hashlib
@@ -19,12 +19,12 @@ from scipy.fft import irfft, next_fast_len, rfft, rfftfreq
 KINDS = ("white", "pink", "brown", "babble", "hum")
 FRAME = 0.02  # seconds
 ACTIVE_DB = 35.0  # a frame this far below the loudest one is a pause
-LOWEST_HZ = 50.0  # below it coloured noise gets no louder: 1/f would put all its power where no speech is
-TALKERS = 6  # in one babble
+LOWEST_HZ = 50.0  # the spectrum is flat below this; otherwise 1/f noise would have most of its power below the speech
+TALKERS = 6  # that are mixed to one babble noise
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A Philox generator keyed by sha256 of ``seed`` and ``names``: draws depend on nothing else, order included."""
+    """A Philox generator keyed by sha256 of ``seed`` and ``names``, so that draws depend on nothing else."""
     digest = hashlib.sha256("\0".join([str(seed), *names]).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16])))
 
@@ -49,7 +49,7 @@ def ratio(speech: np.ndarray, noise: np.ndarray, rate: int) -> float:
 
 
 def mix(speech: np.ndarray, noise: np.ndarray, snr: float, rate: int) -> np.ndarray:
-    """``speech`` (T,) as it is, plus ``noise`` (T,) scaled to ``snr`` dB below it over the active part."""
+    """``speech`` (T,) plus ``noise`` (T,), which is scaled to the given ``snr`` (dB) over the active part."""
     return speech + noise * 10 ** ((ratio(speech, noise, rate) - snr) / 20)
 
 
@@ -58,8 +58,8 @@ def make(
 ) -> np.ndarray:
     """Noise of ``kind`` (one of KINDS): (samples,), mean square 1.
 
-    ``talkers`` are the recordings (T,) that babble is made of, at ``rate`` Hz; each is repeated as long as needed, from
-    a random point on. ValueError for an unknown kind, or babble without talkers.
+    ``talkers``: recordings (T,) for babble, at ``rate`` Hz; each is repeated as long as needed, from a random position.
+    ValueError: unknown kind, or babble without talkers.
     """
     if kind not in MAKERS:
         raise ValueError(f"unknown noise {kind!r}; known kinds: {', '.join(KINDS)}")
@@ -69,10 +69,10 @@ def make(
 
 def _coloured(exponent: float) -> Callable[..., np.ndarray]:
     def coloured(samples: int, rng: np.random.Generator, rate: int, talkers: Sequence[np.ndarray]) -> np.ndarray:
-        longer = next_fast_len(samples + 1, real=True)  # a prime length would take long
+        longer = next_fast_len(samples + 1, real=True)  # an FFT of prime length is slow
         spectrum = rfft(rng.standard_normal(longer))
         spectrum *= np.maximum(rfftfreq(longer, 1 / rate), LOWEST_HZ) ** (-exponent / 2)  # power falls with f^exponent
-        spectrum[0] = 0.0  # no constant offset
+        spectrum[0] = 0.0  # no DC offset
         return irfft(spectrum, longer)[:samples]
 
     return coloured
@@ -81,7 +81,7 @@ def _coloured(exponent: float) -> Callable[..., np.ndarray]:
 def _hum(samples: int, rng: np.random.Generator, rate: int, talkers: Sequence[np.ndarray]) -> np.ndarray:
     mains = float(rng.choice([50.0, 60.0])) * (1 + rng.uniform(-0.002, 0.002))
     time = np.arange(samples) / rate
-    noise = 0.01 * rng.standard_normal(samples)  # the noise floor of the amplifier that hums
+    noise = 0.01 * rng.standard_normal(samples)  # the amplifier's noise floor
     for harmonic in range(1, 21):
         level = rng.uniform(0.3, 1.0) / harmonic
         noise += level * np.sin(2 * np.pi * (mains * harmonic * time + rng.random()))

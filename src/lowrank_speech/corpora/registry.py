@@ -1,20 +1,23 @@
-"""Which kinds of corpus there are: ``kind`` in the config -> module. A new corpus is one file and one case here.
+"""Registry of corpus kinds: ``kind`` in the config -> module. A new kind is one file, and one name and one case here.
 
-    >>> corpus = module("digits")
-    >>> corpus.read(corpus.Config(...), root, audio_dir, seed=1, jobs=1)
+    >>> config = read({"kind": "digits", "splits": {"train": {"speakers": ["theo"], "strings": 3}}}, "corpora.digits")
+    >>> items = module(config.kind).read(config, "train", root, audio_dir, seed=1, jobs=1)
 
-Import statements, not names for importlib: the fingerprint of the stage's code follows statements.
+The cases are import statements instead of importlib calls because the code hash follows import statements.
 """
 
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
+from lowrank_speech import settings
 from lowrank_speech.errors import UserError
 
 KINDS = ("digits", "espeak", "kaldi", "tsv")
 
 
 def module(kind: str) -> ModuleType:
-    """The module of a kind, imported now; UserError for an unknown kind."""
+    """Import and return the module of a kind. UserError: unknown kind."""
     match kind:
         case "digits":
             from lowrank_speech.corpora import digits as found
@@ -25,5 +28,16 @@ def module(kind: str) -> ModuleType:
         case "tsv":
             from lowrank_speech.corpora import tsv as found
         case _:
-            raise UserError(f"corpus: the kind {kind!r} is none of {', '.join(KINDS)}")
+            raise UserError(f"corpus: unknown kind {kind!r}; expected one of: {', '.join(KINDS)}")
     return found
+
+
+def read(section: Any, where: str) -> Any:
+    """Read and check the settings of one corpus: a section of ``corpora``, called ``where`` in messages.
+
+    If the section holds all splits, this also checks them against each other (overlapping parts, shared voices or
+    speakers). It does not open any data. UserError: a setting is not valid.
+    """
+    if not isinstance(section, Mapping):
+        raise UserError(f"{where}: expected a mapping with keys, got {section!r}")
+    return settings.read(module(section.get("kind", "")).Config, section, where)

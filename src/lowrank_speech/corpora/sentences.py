@@ -1,12 +1,13 @@
-"""Written sentences of the synthetic corpus: a small grammar and some free sentences per language.
+"""Sentences of the synthetic corpus: a small grammar and some free sentences for each language.
 
-Input: ``sentences/<language>.yaml`` of this package. Each holds slots whose fillers are whole, correctly inflected
-phrases, so that every combination is grammatical; templates that put slots in order; free sentences, written by hand;
-and the espeak-ng voices that speak the language. Output: sentences with a capital first letter and a full stop.
+Input: ``sentences/<language>.yaml`` in this package. Each file has slots, whose fillers are complete and correctly
+inflected phrases, so that every combination is grammatical; templates, which are sequences of slots; free sentences,
+written by hand; and the espeak-ng voices of the language. Output: sentences with a capital first letter and a full
+stop.
 
-A sentence made from a template belongs to exactly one held-out split, or to the pool that the other splits share. Its
-sha256 decides which: no draw, no seed and no other setting but the shares can move a sentence from test to training.
-Free sentences belong to the pool, so the words of the held-out splits are a closed set.
+A template sentence belongs to exactly one held-out split, or to the pool that all other splits share. Its sha256 and
+the shares decide which, so no seed and no other setting can move a sentence from test to training. Free sentences
+belong to the pool, so the held-out splits have a closed vocabulary.
 
     python -c "from lowrank_speech.corpora import sentences; print(sentences.load('de').words())"
 
@@ -22,15 +23,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import numpy as np
-import yaml
+from typing import TYPE_CHECKING
 
 from lowrank_speech.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FOLDER = Path(__file__).with_name("sentences")
-# A held-out split owns a few per cent of the sentences, so most draws miss it; so many misses in a row mean that
-# nothing is left to draw.
+# Only a few per cent of the sentences belong to a held-out split, so most draws miss it. After this many misses in a
+# row, no sentence is assumed to be left.
 MISSES = 5000
 
 
@@ -46,41 +48,46 @@ class Grammar:
     free: tuple[str, ...]
 
     def made(self) -> Iterator[str]:
-        """Every sentence that the templates can make, in the file's order."""
+        """Yield every sentence that the templates can generate, in the order of the file."""
         for template in self.templates:
             for phrases in itertools.product(*(self.slots[slot] for slot in template)):
                 yield written(phrases)
 
     def count(self) -> int:
-        """How many sentences the templates make."""
+        """Number of sentences that the templates can generate."""
         return sum(math.prod(len(self.slots[slot]) for slot in template) for template in self.templates)
 
     def words(self) -> set[str]:
-        """The distinct words of the templates, in lower case (free sentences have further ones)."""
+        """The vocabulary of the templates, in lower case (without the free sentences)."""
         used = {slot for template in self.templates for slot in template}
         return {word for slot in used for phrase in self.slots[slot] for word in key(phrase).split()}
 
 
 def known() -> list[str]:
-    """Codes of the languages that have a sentence file, sorted."""
+    """Sorted codes of the languages with a sentence file."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 @cache
 def load(language: str) -> Grammar:
-    """Read the grammar of ``language`` (ISO code); UserError lists the known ones where there is none."""
+    """Read the grammar of ``language`` (ISO code). UserError: it has no sentence file."""
     if language not in known():
         raise UserError(
-            f"no sentences are written for the language {language!r}; known languages: {', '.join(known())}"
+            f"there is no sentence file for the language {language!r}; known languages: {', '.join(known())}"
         )
     return parse((FOLDER / f"{language}.yaml").read_text(encoding="utf-8"), language, str(FOLDER / f"{language}.yaml"))
 
 
 def parse(text: str, language: str, where: str) -> Grammar:
-    """Build a Grammar from the text of a sentence file; UserError names ``where`` and what is wrong there."""
+    """Build a Grammar from the text of a sentence file. UserError names the file (``where``) and the mistake."""
     if not unicodedata.is_normalized("NFC", text):
         raise UserError(f"{where}: the text is not in Unicode normal form NFC; normalise the file")
-    data = yaml.safe_load(text)
+    from lowrank_speech import yaml_files
+
+    try:
+        data = yaml_files.parse(text, where)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     expected = {"name", "voices", "slots", "templates", "free"}
     if not isinstance(data, dict) or set(data) != expected:
         raise UserError(f"{where}: expected the keys {', '.join(sorted(expected))}")
@@ -91,31 +98,33 @@ def parse(text: str, language: str, where: str) -> Grammar:
         if wrong or not phrases:
             raise UserError(f"{where}: {slot} must be a list of texts, found {wrong[0] if wrong else 'nothing'!r}")
         if len(set(phrases)) < len(phrases):
-            raise UserError(f"{where}: {slot} holds {max(phrases, key=phrases.count)!r} twice")
+            raise UserError(f"{where}: {slot} has {max(phrases, key=phrases.count)!r} twice; remove one")
     templates = tuple(tuple(re.findall(r"\{(\w+)\}", template)) for template in data["templates"])
     for template, line in zip(templates, data["templates"], strict=True):
         unknown = [slot for slot in template if slot not in slots]
         if unknown or line != " ".join(f"{{{slot}}}" for slot in template) or not template:
-            raise UserError(f"{where}: the template {line!r} must be slots alone, out of {', '.join(slots)}")
+            raise UserError(
+                f"{where}: the template {line!r} must consist of slots only; known slots: {', '.join(slots)}"
+            )
     return Grammar(language, data["name"], tuple(data["voices"]), slots, templates, tuple(data["free"]))
 
 
 def written(phrases: tuple[str, ...] | list[str]) -> str:
-    """Join phrases to a sentence: capital first letter, full stop."""
+    """Join phrases to a sentence with a capital first letter and a full stop."""
     text = " ".join(phrases)
     return text[:1].upper() + text[1:] + "."
 
 
 def key(text: str) -> str:
-    """What makes two sentences the same: lower-case words without punctuation, NFC."""
+    """Canonical form for comparing sentences: NFC, lower case, no punctuation."""
     return " ".join(re.findall(r"\w+", unicodedata.normalize("NFC", text).lower()))
 
 
 def owner(text: str, shares: Mapping[str, float]) -> str | None:
     """The held-out split that ``text`` belongs to, or None for the pool of all other splits.
 
-    ``shares`` maps each held-out split to its share of all sentences (0..1, sum below 1). The sentence's sha256 is read
-    as a number in 0..1, on which the splits lie side by side in the order of their names.
+    ``shares`` maps each held-out split to its share of all sentences (0..1, sum below 1). The shares divide the range
+    0..1, in the order of the splits' names; the sentence's sha256, read as a number in 0..1, selects one.
     """
     number = int.from_bytes(hashlib.sha256(key(text).encode()).digest()[:8]) / 2**64
     edge = 0.0
@@ -129,16 +138,16 @@ def owner(text: str, shares: Mapping[str, float]) -> str | None:
 def draw(
     grammar: Grammar,
     count: int,
-    rng: np.random.Generator,
+    rng: "np.random.Generator",
     split: str,
     shares: Mapping[str, float],
     free: float = 0.0,
 ) -> list[tuple[str, bool]]:
     """Draw ``count`` different sentences that ``split`` may use; returns (sentence, whether it is a free one).
 
-    Templates are equally likely, whatever the number of their sentences. ``free`` is the probability of a free sentence
-    (until all are used; never in a held-out split, that is a split named in ``shares``). The first n of a longer draw
-    are the draw of n. UserError when the split owns fewer sentences than asked for.
+    All templates are equally likely, however many sentences they have. ``free`` is the probability of a free sentence,
+    until all are used. Held-out splits (those in ``shares``) never get one. A longer draw starts with the shorter one.
+    UserError: the split has fewer sentences than asked for.
     """
     home = split if split in shares else None
     left = list(grammar.free) if home is None else []
@@ -159,7 +168,7 @@ def draw(
         misses += 1
         if misses > MISSES:
             raise UserError(
-                f"the split {split} asks for {count} different sentences a language and {grammar.name} has about "
-                f"{len(result)} for it: ask for fewer utterances, or give the split a larger share of the sentences"
+                f"the split {split} needs {count} different sentences per language, but {grammar.name} has only about "
+                f"{len(result)} for it; ask for fewer utterances, or give the split a larger share of the sentences"
             )
     return result

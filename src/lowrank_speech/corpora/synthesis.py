@@ -1,13 +1,13 @@
-"""Speech from text with eSpeak NG, through ctypes, the same samples at every call.
+"""Deterministic speech synthesis with eSpeak NG, through ctypes.
 
 In: text, a voice (``es``, ``es-419+f3``), a rate and a pitch. Out: 16-bit samples at 22,050 Hz. The library and its
-data come with the PyPI package espeakng-loader: no system package, no network.
+data come with the PyPI package espeakng-loader, so no system package and no network is needed.
 
-eSpeak NG keeps state from one utterance to the next, and no seed resets it: repeated synthesis in one process is not
-deterministic. So this process only initialises the library, and every utterance is spoken by a child forked from that
-untouched state and sent back through a pipe (about 11 ms). The child seeds the random numbers that some voices
-use (f3 and f5 among them): eSpeak starts them from the time of day. It calls little but eSpeak and ``os.write``, and
-leaves with ``os._exit``, so forking is safe though the parent may have threads.
+eSpeak NG carries state from one utterance to the next, and no seed resets it, so repeated synthesis in one process is
+not deterministic. Therefore this process only initialises the library. A forked child starts from that state, speaks
+one utterance, and sends it back through a pipe (about 11 ms). The child also seeds the random numbers that some voices
+use (f3 and f5, for example), which eSpeak seeds from the time of day. It calls little but eSpeak and ``os.write`` and
+leaves with ``os._exit``, so forking is safe even if the parent has threads.
 
     python -c "from lowrank_speech.corpora import synthesis; print(len(synthesis.say('de+m3', 'Guten Tag.', 170, 50)))"
 
@@ -27,8 +27,8 @@ import numpy as np
 from lowrank_speech.errors import UserError
 
 RATE = 22050  # Hz, of every voice of the package
-SILENT = 200  # a voice whose loudest sample of 32,768 stays below it is taken for silent
-LONGEST = 60.0  # seconds that one utterance may take before its process is given up
+SILENT = 200  # a voice is silent if its loudest sample is below this (full scale: 32,768)
+LONGEST = 60.0  # seconds after which the process of an utterance is killed
 SYNCHRONOUS, DONT_EXIT = 2, 0x8000  # espeak_AUDIO_OUTPUT, espeakINITIALIZE_DONT_EXIT
 SPEED, PITCH = 1, 3  # espeak_PARAMETER
 UTF8 = 1  # espeakCHARS_UTF8
@@ -41,8 +41,8 @@ SAMPLES = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.
 def say(voice: str, text: str, rate: int, pitch: int) -> np.ndarray:
     """Speak ``text`` with ``voice`` at ``rate`` words per minute (80..450) and ``pitch`` (0..100).
 
-    Returns int16 (samples,) at 22,050 Hz; it may be empty, and nothing is trimmed. UserError names the voice that
-    eSpeak does not have or that failed.
+    Returns int16 (samples,) at 22,050 Hz, possibly empty, without trimming silence. UserError: eSpeak does not have the
+    voice, or failed.
     """
     library = _library()
     reading, writing = os.pipe()
@@ -53,7 +53,7 @@ def say(voice: str, text: str, rate: int, pitch: int) -> np.ndarray:
             os.close(reading)
             code = _speak(library, writing, voice.encode(), text.encode(), rate, pitch)
         finally:
-            os._exit(code)  # whatever happened: a forked child must never go on with its parent's work
+            os._exit(code)  # in any case: a forked child must never continue with the parent's work
     os.close(writing)
     try:
         data = _receive(reading, child)
@@ -62,25 +62,25 @@ def say(voice: str, text: str, rate: int, pitch: int) -> np.ndarray:
         status = os.waitpid(child, 0)[1]
     code = os.waitstatus_to_exitcode(status)
     if code == NO_VOICE:
-        raise UserError(f"eSpeak NG has no working voice {voice!r}: choose another one in the corpus's languages")
+        raise UserError(f"eSpeak NG has no working voice {voice!r}; choose another one in the corpus's languages")
     if code != 0:
         raise UserError(f"eSpeak NG failed on the voice {voice!r} and the text {text!r} (exit code {code})")
     return np.frombuffer(data, dtype=np.int16)
 
 
 def check(voice: str, text: str) -> None:
-    """Make sure that ``voice`` exists, its variant too, and that ``text`` is heard when it speaks; else UserError.
+    """UserError if ``voice`` or its variant does not exist, or is silent on ``text``.
 
-    eSpeak itself speaks with the plain voice when it does not know the variant, and some of its voices are silent.
+    eSpeak itself falls back to the plain voice if it does not know the variant, and some of its voices are silent.
     """
     variant = voice.partition("+")[2]
     folder = data_folder() / "voices" / "!v"
     if variant and not (folder / variant).is_file():
         known = ", ".join(sorted(path.name for path in folder.iterdir() if " " not in path.name))
-        raise UserError(f"eSpeak NG has no voice variant {variant!r} (asked for in {voice!r}); it has {known}")
+        raise UserError(f"eSpeak NG has no voice variant {variant!r} (in {voice!r}); expected one of: {known}")
     samples = say(voice, text, 170, 50)
     if len(samples) == 0 or np.abs(samples.astype(np.int32)).max() < SILENT:
-        raise UserError(f"the eSpeak NG voice {voice!r} is silent: choose another voice or variant in the corpus")
+        raise UserError(f"the eSpeak NG voice {voice!r} is silent; choose another voice or variant in the corpus")
 
 
 def data_folder() -> Path:
@@ -101,14 +101,14 @@ def _library() -> ctypes.CDLL:
     rate = library.espeak_Initialize(SYNCHRONOUS, 0, os.fsencode(data_folder()), DONT_EXIT)
     if rate != RATE:
         raise UserError(
-            f"eSpeak NG could not start with the data in {data_folder()} (it answered {rate}, not {RATE} Hz): the path "
-            "must be shorter than 160 characters, and the package espeakng-loader complete"
+            f"eSpeak NG could not start with the data in {data_folder()} (it returned {rate} instead of {RATE} Hz); "
+            "the path must be shorter than 160 characters; if it is, reinstall the package espeakng-loader"
         )
     return library
 
 
 def _speak(library: ctypes.CDLL, pipe: int, voice: bytes, text: bytes, rate: int, pitch: int) -> int:
-    """The child's whole life: speak into ``pipe``; returns the exit code."""
+    """What the child does: write the speech to ``pipe``, and return the exit code."""
 
     def write(samples: ctypes.Array, count: int, _events: int) -> int:
         if samples and count > 0:
@@ -117,19 +117,19 @@ def _speak(library: ctypes.CDLL, pipe: int, voice: bytes, text: bytes, rate: int
                 data = data[os.write(pipe, data) :]
         return 0
 
-    callback = SAMPLES(write)  # held by this frame for as long as eSpeak may call it
+    callback = SAMPLES(write)  # a local variable, so that it lives as long as eSpeak may call it
     library.espeak_SetSynthCallback(callback)
     if library.espeak_SetVoiceByName(voice) != 0:
         return NO_VOICE
     library.espeak_ng_SetRandSeed(SEED)
-    LIBC.srand(SEED)  # it draws from the C library too
+    LIBC.srand(SEED)  # eSpeak also draws from the C library
     failed = library.espeak_SetParameter(SPEED, rate, 0) or library.espeak_SetParameter(PITCH, pitch, 0)
     failed = failed or library.espeak_Synth(text, len(text) + 1, 0, 1, 0, UTF8, None, None)
     return FAILED if failed or library.espeak_Synchronize() else 0
 
 
 def _receive(pipe: int, child: int) -> bytes:
-    """All that the child writes until it closes the pipe; a child that hangs is ended."""
+    """Everything that the child writes until it closes the pipe. Kills a child that hangs."""
     parts: list[bytes] = []
     end = time.monotonic() + LONGEST
     while True:

@@ -1,8 +1,9 @@
-"""Tables: a tab-separated file per source with a header line, a row per utterance.
+"""Tables: one tab-separated file per source, with a header line and one row per utterance.
 
-In: a folder with ``train.tsv`` and the like (``id audio language speaker seconds text``; other names by ``columns``);
-relative paths of audio start at that folder. An empty text means: no transcript (language recognition can use it).
-Out: utterances, to be checked and made into cuts by validate.py. The default folder below $SPEECH_DATA is voices.
+In: a folder with files such as ``train.tsv`` (columns ``id audio language speaker seconds text``; ``columns`` maps
+other names). Relative audio paths start at that folder. An utterance with an empty text has no transcript; it can be
+used for language recognition. Out: utterances, which validate.py checks and makes into cuts. The default folder below
+$SPEECH_DATA is ``voices``.
 
     corpora:
       voices: {kind: tsv, languages: [de, en, es, fr, nl],
@@ -13,72 +14,87 @@ Out: utterances, to be checked and made into cuts by validate.py. The default fo
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Literal
 
-from lowrank_speech.corpora.common import SetAside, Utterance, clean_text, find_folder, read_lines
-from lowrank_speech.corpora.parts import SplitConfig, check_splits, select
-from lowrank_speech.corpora.validate import Checks
+from lowrank_speech.corpora.common import (
+    TRACK,
+    Checks,
+    SetAside,
+    Track,
+    Utterance,
+    clean_text,
+    find_folder,
+    read_lines,
+    refuse_twice,
+)
+from lowrank_speech.corpora.parts import SplitConfig, check_splits, items_of_split
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, settings
+
+SECONDS = "seconds"
 
 
-@dataclass(frozen=True)
+@settings
 class Columns:
-    """Names of the columns. ``seconds`` and ``text`` may be null where the table has none."""
+    """Names of the columns."""
 
-    id: str = "id"
-    audio: str = "audio"
-    language: str = "language"
-    speaker: str = "speaker"
-    seconds: str | None = "seconds"
-    text: str | None = "text"
+    id: str = key("id", "column of the utterance's id")
+    audio: str = key("audio", "column of the audio path, absolute or relative to the table's folder")
+    language: str = key("language", "column of the language code")
+    speaker: str = key("speaker", "column of the speaker")
+    seconds: str | None = key(
+        SECONDS, "column of the duration, which is compared with the audio; null or no such column: not compared"
+    )
+    text: str | None = key("text", "column of the transcript; null: the table has no transcripts")
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """A corpus of tables."""
 
-    kind: Literal["tsv"]
-    splits: dict[str, SplitConfig]
-    path: str | None = None
-    """The folder of the tables; null: ``folder`` below $SPEECH_DATA."""
-    folder: str = "voices"
-    languages: tuple[str, ...] = ()
-    """The languages that are wanted; others are set aside. Empty: all."""
-    columns: Columns = field(default_factory=Columns)
-    checks: Checks = field(default_factory=Checks)
+    kind: Literal["tsv"] = key(REQUIRED, "tab-separated tables")
+    splits: dict[str, SplitConfig] = key(REQUIRED, "name -> which table, and which part of it")
+    path: str | None = key(None, "folder of the tables; null: `folder` below $SPEECH_DATA")
+    folder: str = key("voices", "folder below $SPEECH_DATA, used if `path` is null")
+    languages: tuple[str, ...] = key((), "languages to use, others are set aside; empty: all languages")
+    columns: Columns = key(None, "names of the columns", default_factory=Columns)
+    checks: Checks = key(None, "which audio is accepted", default_factory=Checks)
+    track: Track = key("auto", TRACK, runtime=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_splits(self.splits)
 
 
 def locate(config: Config, data_root: Path | None) -> Path:
-    """The folder of the tables, absolute; UserError if it or a table is absent."""
+    """The absolute folder of the tables. UserError: it or a table does not exist."""
     sources = sorted({split.source for split in config.splits.values()})
     holds = f"tab-separated tables with a header line ({', '.join(sources)}) and the audio they name"
     return find_folder(config.kind, config.path, data_root, config.folder, holds, sources)
 
 
-def read(
-    config: Config, root: Path, audio_dir: Path, seed: int, jobs: int = 1
-) -> Iterator[tuple[str, Utterance | SetAside]]:
-    """Yield (split, utterance or what could not be one), split by split, in the order of the tables.
+def sources(config: Config, root: Path) -> list[Path]:
+    """The tables."""
+    return [root / source for source in sorted({split.source for split in config.splits.values()})]
 
-    UserError if a language of ``languages`` has no row in a split. ``audio_dir`` and ``jobs`` are not used: nothing is
-    written, and validate.py opens the audio.
+
+def read(
+    config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
+) -> Iterator[Utterance | SetAside]:
+    """Yield first the rejected rows, then the utterances of one split, in the order of its table.
+
+    UserError: a language of ``languages`` has no row in the split, or an id has two different rows. ``audio_dir`` and
+    ``jobs`` are not used, because no audio is written, and validate.py opens it.
     """
     wanted = {code.lower() for code in config.languages}
-    for source in dict.fromkeys(split.source for split in config.splits.values()):
-        splits = {name: split for name, split in config.splits.items() if split.source == source}
-        items = list(read_table(root, source, config.columns, wanted))
-        utterances = [item for item in items if isinstance(item, Utterance)]
-        # What is no utterance has no part: it is listed once, under all splits of its source.
-        yield from (("+".join(splits), item) for item in items if isinstance(item, SetAside))
-        for name, split in splits.items():
-            chosen = select(utterances, split, seed)
-            _check_languages(wanted, name, split, chosen, utterances, root / source)
-            yield from ((name, utterance) for utterance in chosen)
+    part = config.splits[split]
+    items = list(read_table(root, part.source, config.columns, wanted))
+    chosen = list(items_of_split(items, part, seed))
+    utterances = [item for item in items if isinstance(item, Utterance)]
+    taken = [item for item in chosen if isinstance(item, Utterance)]
+    _check_languages(wanted, split, part, taken, utterances, root / part.source)
+    yield from chosen
 
 
 def _check_languages(
@@ -87,33 +103,57 @@ def _check_languages(
     for code in sorted(wanted - {u.language for u in chosen}):
         speakers = {u.speaker for u in utterances if u.language == code}
         if not speakers:
-            found = ", ".join(sorted({u.language for u in utterances})) or "none of those that are wanted"
-            raise UserError(f"{table}: no row has the language {code!r} of `languages`; it has {found}")
+            found = ", ".join(sorted({u.language for u in utterances})) or "no language of `languages`"
+            raise UserError(f"{table}: no row has the language {code!r} of `languages`; the table has {found}")
         raise UserError(
-            f"split {name}: part {list(split.part)} by {split.by} of {table} has no row of the language {code!r}, "
-            f"which has {len(speakers)} speaker(s) there; widen the part or the limits, or use `by: utterance`"
+            f"split {name}: part {list(split.part)} by {split.by} of {table} has no row in the language {code!r} (the "
+            f"table has {len(speakers)} speaker(s) of it); widen the part or the limits, or use `by: utterance`"
         )
 
 
 def read_table(root: Path, source: str, columns: Columns, wanted: set[str]) -> Iterator[Utterance | SetAside]:
-    """The rows of the table ``root/source``; an empty ``wanted`` takes all languages."""
+    """Yield the rows of the table ``root/source``. If ``wanted`` is empty, all languages are accepted.
+
+    UserError: an id occurs in two rows with different values.
+    """
     path = root / source
     lines = read_lines(path)
-    if not lines:
-        raise UserError(f"{path}: the file is empty; it needs a header line and a row per utterance")
-    header = lines[0][1].split("\t")
-    named = {f.name: getattr(columns, f.name) for f in fields(columns)}
-    for key, name in named.items():
-        if name is not None and name not in header:
-            raise UserError(f"{path}: no column {name!r} (`columns.{key}`) in the header; it has {', '.join(header)}")
-    for line, content in lines[1:]:
+    _, first = next(lines, (0, ""))
+    if not first:
+        raise UserError(f"{path}: the file is empty; it needs a header line and one row per utterance")
+    header = first.split("\t")
+    named = _places(header, columns, path)
+    rows: dict[str, tuple[int, list[str]]] = {}
+    for line, content in lines:
         values, where = content.split("\t"), f"{path} line {line}"
         if len(values) != len(header):
-            detail = f"{where}: {len(values)} columns where the header has {len(header)}"
+            detail = f"{where}: {len(values)} columns, but the header has {len(header)}"
             yield SetAside(values[0] or f"{source}:{line}", "malformed row", detail)
             continue
-        row = dict(zip(header, values, strict=True))
-        yield _utterance({k: row[name].strip() for k, name in named.items() if name}, root, wanted, where)
+        row = {name: values[place].strip() for name, place in named.items()}
+        number, known = rows.setdefault(row["id"], (line, values))
+        if row["id"] and known is not values:
+            for place in named.values():
+                if known[place].strip() != values[place].strip():
+                    refuse_twice(path, f"the id {row['id']}", (number, line), (known[place], values[place]))
+        yield _utterance(row, root, wanted, where)
+
+
+def _places(header: list[str], columns: Columns, path: Path) -> dict[str, int]:
+    """Key of ``columns`` -> index of its column. UserError: the header lacks a column, or has it twice."""
+    places = {}
+    for name in (field.name for field in fields(columns)):
+        column = getattr(columns, name)
+        if column is None or (column == SECONDS == name and column not in header):
+            continue
+        if column not in header:
+            raise UserError(
+                f"{path}: the header has no column {column!r} (`columns.{name}`); it has {', '.join(header)}"
+            )
+        if header.count(column) > 1:
+            raise UserError(f"{path}: the header has the column {column!r} twice; rename or remove one of them")
+        places[name] = header.index(column)
+    return places
 
 
 def _utterance(row: dict[str, str], root: Path, wanted: set[str], where: str) -> Utterance | SetAside:
@@ -125,15 +165,15 @@ def _utterance(row: dict[str, str], root: Path, wanted: set[str], where: str) ->
         except ValueError:
             seconds = math.nan
         if not seconds >= 0 or math.isinf(seconds):
-            return SetAside(row["id"], "malformed row", f"{where}: seconds are {row['seconds']!r}")
+            return SetAside(row["id"], "malformed row", f"{where}: the duration is {row['seconds']!r}")
     if not language:
         return SetAside(row["id"], "no language", f"{where}: the language is empty")
     if wanted and language not in wanted:
-        return SetAside(row["id"], "unknown language", f"{where}: {language} is none of {', '.join(sorted(wanted))}")
+        return SetAside(row["id"], "unknown language", f"{where}: {language} is not one of {', '.join(sorted(wanted))}")
     if not row["speaker"]:
         return SetAside(row["id"], "no speaker", f"{where}: the speaker is empty")
     if not row["audio"]:
-        return SetAside(row["id"], "no recording", f"{where}: the path of the audio is empty")
+        return SetAside(row["id"], "no recording", f"{where}: the audio path is empty")
     return Utterance(
         id=row["id"],
         audio=os.path.normpath(root / row["audio"]),

@@ -1,22 +1,23 @@
-"""Calibration: a dense model runs over some utterances, and the second moments of its layers' inputs are kept.
+"""Calibration: run a dense model over some utterances and collect the second moments of its layers' inputs.
 
-The model sees one utterance at a time, so no padding counts, nor do frames of Whisper's window beyond the utterance.
-Whisper's decoder is calibrated on what it recognises itself (greedy search). The stage and the command share this.
+The model sees one utterance at a time, so padding does not count, nor do frames of Whisper's window beyond the
+utterance. Whisper's decoder is calibrated on its own output (greedy search). The stage and the command share this code.
 """
 
 import logging
 import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from lhotse import CutSet
 from tqdm import tqdm
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import Loader, segment
 from lowrank_speech.features.inputs import RATE, inputs_of
-from lowrank_speech.features.store import load_cuts
+from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.lang.select import SetAside, fits_window, require
 from lowrank_speech.lowrank.moments import Moments
 from lowrank_speech.models.layers import dense_layers
@@ -28,37 +29,40 @@ log = logging.getLogger(__name__)
 def calibrate(
     model: SpeechModel,
     folder: Path,
-    path: Path,
+    cuts: Iterable[Any],
+    what: str | Path,
     out: Path,
-    layers: str | tuple[str, ...],
+    layers: str | Sequence[str],
     utterances: int,
     seed: int,
     seconds: float | None = None,
 ) -> dict[str, Any]:
-    """Write the moments of ``layers`` over some cuts of ``path`` to ``out``, on the device of ``model``.
+    """Compute the moments of ``layers`` over some of ``cuts`` on the device of ``model``, and write them to ``out``.
 
-    ``folder``: that of the model. ``utterances`` are drawn by ``seed``, whatever their order in the file; ``seconds``:
-    they are cut to at most that. Returns ``utterances`` (ids), ``seconds_speech``, ``frames`` (by layer) and
-    ``set_aside``. UserError where nothing is left.
+    ``folder``: the model's folder; ``what``: the source of the cuts, for messages; ``utterances``: how many cuts
+    ``seed`` draws, whatever their order; ``seconds``: cut them to at most this length. Returns ``utterances`` (ids),
+    ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. Raises UserError if no cut is usable.
     """
     chosen, set_aside = dense_layers(model, layers), SetAside()
-    cuts = _draw(path, model, utterances, seed, seconds, set_aside)
+    cuts = _draw(cuts, what, model, utterances, seed, seconds, set_aside)
     loader = Loader(inputs_of(folder))
     device = next(model.parameters()).device
     moments = Moments(chosen)
     with moments.hooked(), torch.no_grad():
         for cut in tqdm(cuts, desc="calibrate", unit="utterance", disable=None):
             batch = loader.collate([cut])
-            model.observe(batch["features"].to(device), batch["lengths"].to(device), cut, moments)
+            language = nearest_language(cut.supervisions[0].language if cut.supervisions else None, model.languages)
+            model.observe(batch["features"].to(device), batch["lengths"].to(device), cut, language, moments)
     with atomic(out) as temporary:
         moments.save(temporary)
     speech = sum(cut.duration for cut in cuts)
     frames = min(moments.count.values())
-    log.info("%d layers, %d utterances, %.1f s, %d frames at least", len(chosen), len(cuts), speech, frames)
+    log.info("%d layers, %d utterances, %.1f s, at least %d frames", len(chosen), len(cuts), speech, frames)
     widest = max(layer.in_features for layer in chosen.values())
     if frames < widest:
         log.warning(
-            "%d frames for layers of up to %d inputs: their second moments lack full rank; use more utterances",
+            "%d frames are too few for layers of up to %d inputs: their second moments lack full rank; use more "
+            "utterances",
             frames, widest,
         )  # fmt: skip
     return {
@@ -70,16 +74,19 @@ def calibrate(
 
 
 def _draw(
-    path: Path, model: SpeechModel, utterances: int, seed: int, seconds: float | None, set_aside: SetAside
+    cuts: Iterable[Any],
+    what: str | Path,
+    model: SpeechModel,
+    utterances: int,
+    seed: int,
+    seconds: float | None,
+    set_aside: SetAside,
 ) -> list[Any]:
-    """``utterances`` of the usable cuts."""
-    try:
-        cuts = sorted(segment(load_cuts(path), seconds, seed), key=lambda cut: cut.id)
-    except (ValueError, OSError) as error:
-        raise UserError(f"calibrate: {path} holds no Lhotse cuts: {error}") from error
+    """Draw ``utterances`` of the usable cuts."""
+    cuts = sorted(segment(CutSet(cuts), seconds, seed), key=lambda cut: cut.id)
     random.Random(seed).shuffle(cuts)
     usable = []
-    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # what does not fit is listed in full
+    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # a list, to set aside all that do not fit
         if len(usable) == utterances:
             break
         if not getattr(cut, "has_features", False) and cut.sampling_rate != RATE:
@@ -88,7 +95,7 @@ def _draw(
             set_aside.add(cut.id, "shorter than one frame", f"{cut.duration:.3f} s")
         else:
             usable.append(cut)
-    require(usable, f"calibrate: {path}", set_aside)
+    require(usable, f"calibrate: {what}", set_aside)
     if len(usable) < utterances:
-        log.warning("%s has %d usable cuts, fewer than the %d asked for", path, len(usable), utterances)
+        log.warning("%s has only %d usable utterances, %d were requested", what, len(usable), utterances)
     return usable

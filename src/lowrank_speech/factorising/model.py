@@ -1,7 +1,7 @@
-"""From a dense model to the folder of a low-rank one: what the stage and the command ``factorise`` share.
+"""Factorise a dense model into the folder of a low-rank one; the stage and the command ``factorise`` share this code.
 
-The weights stay memory-mapped (but for a ``pytorch_model.bin``), and the result is written layer by layer: memory holds
-one layer at a time.
+The weights stay memory-mapped (except for a ``pytorch_model.bin``), and the result is written layer by layer, so memory
+holds only one layer at a time.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ from lowrank_speech.models.speech import SpeechModel
 def save_factorised(
     model: SpeechModel, plan: Mapping[str, int], folder: str | Path, copy_from: str | Path | None = None, **options: Any
 ) -> list[dict[str, Any]]:
-    """Write the low-rank model that ``plan`` makes of the dense ``model``, layer by layer; ``model`` stays as it is.
+    """Factorise the dense ``model`` by ``plan`` and write it layer by layer, without changing ``model``.
 
-    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the rows returned: see ``lowrank.factorise``. The
-    folder is what factorising in memory and ``save_model`` would write.
+    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the returned rows: see ``lowrank.factorise``. The
+    folder is the same as after factorising in memory and ``save_model``.
     """
     meta = dataclasses.replace(model.meta, plan=dict(plan))
     state, prefix, body = model.state_dict(), model.body_prefix, set(model.body.state_dict())
@@ -39,12 +39,13 @@ def save_factorised(
 def factorise_model(
     model: SpeechModel, recipe: Factorise, out: Path, copy_from: Path, moments: Path | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Write the folder ``out`` of the low-rank model that ``recipe`` makes of ``model``; ``model`` stays as it is.
+    """Factorise ``model`` by ``recipe`` into the folder ``out``, without changing ``model``.
 
-    ``copy_from``: the folder of ``model``. ``moments``: file of second moments, needed by `init: activation`; with any
-    init the report then has the output error of each layer. ``seed`` decides `init: random`. Returns
-    ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (a row each, see
-    ``lowrank.factorise``) and ``left_dense`` (name -> why). UserError or ValueError where it does not fit.
+    ``copy_from``: the folder of ``model``. ``moments``: file of second moments; `init: activation` needs it, and with
+    any init it adds the output error of each layer to the report. ``seed`` is for `init: random`. Returns
+    ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
+    ``lowrank.factorise``) and ``left_dense`` (name -> reason). Raises UserError or ValueError if the recipe does not
+    fit the model.
     """
     if recipe.init == "activation" and moments is None:
         raise UserError("init: activation needs the second moments of the layers' inputs (calibration)")
@@ -54,12 +55,12 @@ def factorise_model(
     means = seen.means if seen is not None else None
     values = None
     if recipe.energy is not None or recipe.allocate:
-        # What an activation-aware cut loses is the spectrum of the whitened weight.
+        # The loss of an activation-aware cut is that of the whitened weight's spectrum.
         values = spectra(chosen, seen, means) if recipe.init == "activation" else spectra(chosen)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
     if not plan:
-        raise UserError(f"all {len(chosen)} layers would stay dense: ask for a lower rank")
+        raise UserError(f"all {len(chosen)} layers would stay dense; set a lower rank")
     rows = save_factorised(model, plan, out, copy_from, init=recipe.init, moments=seen, seed=seed, means=means)
     after = before - plan.saving(shapes)
     return {

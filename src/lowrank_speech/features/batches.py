@@ -1,4 +1,4 @@
-"""Batches by duration from Lhotse cuts.
+"""Make batches of Lhotse cuts by duration.
 
 One batch is a dict (B batch, T samples, F frames, C features):
 
@@ -6,9 +6,9 @@ One batch is a dict (B batch, T samples, F frames, C features):
     features   float32 (B, T) waveforms, (B, F, C) front-end output or log-mel, zero beyond the lengths
     lengths    int64 (B,) valid samples or frames
 
-Cuts with stored features give those; from the others ``Inputs`` computes what the model eats. Which cuts make a batch
-is decided from their durations alone; cuts, samples and arrays are read when the batch is made, by worker processes
-where there are some. A batch does not depend on who makes it.
+The input of a cut is its stored features; for other cuts ``Inputs`` computes it. Only the durations decide which cuts
+form a batch. Cuts, samples and arrays are read when the batch is made, in worker processes if there are any. All
+processes make the same batch.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from lowrank_speech.features.store import read_features
 if TYPE_CHECKING:
     from lowrank_speech.features.augment import Augmentation
 
-# Of a cut that is alone in its batch; the training says how many there are.
+# Lhotse warns of each cut that is longer than a batch; the training logs how many there are.
 warnings.filterwarnings("ignore", message="We have exceeded the max_duration constraint")
 
 BUFFER = 20_000  # cuts among which Lhotse's sampler draws
@@ -45,29 +45,29 @@ Cuts = KeptCuts | ListedCuts | CutSet
 
 
 class Loader:
-    """Cuts -> batches. ``memory`` seconds of computed inputs are kept, so that short corpora are read once.
+    """Cuts -> batches. Keeps up to ``memory`` seconds of computed inputs in memory: short corpora are read only once.
 
-    ``workers``: processes that make batches ahead; 0: the batch is made when it is asked for. ``augmentation`` changes
-    the samples of training batches.
+    ``workers``: processes that prefetch batches; 0: the main process makes each batch on demand. ``augmentation``
+    changes the samples of training batches.
     """
 
     def __init__(
         self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: "Augmentation | None" = None
     ):
         self.inputs, self.workers, self.augmentation = inputs, workers, augmentation
-        # What a worker keeps ends with it, after one epoch.
+        # Workers live only for one epoch, so they cannot reuse inputs.
         self._left, self._kept = 0.0 if workers else memory, {}
 
     def one(self, cut: Any, draw: tuple[int, int] | None = None) -> Tensor:
-        """The model's input for one cut: stored features (F, C), else computed from its samples.
+        """The model's input for one cut: its stored features (F, C), or computed from its samples.
 
-        ``draw``: (seed, epoch) that the augmentation draws by; None: the samples as they are.
+        ``draw``: (seed, epoch) of the augmentation; None: do not change the samples.
         """
         if getattr(cut, "has_features", False):
             return torch.from_numpy(read_features(cut))
         if draw is not None and self.augmentation is not None:
             return self.inputs(cut, lambda samples: self.augmentation(samples, *draw, cut.id))
-        name = draw is None, cut.id  # dev may have an id of train's
+        name = draw is None, cut.id  # dev and train may share an id
         kept = self._kept.get(name)
         if kept is None:
             kept = self.inputs(cut)
@@ -94,19 +94,19 @@ class Loader:
         rank: int = 0,
         world: int = 1,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of one epoch; see ``batch_numbers``. Of the first ``skip`` nothing is read.
+        """The batches of one epoch; see ``batch_indices``. Skips the first ``skip`` batches without reading them.
 
-        Of ``world`` processes each makes every ``world``-th batch; those of others have nothing but their ``cuts``.
+        Each of ``world`` processes makes every ``world``-th batch; batches of other processes have only ``cuts``.
         """
         cuts = numbered(cuts)
-        numbers = batch_numbers(cuts, batch_seconds, seed, epoch, quadratic_seconds)
-        dealt = ((batch, i % world == rank) for i, batch in enumerate(numbers))
+        indices = batch_indices(cuts, batch_seconds, seed, epoch, quadratic_seconds)
+        dealt = ((batch, i % world == rank) for i, batch in enumerate(indices))
         return self.load(cuts, islice(dealt, skip, None), (seed, epoch))
 
     def all(self, cuts: Cuts, batch_seconds: float, rank: int = 0, world: int = 1) -> Iterator[dict[str, Any]]:
-        """All cuts once, longest first, at most ``batch_seconds`` (padding included) a batch.
+        """All cuts once, longest first, in batches of at most ``batch_seconds`` including padding.
 
-        Of ``world`` processes each gets every ``world``-th batch.
+        Each of ``world`` processes gets every ``world``-th batch.
         """
         cuts = numbered(cuts)
         dealt = ((batch, True) for batch in longest_first(cuts, batch_seconds))
@@ -118,15 +118,15 @@ class Loader:
         batches: Iterable[tuple[list[int], bool]],
         draw: tuple[int, int] | None = None,
     ) -> Iterator[dict[str, Any]]:
-        """The batches of ``cuts`` by their numbers, in that order, by the workers if there are some.
+        """Make ``batches`` of ``cuts``, in order, in the workers if there are any.
 
-        With the numbers comes whether the batch is to be made, or its cuts suffice.
+        A batch is given as indices of cuts, and whether to make it (True) or to return only its cuts (False).
         """
         made = _Made(self, cuts, draw)
         if not self.workers:
             yield from (made[batch] for batch in batches)
             return
-        # A generator of its own: the loader would draw from torch's, which dropout uses.
+        # The loader needs its own generator: it would draw from torch's global one, which dropout uses.
         loader = DataLoader(
             made,
             batch_size=None,
@@ -144,20 +144,20 @@ class Loader:
 
 
 class _Made:
-    """What a ``DataLoader`` indexes: by the numbers of a batch's cuts, and whether it is to be made."""
+    """The dataset of a ``DataLoader``, indexed by the indices of a batch's cuts and whether to make the batch."""
 
     def __init__(self, loader: Loader, cuts: KeptCuts | ListedCuts, draw: tuple[int, int] | None):
         self.loader, self.cuts, self.draw = loader, cuts, draw
 
     def __getitem__(self, batch: tuple[list[int], bool]) -> dict[str, Any] | UserError:
-        numbers, whole = batch
-        cuts = [self.cuts[i] for i in numbers]
+        indices, whole = batch
+        cuts = [self.cuts[i] for i in indices]
         try:
             return self.loader.collate(cuts, self.draw) if whole else {"cuts": cuts}
         except UserError as error:
             if torch.utils.data.get_worker_info() is None:
                 raise
-            return error  # a worker's exceptions come with a traceback in their message
+            return error  # torch would add a traceback to the message of a worker's exception
 
 
 def _as_it_is(batch: Any) -> Any:
@@ -166,7 +166,7 @@ def _as_it_is(batch: Any) -> Any:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Torch in one thread, as in a worker: sums rounded otherwise would tell workers and the main process apart."""
+    """Use one torch thread, as in a worker; with more threads, sums would round differently."""
     before = torch.get_num_threads()
     if before > 1:
         torch.set_num_threads(1)
@@ -178,7 +178,7 @@ def _one_thread() -> Iterator[None]:
 
 
 class _Length:
-    """What Lhotse's sampler looks at in place of a cut; it also notes there which worker got it."""
+    """A stand-in for a cut in Lhotse's sampler, which reads the duration and stores ``dataloading_info``."""
 
     __slots__ = ("dataloading_info", "duration", "number")
 
@@ -190,26 +190,26 @@ class _Lengths:
     def __init__(self, durations: np.ndarray, seed: int, epoch: int):
         self.durations, self.order = durations, np.arange(len(durations))
         if len(durations) > BUFFER:
-            # Lhotse draws among the cuts in its buffer only: of a longer corpus it would mix neighbours.
+            # Lhotse only shuffles the cuts in its buffer, so in a longer corpus it would only mix neighbours.
             self.order = np.random.default_rng([seed, epoch]).permutation(len(durations)).astype(np.int32)
 
     def __iter__(self) -> Iterator[_Length]:
         return (_Length(int(i), float(self.durations[i])) for i in self.order)
 
 
-def batch_numbers(
+def batch_indices(
     cuts: KeptCuts | ListedCuts,
     batch_seconds: float,
     seed: int,
     epoch: int,
     quadratic_seconds: float | None = None,
 ) -> Iterator[list[int]]:
-    """The batches of one epoch as lists of the cuts' numbers: Lhotse's dynamic buckets by duration.
+    """The batches of one epoch as lists of cut indices, from Lhotse's dynamic buckets by duration.
 
-    Order and batches are drawn from ``seed`` and ``epoch`` alone. The longest cut times the number of cuts is at most
-    ``batch_seconds``, but for a cut that is longer alone: where the one that fills Lhotse's batch is so much longer
-    than the others that it does not fit, it comes later, with others of its kind. With ``quadratic_seconds`` q a cut
-    of d seconds counts as d + d² / q: long cuts come in smaller batches.
+    Order and batches depend only on ``seed`` and ``epoch``. The longest cut times the number of cuts is at most
+    ``batch_seconds``, unless a single cut is longer. If the last cut of Lhotse's batch is too long to fit, it moves to
+    a later batch, with other cuts of its length. With ``quadratic_seconds`` q, a cut of d seconds counts as d + d² / q,
+    so long cuts get smaller batches.
     """
     sizes = cuts.durations if quadratic_seconds is None else cuts.durations + cuts.durations**2 / quadratic_seconds
     late: list[int] = []
@@ -228,8 +228,8 @@ def batch_numbers(
 def _lhotses(
     cuts: KeptCuts | ListedCuts, batch_seconds: float, seed: int, epoch: int, quadratic_seconds: float | None
 ) -> Iterator[list[int]]:
-    """The batches that Lhotse's sampler makes; only the last cut of one may be too long for it."""
-    if len(cuts) < 2:  # Lhotse makes no single bucket
+    """The batches of Lhotse's sampler; only the last cut of each may be too long to fit."""
+    if len(cuts) < 2:  # Lhotse needs at least two buckets
         yield from [[0]] * len(cuts)
         return
     sampler = DynamicBucketingSampler(
@@ -239,7 +239,7 @@ def _lhotses(
         duration_bins=bucket_bounds(cuts.durations),
         buffer_size=BUFFER,
         shuffle=True,
-        seed=1000 * seed,  # to which Lhotse adds the epoch
+        seed=1000 * seed,  # Lhotse adds the epoch
         rank=0,
         world_size=1,
     )
@@ -249,15 +249,15 @@ def _lhotses(
 
 
 def bucket_bounds(durations: np.ndarray, number: int | None = None) -> list[float]:
-    """Seconds at which the next of at most ``number`` buckets begins, in rising order; each holds an equal share of the
-    speech. By default up to ten, of twenty utterances or more.
+    """The lower bounds in seconds of at most ``number`` buckets except the first one, in ascending order.
 
-    Lhotse would estimate them from the first 10,000 cuts, which may all be of one kind.
+    Each bucket holds an equal share of the speech; by default there are up to ten buckets of at least twenty
+    utterances. Lhotse would estimate the bounds from the first 10,000 cuts, which may all be of similar length.
     """
     ordered, bounds, begin = np.sort(durations), [], 0.0
     total = np.cumsum(ordered)
     share = total[-1] / (number or min(10, max(2, len(durations) // 20)))
-    # As lhotse's estimate_duration_buckets: a bucket ends when it has more than its share.
+    # As in lhotse's estimate_duration_buckets, a bucket ends when it has more than its share.
     while (last := int(np.searchsorted(total, begin + share, side="right"))) + 1 < len(ordered):
         bounds.append(float(ordered[last + 1]))
         begin = total[last]
@@ -265,7 +265,7 @@ def bucket_bounds(durations: np.ndarray, number: int | None = None) -> list[floa
 
 
 def longest_first(cuts: KeptCuts | ListedCuts, batch_seconds: float) -> Iterator[list[int]]:
-    """All cuts once as lists of their numbers, longest first, at most ``batch_seconds`` (padding included) each."""
+    """All cuts once, longest first, as lists of indices of at most ``batch_seconds`` each, including padding."""
     batch: list[int] = []
     for number in np.argsort(-cuts.durations, kind="stable").tolist():
         if batch and cuts.durations[batch[0]] * (len(batch) + 1) > batch_seconds:
@@ -277,11 +277,11 @@ def longest_first(cuts: KeptCuts | ListedCuts, batch_seconds: float) -> Iterator
 
 
 def segment(cuts: CutSet, seconds: float | None, seed: int | None = None) -> CutSet:
-    """Cut every utterance to at most ``seconds``: from a place drawn from ``seed`` and its id, or its middle."""
+    """Cut every utterance to at most ``seconds``, at a position drawn from ``seed`` and its id (None: the middle)."""
     if seconds is None:
         return cuts
     if seconds <= 0:
-        raise UserError(f"segment.seconds is {seconds}: it must be positive")
+        raise UserError(f"segment.seconds is {seconds}; it must be above 0")
     return cuts.map(partial(_window, seconds=seconds, seed=seed))
 
 
@@ -291,7 +291,7 @@ def _window(cut: Any, seconds: float, seed: int | None) -> Any:
         return cut
     place = 0.5 if seed is None else torch.rand((), generator=_generator(seed, cut.id)).item()
     offset = spare * place
-    # A whole number of frames: half a frame more would read one that is not there. In floats 2.3 / 0.02 is below 115.
+    # Use whole frames: half a frame more would read one that does not exist. In floating point 2.3 / 0.02 is below 115.
     shift = cut.frame_shift if getattr(cut, "has_features", False) else 1 / RATE
     first, number = (int(x / shift + 1e-6) for x in (offset, seconds))
     return cut.truncate(offset=first * shift, duration=number * shift, preserve_id=True)

@@ -1,4 +1,4 @@
-"""What a model eats, computed from a cut's samples: the waveform itself, filterbanks, or Whisper's log-mel."""
+"""Compute a model's input from a cut's samples: the waveform itself, filterbanks, or Whisper's log-mel."""
 
 import json
 from collections.abc import Callable
@@ -22,20 +22,24 @@ RATE = 16_000
 
 @dataclass(frozen=True)
 class Inputs:
-    """``kind`` waveform: (T,) float32, with ``normalise`` at zero mean and unit variance per utterance, as
-    Wav2Vec2FeatureExtractor does; fbank: w2v-BERT's (F, 2 * n_mels) float32; logmel: Whisper's (F, n_mels) float32."""
+    """The kind of a model's input, and its options.
+
+    waveform  (T,) float32; with ``normalise``, zero mean and unit variance per utterance, as Wav2Vec2FeatureExtractor
+    fbank     w2v-BERT's (F, 2 * n_mels) float32
+    logmel    Whisper's (F, n_mels) float32
+    """
 
     kind: Literal["waveform", "fbank", "logmel"]
     normalise: bool = True
     n_mels: int = 80
 
     def __call__(self, cut: Any, change: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """The input for a cut, whose samples ``change`` may alter; UserError with its id where it is too short."""
+        """The input for a cut; ``change`` may alter its samples. Raises UserError with its id if it is too short."""
         try:
             audio = torch.from_numpy(np.ascontiguousarray(cut.load_audio()[0], dtype=np.float32))
         except (AudioLoadingError, OSError, RuntimeError) as error:
             raise UserError(
-                f"utterance {cut.id}: {_unreadable(cut, error)}; put the file back, or take the utterance out of the "
+                f"utterance {cut.id}: {_unreadable(cut, error)}; restore the file, or remove the utterance from the "
                 f"corpus"
             ) from error
         try:
@@ -44,7 +48,7 @@ class Inputs:
             raise UserError(f"utterance {cut.id}: {error}; raise the corpus's min_seconds") from error
 
     def of(self, audio: Tensor) -> Tensor:
-        """The input for samples (T,) at 16 kHz, float32 in [-1, 1]. ValueError where they are too few."""
+        """The input for samples (T,) at 16 kHz, float32 in [-1, 1]. Raises ValueError if they are too few."""
         if self.kind == "logmel":
             return log_mel(audio, self.n_mels)
         if self.kind == "fbank":
@@ -61,19 +65,19 @@ def _unreadable(cut: Any, error: Exception) -> str:
     paths = [Path(source.source) for recording in recordings for source in recording.sources if source.type == "file"]
     for path in paths:
         if not path.is_file():
-            return f"{path} is not there"
+            return f"{path} does not exist"
         if not path.stat().st_size:
             return f"{path} is empty"
-    # Lhotse says what each of its back ends says, one to a line; the first one, libsndfile, is the one for speech.
+    # Lhotse lists the error of each of its back ends, one per line; the first one, libsndfile, is the one for speech.
     said = str(error).strip().splitlines() or [type(error).__name__]
     reason = next((line.rpartition(">: ")[2] for line in said if line.startswith("Exception #")), said[0])
     return f"{', '.join(map(str, paths))} cannot be read ({reason})"
 
 
 def inputs_of(folder: str | Path) -> Inputs:
-    """The inputs of the model in ``folder``, by its config.json and the settings of its feature extractor.
+    """The inputs of the model in ``folder``, from its config.json and the settings of its feature extractor.
 
-    UserError where the folder is not a model folder, or the extractor's settings do not fit the model.
+    Raises UserError if the folder is not a model folder, or the extractor's settings do not fit the model.
     """
     file = Path(folder) / "config.json"
     if not file.is_file():

@@ -1,7 +1,7 @@
-"""Cuts that stay on disk: a JSONL file, and beside it a table of where each cut lies and how long it is.
+"""Cuts that stay on disk: a JSONL file, and a table with the position and the duration of each cut.
 
-Memory and time to open do not grow with the corpus: the table (16 bytes a cut) is mapped, not read, and a cut is parsed
-when it is asked for. Processes share the mapped pages, so a loader's workers copy nothing.
+Memory and the time to open the set do not grow with the corpus: the table (16 bytes per cut) is memory-mapped, and cuts
+are parsed on demand. Processes share the mapped pages, so the workers of a loader copy nothing.
 
     kept = keep(cuts, "scratch/train.jsonl")    # one pass over any iterable of cuts
     len(kept), kept.durations, kept[7]
@@ -24,7 +24,7 @@ _ROW = np.dtype([("offset", "<i8"), ("duration", "<f8")])
 
 
 class KeptCuts:
-    """The cuts of a file that ``keep`` wrote, by number. ``durations``: seconds, float64 (N,), mapped from disk."""
+    """The cuts of a file that ``keep`` wrote, by index. ``durations``: seconds, float64 (N,), mapped from disk."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -48,11 +48,11 @@ class KeptCuts:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> Any:
-        """Cut number ``index``; IndexError beyond the last."""
+        """The cut at ``index``. Raises IndexError if there is none."""
         if not 0 <= index < len(self):
-            raise IndexError(f"{self.path}: no cut {index}, there are {len(self)}")
+            raise IndexError(f"{self.path}: there is no cut {index}, the file has {len(self)}")
         start, end = int(self._table["offset"][index]), int(self._table["offset"][index + 1])
-        # os.pread and not seek: forked workers share the file's position.
+        # Use os.pread instead of seek, because forked workers share the file's position.
         return deserialize_item(decode_json_line(os.pread(self._file.fileno(), end - start, start)))
 
     @property
@@ -61,7 +61,7 @@ class KeptCuts:
 
 
 class ListedCuts:
-    """Cuts in memory with the interface of ``KeptCuts``, for few."""
+    """Cuts in memory, with the interface of ``KeptCuts``, for small sets."""
 
     def __init__(self, cuts: Iterable[Any]):
         self._cuts = list(cuts)
@@ -78,12 +78,12 @@ class ListedCuts:
 
 
 def numbered(cuts: KeptCuts | ListedCuts | CutSet | Sequence[Any]) -> KeptCuts | ListedCuts:
-    """``cuts`` as a numbered set with durations; other sets than ``KeptCuts`` are read into memory."""
+    """``cuts`` as a set with indices and durations; reads a Lhotse set into memory."""
     return cuts if isinstance(cuts, KeptCuts | ListedCuts) else ListedCuts(cuts)
 
 
 def keep(cuts: Iterable[Any], path: str | Path) -> KeptCuts:
-    """Write ``cuts`` as ``path`` (.jsonl) and its table, one at a time, atomically; returns them opened."""
+    """Write ``cuts`` one by one to ``path`` (.jsonl) and its table, atomically; returns the set."""
     path, offsets, durations = Path(path), array("q", [0]), array("d")
     with atomic(path) as temporary, atomic(_table(path)) as temporary_table:
         with temporary.open("wb") as file:
@@ -99,7 +99,7 @@ def keep(cuts: Iterable[Any], path: str | Path) -> KeptCuts:
 
 
 def kept_files(path: Path) -> tuple[Path, Path]:
-    """The files that ``keep`` makes for ``path``."""
+    """The files that ``keep`` writes for ``path``."""
     return path, _table(path)
 
 

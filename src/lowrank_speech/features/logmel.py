@@ -1,12 +1,12 @@
-"""Whisper's log-mel spectrogram, equal to ``WhisperFeatureExtractor``'s, without its padding to 30 s.
+"""Whisper's log-mel spectrogram, equal to that of ``WhisperFeatureExtractor`` without its padding to 30 s.
 
-One case apart: where an utterance ends within 12.5 ms of the model's window or beyond it, the published extractor
-reflects the samples at the window's end and drops two frames; here zeros follow. The last frame then differs, and all
-of them where their maximum lies there.
+There is one exception. If an utterance ends within 12.5 ms of the model's window or beyond it, the published extractor
+reflects the samples at the window's end and drops two frames, but this one appends zeros. Then the last frame differs,
+or all frames if their maximum is in the last one.
 
 16 kHz, 25 ms Hann window, 10 ms hop, Slaney mel filters, log10, clipped at 8 below the utterance's maximum, then
-(x + 4) / 4. The published extractor appends zeros up to 30 s before the transform; here only as many as the last window
-with speech reaches into. ``SpeechModel.pad_mel`` gives the frames that hold nothing but padding their value.
+(x + 4) / 4. The published extractor appends zeros up to 30 s before the transform; this one appends only as many as the
+last window with speech needs. ``SpeechModel.pad_mel`` sets the frames that contain only padding.
 Source: openai/whisper, whisper/audio.py.
 """
 
@@ -27,14 +27,14 @@ def _filters(n_mels: int) -> Tensor:
 
 
 def mel_frames(samples: int) -> int:
-    """Number of frames that see any of ``samples`` samples."""
+    """Number of frames whose window includes any of ``samples`` samples."""
     return -(-(samples + N_FFT // 2) // HOP)
 
 
 def log_mel(waveform: Tensor, n_mels: int = 80) -> Tensor:
     """Waveform (T,) at 16 kHz, float in [-1, 1] -> (ceil((T + 200) / 160), n_mels) float32.
 
-    Frames are centred at multiples of the hop: the last one or two lie beyond the end and see its last samples.
+    Frames are centred at multiples of the hop. The last one or two are centred beyond the end of the waveform.
     """
     frames = mel_frames(len(waveform))
     padded = torch.nn.functional.pad(waveform, (0, frames * HOP + N_FFT - len(waveform)))

@@ -1,9 +1,10 @@
-"""Cached model inputs: one HDF5 file per split beside its cuts, through Lhotse's own reader and writer.
+"""Store model inputs: one HDF5 file per split beside its cuts, with Lhotse's own reader and writer.
 
-Lossless (lilcom would not be: a lossy cache moves error rates, icefall#1571). The cuts point at the file by its name
-alone, so that a folder can be moved; ``load_cuts`` puts the folder in front again.
+Storage is lossless, because a lossy cache (lilcom) changes error rates (icefall#1571). Cuts refer to the file only by
+its name, so that a folder can be moved; ``load_cuts`` prepends the folder again.
 """
 
+import json
 import math
 import zlib
 from collections.abc import Iterable, Iterator
@@ -12,22 +13,23 @@ from typing import Any
 
 import numpy as np
 from lhotse import CutSet, Features, MonoCut, NumpyHdf5Writer
+from lhotse.utils import fastcopy
 
-from lowrank_speech.artefact import atomic
+from lowrank_speech.artefact import atomic, gzipped
 from lowrank_speech.errors import UserError
 
 
 def load_cuts(path: str | Path, lazy: bool = False) -> CutSet:
-    """Cuts of a split; features are looked for in the folder of ``path``."""
+    """Cuts of a split; their features are in the folder of ``path``."""
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"no cuts at {path}: run the stage that makes them")
+        raise UserError(f"{path} does not exist; run the stage that writes these cuts")
     cuts = CutSet(_Read(path))
     return cuts if lazy else cuts.to_eager()
 
 
 class _Read:
-    """The cuts of a file, one by one, with the place of their features."""
+    """Iterates over the cuts of a file, with full paths of their features."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -41,11 +43,11 @@ class _Read:
                     return
                 if not (math.isfinite(cut.duration) and cut.duration > 0):
                     raise ValueError(f"the duration of {cut.id} is {cut.duration}")
-            # No gzip, no JSON, another manifest, half a file: Lhotse has no error of its own for these.
+            # Not gzip, not JSON, another manifest, a truncated file: Lhotse has no exception of its own for these.
             except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError, AttributeError) as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 raise UserError(
-                    f"{self.path}: its cut number {number + 1} cannot be read ({reason}); run the stage that made the "
+                    f"{self.path}: cut number {number + 1} cannot be read ({reason}); run the stage that wrote the "
                     f"file again"
                 ) from error
             number += 1
@@ -53,18 +55,18 @@ class _Read:
 
 
 def fitting(cuts: Iterable[Any], size: int, path: str | Path) -> Iterator[Any]:
-    """``cuts`` (of the file ``path``); UserError where one's stored features have not ``size`` numbers a frame."""
+    """Yield ``cuts`` (from the file ``path``). Raises UserError if a cut's stored features are not of size ``size``."""
     for cut in cuts:
         if getattr(cut, "has_features", False) and cut.num_features != size:
             raise UserError(
-                f"{path}: utterance {cut.id} has features of {cut.num_features} numbers a frame "
-                f"({cut.features.type}), the model takes {size}: give those that the stage features made for this base"
+                f"{path}: utterance {cut.id} has features of size {cut.num_features} ({cut.features.type}), but the "
+                f"model takes size {size}; give the features that the stage features wrote for this base"
             )
         yield cut
 
 
 def read_features(cut: Any) -> np.ndarray:
-    """The stored features (F, C) of ``cut``, float32. UserError with its id where they cannot be read."""
+    """The stored features (F, C) of ``cut``, float32. Raises UserError with its id if they cannot be read."""
     try:
         return np.asarray(cut.load_features(), dtype=np.float32)
     except (OSError, KeyError, ValueError, RuntimeError) as error:
@@ -76,7 +78,7 @@ def read_features(cut: Any) -> np.ndarray:
 
 
 def with_features(cut, key: str, storage: str, array: np.ndarray, shift: float, kind: str) -> MonoCut:
-    """A cut like ``cut`` whose input is the stored ``array`` (F, C), one frame every ``shift`` seconds."""
+    """A copy of ``cut`` with stored features: ``array`` (F, C), one frame every ``shift`` seconds."""
     duration = array.shape[0] * shift
     features = Features(
         type=kind,
@@ -93,19 +95,9 @@ def with_features(cut, key: str, storage: str, array: np.ndarray, shift: float, 
         recording_id=cut.id,
     )
     (supervision,) = cut.supervisions
-    supervision = supervision.__class__(
-        id=supervision.id,
-        recording_id=cut.id,
-        start=0.0,
-        duration=duration,
-        channel=0,
-        text=supervision.text,
-        language=supervision.language,
-        speaker=supervision.speaker,
-        gender=supervision.gender,
-        custom=supervision.custom,
-    )
-    # The speech's own duration: the last hop of the front end may cover a little more or less.
+    # fastcopy keeps alignments and custom fields.
+    supervision = fastcopy(supervision, recording_id=cut.id, start=0.0, duration=duration, channel=0)
+    # Keep the true duration: the last hop of the front end may cover a little more or less.
     custom = {**(getattr(cut, "custom", None) or {}), "seconds": cut.duration}
     return MonoCut(
         id=cut.id, start=0.0, duration=duration, channel=0, supervisions=[supervision], features=features, custom=custom
@@ -119,7 +111,7 @@ def write_split(
     path = Path(path)
     storage = path.with_name(path.name.removesuffix(".jsonl.gz") + ".h5")
     counts = [0, 0]
-    with atomic(storage) as temporary_h5, atomic(path) as temporary_cuts:
+    with atomic(storage) as temporary_h5:
 
         def stored() -> Iterator[MonoCut]:
             with NumpyHdf5Writer(temporary_h5) as writer:
@@ -129,7 +121,15 @@ def write_split(
                     counts[1] += len(array)
                     yield with_features(cut, key, storage.name, array, shift, kind)
 
-        with CutSet.open_writer(temporary_cuts, overwrite=True) as writer:
-            for cut in stored():
-                writer.write(cut)
+        write_cuts(path, stored())
     return counts[0], counts[1]
+
+
+def write_cuts(path: str | Path, cuts: Iterable[Any]) -> int:
+    """Write cuts as gzipped JSON lines, which Lhotse's CutSet.from_file reads; returns the number of cuts."""
+    count = 0
+    with gzipped(path) as file:
+        for cut in cuts:
+            file.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
+            count += 1
+    return count

@@ -1,4 +1,4 @@
-"""How the processes start that make a loader's batches ahead."""
+"""Start and end the worker processes that prefetch a loader's batches."""
 
 import atexit
 import contextlib
@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any
@@ -19,23 +19,23 @@ from torch.utils.data import DataLoader
 
 from lowrank_speech.errors import UserError
 
-# Schedulers and terminals signal all processes of a job; the training decides when its workers end.
+# Schedulers and terminals send signals to all processes of a job, but the training decides when its workers end.
 SECONDS_BETWEEN_LOOKS = 2.0
 LEFT_TO_TRAINING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _workers: weakref.WeakSet[multiprocessing.process.BaseProcess] = weakref.WeakSet()
 
 
 def start_worker(_: int, training: int) -> None:
-    """What a worker of the process ``training`` does first."""
-    close_cached_file_handles()  # a forked HDF5 handle would share its position with the parent
+    """Initialise a worker of the process ``training``."""
+    close_cached_file_handles()  # a forked HDF5 handle would share its position with the parent process
     for number in LEFT_TO_TRAINING:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(training,), daemon=True).start()
 
 
 def _end_with(training: int) -> None:
-    """End this process when ``training`` is gone: torch looks at the parent, which is the fork server where there is
-    one, and that waits for its workers."""
+    """End this process when ``training`` has ended. (Torch watches the parent process, but a fork server would wait for
+    its workers.)"""
     while True:
         time.sleep(SECONDS_BETWEEN_LOOKS)
         try:
@@ -45,16 +45,16 @@ def _end_with(training: int) -> None:
 
 
 def batches_of(loader: DataLoader) -> Iterator[Any]:
-    """What the workers of ``loader`` make. UserError where one of them was killed.
+    """Yield the batches that the workers of ``loader`` make. Raises UserError if a worker was killed.
 
-    No signal to the job ends them before they have come to ``start_worker``.
+    Delays signals to a new worker until it has reached ``start_worker``.
     """
     others = set(multiprocessing.active_children())
     handler = signal.getsignal(signal.SIGCHLD)
     with _signals_later():
         iterator = iter(loader)
     if threading.current_thread() is threading.main_thread():
-        # torch's would raise wherever the training is when a worker dies; next() finds the dead one too, in seconds.
+        # If a worker dies, torch's handler would raise anywhere in the training; next() also notices within seconds.
         signal.signal(signal.SIGCHLD, handler)
     own = set(multiprocessing.active_children()) - others
     _workers.update(own)
@@ -64,34 +64,34 @@ def batches_of(loader: DataLoader) -> Iterator[Any]:
                 batch = next(iterator)
             except StopIteration:
                 return
-            # Which of these it is, and with what text, depends on what the worker was at when it was killed.
+            # The exception and its text depend on what the worker was doing when it was killed.
             except (RuntimeError, OSError, EOFError):
                 if not connection.wait([worker.sentinel for worker in own], timeout=1.0):
                     raise
                 break
             yield batch
     finally:
-        del iterator  # a traceback would keep it, and the workers with it
+        del iterator  # a traceback would keep it and its workers
     raise UserError(
-        "a process that reads ahead (training.workers) was killed, perhaps for want of memory: lower workers or "
-        "batch_seconds, or read in the main process (workers: 0)"
+        "a data-loading process (training.workers) was killed, perhaps because memory ran out; lower workers or "
+        "batch_seconds, or load data in the main process (workers: 0)"
     )
 
 
 @atexit.register
 def _end_workers() -> None:
-    """Kill what is left: an error that ends the program keeps the iterator, and so the workers.
+    """Kill the remaining workers: after an error that ends the program, the iterator still keeps them.
 
-    multiprocessing's own end, which comes after this one, sends them SIGTERM, which they ignore, and waits for ever.
+    multiprocessing's own clean-up comes later. It sends SIGTERM, which workers ignore, and waits forever.
     """
     for worker in _workers:
         worker.kill()
 
 
 @contextlib.contextmanager
-def _signals_later() -> Iterator[None]:
-    """Processes that start within inherit that signals wait; to this process those that come are only late."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, LEFT_TO_TRAINING)
+def _signals_later(numbers: Iterable[signal.Signals] = LEFT_TO_TRAINING) -> Iterator[None]:
+    """Block these signals in processes that start inside; this process gets them afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
@@ -99,16 +99,19 @@ def _signals_later() -> Iterator[None]:
 
 
 def context() -> BaseContext | None:
-    """What starts the workers: None, a fork; in one of several processes of a training a fork server.
+    """How to start workers: None for a fork, or a fork server if several processes share the training.
 
-    These talk by threads, and a fork while one of them enters or leaves Python hangs for ever in Python 3.11: the child
-    waits for a lock whose holder it has not got. The server has one thread, and what a worker gets must pickle.
+    Such processes communicate in threads. In Python 3.11, a fork hangs forever if a thread enters or leaves Python at
+    that moment: the child waits for a lock, but the thread that holds it was not copied. The fork server has only one
+    thread. Everything that a worker gets must be picklable.
     """
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return None
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(["lowrank_speech.features.batches"])
-    resource_tracker.ensure_running()  # it would unblock signals
+    # The resource tracker ignores SIGINT and SIGTERM, but not SIGUSR1. Starting it unblocks signals in this process.
+    with _signals_later([signal.SIGUSR1]):
+        resource_tracker.ensure_running()
     with _signals_later():
         forkserver.ensure_running()
     return found

@@ -1,8 +1,8 @@
-"""The folder of the stage lang, as training and decoding use it: ``Lang.load(folder)``.
+"""Load the folder of the stage lang for training and decoding: ``Lang.load(folder)``.
 
-lang.json is the stage's manifest. Its ``numbers`` say how the normaliser works and which languages there are; its
-``outputs`` have the sha256 of the token file, which is compared: a table that was changed afterwards does not fit the
-models that were trained with it.
+lang.json is the stage's manifest. Its ``metrics`` have the settings of the normaliser and the languages; its
+``outputs`` have the sha256 of the token file. Loading compares the hash, because a table that was edited does not fit
+the models that were trained with it.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ from lowrank_speech.lang.tokens import CharTokens, PieceTokens, Tokens
 
 MANIFEST = "lang.json"
 TOKEN_FILES = {"char": "tokens.txt", "sentencepiece": "pieces.model", "whisper": None}
-"""Kind -> the file that holds its tokens."""
+"""Kind -> file with its tokens."""
 
-NO_TEXT, NOTHING_LEFT = "no text", "normalises to nothing"
-"""Why an utterance cannot be used for recognition."""
+NO_TEXT, ONLY_TAGS, NOTHING_LEFT = "no text", "only tags", "normalises to nothing"
+"""Reasons why an utterance cannot be used for recognition."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Lang:
 
     kind       char, sentencepiece or whisper
     tokens     None for whisper: the tokenizer comes with the model (``models.text.WhisperTokens``)
-    languages  codes of the languages in the training transcripts, sorted
-    sha256     of the table that a model's outputs stand for, special symbols included; None for whisper
+    languages  sorted codes of the languages in the training transcripts
+    sha256     identifies the meaning of a model's outputs: token file and symbols, including special ones; None for
+               whisper
     """
 
     kind: str
@@ -41,19 +42,19 @@ class Lang:
 
     @classmethod
     def load(cls, folder: str | Path) -> "Lang":
-        """Read the folder. UserError: it is none of the stage lang, or its token file is not the one that was made."""
+        """Read the folder. UserError: the stage lang did not make it, or its token file has changed since then."""
         folder = Path(folder)
         path = folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{folder}: no {MANIFEST} in it; give the folder that the stage lang made")
+            raise UserError(f"{folder} has no {MANIFEST}; give a folder that the stage lang made")
         try:
             record = read_manifest(path, "lang")
-            numbers = record["numbers"]
-            kind, languages = numbers["kind"], tuple(numbers["languages"])
-            name, seq2seq = TOKEN_FILES[kind], numbers["for"] == "seq2seq"
-            normaliser = Normaliser(NormaliseConfig.from_dict(numbers["normalise"]))
+            metrics = record["metrics"]
+            kind, languages = metrics["kind"], tuple(metrics["languages"])
+            name, seq2seq = TOKEN_FILES[kind], metrics["for"] == "seq2seq"
+            normaliser = Normaliser(NormaliseConfig.from_dict(metrics["normalise"]))
         except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"{path}: not as the stage lang wrote it ({error}); make it again") from error
+            raise UserError(f"{path} is not a manifest of the stage lang ({error}); run the stage again") from error
         if name is None:
             return cls(kind, None, languages, normaliser, None)
         found = _verified(folder / name, record)
@@ -65,36 +66,31 @@ class Lang:
         return cls(kind, tokens, languages, normaliser, digest)
 
     def normalise(self, text: str, language: str | None = None) -> str:
-        """``text`` in the form that tokens are made of; "" where nothing is left."""
+        """Normalise ``text`` for the token set; "" if nothing is left."""
         return self.normaliser(text, language)
 
     def usable(self, text: str | None, language: str | None = None) -> str | None:
-        """Why an utterance with this raw transcript cannot be used for recognition; None: it can."""
+        """Why an utterance with this raw transcript cannot be used for recognition; None if it can."""
         return unusable(self.normaliser, text, language)
-
-    def writes_nothing_of(self, text: str, language: str | None = None) -> bool:
-        """Whether no character of a raw transcript is in the token set."""
-        if self.tokens is None:
-            return False
-        left = set("".join(self.normalise(text, language).split()))
-        return len(self.tokens.unseen("".join(left))) == len(left)
 
 
 def unusable(normaliser: Normaliser, text: str | None, language: str | None) -> str | None:
-    """NO_TEXT, NOTHING_LEFT, or None for a transcript that can be used."""
+    """NO_TEXT, ONLY_TAGS or NOTHING_LEFT; None if the transcript can be used."""
     if text is None or not text.strip():
         return NO_TEXT
-    return None if normaliser(text, language) else NOTHING_LEFT
+    if normaliser(text, language):
+        return None
+    return ONLY_TAGS if normaliser.holds_tags(text, language) else NOTHING_LEFT
 
 
 def _verified(path: Path, record: dict[str, Any]) -> str:
-    """The sha256 of ``path``, which has to be the one in the manifest."""
+    """The sha256 of ``path``. UserError: it differs from the one in the manifest."""
     if not path.is_file():
-        raise UserError(f"{path}: the file is missing; run the stage lang again")
-    found, expected = sha256(path), record["outputs"].get(path.name)
+        raise UserError(f"{path} does not exist; run the stage lang again")
+    found, expected = sha256(path), record["outputs"].get(path.name, {}).get("sha256")
     if found != expected:
         raise UserError(
-            f"{path}: not the file that the stage lang wrote (sha256 {found[:12]}..., {MANIFEST} has "
-            f"{str(expected)[:12]}...): put it back, or run the stage and all that trained with it again"
+            f"{path} has changed since the stage lang wrote it (sha256 {found[:12]}..., {MANIFEST} has "
+            f"{str(expected)[:12]}...); restore it, or run the stage and all trainings that use it again"
         )
     return found

@@ -1,11 +1,12 @@
-"""Raw transcripts -> the form that recognition learns and is scored in; the same function on both sides.
+"""Normalise transcripts for recognition, with the same function in training and in scoring.
 
-In that order: control and format characters go, any white space becomes a blank, Unicode's canonical composition (NFC),
-case (with the rules of the language), replacements, punctuation, single blanks. Normalising twice changes nothing more.
+The steps, in order: remove control and format characters, turn any white space into a blank, compose (Unicode NFC),
+change the case (by the rules of the language), replace tags and characters, strip punctuation, merge blanks.
+Normalising twice gives the same result as normalising once.
 
-Kept are letters, marks and numbers of every script (Unicode categories L, Mn, Mc, N), so the vowel signs of Devanagari
-or Arabic stay on their letters. Digits are never touched: whether "5" is read "five" is not known here. Only canonical
-composition is done, no compatibility form: fullwidth letters, ligatures and superscripts stay what they are.
+Letters, marks and numbers of every script are kept (Unicode categories L, Mn, Mc, N), so the vowel signs of Devanagari
+or Arabic stay on their letters. Digits are never changed, because it is not known whether "5" is read "five". Only
+canonical composition is applied: fullwidth letters, ligatures and superscripts stay as they are.
 
     Normaliser(NormaliseConfig())("Don’t STOP—it’s 5\u00a0%!", "en")  ->  "don't stop it's 5"
 
@@ -15,88 +16,98 @@ Source: Unicode Standard Annexes 15 (normalisation) and 44 (categories); Special
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from typing import Any, Literal
 
+from lowrank_speech.lang import tags
+from lowrank_speech.settings import key, settings
+
 UNKNOWN = "\ufffd"
-"""Stands for what a token set cannot write. Never stripped: it has to count as an error."""
+"""Stands for text that a token set cannot represent. Never stripped, so that it counts as an error."""
 
 RESERVED = "|\u2581\u2585"
-"""Word boundary of character tables, and two signs of sentencepiece: they always become a blank."""
+"""Word boundary of character tables, and two symbols of sentencepiece. They always become a blank."""
 
 APOSTROPHES = "'\u2018\u2019\u201b\u02bc\u2032\uff07`\u00b4"
-"""Unified to ' inside words: typographic, modifier letter, prime, fullwidth, grave and acute accent."""
+"""Characters that become ' inside words: typographic, modifier letter, prime, fullwidth, grave and acute accent."""
 
 HYPHENS = "-\u2010\u2011\u05be\u2212\ufe63\uff0d"
-"""Unified to - where hyphens are kept: with non-breaking, Hebrew maqaf, minus, small and fullwidth ones. No dashes."""
+"""Characters that become - if hyphens are kept: non-breaking, Hebrew maqaf, minus, small, fullwidth. No dashes."""
 
 DOTLESS = ("tr", "az", "crh", "gag")
 """Languages that write i and ı, İ and I."""
 
 
-@dataclass(frozen=True)
+Case = Literal["lower", "upper", "keep"]
+CASE = "lower, upper or keep, with the dotless i of Turkish and Azerbaijani; upper-case German ß is ẞ"
+PUNCTUATION = (
+    "strip: punctuation and symbols become blanks, except apostrophes inside words; keep: leave them unchanged"
+)
+HYPHENATION = "hyphens inside words, with punctuation: strip: replace by a space, or keep"
+KEEP = "characters to treat as letters, such as %"
+TAGS = "pattern -> text, or null to remove the tag; <*> matches all tags in angle brackets (docs/your-data.md)"
+REPLACE = "character -> text, applied after the change of case"
+
+
+@settings
 class Rules:
-    """How one language is normalised; the keys are those of ``NormaliseConfig``. None: as for all languages."""
+    """Rules of one language; null: as for all languages."""
 
-    case: Literal["lower", "upper", "keep"] | None = None
-    punctuation: Literal["strip", "keep"] | None = None
-    hyphens: Literal["space", "keep"] | None = None
-    keep: str | None = None
-    replace: dict[str, str] | None = None
+    case: Case | None = key(None, CASE)
+    punctuation: Literal["strip", "keep"] | None = key(None, PUNCTUATION)
+    hyphens: Literal["space", "keep"] | None = key(None, HYPHENATION)
+    keep: str | None = key(None, KEEP)
+    tags: dict[str, str | None] | None = key(None, TAGS)
+    replace: dict[str, str] | None = key(None, REPLACE)
 
 
-# Written inside words: Catalan's col·lecció. A config's own rules of the language win.
+# The Catalan middle dot is part of words (col·lecció). Rules in the config override these.
 BUILT_IN = {"ca": Rules(keep="·")}
 
 
-@dataclass(frozen=True)
+@settings
 class NormaliseConfig:
-    """How transcripts are normalised.
+    """How transcripts are normalised, in training and in scoring."""
 
-    case         lower, upper or keep. Turkish and Azerbaijani have their own i; German ß is ẞ in upper case
-    punctuation  strip: punctuation and symbols (Unicode P, S, Me) become blanks, apostrophes stay inside words as ';
-                 keep: all of it stays as it is
-    hyphens      with ``punctuation: strip``, those inside words: space or keep
-    keep         characters that are taken for letters, such as "%"
-    replace      character -> text, looked up after casing: {"ß": "ss", "&": " and "}
-    languages    code -> what differs there; en-GB looks for itself, then for en
-    """
-
-    case: Literal["lower", "upper", "keep"] = "lower"
-    punctuation: Literal["strip", "keep"] = "strip"
-    hyphens: Literal["space", "keep"] = "space"
-    keep: str = ""
-    replace: dict[str, str] = field(default_factory=dict)
-    languages: dict[str, Rules] = field(default_factory=dict)
+    case: Case = key("lower", CASE)
+    punctuation: Literal["strip", "keep"] = key("strip", PUNCTUATION)
+    hyphens: Literal["space", "keep"] = key("space", HYPHENATION)
+    keep: str = key("", KEEP)
+    tags: dict[str, str | None] = key(None, TAGS, default_factory=dict)
+    replace: dict[str, str] = key(None, REPLACE, default_factory=dict)
+    languages: dict[str, Rules] = key(
+        None, "language code -> rules that differ; en-GB also uses those of en", default_factory=dict
+    )
 
     def __post_init__(self) -> None:
         for code in (None, *self.languages):
             _check(self.rules(code), code)
 
     def rules(self, language: str | None) -> Rules:
-        """The rules of one language (None: of an unknown one), with a value for every key."""
-        values = {key.name: getattr(self, key.name) for key in fields(Rules)}
+        """The rules of one language (None: unknown language), with a value for each key."""
+        names = [field.name for field in fields(Rules)]
+        values = {name: getattr(self, name) for name in names}
         for code in reversed(_codes(language)):
             for table in (BUILT_IN, self.languages):
                 if code in table:
-                    values |= {key: value for key, value in vars(table[code]).items() if value is not None}
+                    values |= {name: v for name in names if (v := getattr(table[code], name)) is not None}
         return Rules(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON; ``from_dict`` reads it back."""
+        """The settings as JSON; see ``from_dict``."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "NormaliseConfig":
-        """From what ``to_dict`` gave. TypeError or ValueError where it is none."""
+        """Read the result of ``to_dict``. TypeError or ValueError: not a result of it."""
         languages = {code: Rules(**given) for code, given in values.get("languages", {}).items()}
         return cls(**{**values, "languages": languages})
 
 
 class Normaliser:
-    """``normaliser(text, language)`` gives the normalised text; "" where nothing is left.
+    """``normaliser(text, language)`` returns the normalised text; "" if nothing is left.
 
-    ``language``: code of the text's language, None where it is not known.
+    ``language``: language code of the text; None: unknown.
     """
 
     def __init__(self, config: NormaliseConfig | None = None):
@@ -104,9 +115,20 @@ class Normaliser:
         self._steps: dict[str | None, _Steps] = {}
 
     def __call__(self, text: str, language: str | None = None) -> str:
+        return self._steps_for(language)(text)
+
+    def holds_tags(self, text: str, language: str | None = None) -> bool:
+        """Whether ``text`` has a tag that matches a pattern."""
+        return self._steps_for(language).holds_tags(text)
+
+    def unknown_tags(self, text: str, language: str | None = None) -> list[str]:
+        """Parts of ``text`` that look like tags but match no pattern, so they would become words or vanish."""
+        return [tag for tag in tags.found_tags(text) if not self._steps_for(language).holds_tags(tag)]
+
+    def _steps_for(self, language: str | None) -> "_Steps":
         if language not in self._steps:
             self._steps[language] = _Steps(self.config.rules(language), language)
-        return self._steps[language](text)
+        return self._steps[language]
 
 
 class _Steps:
@@ -115,22 +137,32 @@ class _Steps:
     def __init__(self, rules: Rules, language: str | None):
         self._rules, self._language = rules, language
         self._clean, self._strip = _Cleaning(), _Stripping(rules.hyphens, rules.keep)
-        # Replacements are looked up in cased text; what they give takes the same case.
-        replacements = {key: _cased(value, rules.case, language) for key, value in rules.replace.items()}
+        # Tags and characters are looked up after the change of case, so keys and replacements change their case, too.
+        replacements = {character: self._cased(value) for character, value in rules.replace.items()}
         self._replace = str.maketrans(replacements)
+        patterns = {self._cased(pattern): text and self._cased(text) for pattern, text in rules.tags.items()}
+        self._tags = tags.Tags(patterns)
 
     def __call__(self, text: str) -> str:
         before = None
-        # What a replacement gives may compose with a mark behind it to another character that is to be replaced.
+        # A replacement may compose with a following mark to a character that has to be replaced as well, and removing
+        # a tag may join its surroundings to a new tag.
         while text != before:
             before, text = text, self._once(text)
-            if not self._replace:
+            if not self._replace and not self._tags:
                 break
         return text
 
+    def holds_tags(self, text: str) -> bool:
+        """Whether ``text`` matches a pattern."""
+        cased = self._cased(text)
+        return bool(self._tags) and self._tags(cased) != cased
+
+    def _cased(self, text: str) -> str:
+        return _cased(unicodedata.normalize("NFC", text.translate(self._clean)), self._rules.case, self._language)
+
     def _once(self, text: str) -> str:
-        text = unicodedata.normalize("NFC", text.translate(self._clean))
-        text = _cased(text, self._rules.case, self._language).translate(self._replace)
+        text = self._tags(self._cased(text)).translate(self._replace)
         if self._rules.punctuation == "strip":
             text = _inside_words(text.translate(self._strip))
         return unicodedata.normalize("NFC", " ".join(text.split()))
@@ -146,22 +178,34 @@ def _check(rules: Rules, language: str | None) -> None:
     for character in rules.keep:
         if character in RESERVED or character in "'-" or character.isspace():
             raise ValueError(
-                f"{where}keep: {character!r} cannot be kept: blanks, | and sentencepiece's signs mean something "
-                f"else; for ' and - see `hyphens` and `punctuation: keep`"
+                f"{where}keep: {character!r} cannot be kept, because it has a special meaning (as blanks, |, ▁ and ▅ "
+                f"have); remove it. For ' and - see `hyphens` and `punctuation: keep`"
             )
+    try:
+        tags.check(rules.tags)
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+    texts: dict[str, str | None] = {}
+    for pattern, text in rules.tags.items():
+        if texts.setdefault(_cased(pattern, rules.case, language), text) != text:
+            raise ValueError(f"{where}tags: {pattern!r} occurs twice in different case, with different texts; keep one")
     strip = _Stripping(rules.hyphens, rules.keep)
-    for key, value in rules.replace.items():
-        if len(key) != 1 or key.isspace() or key in RESERVED or unicodedata.category(key)[0] in "MC":
-            raise ValueError(f"{where}replace: {key!r} is not one character to look for (a letter, a sign, a digit)")
-        cased = _cased(key, rules.case, language)
-        if cased != key:
-            raise ValueError(f"{where}replace: {key!r} is never found: case comes first, and makes it {cased!r}")
-        # Otherwise what comes out would be replaced again, without end.
+    for name, value in rules.replace.items():
+        if len(name) != 1 or name.isspace() or name in RESERVED or unicodedata.category(name)[0] in "MC":
+            raise ValueError(f"{where}replace: {name!r} is not a single letter, digit or symbol; give one character")
+        cased = _cased(name, rules.case, language)
+        if cased != name:
+            raise ValueError(
+                f"{where}replace: {name!r} never matches, because case is changed first; write {cased!r} instead"
+            )
+        # The result must not be replaced again, else this would not end.
         value = _cased(value, rules.case, language)
         made = value + unicodedata.normalize("NFC", value.translate(strip))
         again = next((other for other in rules.replace if other in made), None)
         if again is not None:
-            raise ValueError(f"{where}replace: {key!r} becomes {value!r}, which holds {again!r}, itself to be replaced")
+            raise ValueError(
+                f"{where}replace: {name!r} becomes {value!r}, which contains {again!r}, another key; change one of them"
+            )
 
 
 def _cased(text: str, case: str, language: str | None) -> str:
@@ -180,7 +224,8 @@ def _cased(text: str, case: str, language: str | None) -> str:
 
 
 class _Cleaning(dict):
-    """For str.translate: white space -> blank; controls, format characters, variation selectors, surrogates go."""
+    """For str.translate: white space to blanks; drops control and format characters, variation selectors, and
+    surrogates."""
 
     def __missing__(self, code: int) -> str | None:
         character = chr(code)
@@ -221,7 +266,7 @@ def _is_variation_selector(code: int) -> bool:
 
 
 def _inside_words(text: str) -> str:
-    """Joiners (' and -) that are not between two letters become blanks; marks that lost their letter go."""
+    """Turn ' and - into blanks unless they are between two letters; remove marks that lost their letter."""
     if "'" not in text and "-" not in text and text.isascii():
         return text
     parts = re.split("([ '-])", text)

@@ -1,4 +1,4 @@
-"""Training of a sentencepiece model on normalised transcripts: equal sentences and options give equal bytes.
+"""Train a sentencepiece model on normalised transcripts. Equal sentences and options give equal bytes.
 
 Source: Kudo and Richardson 2018 (sentencepiece), Kudo 2018 (unigram), Sennrich et al. 2016 (BPE).
 """
@@ -20,11 +20,11 @@ def train_pieces(
     byte_fallback: bool = False,
     seed: int = 1,
 ) -> bytes:
-    """Bytes of a sentencepiece model of ``vocab_size`` pieces, <blk> (0) and <unk> (1) among them.
+    """Bytes of a sentencepiece model with ``vocab_size`` pieces, including <blk> (0) and <unk> (1).
 
-    ``sentences`` are normalised; each counts once, however often it was read. Every character in them becomes a piece.
-    With ``byte_fallback`` 256 of the pieces are bytes, and nothing is unknown. UserError: too many or too few pieces
-    for these sentences; the message has the limit.
+    ``sentences`` are normalised; repeated sentences count once. Every character becomes a piece. With ``byte_fallback``
+    256 of the pieces are bytes, and no character is unknown. UserError: too many or too few pieces for these sentences;
+    the message gives the limit.
     """
     import sentencepiece
 
@@ -40,7 +40,7 @@ def train_pieces(
             byte_fallback=byte_fallback,
             character_coverage=1.0,
             normalization_rule_name="identity",
-            # One table for CTC and seq2seq: the blank is a control piece, which no text can produce.
+            # CTC and seq2seq share one table. The blank is a control piece, so no text can produce it.
             pad_id=0,
             pad_piece=BLANK,
             unk_id=1,
@@ -52,7 +52,7 @@ def train_pieces(
             num_threads=1,
             input_sentence_size=0,
             shuffle_input_sentence=False,
-            # Longer ones would be left out without a word.
+            # sentencepiece silently drops longer sentences.
             max_sentence_length=max((len(sentence.encode()) for sentence in sentences), default=0) + 1,
             minloglevel=2,
         )
@@ -64,10 +64,11 @@ def train_pieces(
 def _explain(message: str, vocab_size: int, sentences: int) -> str:
     found = f"vocab_size: {vocab_size} is too"
     if limit := re.search(r"set it to a value <= (\d+)", message):
-        return f"{found} large for {sentences} different sentences: the most that they give is {limit[1]}"
+        return f"{found} large for {sentences} different sentences; give at most {limit[1]}"
     if limit := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return (
             f"{found} small: {BLANK}, {UNK}, the bytes (with byte_fallback) and the characters of the {sentences} "
-            f"different sentences take {limit[1]}; raise it, or `min_count`, so that rare characters become {UNK}"
+            f"different sentences need {limit[1]} pieces; raise it, or raise `min_count` to turn rare characters into "
+            f"{UNK}"
         )
     return f"sentencepiece cannot train {vocab_size} pieces on {sentences} different sentences: {message}"

@@ -1,23 +1,28 @@
-"""Which utterances a task can use: the others are set aside, with the reason, and counted.
+"""Select the utterances that a task can use; the others are set aside with a reason, and counted.
 
-The functions take an iterable and yield cut by cut, so that a corpus passes through a chain of them without lying in
-memory.
+The functions are generators over cuts, so a corpus can pass through a chain of them without being held in memory.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lang.targets import ctc_frames_needed
 
 TAIL = 0.02  # seconds
 
 
+class Reason(NamedTuple):
+    """Why an utterance is set aside: a fixed reason, which is counted, and a detail."""
+
+    reason: str
+    detail: str = ""
+
+
 @dataclass
 class SetAside:
-    """Utterances that cannot be used, with the reason; they are listed in ``set_aside.tsv`` and counted."""
+    """Utterances that cannot be used, with the reason; for ``set_aside.tsv`` and the counts in the manifest."""
 
     rows: list[tuple[str, str, str]] = field(default_factory=list)  # id, reason, detail
 
@@ -32,7 +37,7 @@ class SetAside:
 
 
 def one_supervision(cuts: Iterable[Any], set_aside: SetAside) -> Iterator[Any]:
-    """The cuts that have one supervision: what was said when is not known of others."""
+    """Yield the cuts with exactly one supervision. For other cuts it is unknown what was said when."""
     for cut in cuts:
         number = len(cut.supervisions)
         if number == 1:
@@ -42,7 +47,7 @@ def one_supervision(cuts: Iterable[Any], set_aside: SetAside) -> Iterator[Any]:
 
 
 def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
-    """The cuts that have a text which does not normalise to nothing; the others are set aside."""
+    """Yield the cuts whose text is not empty after normalisation; set the others aside."""
     for cut in cuts:
         supervision = cut.supervisions[0]
         reason = lang.usable(supervision.text, supervision.language)
@@ -52,38 +57,16 @@ def usable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator
             set_aside.add(cut.id, reason, repr(supervision.text))
 
 
-def writable_text(cuts: Iterable[Any], lang: Any, set_aside: SetAside) -> Iterator[Any]:
-    """The cuts with a character in their text that the token set has: of others a training learns <unk> alone."""
-    for cut in cuts:
-        supervision = cut.supervisions[0]
-        if lang.writes_nothing_of(supervision.text, supervision.language):
-            set_aside.add(cut.id, "no character of the token set", repr(supervision.text))
-        else:
-            yield cut
-
-
-def possible_ctc(cuts: Iterable[Any], lang: Any, frames: Any, set_aside: SetAside) -> Iterator[Any]:
-    """The cuts whose CTC target fits: labels + adjacent repeats <= frames. ``frames(cut)`` gives the model's frames."""
-    for cut in cuts:
-        supervision = cut.supervisions[0]
-        ids = lang.tokens.encode(lang.normalise(supervision.text, supervision.language))
-        needed, got = ctc_frames_needed(ids), frames(cut)
-        if needed <= got:
-            yield cut
-        else:
-            set_aside.add(cut.id, "CTC target longer than its frames", f"{needed} needed, {got} frames")
-
-
 def fits_window(cuts: Iterable[Any], seconds: float | None, set_aside: SetAside, slowest: float = 1.0) -> Iterator[Any]:
-    """The cuts of at most ``seconds`` (a model's fixed window; None: no limit); the others are set aside.
+    """Yield the cuts of at most ``seconds`` (a model's fixed window; None: no limit); set the others aside.
 
-    ``slowest``: the lowest factor of the speed at which they are to be heard.
+    ``slowest``: lowest factor of speed augmentation.
     """
     for cut in cuts:
         if seconds is None:
             yield cut
             continue
-        # Stored features have two frames more than the window, which see the end of an utterance that fills it.
+        # Stored features have two frames more than the window, for the end of an utterance that fills it.
         limit = (seconds if getattr(cut, "has_features", False) else seconds - TAIL) * min(slowest, 1.0)
         if cut.duration <= limit + 1e-6:
             yield cut
@@ -92,18 +75,25 @@ def fits_window(cuts: Iterable[Any], seconds: float | None, set_aside: SetAside,
 
 
 def known_language(cuts: Iterable[Any], labels: Sequence[str], set_aside: SetAside) -> Iterator[Any]:
-    """The cuts whose language is one of ``labels``; the others are set aside."""
+    """Yield the cuts whose language is one of ``labels``; set the others aside."""
     for cut in cuts:
-        language = cut.supervisions[0].language
-        if language in labels:
-            yield cut
+        found = known_or_reason(cut.supervisions[0].language, labels)
+        if isinstance(found, Reason):
+            set_aside.add(cut.id, *found)
         else:
-            set_aside.add(cut.id, "unknown language", f"{language!r} is none of {', '.join(labels)}")
+            yield cut
+
+
+def known_or_reason(language: str | None, labels: Sequence[str]) -> str | Reason:
+    """``language`` if it is one of ``labels``, else the reason to set the utterance aside."""
+    if language in labels:
+        return language
+    return Reason("unknown language", f"{language!r}, expected one of: {', '.join(labels)}")
 
 
 @dataclass
 class Languages:
-    """The languages of the cuts that pass through ``over``: number of cuts of each, first cut without one."""
+    """Counts the languages of the cuts that pass through ``over``, and records the first cut without a language."""
 
     counts: Counter = field(default_factory=Counter)
     without: str | None = None
@@ -118,16 +108,16 @@ class Languages:
             yield cut
 
     def spoken(self) -> list[str]:
-        """All of them, sorted, for language classification beside recognition; UserError where a cut has none."""
+        """Sorted languages, for the auxiliary language classification. UserError: a cut has no language."""
         if self.without is not None:
             raise UserError(
-                f"utterance {self.without} has no language, which `language_weight` needs; give it one, or set that to "
-                f"0"
+                f"utterance {self.without} has no language, but `language_weight` needs one; add it, or set "
+                f"language_weight: 0"
             )
         return sorted(self.counts)
 
 
 def require(cuts: Sized, what: str, set_aside: SetAside) -> None:
-    """UserError where nothing is left to work on."""
+    """UserError if no utterance is left."""
     if not cuts:
         raise UserError(f"{what}: no utterance is left; set aside: {set_aside.summary()}")

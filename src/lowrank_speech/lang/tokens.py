@@ -1,18 +1,18 @@
 """Token sets: normalised text <-> ids, for CTC and for the decoder of a Whisper from scratch.
 
-Both kinds number their symbols in the same way, so that one set serves both kinds of models:
+Characters and pieces are numbered in the same way, so one set fits both kinds of models:
 
-    0                <blk>   CTC's blank; never in a transcript
-    1                <unk>   what cannot be written
-    2 ... V - 1      characters (the first is |, the word boundary, the others sorted by code point), or pieces
-    only in sets made for seq2seq, in the order of Whisper's own (nothing may stand behind <|notimestamps|>, where
-    transformers expects the time stamps; the end of text also pads):
+    0                <blk>   the CTC blank; never in a transcript
+    1                <unk>   text that the set cannot represent
+    2 ... V - 1      characters (first |, the word boundary, then the others sorted by code point), or pieces
+    only in sets for seq2seq, in the order of Whisper's tokenizer (no symbol may follow <|notimestamps|>, because
+    transformers expects the time stamps there; the end of text is also the padding):
     V, V + 1         <|endoftext|> <|startoftranscript|>
     V + 2 ...        <|de|> <|en|> ...   one per language, sorted
     the last two     <|transcribe|> <|notimestamps|>
 
-tokens.txt has a line ``symbol id`` for each, as in Kaldi and icefall. pieces.model is a sentencepiece model whose own
-ids 0 and 1 are <blk> and <unk>; the special symbols that follow its pieces are not in it.
+tokens.txt has a line ``symbol id`` for each symbol, as in Kaldi and icefall. pieces.model is a sentencepiece model with
+the ids 0 and 1 for <blk> and <unk>. It does not contain the special symbols, which follow its pieces.
 """
 
 import re
@@ -28,7 +28,7 @@ EOT, SOT, TRANSCRIBE, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", 
 
 
 class Tokens(Protocol):
-    """What models, training and decoding use of a token set. ``size`` counts all ids, blank and specials included."""
+    """Interface of a token set. ``size`` counts all ids, including blank and special symbols."""
 
     size: int
     blank: int
@@ -43,16 +43,16 @@ class Tokens(Protocol):
 
 
 def special_symbols(languages: Iterable[str]) -> list[str]:
-    """The symbols that a set for seq2seq has behind its characters or pieces. ValueError: no language code."""
+    """The symbols that follow the characters or pieces in a set for seq2seq. ValueError: not a language code."""
     languages = sorted(set(languages))
     for language in languages:
         if not re.fullmatch("[A-Za-z][A-Za-z0-9_-]*", language) or f"<|{language}|>" in (EOT, TRANSCRIBE):
-            raise ValueError(f"{language!r} is no language code; use one such as en or pt-BR")
+            raise ValueError(f"{language!r} is not a language code; use one such as en or pt-BR")
     return [EOT, SOT, *(f"<|{language}|>" for language in languages), TRANSCRIBE, NO_TIMESTAMPS]
 
 
 class _Table:
-    """Symbols in the order of their ids, and what follows from the special ones among them."""
+    """Symbols in the order of their ids, and access to the special symbols."""
 
     blank = 0
 
@@ -61,20 +61,20 @@ class _Table:
         self.size = len(self.symbols)
         self.ids = {symbol: i for i, symbol in enumerate(self.symbols)}
         self.unk = self.ids[UNK]
-        # Where the special symbols begin; they are the last ones, if there are any.
+        # The special symbols come last, if there are any.
         self.first_special = self.ids.get(EOT, self.size)
         between = self.symbols[self.first_special + 2 : -2]
         self.language_ids = {symbol[2:-2]: self.ids[symbol] for symbol in between}
 
     @property
     def special(self) -> dict[str, int]:
-        """The special symbols of a set for seq2seq, with their ids; empty in a set for CTC."""
+        """Special symbols of a set for seq2seq, with their ids; empty for CTC."""
         return {symbol: i for symbol, i in self.ids.items() if i >= self.first_special}
 
     def _special(self, symbol: str) -> int:
         if symbol not in self.ids:
             raise UserError(
-                f"the token set has no {symbol}: it was made for CTC; a Whisper from scratch needs one made with "
+                f"the token set has no {symbol}, because it was made for CTC; a Whisper from scratch needs one with "
                 f"`for: seq2seq`"
             )
         return self.ids[symbol]
@@ -98,12 +98,13 @@ class _Table:
         return self._special(NO_TIMESTAMPS)
 
     def prompt(self, language: str | None) -> list[int]:
-        """The four ids that open a transcript in ``language``: start, language, transcribe, no time stamps."""
+        """The four ids before a transcript in ``language``: start, language, transcribe, no time stamps."""
         start = self.sot
         if language not in self.language_ids:
             raise UserError(
-                f"the token set knows no language {language!r}; it knows {', '.join(self.language_ids)}: make it from "
-                f"transcripts in that language too, or set those utterances aside"
+                f"the token set does not have the language {language!r}; expected one of: "
+                f"{', '.join(self.language_ids)}; make the token set from transcripts in that language too, or remove "
+                f"these utterances"
             )
         return [start, self.language_ids[language], self.transcribe, self.no_timestamps]
 
@@ -112,12 +113,12 @@ class _Table:
         ids = list(ids)
         wrong = next((i for i in ids if not 0 <= i < self.size), None)
         if wrong is not None:
-            raise ValueError(f"token id {wrong} is outside the token set, which has the ids 0 to {self.size - 1}")
+            raise ValueError(f"token id {wrong} is not in the token set; expected 0 to {self.size - 1}")
         return [i for i in ids if i != self.blank and i < self.first_special]
 
 
 class CharTokens(_Table):
-    """Characters (code points of NFC text); words are parted by ``|``."""
+    """Characters (code points of NFC text); ``|`` separates words."""
 
     def __init__(self, symbols: Sequence[str]):
         super().__init__(symbols)
@@ -127,22 +128,22 @@ class CharTokens(_Table):
 
     @classmethod
     def build(cls, characters: Iterable[str], languages: Iterable[str] | None = None) -> "CharTokens":
-        """The set of ``characters``; with ``languages`` (codes) one for seq2seq."""
+        """Build a set from ``characters``, for seq2seq if ``languages`` (codes) are given."""
         special = [] if languages is None else special_symbols(languages)
         characters = sorted(c for c in set(characters) if not c.isspace() and c != BOUNDARY)
         return cls([BLANK, UNK, BOUNDARY, *characters, *special])
 
     @classmethod
     def load(cls, path: str | Path) -> "CharTokens":
-        """Read tokens.txt. UserError names the line that is wrong."""
+        """Read tokens.txt. UserError: the file is not valid; names the line."""
         return cls(_read_symbols(Path(path)))
 
     def table(self) -> str:
-        """The text of tokens.txt."""
+        """Contents of tokens.txt."""
         return "".join(f"{symbol} {i}\n" for i, symbol in enumerate(self.symbols))
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
-        """Ids of ``text``; characters that the set lacks become <unk>. ``language`` is not needed."""
+        """Ids of ``text``. Unknown characters become <unk>. ``language`` is not used."""
         unk, result = self.unk, []
         for n, word in enumerate(text.split()):
             if n:
@@ -156,7 +157,7 @@ class CharTokens(_Table):
         return " ".join(text.replace(BOUNDARY, " ").split())
 
     def unseen(self, text: str) -> set[str]:
-        """The characters of ``text`` that the set cannot write."""
+        """The characters of ``text`` that the set cannot represent."""
         return {character for character in text if not character.isspace() and character not in self._ids}
 
 
@@ -164,20 +165,20 @@ class PieceTokens(_Table):
     """Pieces of a sentencepiece model (made by ``pieces.train_pieces``: its ids 0 and 1 are <blk> and <unk>)."""
 
     def __init__(self, model: bytes, languages: Iterable[str] | None = None, where: str = "sentencepiece model"):
-        """``languages``: codes, of a set for seq2seq; None for CTC. UserError: the model has not those two symbols."""
+        """``languages``: language codes for seq2seq; None for CTC. UserError: the model lacks <blk> or <unk>."""
         from sentencepiece import SentencePieceProcessor
 
         try:
             self._model = SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise UserError(f"{where}: no sentencepiece model: {error}") from error
+            raise UserError(f"{where}: not a sentencepiece model: {error}") from error
         pieces = [self._model.id_to_piece(i) for i in range(self._model.vocab_size())]
         if pieces[:2] != [BLANK, UNK] or self._model.unk_id() != 1 or not self._model.is_control(0):
             raise UserError(
-                f"{where}: ids 0 and 1 are {pieces[:2]}, not {BLANK} and {UNK}; train it with the stage lang"
+                f"{where}: ids 0 and 1 are {pieces[:2]}; expected {BLANK} and {UNK}; train it with the stage lang"
             )
         super().__init__([*pieces, *([] if languages is None else special_symbols(languages))])
-        self._bytes = any(self._model.is_byte(i) for i in range(len(pieces)))
+        self.falls_back = any(self._model.is_byte(i) for i in range(len(pieces)))
         self._characters = {p for i, p in enumerate(pieces) if len(p) == 1 and not self._model.is_control(i)}
 
     @classmethod
@@ -185,34 +186,38 @@ class PieceTokens(_Table):
         """Read pieces.model."""
         return cls(Path(path).read_bytes(), languages, where=str(path))
 
+    @property
+    def scored(self) -> list[tuple[str, float]]:
+        """Pieces with their log probabilities (BPE: negative rank of the merge), in the order of their ids."""
+        return [(self.symbols[i], self._model.get_score(i)) for i in range(self.first_special)]
+
     def table(self) -> str:
-        """Piece and log probability, a line each, as sentencepiece's own .vocab file: to look at, not to be read."""
-        scores = (self._model.get_score(i) for i in range(self.first_special))
-        return "".join(f"{piece}\t{score:g}\n" for piece, score in zip(self.symbols, scores, strict=False))
+        """Piece and log probability on each line, as in sentencepiece's .vocab file; only for people to read."""
+        return "".join(f"{piece}\t{score:g}\n" for piece, score in self.scored)
 
     def encode(self, text: str, language: str | None = None) -> list[int]:
-        """Ids of ``text``, the most probable pieces; a run of characters that the set lacks becomes one <unk>."""
+        """Ids of the most probable pieces of ``text``. A run of unknown characters becomes one <unk>."""
         return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special symbols; <unk> becomes U+FFFD, as do bytes that are no UTF-8."""
+        """Text of ``ids`` without special symbols; <unk> becomes U+FFFD, as do bytes that are not UTF-8."""
         return " ".join(self._model.decode(self._written(ids)).split())  # the model's unk_surface is U+FFFD
 
     def unseen(self, text: str) -> set[str]:
-        """The characters of ``text`` that the set cannot write; none where it falls back to bytes."""
-        if self._bytes:
+        """The characters of ``text`` that the set cannot represent; none if it falls back to bytes."""
+        if self.falls_back:
             return set()
         return {character for character in text if not character.isspace() and character not in self._characters}
 
 
 def _read_symbols(path: Path) -> list[str]:
-    """Symbols of a table ``symbol id`` in the order of their ids, 0 to N - 1."""
+    """Read the symbols of a table ``symbol id``, in the order of their ids, 0 to N - 1."""
     found, seen = {}, set()
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 at byte {error.start}") from error
-    # Not splitlines(): a symbol may be a character that Python takes for a line end.
+        raise UserError(f"{path}: byte {error.start} is not UTF-8; make the token set again") from error
+    # Not splitlines(), because a symbol may be a character that Python takes for a line end.
     for number, line in enumerate(text.removesuffix("\n").split("\n"), start=1):
         symbol, _, index = line.rpartition(" ")
         if not symbol or not index.isdecimal():
@@ -220,13 +225,13 @@ def _read_symbols(path: Path) -> list[str]:
         if len(symbol) > 1 and not re.fullmatch("<.+>", symbol):
             raise UserError(f"{path}, line {number}: {symbol!r} is neither one character nor a special symbol <...>")
         if int(index) in found or symbol in seen:
-            raise UserError(f"{path}, line {number}: the symbol {symbol!r} or the id {index} stands there twice")
+            raise UserError(f"{path}, line {number}: the symbol {symbol!r} or the id {index} occurs twice")
         found[int(index)] = symbol
         seen.add(symbol)
     symbols = [found.get(i, "") for i in range(len(found))]
     for i, symbol in ((0, BLANK), (1, UNK), (2, BOUNDARY)):
         if symbols[i : i + 1] != [symbol]:
-            raise UserError(f"{path}: the id {i} has to be {symbol}")
+            raise UserError(f"{path}: the id {i} must be {symbol}")
     if "" in symbols:
-        raise UserError(f"{path}: no symbol has the id {symbols.index('')}; ids run from 0 without a gap")
+        raise UserError(f"{path}: no symbol has the id {symbols.index('')}; ids must run from 0 without gaps")
     return symbols

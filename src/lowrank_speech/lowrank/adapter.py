@@ -1,8 +1,8 @@
-"""LoRA on a linear layer, y = (W x + b) + s B (A x), without intermediate results as wide as y.
+"""LoRA on a linear layer, y = (W x + b) + s B (A x), without intermediate tensors as wide as y.
 
 peft computes B (A x), scales it and adds it: three tensors that the backward pass never reads. Under autocast it also
-brings x to float32, only for the product to round it again. Here scale and sum are parts of one ``addmm``. What that
-takes and gives is in benchmarks/RESULTS-memory.md.
+converts x to float32, and the product rounds it again. Here a single ``addmm`` scales and adds. See
+benchmarks/RESULTS-memory.md for measurements.
 """
 
 from typing import Any
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 def plus_update(result: Tensor, x: Tensor, first: nn.Linear, second: nn.Linear, scaling: float) -> Tensor:
-    """``result`` (..., d_out) + ``scaling`` times ``second`` (d_out, r) of ``first`` (r, d_in) of ``x`` (..., d_in)."""
+    """``result`` (..., d_out) + ``scaling`` * ``second`` (d_out, r) of ``first`` (r, d_in) of ``x`` (..., d_in)."""
     inner = first(x).flatten(0, -2)
     return torch.addmm(result.flatten(0, -2), inner, second.weight.T, alpha=scaling).view(result.shape)
 
 
 class LinearLora(Linear):
-    """peft's layer around an ``nn.Linear``; one plain adapter goes the short way, everything else peft's own."""
+    """peft's layer around an ``nn.Linear``, with one ``addmm`` for a plain adapter and peft's own code otherwise."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self._one_plain_adapter()
@@ -33,7 +33,7 @@ class LinearLora(Linear):
         return plus_update(self.base_layer(x), self.lora_dropout[name](x), first, second, self.scaling[name])
 
     def _one_plain_adapter(self) -> str | None:
-        """Its name, where all that is to be done is to add its update."""
+        """The name of the only active adapter if the layer only has to add its update, otherwise None."""
         names = [name for name in self.active_adapters if name in self.lora_A]
         if self.disable_adapters or self.merged or len(names) != 1 or names[0] in self.lora_variant:
             return None

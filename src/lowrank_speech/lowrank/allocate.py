@@ -1,11 +1,12 @@
-"""Rank allocation: under a budget of parameters, the ranks that lose least energy over all layers together.
+"""Rank allocation: choose the ranks that lose the least energy over all layers, within a parameter budget.
 
-Layer l at rank r costs r (d_out + d_in) parameters and loses the squares of its discarded singular values; left dense
-it costs d_out d_in and loses nothing. The points (cost, loss) of a layer are convex but for the last, so the steps are
-taken along each layer's lower convex hull in the order of loss saved per parameter (the Lagrangian's solution, optimal
-at the budgets that it meets), and what the budget then leaves is filled by single steps of rank in the same order.
-Squared singular values of W make this the weights' squared error; those of W C^(1/2), with C the second moment of the
-layer's inputs, the squared error of the layer's output.
+Layer l at rank r costs r (d_out + d_in) parameters and loses the squares of its discarded singular values. A dense
+layer costs d_out d_in and loses nothing. The points (cost, loss) of a layer are convex except for the last one. The
+search therefore climbs each layer's lower convex hull in the order of loss saved per parameter. This is the Lagrangian
+solution, optimal at the budgets that it hits. Single rank steps in the same order use up the rest of the budget.
+
+With the singular values of W, the loss is the squared error of the weights. With those of W C^(1/2), where C is the
+second moment of the layer's inputs, it is the squared error of the layer's output.
 """
 
 import bisect
@@ -24,16 +25,16 @@ def allocate_ranks(
     start: Mapping[str, int | None],
     multiple_of: int = 1,
 ) -> dict[str, int | None]:
-    """Ranks of least total loss among those that cost no more than ``start`` does; None: the layer stays dense.
+    """Ranks with the least total loss that cost no more than those of ``start``; None: the layer stays dense.
 
-    ``spectra``: name -> singular values (min(d_out, d_in),) in falling order. ``start``: the uniform plan. The result
-    is never worse than it.
+    ``spectra``: name -> singular values (min(d_out, d_in),) in descending order. ``start``: the uniform plan; the
+    result is never worse.
     """
     points = {name: _points(shapes[name], spectra[name], multiple_of) for name in shapes}
     budget = sum(_cost(shapes[name], rank) for name, rank in start.items())
     at = dict.fromkeys(points, 0)
     left = budget - sum(p[0][0] for p in points.values())
-    if left < 0:  # the multiples are too coarse for a start below them
+    if left < 0:  # even the smallest ranks cost more
         return dict(start)
     left = _climb(points, {name: _hull(p) for name, p in points.items()}, at, left)
     _climb(points, {name: list(range(len(p))) for name, p in points.items()}, at, left)
@@ -74,9 +75,9 @@ def _hull(points: list[Point]) -> list[int]:
 
 
 def _climb(points: Mapping[str, list[Point]], paths: Mapping[str, list[int]], at: dict[str, int], left: int) -> int:
-    """Take steps along ``paths`` (indices of points), best loss per parameter first, while they fit ``left``.
+    """Take steps along ``paths`` (indices of points), best loss per parameter first, while they fit into ``left``.
 
-    ``at`` is changed in place; returns what is left of the budget.
+    Changes ``at`` in place; returns the rest of the budget.
     """
     queue: list[tuple[float, str, int, int]] = []
 

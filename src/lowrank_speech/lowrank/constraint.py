@@ -4,18 +4,18 @@ With P = M Mᵀ (the transpose of M where it has more rows than columns, so that
 
     M <- M - 4 (nu / s²) (P - s² I) M,    nu = 1/8
 
-On the singular values x = sigma / s this is x -> (3 x - x³) / 2, quadratic near 1. The scale s is fixed, or floats:
-s² = tr(P Pᵀ) / tr(P); then, far from the goal, ratio = tr(P Pᵀ) rows / tr(P)² > 1.02 halves nu, and > 1.1 once more.
-It is done after the optimiser's step, for each layer with probability 1/4.
+On the singular values x = sigma / s this is x -> (3 x - x³) / 2, which converges quadratically near 1. The scale s is
+fixed, or it floats: s² = tr(P Pᵀ) / tr(P). With a floating scale, nu is halved if ratio = tr(P Pᵀ) rows / tr(P)² is
+above 1.02, and halved again above 1.1. After each optimiser step, each layer is updated with probability 1/4.
 
     floating  Kaldi's choice for TDNN-F (constraint -1.0)
     fixed     s = ``scale``
-    exact     M = L Q, M <- s Q, N <- N L / s: the function does not change; costs a QR
-    none      nothing
+    exact     M = L Q, M <- s Q, N <- N L / s: keeps the layer's function; costs a QR
+    none      no update
 
-Source: Kaldi, src/nnet3/nnet-utils.cc, ConstrainOrthonormal; Povey et al., Interspeech 2018. Own addition: with a fixed
-scale Kaldi's step flips the sign of a singular value above sqrt(3) s and diverges above sqrt(5) s; where there is one,
-nu is made small enough that the largest is halved.
+Source: Kaldi, src/nnet3/nnet-utils.cc, ConstrainOrthonormal; Povey et al., Interspeech 2018. Our own addition: with a
+fixed scale, Kaldi's step flips the sign of singular values above sqrt(3) s and diverges above sqrt(5) s. In these cases
+we reduce nu so that the step halves the largest one.
 """
 
 from typing import Any, Literal
@@ -30,14 +30,14 @@ Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu
 LEAST_TRACE = 1e-15
 SMALL = 0.002
-AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not public: it may go
+AMX = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()  # not a public function: it may disappear
 
 
 @torch.no_grad()
 def orthonormal_step(M: Tensor, scale: float | None = None) -> Tensor:
-    """One update of M (..., rows, columns) towards M Mᵀ = s² I; a new tensor, computed in float32 at least.
+    """One update of M (..., rows, columns) towards M Mᵀ = s² I; returns a new tensor, computed in at least float32.
 
-    ``scale``: None or a negative number for the floating scale, else the fixed s.
+    ``scale``: None or a negative number for the floating scale, otherwise the fixed s.
     """
     work = M.clone() if M.dtype == torch.float64 else M.to(torch.float32, copy=True)
     _pull(work, scale)
@@ -72,11 +72,11 @@ def _pull(M: Tensor, scale: float | None) -> None:
 
 
 def _bf16_suffices(change: Tensor) -> bool:
-    """Whether the product with ``change`` (..., rows, rows) may be computed in bfloat16, which AMX does far faster.
+    """Whether the product with ``change`` (..., rows, rows) may be computed in bfloat16, which is far faster with AMX.
 
-    Near the goal the product is a correction of at most ``SMALL`` of M, as root mean square over the rows: in 8 bits it
-    is off by 1e-5 of M. P itself is always computed in full precision, so the next update mends what this one missed.
-    On a GPU, asking for the size would cost more than the product.
+    Near the goal the product changes M by at most a share of ``SMALL`` (root mean square over the rows), so that 8 bits
+    cause an error of 1e-5 of M. P is always computed in full precision, so the next update corrects this error. On a
+    GPU, computing the size of the change would cost more than the product.
     """
     if change.dtype != torch.float32 or change.device.type != "cpu" or not AMX:
         return False
@@ -88,9 +88,9 @@ def _trace(P: Tensor) -> Tensor:
 
 
 def _guarded(P: Tensor, square: Tensor) -> Tensor:
-    """nu for a fixed scale: Kaldi's while the largest eigenvalue of P is at most 3 s², else what halves its root."""
+    """nu for a fixed scale: Kaldi's if the largest eigenvalue of P is at most 3 s², else one that halves its root."""
     nu = torch.full_like(square, UPDATE_SPEED)
-    # The largest row sum bounds the largest eigenvalue: near the goal it spares the eigenvalues.
+    # The largest row sum bounds the largest eigenvalue, so near the goal there is no need to compute it.
     if (P.abs().sum(-1).amax(-1) <= 3 * square).all():
         return nu
     largest = torch.linalg.eigvalsh(P)[..., -1] / square
@@ -99,7 +99,7 @@ def _guarded(P: Tensor, square: Tensor) -> Tensor:
 
 @torch.no_grad()
 def deviation(M: Tensor, scale: float | None = None) -> Tensor:
-    """||P / s² - I||_F of M (..., rows, columns), with the floating s or a fixed one; 0 where M is 0 and s floats."""
+    """||P / s² - I||_F of M (..., rows, columns), with the floating s or a fixed one; 0 if M is 0 and s floats."""
     if M.shape[-2] > M.shape[-1]:
         M = M.mT
     work = M if M.dtype == torch.float64 else M.float()
@@ -115,12 +115,12 @@ def deviation(M: Tensor, scale: float | None = None) -> Tensor:
 
 
 class SemiOrthogonal:
-    """Keeps the first factors of a model's ``LowRankLinear`` layers semi-orthogonal; call ``step()`` after the
-    optimiser.
+    """Keeps the first factors of a model's ``LowRankLinear`` layers semi-orthogonal. Call ``step()`` after the
+    optimiser's step.
 
-    ``every`` = k takes all layers at every k-th step; without it each layer is drawn with ``probability`` from an own
-    generator, as in Kaldi. Frozen layers are left alone. Layers of one shape are updated as one batched product.
-    ValueError on an unknown mode, a value out of range, or a model without such layers.
+    ``every`` = k updates all layers at every k-th step. Without it, each layer is updated with ``probability``, as in
+    Kaldi, drawn from the object's own generator. Frozen layers do not change. Layers of the same shape are updated
+    together. Raises ValueError for an unknown mode, a value out of range, or a model without ``LowRankLinear`` layers.
     """
 
     def __init__(
@@ -133,22 +133,24 @@ class SemiOrthogonal:
         seed: int = 0,
     ):
         if mode not in ("floating", "fixed", "exact", "none"):
-            raise ValueError(f"constraint mode {mode!r}; expected floating, fixed, exact or none")
+            raise ValueError(f"constraint mode is {mode!r}; expected floating, fixed, exact or none")
         if scale <= 0 or not 0 < probability <= 1 or (every is not None and every < 1):
             raise ValueError(
-                f"constraint: scale {scale} must be positive, probability {probability} in (0, 1], "
-                f"every {every} at least 1"
+                f"constraint: scale ({scale}) must be positive, probability ({probability}) in (0, 1], every ({every}) "
+                f"at least 1"
             )
         self.layers = low_rank_layers(model)
         if not self.layers:
-            raise ValueError("the model has no LowRankLinear layer to constrain")
+            raise ValueError(
+                "the model has no factorised layer to constrain: factorise it, or leave the constraint out"
+            )
         self.mode, self.scale, self.probability, self.every = mode, scale, probability, every
         self.steps = 0
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update the layers whose turn it is."""
+        """Count a step, and update the layers that are due."""
         self.steps += 1
         if self.mode == "none":
             return
@@ -157,7 +159,7 @@ class SemiOrthogonal:
             layer = self.layers[name]
             weight = layer.first.weight
             if weight.requires_grad:
-                # The exact move changes the second factor too: those must fit as well.
+                # The exact update also changes the second factors, so their shapes must match too.
                 key = (weight.shape, weight.dtype, weight.device, layer.second.weight.shape)
                 groups.setdefault(key if self.mode == "exact" else key[:3], []).append(layer)
         for layers in groups.values():
@@ -173,13 +175,15 @@ class SemiOrthogonal:
     def _update(self, layers: list) -> None:
         first = [layer.first.weight for layer in layers]
         if self.mode != "exact":
-            # On a GPU one batch is one set of kernels; on a CPU the copies into it would cost as much as the products.
+            # A GPU needs only one set of kernels for a batch; on a CPU, batching would cost as much as the products.
             for group in [first] if first[0].device.type == "cuda" else [[weight] for weight in first]:
                 self._pull(group)
             return
         M = torch.stack(first)
         if M.shape[-2] > M.shape[-1]:
-            raise ValueError(f"a first factor is {tuple(M.shape[1:])}: the exact move needs no more rows than columns")
+            raise ValueError(
+                f"a first factor has shape {tuple(M.shape[1:])}; mode: exact needs at most as many rows as columns"
+            )
         second = torch.stack([layer.second.weight for layer in layers])
         Q, product = orthonormal_first(*(x if x.dtype == torch.float64 else x.float() for x in (M, second)))
         for layer, q, n in zip(layers, Q, product, strict=True):
@@ -198,11 +202,11 @@ class SemiOrthogonal:
         return self.scale if self.mode in ("fixed", "exact") else None
 
     def deviation(self) -> dict[str, float]:
-        """Layer name -> ||P / s² - I||_F, s being the scale of the mode (floating also for ``none``)."""
+        """Layer name -> ||P / s² - I||_F, with the scale s of the mode (floating for ``none``)."""
         return {name: deviation(layer.first.weight, self._scale).item() for name, layer in self.layers.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to draw the same layers: tensors and numbers only."""
+        """The state that a resumed run needs to update the same layers; only tensors and numbers."""
         return {"steps": self.steps, "generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

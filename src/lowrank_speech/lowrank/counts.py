@@ -1,4 +1,4 @@
-"""Counting parameters: in total, trainable, by group; tied ones once."""
+"""Count parameters: total, trainable, and by group. Tied parameters count once."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from torch import nn
 def count_parameters(model: nn.Module, depth: int = 1) -> dict[str, Any]:
     """``{"total": n, "trainable": n, "groups": {name: {"total": n, "trainable": n}}}``.
 
-    A group is the first ``depth`` parts of a parameter's name (of its first name, for tied ones). Works on the meta
+    A group is the first ``depth`` parts of a parameter's name (of its first name if it is tied). Works on the meta
     device.
     """
     groups: dict[str, dict[str, int]] = {}

@@ -1,11 +1,11 @@
-"""Turning a model's layers into factors.
+"""Turn a model's layers into factors.
 
-    factorise          in place; returns the report, one row a layer
-    write_factorised   into a safetensors file; the model stays as it is
+    factorise          in place; returns the report, one row per layer
+    write_factorised   into a safetensors file; the model does not change
     spectra            singular values, for plans that depend on them
 
-Each works layer by layer: beside the model, memory holds one layer in float64 at most. ``write_factorised`` reads the
-weights one by one, so a model whose weights are memory-mapped is never in memory as a whole.
+All work layer by layer: besides the model, memory holds at most one layer in float64. ``write_factorised`` reads the
+weights one by one, so a model with memory-mapped weights is never entirely in memory.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,11 +29,11 @@ from lowrank_speech.lowrank.structure import Plan, dense_layer, replace
 from lowrank_speech.lowrank.tensors import TensorWriter
 
 Init = Literal["svd", "activation", "random"]
-POINTS = 64  # of a spectrum in the report
+POINTS = 64  # number of singular values of a layer in the report
 
 
 class Factored(NamedTuple):
-    """State of the ``LowRankLinear`` in place of a layer, in the layer's dtype, and its row of the report."""
+    """State of the ``LowRankLinear`` that replaces a layer, in the layer's dtype, and the layer's row of the report."""
 
     state: dict[str, Tensor]
     row: dict[str, Any]
@@ -50,19 +50,19 @@ def factorise(
 ) -> list[dict[str, Any]]:
     """Replace the layers of ``plan`` by factors of their weights, in place.
 
-    ``moments``: name -> second moment (d_in, d_in) of the layer's input; needed by ``activation``, and where given the
-    report has the output error. ``means``: name -> mean (d_in,) of the layer's input; with ``activation`` the mean of
-    what a layer loses then goes into its bias, where it has one. ``seed`` decides ``random``. Returns one row a layer:
+    ``moments``: name -> second moment (d_in, d_in) of the layer's input; ``activation`` needs it, and it adds the
+    output error to the report. ``means``: name -> mean (d_in,) of the layer's input; with ``activation``, the mean of a
+    layer's error is then added to its bias, if it has one. ``seed`` is for ``random``. Returns one row per layer:
 
-        name, d_out, d_in, rank, before, after   the last two in parameters, bias included
-        energy         share of the squared singular values kept (of the whitened weight with ``activation``;
+        name, d_out, d_in, rank, before, after   the last two are parameter counts, including the bias
+        energy         share of the squared singular values that is kept (of the whitened weight with ``activation``;
                        None with ``random``)
         weight_error   ||W - N M||_F / ||W||_F
-        output_error   root mean square of what the layer's output loses over that of W x, or None without moments
-        spectrum       the singular values behind ``energy`` over the largest, in falling order; at most 64, evenly
+        output_error   root mean square of the error of the layer's output over that of W x; None without moments
+        spectrum       the singular values behind ``energy`` over the largest, in descending order; at most 64, evenly
                        spaced from the first to the last
 
-    ValueError as ``apply_plan``, or where ``activation`` lacks a layer's moment.
+    Raises ValueError as ``apply_plan``, or if ``activation`` lacks a layer's moment.
     """
     layers, rows = _dense_layers(model, plan), []
     for factored in _factored(layers, plan, init, moments, seed, means):
@@ -87,10 +87,10 @@ def write_factorised(
     prefix: str = "",
     others: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
-    """Write what ``factorise`` would make of ``model`` as safetensors, bit for bit; returns the same rows.
+    """Write the weights that ``factorise`` would produce as safetensors, bit for bit; returns the same rows.
 
-    ``prefix`` comes before the names of the model's tensors in the file. ``others``: further tensors, under their names
-    in the file.
+    ``prefix``: prefix of the names of the model's tensors in the file. ``others``: further tensors by their names in
+    the file.
     """
     layers, rows = _dense_layers(model, plan), []
     gone = {f"{name}.{part}" for name in plan for part in ("weight", "bias")}
@@ -122,12 +122,12 @@ def _factored(
     seed: int,
     means: Mapping[str, Tensor] | None,
 ) -> Iterator[Factored]:
-    """The factors of ``layers``, one layer at a time."""
+    """Yield the factors of ``layers``, one layer at a time."""
     if init not in ("svd", "activation", "random"):
         raise ValueError(f"init is {init!r}; expected svd, activation or random")
     for name in layers:
         if init == "activation" and name not in (moments or {}):
-            raise ValueError(f"init: activation, but there is no second moment of the inputs of {name!r}")
+            raise ValueError(f"init: activation needs the second moment of the inputs of {name!r}; calibrate it")
     generator = torch.Generator().manual_seed(seed)
     for name, layer in tqdm(layers.items(), desc="factorise", unit="layer", disable=None):
         moment = moments.get(name) if moments else None
@@ -141,7 +141,7 @@ def _factored(
 
 
 def _mean(name: str, layer: nn.Linear, means: Mapping[str, Tensor] | None) -> Tensor | None:
-    """The mean of the layer's inputs where it can be made up for: where it is known, and the layer has a bias."""
+    """The mean of the layer's inputs, if it is known and the layer has a bias that can absorb the mean error."""
     return means.get(name) if means is not None and layer.bias is not None else None
 
 
@@ -163,7 +163,7 @@ def _factor(
     if layer.bias is not None:
         bias = layer.bias if mean is None else layer.bias.double() + bias_shift(W, factors, mean)
         state["second.bias"] = bias.to(dtype)
-    # Of what is stored: its rounding counts too.
+    # The error of the stored factors, including rounding.
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     error = torch.addmm(W.to(wide), state["second.weight"].to(wide), state["first.weight"].to(wide), alpha=-1)
     squares = factors.spectrum.square()
@@ -185,7 +185,7 @@ def _factor(
 
 
 def _thinned(spectrum: Tensor) -> list[float]:
-    """At most ``POINTS`` of the singular values, evenly spaced, over the largest; for a plot, so of 4 digits."""
+    """At most ``POINTS`` evenly spaced singular values over the largest, with 4 digits, because they are plotted."""
     if not len(spectrum) or spectrum[0] <= 0:
         return []
     at = torch.linspace(0, len(spectrum) - 1, min(POINTS, len(spectrum)), dtype=torch.float64).round().long()
@@ -201,16 +201,16 @@ def spectra(
     moments: Mapping[str, Tensor] | None = None,
     means: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """Singular values of the layers' weights: what ``plan_ranks`` needs.
+    """Singular values of the layers' weights, for ``plan_ranks``.
 
-    With ``moments`` (and ``means``) of the whitened weights, whose squares are what ``init: activation`` loses.
+    With ``moments`` (and ``means``), those of the whitened weights, whose squares are the loss of ``init: activation``.
     """
     found = {}
     for name, layer in tqdm(layers.items(), desc="spectra", unit="layer", disable=None):
         if moments is None:
             found[name] = spectrum(layer.weight)
         elif name not in moments:
-            raise ValueError(f"there is no second moment of the inputs of {name!r}")
+            raise ValueError(f"the moments lack the layer {name!r}; calibrate with the same layers")
         else:
             found[name] = spectrum(layer.weight, moments[name].to(layer.weight.device), _mean(name, layer, means))
     return found

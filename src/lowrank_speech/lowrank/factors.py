@@ -1,20 +1,20 @@
 """Factors of a weight: truncated SVD, activation-aware, random.
 
-All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d_out, r), in float64; what they differ
-in is the product N M that they put in place of W (d_out, d_in):
+All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d_out, r), in float64. Their product N M
+replaces W (d_out, d_in). They minimise different errors:
 
-    svd         the nearest to W:                       least ||W - N M||_F
-    activation  the nearest on the inputs x seen:       least E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
-    random      none of W, only its scale (for comparison)
+    svd         error of the weights:                    ||W - N M||_F
+    activation  error of the outputs on observed inputs: E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
+    random      none; only the scale is that of W (for comparison)
 
-C is the second moment E x xᵀ. Where the layer has a bias b, the mean of what is lost goes into it, m being E x:
-b' = b + (W - N M) m, and the mean square of the rest is tr((W - N M) (C - m mᵀ) (W - N M)ᵀ). So the best factors of
-such a layer are those for the covariance C - m mᵀ: that is what the functions take for C when they get ``mean``.
+C is the second moment E x xᵀ. If the layer has a bias b, the mean of the error is added to it: b' = b + (W - N M) m,
+m = E x. The mean square of the remaining error is tr((W - N M) (C - m mᵀ) (W - N M)ᵀ), so the best factors of a layer
+with a bias are those for the covariance C - m mᵀ. The functions use it instead of C if they get ``mean``.
 
-The decompositions are symmetric eigenproblems of the smaller Gram matrix in float64: several times faster than an SVD,
-and more accurate than one in float32 (singular values to 1e-8 of the largest; the rows are made orthonormal again
-afterwards). Activation-aware: Chen et al., "DRONE", NeurIPS 2021; Yuan et al., "ASVD", 2023; Wang et al., "SVD-LLM",
-2024; Kamahori et al., "LiteASR", 2025.
+The decompositions are symmetric eigenproblems of the smaller Gram matrix in float64. They are several times faster than
+an SVD, and more accurate than an SVD in float32 (singular values to 1e-8 of the largest; the rows are then made
+orthonormal again). Activation-aware: Chen et al., "DRONE", NeurIPS 2021; Yuan et al., "ASVD", 2023; Wang et al.,
+"SVD-LLM", 2024; Kamahori et al., "LiteASR", 2025.
 """
 
 from typing import NamedTuple
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
 
-# Part of the mean input power that is added to every direction. It decides among directions that no input has shown.
+# Share of the mean input power that is added to every direction. It ranks directions in which no input has power.
 RIDGE = 1e-11
-WELL_CONDITIONED = 1e-3  # smallest over largest squared singular value: above, rows of Uᵀ W are orthogonal as they are
+WELL_CONDITIONED = 1e-3  # smallest over largest squared singular value; above, rows of Uᵀ W are orthogonal enough
 
 
 class Factors(NamedTuple):
-    """``first`` (r, d_in), ``second`` (d_out, r), and all singular values (min(d_out, d_in),) that were cut at r."""
+    """``first`` (r, d_in), ``second`` (d_out, r), and all singular values (min(d_out, d_in),), before the cut at r."""
 
     first: Tensor
     second: Tensor
@@ -38,15 +38,16 @@ class Factors(NamedTuple):
 
 
 def svd_factors(weight: Tensor, rank: int) -> Factors:
-    """Truncated SVD of ``weight`` (d_out, d_in): M = V_rᵀ, N = U_r S_r; ``spectrum`` are the singular values.
+    """Truncated SVD of ``weight`` (d_out, d_in): M = V_rᵀ, N = U_r S_r; ``spectrum`` has the singular values.
 
-    float64 on the weight's device. ValueError when the rank is out of range or the weight is not finite.
+    The result is float64 on the weight's device. Raises ValueError if the rank is out of range or the weight is not
+    finite.
     """
     W = _checked(weight, rank)
     if W.shape[0] < W.shape[1]:
         values, U = _eigh(gram(W))
         U, squares = U[:, :rank], values[:rank]
-        # Rows of Uᵀ W are S_r V_rᵀ: orthogonal already, of length S.
+        # Rows of Uᵀ W are S_r V_rᵀ: already orthogonal, with length S.
         first = _orthonormal_rows(U.T @ W, squares)
         if squares[-1] > WELL_CONDITIONED * squares[0]:
             return Factors(first, U * squares.sqrt(), values.sqrt())  # W Mᵀ, without the product
@@ -57,12 +58,12 @@ def svd_factors(weight: Tensor, rank: int) -> Factors:
 
 
 def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor | None = None) -> Factors:
-    """The factors of least output error on inputs with the second moment ``moment`` (d_in, d_in).
+    """The factors with the least output error on inputs with the second moment ``moment`` (d_in, d_in).
 
-    With ``mean`` (d_in,), that of the inputs, least beside a bias that ``bias_shift`` is added to. The optimum is
-    N M = U_r U_rᵀ W with U_r the leading left singular vectors of W C^(1/2): C is never inverted, so it may be
-    rank-deficient. ``spectrum`` are the singular values of W C^(1/2): the squares that are cut sum to the output error.
-    ValueError as ``svd_factors``, and when the moment does not fit or is not finite.
+    ``mean`` (d_in,): mean of the inputs, for a layer whose bias gets ``bias_shift``. The optimum is N M = U_r U_rᵀ W
+    with U_r the leading left singular vectors of W C^(1/2). C is never inverted, so it may be rank-deficient.
+    ``spectrum`` has the singular values of W C^(1/2); the squares of the discarded ones sum to the output error. Raises
+    ValueError as ``svd_factors``, and if the moment has the wrong shape or is not finite.
     """
     W = _checked(weight, rank)
     C = _regularised(moment, W.shape[1], mean)
@@ -78,7 +79,7 @@ def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor |
 
 
 def bias_shift(weight: Tensor, factors: Factors, mean: Tensor) -> Tensor:
-    """(W - N M) m (d_out,), float64: the mean of what the factors lose, to be added to the bias."""
+    """(W - N M) m (d_out,), float64: the mean output error of the factors, to be added to the bias."""
     m = mean.to(weight.device, torch.float64)
     return weight.detach().double() @ m - factors.second @ (factors.first @ m)
 
@@ -86,7 +87,7 @@ def bias_shift(weight: Tensor, factors: Factors, mean: Tensor) -> Tensor:
 def random_factors(weight: Tensor, rank: int, generator: torch.Generator | None = None) -> Factors:
     """M with random orthonormal rows, N normal and scaled so that N M has the Frobenius norm of ``weight``.
 
-    ``generator`` is one of the CPU. ``spectrum`` is empty.
+    ``generator`` is on the CPU. ``spectrum`` is empty.
     """
     W = _checked(weight, rank)
     draws = torch.randn(W.shape[1], rank, dtype=torch.float64, generator=generator)
@@ -96,9 +97,9 @@ def random_factors(weight: Tensor, rank: int, generator: torch.Generator | None 
 
 
 def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
-    """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), falling, float64, on the CPU.
+    """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), descending, float64, on the CPU.
 
-    With ``mean`` as well, C is the covariance.
+    If ``mean`` is also given, C is the covariance.
     """
     W = _checked(weight, 1)
     if moment is None:
@@ -114,7 +115,7 @@ def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None =
 def weighted_norm(error: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> float:
     """||E||_F, or with ``moment`` sqrt(tr(E C Eᵀ)): the root mean square of the output error E x.
 
-    With ``mean`` as well, C is the covariance: what is left once the error's mean has gone into the bias.
+    If ``mean`` is also given, C is the covariance: the error that remains after its mean is added to the bias.
     """
     if moment is None:
         return float(torch.linalg.vector_norm(error.detach(), dim=-1).double().norm())
@@ -128,7 +129,7 @@ def _checked(weight: Tensor, rank: int) -> Tensor:
     if not 1 <= rank <= full:
         raise ValueError(f"rank {rank} of a {tuple(weight.shape)} weight is out of range: expected 1 to {full}")
     W = weight.detach().double()
-    if not torch.isfinite(W.sum()):  # several times faster than asking every value
+    if not torch.isfinite(W.sum()):  # several times faster than testing every value
         raise ValueError(f"the {tuple(weight.shape)} weight has values that are not finite")
     return W
 
@@ -136,19 +137,21 @@ def _checked(weight: Tensor, rank: int) -> Tensor:
 def _regularised(moment: Tensor, d_in: int, mean: Tensor | None = None) -> Tensor:
     if tuple(moment.shape) != (d_in, d_in):
         raise ValueError(
-            f"the second moment is {tuple(moment.shape)}; a layer with {d_in} inputs needs ({d_in}, {d_in})"
+            f"the second moment has shape {tuple(moment.shape)}; a layer with {d_in} inputs needs ({d_in}, {d_in})"
         )
     if mean is not None and tuple(mean.shape) != (d_in,):
-        raise ValueError(f"the mean of the inputs is {tuple(mean.shape)}; a layer with {d_in} inputs needs ({d_in},)")
+        raise ValueError(
+            f"the mean of the inputs has shape {tuple(mean.shape)}; a layer with {d_in} inputs needs ({d_in},)"
+        )
     power = moment.diagonal().double().mean()
     if not torch.isfinite(power) or power <= 0:
-        raise ValueError(f"the second moment has the mean power {power.item()}: the layer saw no usable input")
-    # Of the whole power, for a covariance too: so it stays above the rounding error of C - m mᵀ.
+        raise ValueError(f"the second moment has the mean power {power.item()}, so the layer saw no usable input")
+    # A share of the total power, also for a covariance, so that it stays above the rounding error of C - m mᵀ.
     return _covariance(moment, mean) + RIDGE * power * torch.eye(d_in, dtype=torch.float64, device=moment.device)
 
 
 def _covariance(moment: Tensor, mean: Tensor | None) -> Tensor:
-    """C, or with ``mean`` C - m mᵀ; float64."""
+    """C, or C - m mᵀ if ``mean`` is given; float64."""
     C = moment.double()
     if mean is None:
         return C
@@ -163,20 +166,20 @@ def _root(C: Tensor) -> Tensor:
 
 
 def _eigh(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, falling and not negative, and eigenvectors in the columns."""
+    """Eigenvalues, descending and not negative, and eigenvectors in the columns."""
     values, vectors = torch.linalg.eigh(gram)
     return values.flip(0).clamp(min=0), vectors.flip(1)
 
 
 def _orthonormal_rows(rows: Tensor, squares: Tensor) -> Tensor:
-    """Orthonormal rows from orthogonal ``rows`` (r, d) whose squared lengths are ``squares``, falling.
+    """Normalise orthogonal ``rows`` (r, d) with squared lengths ``squares``, which are descending.
 
-    Directions whose length is near the rounding error (a weight without full rank) are not orthogonal: QR makes them
-    so.
+    Rows whose length is near the rounding error (from a rank-deficient weight) are not orthogonal; QR orthogonalises
+    them.
     """
     if squares[-1] > 1e-10 * squares[0]:
         rows = rows / squares.sqrt()[:, None]
-        # The rows are orthogonal to about eps / (smallest / largest square). Two Newton-Schulz steps mend 1e-5.
+        # The rows are orthogonal to about eps / (smallest / largest square). Two Newton-Schulz steps repair 1e-5.
         for _ in range(0 if squares[-1] > WELL_CONDITIONED * squares[0] else 2):
             rows = 1.5 * rows - 0.5 * (rows @ rows.T) @ rows
         return rows

@@ -1,8 +1,8 @@
 """``LowRankLinear``: a linear layer as two factors.
 
-A dense layer ``y = W x + b`` with W (d_out, d_in) becomes ``y = N (M x) + b``: ``first`` is M (r, d_in) without bias,
-kept semi-orthogonal (``M Mᵀ = s² I``), ``second`` is N (d_out, r) with the bias of the dense layer. r (d_in + d_out)
-parameters stand in place of d_in d_out.
+A dense layer ``y = W x + b`` with W (d_out, d_in) becomes ``y = N (M x) + b``. ``first`` is M (r, d_in) without bias,
+kept semi-orthogonal (``M Mᵀ = s² I``); ``second`` is N (d_out, r) with the bias of the dense layer. Together they have
+r (d_in + d_out) parameters instead of d_in d_out.
 
 Source: Povey et al., "Semi-orthogonal low-rank matrix factorization for deep neural networks", Interspeech 2018.
 """
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 class LowRankLinear(nn.Module):
     """Two ``nn.Linear`` in sequence: (..., d_in) -> (..., r) -> (..., d_out).
 
-    ValueError when ``first`` has a bias or the two don't fit together.
+    Raises ValueError if ``first`` has a bias or the shapes do not match.
     """
 
     def __init__(self, first: nn.Linear, second: nn.Linear):
@@ -23,19 +23,19 @@ class LowRankLinear(nn.Module):
             raise ValueError("the first factor has a bias; the bias belongs to the second")
         if first.out_features != second.in_features:
             raise ValueError(
-                f"the factors don't fit: the first yields {first.out_features} values, the second takes "
-                f"{second.in_features}"
+                f"the factors do not match: the first has {first.out_features} outputs, the second has "
+                f"{second.in_features} inputs"
             )
         self.first = first
         self.second = second
 
     @classmethod
     def empty(cls, dense: nn.Linear, rank: int, device: torch.device | str | None = None) -> "LowRankLinear":
-        """The structure for ``dense`` at ``rank``, on its device (or ``device``), in its dtype; weights are not set."""
+        """Uninitialised factors for ``dense`` at ``rank``, on its device (or ``device``), in its dtype."""
         place = {"device": device or dense.weight.device, "dtype": dense.weight.dtype}
         bias = dense.bias is not None
         result = cls(
-            # skip_init draws nothing: building a structure must not move the global random state.
+            # Building a structure must not change the global random state, so use skip_init, which draws nothing.
             nn.utils.skip_init(nn.Linear, dense.in_features, rank, bias=False, **place),
             nn.utils.skip_init(nn.Linear, rank, dense.out_features, bias=bias, **place),
         )
@@ -61,7 +61,7 @@ class LowRankLinear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The product N M (d_out, d_in), differentiable: for code that reads a linear layer's weight."""
+        """The product N M (d_out, d_in), differentiable, for code that reads a linear layer's weight."""
         return self.second.weight @ self.first.weight
 
     @property

@@ -1,7 +1,7 @@
-"""Second moments of the layers' inputs, streamed: what activation-aware factors are whitened with.
+"""Accumulate second moments of layers' inputs. Activation-aware factors use them for whitening.
 
-Forward hooks add x xᵀ and x of every input frame, in float64, while the model runs; nothing else is kept. Frames under
-a mask (padding) are left out.
+While the model runs, forward hooks sum x xᵀ and x over all input frames, in float64. Masked frames (padding) do not
+count.
 
 >>> moments = Moments(layers)  # name -> nn.Linear
 >>> with moments.hooked():
@@ -39,7 +39,7 @@ class Moments:
 
     @contextlib.contextmanager
     def hooked(self) -> Iterator["Moments"]:
-        """While open, every forward pass of the layers counts."""
+        """Count every forward pass of the layers inside."""
         handles = []
         try:
             for name, layer in self.layers.items():
@@ -52,10 +52,10 @@ class Moments:
 
     @contextlib.contextmanager
     def masked(self, mask: Tensor | Mapping[str, Tensor] | None) -> Iterator[None]:
-        """While open, only frames where ``mask`` is true count: bool (B, F), as the inputs (B, F, d_in) of the layers.
+        """Count only frames inside where ``mask``, bool (B, F), is true; the layers' inputs are (B, F, d_in).
 
-        A mapping gives each pattern (``fnmatch``) of layer names its own mask; the first that matches is taken, layers
-        without one count all their frames.
+        A mapping has a mask for each pattern (``fnmatch``) of layer names. The first match applies; layers without a
+        match count all their frames.
         """
         self._mask = mask
         try:
@@ -80,8 +80,8 @@ class Moments:
         mask = self._mask
         if isinstance(mask, Mapping):
             mask = next((m for pattern, m in mask.items() if fnmatchcase(name, pattern)), None)
-        # Query, key and value projections read one tensor: its product is computed once.
-        version = None if inputs.is_inference() else inputs._version  # changed in place, it is another input
+        # Query, key and value projections read the same tensor, so its product is computed only once.
+        version = None if inputs.is_inference() else inputs._version  # changes with each in-place operation
         if self._last is not None and version is not None and self._last[0] is inputs:
             _, seen, same_mask, *products = self._last
             if seen == version and same_mask is mask:
@@ -90,7 +90,7 @@ class Moments:
         if mask is not None:
             if mask.shape != inputs.shape[:-1]:
                 raise ValueError(
-                    f"the mask is {tuple(mask.shape)}, but the layer {name!r} has inputs {tuple(inputs.shape)}"
+                    f"the mask has shape {tuple(mask.shape)}, but the inputs of {name!r} have {tuple(inputs.shape)}"
                 )
             frames = inputs[mask.to(inputs.device)]
         frames = frames.reshape(-1, inputs.shape[-1]).double()
@@ -99,21 +99,21 @@ class Moments:
         return products
 
     def second(self, name: str) -> Tensor:
-        """Mean of x xᵀ (d_in, d_in), float64. ValueError when the layer saw no frame."""
+        """Mean of x xᵀ (d_in, d_in), float64. Raises ValueError if the layer saw no frames."""
         self._require(name)
         return self._second[name] / self.count[name]
 
     def mean(self, name: str) -> Tensor:
-        """Mean of x (d_in,), float64. ValueError when the layer saw no frame."""
+        """Mean of x (d_in,), float64. Raises ValueError if the layer saw no frames."""
         self._require(name)
         return self._sum[name] / self.count[name]
 
     def _require(self, name: str) -> None:
         if not self.count.get(name):
-            raise ValueError(f"the layer {name!r} saw no input frame: it has no second moment")
+            raise ValueError(f"the layer {name!r} saw no input frames; calibrate on more speech")
 
     def save(self, path: str | Path) -> None:
-        """Write all layers to ``path``. ValueError when one of them saw no frame."""
+        """Write the moments of all layers to ``path``. Raises ValueError if a layer saw no frames."""
         tensors = {}
         for name in self.layers:
             parts = (self.second(name), self.mean(name), torch.tensor(self.count[name]))
@@ -122,7 +122,7 @@ class Moments:
 
 
 class MomentsFile(Mapping):
-    """Name -> second moment (d_in, d_in), float64, read from a file of ``Moments.save`` when it is asked for."""
+    """Name -> second moment (d_in, d_in), float64, read on demand from a file that ``Moments.save`` wrote."""
 
     def __init__(self, path: str | Path):
         self._path = Path(path)
@@ -130,10 +130,10 @@ class MomentsFile(Mapping):
             with safe_open(self._path, "pt") as file:
                 keys = list(file.keys())
         except SafetensorError as error:
-            raise ValueError(f"{path} is no safetensors file: {error}") from error
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
         self._names = [key.removesuffix(".second") for key in keys if key.endswith(".second")]
         if not self._names:
-            raise ValueError(f"{path} holds no second moments (stage calibrate)")
+            raise ValueError(f"{path} has no second moments; give a file that the stage calibrate wrote")
 
     def _read(self, key: str) -> Tensor:
         with safe_open(self._path, "pt") as file:
@@ -154,7 +154,7 @@ class MomentsFile(Mapping):
         return Means(self)
 
     def count(self, name: str) -> int:
-        """Number of frames that were averaged."""
+        """Number of frames behind the averages."""
         return int(self._read(f"{name}.count"))
 
     def __iter__(self) -> Iterator[str]:

@@ -1,15 +1,15 @@
 """The plan: which layer gets which rank.
 
-Ranks come from one of five wishes:
+Exactly one of five criteria decides the ranks:
 
     rank       the same rank for every layer
     fraction   rank = fraction * min(d_out, d_in)
     keep       share of its parameters that each layer keeps: r = keep * d_out d_in / (d_out + d_in)
     energy     the smallest rank that keeps this share of the layer's squared singular values
-    reduction  share of the *whole model's* parameters that goes: one ``keep`` for all layers, the largest that
-               saves so much; where that is more than 0.2 % too much, some layers get one step of rank more
+    reduction  share of the *whole model's* parameters to save: all layers get the same ``keep``, the largest that
+               saves enough; if it saves 0.2 % too much, some layers get one rank step more
 
-and, with ``allocate``, are then redistributed over the layers so that together they lose least energy at that size
+With ``allocate``, the parameters are then redistributed over the layers so that the least energy is lost overall
 (``lowrank.allocate``). A layer whose factors would not be smaller than its matrix stays dense and is reported.
 """
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from lowrank_speech.lowrank.allocate import allocate_ranks
 from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size
 
-TOLERANCE = 0.002  # of the whole model
+TOLERANCE = 0.002  # share of the whole model's parameters
 
 
 def largest_rank(shape: Shape, multiple_of: int = 1) -> int:
@@ -42,29 +42,29 @@ def plan_ranks(
     spectra: Mapping[str, Tensor] | None = None,
     allocate: bool = False,
 ) -> Plan:
-    """Ranks for layers of ``shapes`` (name -> (d_out, d_in)) by exactly one of the wishes; see the module's table.
+    """Ranks for layers of ``shapes`` (name -> (d_out, d_in)) by exactly one criterion; see the module's table.
 
-    ``total_params``: parameters of the whole model, which ``reduction`` is a share of. ``spectra``: name -> singular
-    values (min(d_out, d_in),) in falling order, needed by ``energy`` and ``allocate``. ``multiple_of``: ranks are
-    rounded to its multiples (``energy`` up, ``keep`` and ``reduction`` down, ``fraction`` to the nearest).
+    ``total_params``: parameters of the whole model, to which ``reduction`` refers. ``spectra``: name -> singular values
+    (min(d_out, d_in),) in descending order; ``energy`` and ``allocate`` need them. ``multiple_of``: ranks are rounded
+    to its multiples (``energy`` up, ``keep`` and ``reduction`` down, ``fraction`` to the nearest).
 
-    ValueError: no wish or several, a value out of range, a rank above a layer's full rank, or a reduction that the
-    layers cannot reach.
+    Raises ValueError if there is not exactly one criterion, a value is out of range, a rank is above a layer's full
+    rank, or the layers cannot reach a reduction.
     """
     wishes = {"rank": rank, "fraction": fraction, "keep": keep, "energy": energy, "reduction": reduction}
     given = [name for name, value in wishes.items() if value is not None]
     if len(given) != 1:
         raise ValueError(f"give exactly one of {', '.join(wishes)}; given: {', '.join(given) or 'none'}")
     if not shapes:
-        raise ValueError("there is no layer to factorise")
+        raise ValueError("there is no layer to factorise; name some layers")
     if multiple_of < 1:
-        raise ValueError(f"multiple_of is {multiple_of}; expected 1 or more")
+        raise ValueError(f"multiple_of is {multiple_of}; it must be at least 1")
     kind, value = given[0], wishes[given[0]]
     _check(kind, value, multiple_of)
     if (kind == "energy" or allocate) and spectra is None:
         raise ValueError(f"{'energy' if kind == 'energy' else 'allocate'} needs the singular values of the layers")
     if kind == "energy" and allocate:
-        raise ValueError("energy decides the rank layer by layer: it does not go with allocate")
+        raise ValueError("energy decides the rank of each layer, so it cannot be combined with allocate")
     if kind == "reduction":
         ranks = _by_reduction(shapes, total_params, value, multiple_of)
     else:
@@ -80,7 +80,7 @@ def plan_ranks(
     for name in [name for name, r in ranks.items() if r is None]:
         limit = largest_rank(shapes[name], multiple_of)
         if allocate and name not in wanted:
-            reasons[name] = "the allocation keeps it whole"
+            reasons[name] = "the allocation keeps it dense"
         else:
             reasons[name] = f"its factors would not be smaller than its {shapes[name]} matrix (largest rank: {limit})"
     return Plan({name: r for name, r in ranks.items() if r is not None}, reasons)
@@ -89,9 +89,9 @@ def plan_ranks(
 def _check(kind: str, value: float, multiple_of: int) -> None:
     if kind == "rank":
         if value < 1:
-            raise ValueError(f"rank is {value}; expected 1 or more")
+            raise ValueError(f"rank is {value}; it must be at least 1")
         if value % multiple_of:
-            raise ValueError(f"rank {value} is no multiple of {multiple_of} (multiple_of)")
+            raise ValueError(f"rank is {value}; it must be a multiple of {multiple_of} (multiple_of)")
     elif not 0 < value <= 1 or (kind == "reduction" and value == 1):
         raise ValueError(f"{kind} is {value}; expected a share between 0 and 1")
 
@@ -108,7 +108,7 @@ def _rank(kind: str, value: float, name: str, shape: Shape, multiple_of: int, sp
         wanted = _keep_rank(Fraction(value), shape, multiple_of)
     else:
         squares = spectrum.double().square().cumsum(0)
-        # Rounding must not ask for one more value than the sum needs.
+        # Rounding errors must not require one more singular value.
         needed = int((squares < value * squares[-1] * (1 - 1e-12)).sum()) + 1
         wanted = math.ceil(needed / multiple_of) * multiple_of
     return min(max(wanted, multiple_of), full)
@@ -119,16 +119,16 @@ def _keep_rank(keep: Fraction, shape: Shape, multiple_of: int) -> int:
 
 
 def _by_reduction(shapes: Mapping[str, Shape], total: int, reduction: float, multiple_of: int) -> dict[str, int | None]:
-    """One keep ratio for all layers, the one that comes nearest; None: no rank makes the layer smaller."""
+    """Ranks from the largest ``keep`` ratio for all layers that saves enough. None: no rank makes the layer smaller."""
     able = {name: shape for name, shape in shapes.items() if largest_rank(shape, multiple_of)}
     target = reduction * total
     lowest = sum(dense_size(s) - factored_size(s, multiple_of) for s in able.values())
     if target > lowest:
         reachable = math.floor(1e4 * lowest / total) / 1e4
         raise ValueError(
-            f"a reduction of {reduction:.4g} is out of reach with these {len(shapes)} layers: at rank {multiple_of} "
-            f"in each the whole model of {total:,} parameters loses {reachable}, and no more; ask for less, or "
-            f"name more layers"
+            f"a reduction of {reduction:.4g} is out of reach with these {len(shapes)} layers: with rank {multiple_of} "
+            f"in each, the reduction of the whole model ({total:,} parameters) is only {reachable}; lower reduction, "
+            f"or name more layers"
         )
     counts: dict[Shape, int] = {}
     for shape in able.values():
@@ -140,13 +140,13 @@ def _by_reduction(shapes: Mapping[str, Shape], total: int, reduction: float, mul
     def saving(ranks: Mapping[Shape, int]) -> int:
         return sum(n * (dense_size(s) - factored_size(s, ranks[s])) for s, n in counts.items())
 
-    # The saving changes only where some shape's rank does.
+    # The saving changes only at ratios where the rank of some shape changes.
     keeps = {
         Fraction(factored_size(s, r), dense_size(s))
         for s in counts
         for r in range(multiple_of, largest_rank(s, multiple_of) + 1, multiple_of)
     }
-    # The largest ranks that save what was asked for.
+    # The largest ranks that save enough.
     by_shape = next(r for r in map(ranks_at, sorted(keeps, reverse=True)) if saving(r) >= target)
     ranks = {name: by_shape[shape] for name, shape in able.items()}
     spare = saving(by_shape) - target
@@ -156,9 +156,9 @@ def _by_reduction(shapes: Mapping[str, Shape], total: int, reduction: float, mul
 
 
 def _raise_some(ranks: dict[str, int], shapes: Mapping[str, Shape], spare: float, step: int) -> None:
-    """Raise the rank of some layers by one ``step``, in place, spending ``spare`` parameters at most."""
+    """Raise the rank of some layers by one ``step``, in place, spending at most ``spare`` parameters."""
     names = list(ranks)
-    # Multiples of the golden ratio fall evenly over the model's depth, however many are taken.
+    # Multiples of the golden ratio, modulo 1, spread the raised layers evenly over the model's depth.
     for i in sorted(range(len(names)), key=lambda i: i * 0.6180339887498949 % 1):
         shape, rank = shapes[names[i]], ranks[names[i]] + step
         if factored_size(shape, step) <= spare and rank <= largest_rank(shape, step):

@@ -1,8 +1,8 @@
-"""LoRA on the product of two factors: y = N (M x) + b + s B (A x), beside the pair and not on its parts.
+"""LoRA on the product of two factors instead of on each factor: y = N (M x) + b + s B (A x).
 
-Merged, the layer is a pair again, of a larger rank and with the same outputs: M' = [M; A], N' = [N, s B], rank r + r_A.
-(Adapters on the factors themselves keep the rank.) ``peft`` knows no ``LowRankLinear``; this is its layer for it, in
-the shape that ``LoraConfig._register_custom_module`` takes.
+Merging yields two factors with the same outputs and a larger rank: M' = [M; A], N' = [N, s B], rank r + r_A. (Adapters
+on the factors themselves keep the rank.) ``LoraConfig._register_custom_module`` registers this class with ``peft`` for
+``LowRankLinear``.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from lowrank_speech.lowrank.linear import LowRankLinear
 class ProductLora(nn.Module, LoraLayer):
     """peft's layer around one ``LowRankLinear``: (..., d_in) -> (..., d_out).
 
-    Plain LoRA alone: what reads or changes the base's weight (DoRA, PiSSA, OLoRA, orthogonal) has no meaning here.
+    Supports only plain LoRA: DoRA, PiSSA, OLoRA and orthogonal inits need a single weight matrix, but here are two.
     """
 
     def __init__(
@@ -44,20 +44,20 @@ class ProductLora(nn.Module, LoraLayer):
 
     @torch.no_grad()
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Append the adapters to the factors. ValueError with ``safe_merge`` when a weight is not finite."""
+        """Append the adapters to the factors. With ``safe_merge``, raises ValueError if a weight is not finite."""
         first, second = self.base_layer.first, self.base_layer.second
         for name in adapter_names or self.active_adapters:
             if name in self.merged_adapters:
                 continue
             A, B = self.lora_A[name].weight, self.lora_B[name].weight * self.scaling[name]
             if safe_merge and not (torch.isfinite(A).all() and torch.isfinite(B).all()):
-                raise ValueError(f"the adapter {name!r} has weights that are not finite: it cannot be merged")
+                raise ValueError(f"the adapter {name!r} has weights that are not finite; train it with a lower lr")
             self._set(torch.cat([first.weight, A.to(first.weight)]), torch.cat([second.weight, B.to(second.weight)], 1))
             self.merged_adapters.append(name)
 
     @torch.no_grad()
     def unmerge(self) -> None:
-        """Take the adapters that were merged off the factors again, bit for bit."""
+        """Remove the merged adapters from the factors, bit for bit."""
         first, second = self.base_layer.first, self.base_layer.second
         while self.merged_adapters:
             rank = first.out_features - self.r[self.merged_adapters.pop()]

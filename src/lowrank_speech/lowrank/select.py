@@ -1,6 +1,6 @@
-"""Which layers: ``nn.Linear`` modules chosen by patterns on their qualified names.
+"""Select ``nn.Linear`` modules by patterns on their qualified names.
 
-Patterns are those of ``fnmatch`` and case-sensitive; ``*`` crosses dots: ``*encoder.layers.*.fc[12]``.
+Patterns are case-sensitive ``fnmatch`` patterns; ``*`` also matches dots: ``*encoder.layers.*.fc[12]``.
 """
 
 from collections.abc import Iterable
@@ -16,8 +16,8 @@ EXAMPLES = 6
 def linears(model: nn.Module, low_rank: bool = False) -> dict[str, nn.Module]:
     """Qualified name -> module of every ``nn.Linear``, in the model's order.
 
-    With ``low_rank`` a ``LowRankLinear`` counts as one layer under its own name; else it is left out. Its two inner
-    layers are never listed.
+    With ``low_rank``, a ``LowRankLinear`` is listed as one layer under its own name; otherwise it is left out. Its two
+    inner layers are never listed.
     """
     found: dict[str, nn.Module] = {}
     inner: set[int] = set()
@@ -36,12 +36,12 @@ def select(
 ) -> dict[str, nn.Module]:
     """Layers whose names match one of ``patterns`` and none of ``exclude``, in the model's order.
 
-    ValueError when a pattern matches nothing, or when a matched layer shares its weight with another module (Whisper's
-    ``proj_out`` with the embeddings): replacing it would untie them.
+    Raises ValueError if a pattern matches nothing, or if a matched layer shares its weight with another module
+    (Whisper's ``proj_out`` with the embeddings), because replacing the layer would untie the weights.
     """
     patterns, exclude = tuple(patterns), tuple(exclude)
     if not patterns:
-        raise ValueError("no layers were asked for: the list of patterns is empty")
+        raise ValueError("the list of layer patterns is empty; give at least one pattern")
     candidates = {
         name: module
         for name, module in linears(model, low_rank).items()
@@ -57,14 +57,14 @@ def select(
     for name, module in chosen.items():
         if isinstance(module, nn.Linear) and len(owners[id(module.weight)]) > 1:
             other = next(n for n in owners[id(module.weight)] if n != f"{name}.weight")
-            raise ValueError(f"the layer {name!r} shares its weight with {other!r}: leave it out of the patterns")
+            raise ValueError(f"the layer {name!r} shares its weight with {other!r}; exclude it from the patterns")
     return chosen
 
 
 def _examples(candidates: dict[str, nn.Module]) -> str:
     names = list(candidates)
     if not names:
-        return "the model has none"
-    # From both ends and the middle: the first names are often all of one block.
+        return "the model has no linear layers"
+    # Show names from the whole model, because the first ones are often all from the same block.
     step = max(1, len(names) // EXAMPLES)
-    return f"names of such layers here are: {', '.join(names[::step][:EXAMPLES])}"
+    return f"names of linear layers here: {', '.join(names[::step][:EXAMPLES])}"

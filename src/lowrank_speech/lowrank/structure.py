@@ -1,11 +1,11 @@
-"""The structure of a factorised model: which layers are factors, and of which rank.
+"""The structure of a factorised model: which layers are factors, and their ranks.
 
     Plan              layer name -> rank, as config.json stores it
-    apply_plan        replace layers by empty factors, for a strict load afterwards
-    low_rank_layers   find them
-    densify           multiply them back, in place
+    apply_plan        replaces layers by empty factors, for a strict load afterwards
+    low_rank_layers   finds factorised layers
+    densify           multiplies the factors out, in place
 
-This is all that loading, training and decoding a factorised model need. ``plan`` chooses ranks, ``factorise`` computes
+Loading, training and decoding a factorised model need only this module. ``plan`` chooses ranks, ``factorise`` computes
 factors.
 """
 
@@ -20,9 +20,9 @@ from lowrank_speech.lowrank.linear import LowRankLinear
 Shape = tuple[int, int]  # (d_out, d_in)
 
 
-@dataclass(frozen=True, eq=False)  # equal as mappings are
+@dataclass(frozen=True, eq=False)  # compared like mappings
 class Plan(Mapping):
-    """Layer name -> rank, a mapping. ``left_dense``: layers that were asked for and stay dense -> why."""
+    """A mapping: layer name -> rank. ``left_dense``: requested layers that stay dense -> reason."""
 
     ranks: Mapping[str, int]
     left_dense: Mapping[str, str] = field(default_factory=dict)
@@ -42,9 +42,9 @@ class Plan(Mapping):
 
     @classmethod
     def from_json(cls, value: Any) -> "Plan":
-        """The inverse of ``to_json``; ValueError when a name is not text or a rank is not a positive whole number."""
+        """The inverse of ``to_json``. Raises ValueError if a name is not a string or a rank not a positive integer."""
         if not isinstance(value, Mapping):
-            raise ValueError(f"a low-rank plan maps layer names to ranks; got {value!r}")
+            raise ValueError(f"a low-rank plan must map layer names to ranks; got {value!r}")
         for name, rank in value.items():
             if not isinstance(name, str) or not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
                 raise ValueError(
@@ -53,24 +53,24 @@ class Plan(Mapping):
         return cls(dict(value))
 
     def saving(self, shapes: Mapping[str, Shape]) -> int:
-        """Parameters that the plan saves on layers of ``shapes``."""
+        """Number of parameters that the plan saves on layers of ``shapes``."""
         return sum(dense_size(shapes[n]) - factored_size(shapes[n], r) for n, r in self.ranks.items())
 
 
 def dense_size(shape: Shape) -> int:
-    """Parameters of the matrix."""
+    """Number of parameters of a matrix."""
     return shape[0] * shape[1]
 
 
 def factored_size(shape: Shape, rank: int) -> int:
-    """Parameters of its two factors."""
+    """Number of parameters of a matrix's two factors."""
     return rank * (shape[0] + shape[1])
 
 
 def apply_plan(model: nn.Module, plan: Mapping[str, int]) -> nn.Module:
-    """Replace the layers of ``plan`` (name -> rank) by ``LowRankLinear``; their weights are not set. Returns ``model``.
+    """Replace the layers of ``plan`` (name -> rank) by uninitialised ``LowRankLinear``. Returns ``model``.
 
-    ValueError when a name is not an ``nn.Linear`` of the model or a rank is above its full rank.
+    Raises ValueError if a name is not an ``nn.Linear`` of the model or a rank is above its full rank.
     """
     for name, rank in Plan.from_json(plan).items():
         replace(model, name, LowRankLinear.empty(dense_layer(model, name, rank), rank))
@@ -78,7 +78,7 @@ def apply_plan(model: nn.Module, plan: Mapping[str, int]) -> nn.Module:
 
 
 def densify(model: nn.Module) -> nn.Module:
-    """Replace every ``LowRankLinear`` by the dense layer that computes the same, in place. Returns ``model``."""
+    """Replace every ``LowRankLinear`` by the equivalent dense layer, in place. Returns ``model``."""
     for name in low_rank_layers(model):
         replace(model, name, model.get_submodule(name).dense())
     return model
@@ -90,15 +90,15 @@ def low_rank_layers(model: nn.Module) -> dict[str, LowRankLinear]:
 
 
 def dense_layer(model: nn.Module, name: str, rank: int) -> nn.Linear:
-    """The ``nn.Linear`` called ``name``; ValueError where the model has none, or ``rank`` is above its full rank."""
+    """The ``nn.Linear`` called ``name``. Raises ValueError if it does not exist, or ``rank`` is above its full rank."""
     try:
         layer = model.get_submodule(name)
     except AttributeError:
         raise ValueError(f"the plan names the layer {name!r}, which the model does not have") from None
     if isinstance(layer, LowRankLinear):
-        raise ValueError(f"the layer {name!r} is factorised already (rank {layer.rank})")
+        raise ValueError(f"the layer {name!r} is already factorised (rank {layer.rank})")
     if not isinstance(layer, nn.Linear):
-        raise ValueError(f"the plan names {name!r}, which is a {type(layer).__name__} and not a linear layer")
+        raise ValueError(f"the plan names {name!r}, which is not a linear layer but a {type(layer).__name__}")
     full = min(layer.in_features, layer.out_features)
     if rank > full:
         shape = (layer.out_features, layer.in_features)
@@ -107,6 +107,6 @@ def dense_layer(model: nn.Module, name: str, rank: int) -> nn.Linear:
 
 
 def replace(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put ``layer`` in the place of the module called ``name``."""
+    """Replace the module called ``name`` by ``layer``."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, layer)

@@ -1,12 +1,12 @@
-"""Writing a safetensors file tensor by tensor: names, dtypes and shapes come first, values as they get ready.
+"""Write a safetensors file tensor by tensor: first names, dtypes and shapes, then values in any order.
 
 >>> with TensorWriter("out.safetensors", {"w": (torch.float32, (2, 3))}) as writer:
 ...     writer.write("w", torch.zeros(2, 3))
 
-The bytes are those of ``safetensors.torch.save_file``, which wants all tensors at once.
+The bytes equal those of ``safetensors.torch.save_file``, which needs all tensors at once.
 
-Format: https://huggingface.co/docs/safetensors: a header of JSON after its length in 8 bytes, then the values, little
-end first. As there, the widest types come first and names decide within a type, so that all values are aligned.
+Format: https://huggingface.co/docs/safetensors. The length of the header in 8 bytes, a JSON header, and the values, all
+little endian. Tensors are sorted by type, widest first, then by name, so that all values are aligned.
 """
 
 import json
@@ -19,7 +19,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-# In the order in which safetensors stores them.
+# In safetensors' storage order.
 DTYPES = {
     torch.int64: "I64",
     torch.float64: "F64",
@@ -36,15 +36,15 @@ Form = tuple[torch.dtype, tuple[int, ...]]
 
 
 class TensorWriter:
-    """Writes ``path`` with the tensors of ``forms`` (name -> dtype and shape), each once, in any order.
+    """Writes the tensors of ``forms`` (name -> dtype and shape) to ``path``, each once, in any order.
 
-    Leaving the ``with`` block without an error checks that all are there. ValueError: a dtype that is not in
-    ``DTYPES``, an unknown name, one that comes twice or never, or a tensor of another dtype or shape.
+    The end of the ``with`` block checks that all tensors were written. Raises ValueError for a dtype that is not in
+    ``DTYPES``, an unknown name, a tensor that is written twice or never, or one of another dtype or shape.
     """
 
     def __init__(self, path: str | Path, forms: Mapping[str, Form], metadata: Mapping[str, str] | None = None):
         if sys.byteorder != "little":
-            raise ValueError("safetensors files are written on little-endian machines only")
+            raise ValueError("safetensors files can only be written on little-endian machines")
         unknown = next((dtype for dtype, _ in forms.values() if dtype not in DTYPES), None)
         if unknown is not None:
             raise ValueError(f"tensors of the type {unknown} cannot be written")
@@ -66,7 +66,7 @@ class TensorWriter:
         self._left = set(self._forms)
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """Put the values of ``name`` in their place."""
+        """Write the values of ``name``."""
         if name not in self._left:
             raise ValueError(f"tensor {name!r}: {'written twice' if name in self._forms else 'not in the header'}")
         form = (tensor.dtype, tuple(tensor.shape))
@@ -83,4 +83,4 @@ class TensorWriter:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
         if kind is None and self._left:
-            raise ValueError(f"{len(self._left)} tensors were not written, {min(self._left)!r} among them")
+            raise ValueError(f"{len(self._left)} tensors were not written; the first one is {min(self._left)!r}")

@@ -1,8 +1,8 @@
-"""Models from configs of transformers: with random weights, without weights (on the meta device), or around its model.
+"""Build models from transformers' configs: with random weights, without weights (on the meta device), or by wrapping.
 
-build("ctc", config)       weights from torch's current seed, as transformers' own class would draw them
-skeleton("ctc", config)    structure only, to load weights into or to count
-wrap(hf, meta)             around a model of transformers' class for the task, weights shared; ``unwrap`` goes back
+build("ctc", config)       random weights from torch's current seed, as transformers' own class would initialise them
+skeleton("ctc", config)    only the structure, to load weights into or to count
+wrap(hf, meta)             wraps a model of transformers' class for the task, sharing weights; ``unwrap`` is the inverse
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from lowrank_speech.models.speech import Meta, SpeechModel
 
 
 def quiet_config(config: Any) -> Any:
-    """Switch off what the training recipe does itself or not at all: SpecAugment of transformers and LayerDrop."""
+    """Switch off transformers' SpecAugment, which the training recipe does itself, and LayerDrop."""
     for name, value in {
         "apply_spec_augment": False,
         "layerdrop": 0.0,
@@ -34,7 +34,7 @@ def quiet_config(config: Any) -> Any:
 
 
 def wrap(hf: nn.Module, meta: Meta) -> SpeechModel:
-    """The SpeechModel of ``hf``, a model of transformers' own class for ``meta.task``; weights are shared."""
+    """Wrap ``hf``, a model of transformers' own class for ``meta.task``, in a SpeechModel; weights are shared."""
     return family_class(meta.family).from_transformers(hf, meta).train(hf.training)
 
 
@@ -56,7 +56,7 @@ def unwrap(model: SpeechModel) -> nn.Module:
 
 
 def build(task: str, config: Any) -> SpeechModel:
-    """A model for a config of transformers and a task, with weights from the current torch seed; in eval mode."""
+    """A model for a transformers config and a task, with random weights from torch's current seed, in eval mode."""
     family = family_of(config.model_type, "config")
     cls = family_class(family)
     hf = cls.bare(config, task)
@@ -69,12 +69,12 @@ def build(task: str, config: Any) -> SpeechModel:
 def skeleton(
     task: str, config: Any, plan: Mapping[str, int] | None = None, head: Any = None, meta: Meta | None = None
 ) -> SpeechModel:
-    """A model on the meta device, tied weights tied. ``plan``: its low-rank layers; ``head``: settings of its head."""
+    """A model on the meta device, with tied weights. ``plan``: its low-rank layers; ``head``: settings of its head."""
     family = family_of(config.model_type, "config")
     cls = family_class(family)
     with torch.device("meta"):
         hf = cls.bare(config, task)
-    # wav2vec 2.0's masked_spec_embed is made by a constructor that ignores the default device.
+    # The constructor of wav2vec 2.0's masked_spec_embed ignores the default device.
     hf.to("meta")
     hf.tie_weights()
     model = cls(hf, empty_head(cls, task, config, head), meta or Meta(family, task))
@@ -86,28 +86,29 @@ def skeleton(
 
 
 def empty_head(cls: type[SpeechModel], task: str, config: Any, settings: Any = None) -> Head | None:
-    """The head of ``task`` on the meta device; ``settings``: an object of the head's settings, by default the task's.
+    """The head of ``task`` on the meta device, or None if the task needs none.
 
-    None for a task that needs none. UserError where the head is for another task.
+    ``settings``: the head's settings, by default those of the task's default head. Raises UserError if the head is for
+    another task.
     """
     if task not in DEFAULT:
         return None
     kind = head_class(DEFAULT[task] if settings is None else settings.kind)
     if task != kind.TASK:
-        raise UserError(f"head: {kind.KIND!r} is a head for {kind.TASK!r}, and the task is {task!r}; take another kind")
+        raise UserError(f"head: {kind.KIND!r} is a head for {kind.TASK!r}, but the task is {task!r}; use another kind")
     with torch.device("meta"):
         return kind(settings or kind.settings_of(config), cls.width_of(config), kind.outputs_of(config))
 
 
 def drawn(head: Head, config: Any) -> Head:
-    """``head`` with new weights, on the CPU, from torch's global generator."""
+    """``head`` on the CPU, newly initialised with torch's global generator."""
     head.to_empty(device="cpu")
     head.initialise(getattr(config, "initializer_range", 0.02))
     return head
 
 
 def stored(model: SpeechModel) -> list[str]:
-    """Names of the model's parameters and buffers; of tied ones the name under which a folder stores them."""
+    """Names of the model's parameters and buffers as a folder stores them; tied ones have only one name."""
     aliases = {f"hf.{name}" for name in model.tied()}
     return [name for name in model.state_dict() if name not in aliases]
 
@@ -115,9 +116,10 @@ def stored(model: SpeechModel) -> list[str]:
 def assign(
     model: SpeechModel, state: Mapping[str, Tensor], source: str, shown: Mapping[str, str] | None = None
 ) -> None:
-    """Put ``state`` (name -> tensor, shared) into a model on the meta device, and tie its tied weights again.
+    """Load ``state`` (name -> tensor, shared) into a model on the meta device, and tie its tied weights again.
 
-    UserError, with ``source`` and the names of ``shown``, where a weight is missing, left over or of another shape.
+    Raises UserError if a weight is missing, unexpected or of another shape; the message has ``source``, and names as in
+    ``shown``.
     """
     names = shown or {}
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -127,7 +129,7 @@ def assign(
     for name in state.keys() & set(own):
         if tuple(state[name].shape) != shapes[name]:
             found = tuple(state[name].shape)
-            wrong.append(f"{names.get(name, name)} has the shape {found}, where the model has {shapes[name]}")
+            wrong.append(f"{names.get(name, name)} has the shape {found}, but the model has {shapes[name]}")
     if wrong:
         more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
         raise UserError(f"{source} does not fit its config.json: {sorted(wrong)[0]}{more}; make the folder again")
@@ -144,7 +146,7 @@ def assign(
 
 
 def config_with(cls: type, overrides: Mapping[str, Any], **fixed: Any) -> Any:
-    """Transformers' config ``cls`` with the keys of ``bases.*.model``; UserError on a key that it lacks or is fixed."""
+    """Transformers' config ``cls`` with the keys of ``bases.*.model``; UserError if a key is unknown or fixed."""
     known = set(cls().to_dict()) | set(fixed)
     unknown = sorted(set(overrides) - known)
     if unknown:
@@ -154,5 +156,5 @@ def config_with(cls: type, overrides: Mapping[str, Any], **fixed: Any) -> Any:
         raise UserError(f"bases.*.model: {clash[0]!r} follows from the tokens and cannot be set; remove it")
     try:
         return quiet_config(cls(**{**overrides, **fixed}))
-    except Exception as error:  # transformers raises its own strict-dataclass errors, of no common class
-        raise UserError(f"bases.*.model: {error}") from error
+    except Exception as error:  # transformers' errors for strict dataclasses have no common base class
+        raise UserError(f"bases.*.model: {' '.join(str(error).split())}") from error

@@ -1,8 +1,8 @@
-"""What a factorisation does to a model's size, before any weight is touched.
+"""Count parameters before and after a factorisation, without factorising.
 
 ``count(preset="xls-r-300m", layers="ffn", rank=512)`` or ``count(model="exp/default/base/xlsr/model",
-reduction=0.24)``. Models are built on the meta device from their config only; a folder that is factorised already is
-counted as it is. Layer names are relative to the body, the same for a preset, a folder and a factorisation.
+reduction=0.24)``. Models are built on the meta device, only from their config; a folder that is already factorised is
+counted as it is. Layer names are relative to the body, so they are the same in a preset, a folder and a factorisation.
 """
 
 import json
@@ -19,8 +19,9 @@ from lowrank_speech.lowrank.structure import Plan
 from lowrank_speech.models.build import skeleton
 from lowrank_speech.models.files import KEY
 from lowrank_speech.models.folder import structure_of
-from lowrank_speech.models.presets import build_meta
+from lowrank_speech.models.presets import PRESETS, build_meta
 from lowrank_speech.models.registry import family_class, family_of
+from lowrank_speech.models.sources import config_folder
 from lowrank_speech.models.speech import SpeechModel
 
 
@@ -30,22 +31,26 @@ def count(
     layers: str = "ffn",
     rank: int | None = None,
     reduction: float | None = None,
+    revision: str | None = None,
 ) -> dict[str, Any]:
-    """Parameters of a model before and after its ``layers`` get ``rank``, or the rank that ``reduction`` asks for.
+    """Parameters of a model before and after its ``layers`` get ``rank``, or the rank that ``reduction`` needs.
 
-    ``model`` is a model folder, ``preset`` a name of ``presets.PRESETS``: one of the two. Without ``rank`` and
-    ``reduction`` nothing is factorised; a factorised folder is counted with its own plan.
+    Give either ``model``, a model folder, hub name (at ``revision``) or preset, or ``preset``, a name of
+    ``presets.PRESETS``. Only config.json is fetched from the hub. Without ``rank`` and ``reduction`` nothing is
+    factorised; a factorised folder is counted with its own plan.
 
     Returns ``model``, ``class`` (of transformers), ``total_before``, ``total_after``, ``reduction`` (share of
-    ``total_before``), ``groups`` (name -> parameters before, two name parts deep), ``layers`` (a list of {name, d_out,
-    d_in, rank, before, after}, parameters with the bias; rank None: dense) and ``left_dense`` (name -> why). UserError
-    on a folder, preset, pattern, rank or reduction that does not work.
+    ``total_before``), ``groups`` (name -> parameters before; the first two parts of layer names), ``layers`` (a list of
+    {name, d_out, d_in, rank, before, after}; parameters include the bias; rank None: dense) and ``left_dense`` (name ->
+    reason). Raises UserError if a folder, preset, pattern, rank or reduction is not valid.
     """
     if (model is None) == (preset is None):
-        raise UserError("count: give either a model folder or a preset")
-    dense, own = (build_meta(preset), None) if preset is not None else _from_folder(Path(model))
+        raise UserError("count: give either a model or a preset")
+    if model in PRESETS and not Path(model).is_dir():
+        model, preset = None, model
+    dense, own = (build_meta(preset), None) if preset is not None else _from_folder(config_folder(model, revision))
     if own and (rank is not None or reduction is not None):
-        raise UserError(f"{model} is factorised already ({len(own)} layers): count it without rank and reduction")
+        raise UserError(f"{model} is already factorised ({len(own)} layers); count it without rank and reduction")
     total = dense.parameters_total()
     try:
         patterns = tuple(own) if own else dense.layer_patterns(layers)
@@ -73,7 +78,7 @@ def count(
 
 
 def _groups(model: SpeechModel) -> dict[str, int]:
-    """Parameters by the first two parts of their names, relative to the body; then what stands outside it."""
+    """Parameter counts by the first two parts of names relative to the body, then of parameters outside the body."""
     found = {name: group["total"] for name, group in count_parameters(model.body, depth=2)["groups"].items()}
     inside = set(map(id, model.body.parameters()))
     for name, parameter in model.named_parameters():
@@ -92,12 +97,10 @@ def _row(name: str, layer: nn.Linear, rank: int | None) -> dict[str, Any]:
 
 
 def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None]:
-    """The dense model on the meta device, and the plan, of a folder of ours or of plain transformers."""
+    """The dense model on the meta device, and the plan, of a folder written by this package or by transformers."""
     from transformers import AutoConfig
 
     file = folder / "config.json"
-    if not file.is_file():
-        raise UserError(f"{folder} is not a model folder: config.json is missing")
     raw = json.loads(file.read_text(encoding="utf-8"))
     if KEY in raw:
         low = structure_of(raw, file)

@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""The device on which a model runs."""
 
 import torch
 
@@ -6,7 +6,7 @@ from lowrank_speech.errors import UserError
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` takes CUDA where there is one; UserError where CUDA is asked for and absent."""
+    """``auto``: CUDA if torch sees a device, otherwise the CPU. Raises UserError for ``cuda`` without a device."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("device: cuda, but torch sees no CUDA device; use `device: auto` or `cpu`")
+        raise UserError("device is cuda, but torch sees no CUDA device; use device: auto or cpu")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

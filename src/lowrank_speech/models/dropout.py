@@ -1,4 +1,4 @@
-"""Dropout of a whole model."""
+"""Set the dropout of a whole model."""
 
 from torch import nn
 
@@ -6,7 +6,7 @@ from torch import nn
 def set_dropout(model: nn.Module, p: float) -> None:
     """Set every dropout of a speech model to ``p``: modules, and the floats that transformers' attention reads.
 
-    LoRA's own dropout (peft's ``lora_dropout``) is a setting of the adapters and stays as it is.
+    LoRA's own dropout (peft's ``lora_dropout``) belongs to the adapters' settings and does not change.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout) and "lora_dropout" not in name.split("."):

@@ -1,14 +1,15 @@
-"""The files of a model folder, by name: which belong to a model, and which of them an adaptation reads.
+"""The files of a model folder: which of them belong to a model, and which an adaptation reads.
 
-Imports neither torch nor transformers.
+This module imports neither torch nor transformers.
 """
 
+import json
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 KEY = "lowrank_speech"
-"""Of config.json: what this package says of a model beside transformers' own config."""
+"""The key of config.json for what this package adds to transformers' own config."""
 WEIGHTS = "model.safetensors"
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER = (
@@ -23,8 +24,8 @@ TOKENIZER = (
     "*.model",
 )
 LEGAL = ("LICENSE*", "NOTICE*", "license*")
-# Whatever else lies in a folder stays there: weights in other formats, optimiser states, model cards of the base.
-COPIED = ("generation_config.json", *PREPROCESSOR, *TOKENIZER, *LEGAL)
+# All other files are not copied: weights in other formats, optimiser states, model cards of the base.
+COPIED = ("generation_config.json", *LEGAL)
 
 
 def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
@@ -32,14 +33,41 @@ def is_one_of(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def copy_files(source: Path, target: Path, patterns: tuple[str, ...] = COPIED) -> None:
-    """Copy the files of ``source`` that belong to a model beside its config and weights."""
+def copy_files(source: Path, target: Path, tokenizer: bool) -> None:
+    """Copy the files of ``source`` that belong to a model, except its config and weights.
+
+    ``tokenizer``: whether to copy the tokenizer, because the model's outputs stand for its tokens.
+    """
+    patterns = (*COPIED, *PREPROCESSOR, *(TOKENIZER if tokenizer else ()))
     for path in sorted(source.iterdir()):
-        if path.is_file() and is_one_of(path.name, patterns):
+        if not path.is_file() or not is_one_of(path.name, patterns):
+            continue
+        if path.name in PREPROCESSOR and (text := _without_lm(path.read_text(encoding="utf-8"))) is not None:
+            (target / path.name).write_text(text, encoding="utf-8")
+        else:
             shutil.copyfile(path, target / path.name)
 
 
+def _without_lm(text: str) -> str | None:
+    """The text of a preprocessor file, changed to a processor without an n-gram; None if no change is needed."""
+    try:
+        said = json.loads(text)
+        name = said["processor_class"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if not str(name).endswith("WithLM"):  # its folder language_model is not copied
+        return None
+    return json.dumps(said | {"processor_class": name.removesuffix("WithLM")}, indent=2) + "\n"
+
+
 def files_read(folder: str | Path) -> list[Path]:
-    """The files of a model folder that decide what an adaptation or a decoding of it computes, sorted."""
+    """The files of a model folder that affect adaptation or decoding, sorted."""
     wanted = ("config.json", WEIGHTS, "generation_config.json", *PREPROCESSOR, *TOKENIZER)
     return sorted(path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
+
+
+def imported_files(folder: str | Path) -> list[Path]:
+    """The files of a folder in the hub's layout that an import may read, sorted; weights may be in several files."""
+    wanted = ("config.json", "*.safetensors", "*.index.json", "pytorch_model*.bin", *COPIED, *PREPROCESSOR, *TOKENIZER)
+    found = (path for path in Path(folder).iterdir() if path.is_file() and is_one_of(path.name, wanted))
+    return sorted(path for path in found if not path.name.startswith("adapter."))

@@ -1,10 +1,10 @@
-"""Model folders in Hugging Face's layout: load and save.
+"""Load and save model folders in Hugging Face's layout.
 
-A folder holds ``config.json`` (transformers' config and, under ``lowrank_speech``, family, task, labels, the low-rank
-plan and, where transformers does not know the head, the head's settings), ``model.safetensors``, and what came with the
-base (``files``). A dense model's folder is loaded by plain transformers as well: weights have transformers' names, but
-for a head that transformers does not know, which is stored as ``head.*``. A factorised folder has the same names, with
-``.first`` and ``.second`` for the factors. It is built structure first, then loaded strictly, so that transformers'
+A folder holds ``config.json``, ``model.safetensors``, and files that came with the base (``files``). Under the key
+``lowrank_speech``, ``config.json`` has the family, task, labels, the low-rank plan, and the settings of a head that
+transformers does not have. Plain transformers also loads a dense model's folder: weights have transformers' names,
+except for such a head, which is stored as ``head.*``. A factorised folder has the same names, with ``.first`` and
+``.second`` for the factors. Loading builds the structure first and then loads strictly, so that transformers'
 initialisation of unknown Linear layers never touches the factors.
 """
 
@@ -32,8 +32,8 @@ from lowrank_speech.settings import read, resolved
 def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> SpeechModel:
     """Load a model folder that this package wrote, dense or factorised, bit for bit.
 
-    The weights are memory-mapped where they are stored in ``dtype``: they are read when they are used.
-    UserError when the folder is not a model folder, weights are missing or left over, or a shape does not fit.
+    Weights that are stored in ``dtype`` are memory-mapped, so they are read when they are used. Raises UserError if the
+    folder is not a model folder, weights are missing or unexpected, or a shape does not match.
     """
     folder = Path(folder)
     config_file, weights = folder / "config.json", folder / WEIGHTS
@@ -55,18 +55,18 @@ def load_model(folder: str | Path, dtype: torch.dtype = torch.float32) -> Speech
 def structure_of(raw: Mapping[str, Any], where: Path) -> SpeechModel:
     """The model that a folder's config.json (``raw``, read from ``where``) describes, on the meta device."""
     if KEY not in raw:
-        raise UserError(f"{where} has no key {KEY!r}: import the model with the stage `base` first")
+        raise UserError(f"{where} has no key {KEY!r}; import the model with the stage `base` first")
     said = dict(raw[KEY])
     head, plan = said.pop("head", None), said.pop("plan", None)
     try:
         meta = Meta(**said)
     except TypeError as error:
-        raise UserError(f"{where}: {KEY} is not as this version writes it ({error}); make the folder again") from error
+        raise UserError(f"{where}: another version wrote the key {KEY} ({error}); make the folder again") from error
     if head is not None:
         head = read(head_class(head.get("kind")).SETTINGS, head, f"{where}: {KEY}.head")
     model = skeleton(meta.task, _config(meta.family, raw), head=head, meta=meta)
     if plan:
-        # Before layer names were relative to the body, plans had the names of transformers' class.
+        # Older plans have the names of transformers' class; now they are relative to the body.
         plan = {name.removeprefix(model.body_prefix): rank for name, rank in plan.items()}
         with torch.device("meta"):
             apply_plan(model.body, plan)
@@ -82,7 +82,7 @@ def _config(family: str, raw: Mapping[str, Any]) -> Any:
 
 
 def _fill(model: SpeechModel, state: Mapping[str, Tensor], source: Path) -> None:
-    """Put the weights of a folder into a model on the meta device; UserError, with ``source``, where they don't fit."""
+    """Load a folder's weights into a model on the meta device. Raises UserError, with ``source``, on a mismatch."""
     names = {name: model.disk_name(name) for name in stored(model)}
     known = {theirs: own for own, theirs in names.items()}
     assign(model, {known.get(name, name): tensor for name, tensor in state.items()}, str(source), names)
@@ -94,14 +94,25 @@ def save_model(
     copy_from: str | Path | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``model`` as a folder, atomically; ``copy_from``: the folder whose other files belong to it as well.
+    """Write ``model`` as a folder, atomically; ``copy_from``: the folder whose other files also belong to the model.
 
-    ``files``: name -> text of files that stand in the place of those, or beside them.
+    Tokenizer files are copied only if the model's outputs still stand for their tokens. A CTC model with a new head
+    needs new ones, which ``lang.tokenizer_files`` makes. ``files``: name -> text of files that replace copied ones or
+    are added.
     """
     with model_folder(model, model.meta, folder, copy_from, files) as weights:
         state = model.state_dict()
         kept = {model.disk_name(name): state[name].detach().cpu().contiguous() for name in stored(model)}
         save_file(kept, weights, metadata={"format": "pt"})
+
+
+def _same_tokens(meta: Meta, source: Path) -> bool:
+    """Whether a model with ``meta`` uses the tokenizer in the folder ``source``."""
+    if meta.task != "ctc":
+        return meta.task == "seq2seq"  # a decoder keeps its tokens
+    file = source / "config.json"
+    said = json.loads(file.read_text(encoding="utf-8")).get(KEY, {}) if file.is_file() else {}
+    return said.get("lang_sha256") == meta.lang_sha256  # None: the published head, which belongs to the tokenizer
 
 
 @contextlib.contextmanager
@@ -112,11 +123,11 @@ def model_folder(
     copy_from: str | Path | None = None,
     files: Mapping[str, str] | None = None,
 ) -> Iterator[Path]:
-    """A folder for ``model`` under ``meta``, all but its weights; yields the path for those. Atomic as a whole."""
+    """Write a folder for ``model`` with ``meta``, atomically; yields the path where the caller writes the weights."""
     with atomic(folder) as temporary:
         temporary.mkdir()
         if copy_from is not None:
-            copy_files(Path(copy_from), temporary)
+            copy_files(Path(copy_from), temporary, tokenizer=_same_tokens(meta, Path(copy_from)))
         config = json.loads(model.config.to_json_string(use_diff=False))
         config["architectures"] = [model.architecture]
         config[KEY] = dataclasses.asdict(meta)

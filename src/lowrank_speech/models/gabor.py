@@ -1,9 +1,9 @@
-"""A head start for a wav2vec 2.0 trained from scratch: its first convolution begins as a mel-spaced Gabor filterbank.
+"""Gabor initialisation of a wav2vec 2.0 from scratch: its first convolution starts as a mel-spaced filterbank.
 
-From random filters a small wav2vec 2.0 spends most of a short training on finding a spectrum. Cosine and sine pairs
-under a Gaussian window, at mel-spaced centres, give it one at step 0; everything stays trainable. After LEAF
-(Zeghidour et al. 2021) and SincNet (Ravanelli and Bengio 2018), which build such filters in; here they are an
-initialisation only, so the model remains a plain Wav2Vec2Model.
+With random filters, a small wav2vec 2.0 spends most of a short training on learning a spectrum. Cosine and sine pairs
+under a Gaussian window, at mel-spaced centres, provide one at step 0. The filters stay trainable, and the model stays a
+plain Wav2Vec2Model. Source: LEAF (Zeghidour et al. 2021) and SincNet (Ravanelli and Bengio 2018) use fixed filters of
+this kind.
 """
 
 import math
@@ -24,9 +24,9 @@ def _hertz(mel: float) -> float:
 
 
 def gabor_filters(pairs: int, width: int) -> torch.Tensor:
-    """Unit-norm filters (2 * pairs, width) at 16 kHz: cosine and sine of each centre, from low to high.
+    """Unit-norm filters (2 * pairs, width) at 16 kHz: cosine and sine at each centre frequency, in ascending order.
 
-    The Gaussian's width follows the distance of the neighbouring centres, at least 60 Hz.
+    The Gaussian's bandwidth follows the distance between the neighbouring centres, at least 60 Hz.
     """
     low, high = _mel(LOWEST), _mel(HIGHEST)
     edges = [_hertz(low + (high - low) * i / (pairs + 1)) for i in range(pairs + 2)]
@@ -42,11 +42,11 @@ def gabor_filters(pairs: int, width: int) -> torch.Tensor:
 
 
 def gabor_start(feature_extractor: nn.Module) -> None:
-    """Set the first convolution of a Wav2Vec2FeatureEncoder to Gabor filters, in place. Its channels must be even."""
+    """Set the first convolution of a Wav2Vec2FeatureEncoder, which needs an even channel count, to Gabor filters."""
     conv = feature_extractor.conv_layers[0].conv
     channels, _, width = conv.weight.shape
     if channels % 2:
-        raise ValueError(f"the first convolution has {channels} channels: Gabor filters come in pairs")
+        raise ValueError(f"the first convolution has {channels} channels; Gabor filters need an even number")
     with torch.no_grad():
         conv.weight.copy_(gabor_filters(channels // 2, width)[:, None, :])
         if conv.bias is not None:

@@ -1,4 +1,4 @@
-"""The linear layers of a model that a factorisation or a calibration is about."""
+"""Select the linear layers of a model for factorisation or calibration."""
 
 from collections.abc import Sequence
 
@@ -9,5 +9,5 @@ from lowrank_speech.models.speech import SpeechModel
 
 
 def dense_layers(model: SpeechModel, layers: str | Sequence[str]) -> dict[str, nn.Linear]:
-    """Name (relative to the body) -> layer of what ``layers`` (a group, a pattern, or several) means in the family."""
+    """Name (relative to the body) -> layer, for the ``layers`` (a group of the family, a pattern, or several)."""
     return select(model.body, model.layer_patterns(layers), exclude=model.KEPT_OUT)

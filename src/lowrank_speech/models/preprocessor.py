@@ -1,7 +1,7 @@
-"""The settings of a model's feature extractor, from whichever file a folder has them in.
+"""Read the settings of a model's feature extractor from a model folder.
 
 ``preprocessor_config.json`` has them at its top level. transformers 5 writes ``processor_config.json``, with the same
-settings under ``feature_extractor`` (or ``audio_processor``), and reads that file first where a folder has both.
+settings under ``feature_extractor`` (or ``audio_processor``), and prefers that file if a folder has both.
 """
 
 import json
@@ -17,16 +17,16 @@ NESTED = ("feature_extractor", "audio_processor")
 
 @dataclass(frozen=True)
 class Preprocessor:
-    """``settings`` of the feature extractor, and the ``file`` that has them; no settings where there is no file."""
+    """``settings`` of the feature extractor, and the ``file`` they come from; empty settings if it does not exist."""
 
     settings: dict[str, Any]
     file: Path
 
 
 def preprocessor_files(folder: str | Path) -> dict[Path, dict[str, Any]]:
-    """The files of ``folder`` that hold settings of a feature extractor, the one that counts first, and their content.
+    """Path -> content of the files in ``folder`` with settings of a feature extractor; the first one takes precedence.
 
-    UserError where one is not a JSON mapping.
+    Raises UserError if a file is not a JSON mapping.
     """
     found = {}
     for name in reversed(PREPROCESSOR):
@@ -36,16 +36,16 @@ def preprocessor_files(folder: str | Path) -> dict[Path, dict[str, Any]]:
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise UserError(f"{file}: not valid JSON ({error}); take the file of the published model") from error
+            raise UserError(f"{file}: not valid JSON ({error}); use the file of the published model") from error
         if not isinstance(content, dict):
-            raise UserError(f"{file}: expected a JSON mapping, got {content!r}; take the file of the published model")
+            raise UserError(f"{file}: expected a JSON mapping, got {content!r}; use the file of the published model")
         if section(file, content) is not None:
             found[file] = content
     return found
 
 
 def section(file: Path, content: dict[str, Any]) -> dict[str, Any] | None:
-    """The part of a file's ``content`` that has the settings; None where it has none."""
+    """The part of a file's ``content`` with the settings, or None."""
     if file.name == PREPROCESSOR[0]:
         return content
     return next((content[key] for key in NESTED if isinstance(content.get(key), dict)), None)

@@ -1,4 +1,4 @@
-"""Published dimensions, for counting and benchmarks without weights.
+"""Dimensions of published models, for counting and benchmarks without weights.
 
 ``build_meta("xls-r-300m")`` is a SpeechModel on the meta device: shapes, no memory. The numbers are those of the
 published ``config.json`` files (XLS-R: Babu et al. 2022; Whisper: Radford et al. 2023; MMS: Pratap et al. 2023; HuBERT:
@@ -19,7 +19,7 @@ from lowrank_speech.models.speech import SpeechModel
 
 @dataclass(frozen=True)
 class Preset:
-    """A published model: transformers' model type, the task of its usual class, and keys of its config."""
+    """A published model: transformers' model type, the task of its published class, and keys of its config."""
 
     model_type: str
     task: str
@@ -31,7 +31,7 @@ class Preset:
 
 
 def _xls_r(hidden: int, layers: int, codevector: int = 768, model_type: str = "wav2vec2", **more: Any) -> Preset:
-    """XLS-R's shape, which MMS and the large HuBERT share."""
+    """XLS-R's dimensions, which MMS and the large HuBERT share."""
     config = {
         "hidden_size": hidden,
         "num_hidden_layers": layers,
@@ -84,14 +84,14 @@ PRESETS = {
 
 
 def preset_named(name: str) -> Preset:
-    """The preset; UserError that lists the known ones."""
+    """The preset of that name. Raises UserError with the known names if it does not exist."""
     if name not in PRESETS:
-        raise UserError(f"{name!r} is not a preset; presets: {', '.join(PRESETS)}")
+        raise UserError(f"{name!r} is not a preset; expected one of: {', '.join(PRESETS)}")
     return PRESETS[name]
 
 
 def build_meta(preset: str, task: str | None = None) -> SpeechModel:
-    """The preset's model on the meta device, weights tied as in the true one.
+    """The preset's model on the meta device, with weights tied as in the published one.
 
     ``task``: another task (``ctc``, ``classify``) instead of the preset's own.
     """

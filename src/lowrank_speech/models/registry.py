@@ -1,6 +1,6 @@
-"""Which families of models there are, and what the workflow needs to know of each before any model is loaded.
+"""The model families, and what the workflow needs to know about each before it loads a model.
 
-A new family is one file in ``models/families`` (a subclass of ``SpeechModel``), and one row and one ``case`` here. This
+To add a family, add a file to ``models/families`` (a subclass of ``SpeechModel``), and a row and a ``case`` here. This
 module imports neither torch nor transformers.
 """
 
@@ -16,15 +16,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Family:
-    """What can be known of a family from its name alone.
+    """The properties of a family.
 
-    model_types   transformers' own names, ``model_type`` in config.json
-    features      kinds of features that it reads: the one that the stage features stores, then those made on the fly
+    model_types   transformers' names, ``model_type`` in config.json
+    features      kinds of input features: first the kind that the stage features stores, then those made on the fly
     recognises    the task in which it recognises speech: ``ctc`` or ``seq2seq``
     scratch       whether a small model can be made from scratch
     front_end     whether it has a convolutional front end, which fine-tuning keeps frozen
-    window        whether utterances are padded to a window that can be cut
-    tokenizer     whether published models come with a tokenizer of their own that recognition uses
+    window        whether utterances are padded to a window that can be shortened
+    tokenizer     whether published models have their own tokenizer that recognition uses
     """
 
     model_types: Sequence[str]
@@ -46,7 +46,7 @@ FAMILIES = {
 
 
 def family_class(family: str) -> "type[SpeechModel]":
-    """The subclass of ``SpeechModel`` of a family; UserError that lists the known ones."""
+    """The subclass of ``SpeechModel`` for a family. Raises UserError with the known families if it does not exist."""
     match family:
         case "wav2vec2":
             from lowrank_speech.models.families.wav2vec2 import Wav2vec2
@@ -60,20 +60,20 @@ def family_class(family: str) -> "type[SpeechModel]":
             from lowrank_speech.models.families.whisper import Whisper
 
             return Whisper
-    raise UserError(f"{family!r} is not a known family of models; expected one of: {', '.join(FAMILIES)}")
+    raise UserError(f"{family!r} is not a known model family; expected one of: {', '.join(FAMILIES)}")
 
 
 def family_of(model_type: str | None, where: str) -> str:
-    """The family of transformers' ``model_type``; UserError that lists the known ones. ``where``: for the message."""
+    """The family of transformers' ``model_type``. Raises UserError with the known types; ``where``: for its message."""
     for name, family in FAMILIES.items():
         if model_type in family.model_types:
             return name
     known = sorted(kind for family in FAMILIES.values() for kind in family.model_types)
     raise UserError(
-        f"{where}: model_type is {model_type!r}; expected one of: {', '.join(known)}; give a model of these"
+        f"{where}: model_type is {model_type!r}; expected one of: {', '.join(known)}; use a model of one of these types"
     )
 
 
 def scratch_families() -> list[str]:
-    """The families of which a model can be made from scratch."""
+    """The families that support models from scratch."""
     return [name for name, family in FAMILIES.items() if family.scratch]

@@ -1,4 +1,4 @@
-"""A small model of a family with weights drawn from a seed, to be pretrained here (``source: scratch``)."""
+"""Make a small model of a family with random weights, to be pretrained here (``source: scratch``)."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -15,10 +15,10 @@ def from_scratch(
     seed: int,
     front_end: Literal["gabor", "random"] = "gabor",
 ) -> SpeechModel:
-    """A model that recognises speech in ``tokens`` (a token set, ``lang.tokens``), in eval mode.
+    """A model that recognises speech with ``tokens`` (a token set, ``lang.tokens``), in eval mode.
 
-    ``overrides``: keys of transformers' config of the family; ``front_end``: how the convolutions of the family
-    wav2vec2 start. UserError for a family that cannot be made from scratch, or a key that does not exist.
+    ``overrides``: keys of the family's transformers config; ``front_end``: how to initialise the first convolution of
+    wav2vec2. Raises UserError if the family cannot be made from scratch, or a key does not exist.
     """
     model = family_class(family).scratch(overrides, tokens, seed)
     if FAMILIES[family].front_end and front_end == "gabor":

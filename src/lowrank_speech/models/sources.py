@@ -1,47 +1,50 @@
-"""A published model, from a local folder or the hub.
+"""Load a published model from a local folder or the hub.
 
-A hub name is resolved by huggingface_hub (cache first; ``revision`` pins it); nothing is executed that comes with a
-model (``trust_remote_code`` stays off). What was resolved ends up in the stage's manifest.
+huggingface_hub resolves hub names (cache first; ``revision`` pins the commit). Code that comes with a model is never
+executed (``trust_remote_code`` stays off). The stage's manifest records what was resolved.
 """
 
 import json
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.build import quiet_config, wrap
-from lowrank_speech.models.files import KEY
+from lowrank_speech.models.files import KEY, LEGAL
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.registry import family_class, family_of
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
 
-# Weights in other frameworks' formats stay away, as do MMS's language adapters: 1,107 files that nothing uses.
-PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin"]
+# Not fetched: weights in other frameworks' formats, and MMS's language adapters, 1,107 files that nothing uses.
+PATTERNS = ["*.json", "*.txt", "*.model", "*.safetensors", "pytorch_model*.bin", *LEGAL]
 NOT_WANTED = ["adapter.*"]
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A resolved source: the folder with the files, and the commit if it came from the hub."""
+    """A resolved source: the folder with the files, and the commit if it comes from the hub."""
 
     folder: Path
     revision: str | None
 
 
-def resolve(source: str, revision: str | None) -> Source:
-    """Find ``source``: an existing folder, else a hub name at ``revision`` (cache, then network where there is one)."""
+def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERNS) -> Source:
+    """Find ``source``: an existing folder, or a hub name at ``revision`` (first in the cache, then in the network).
+
+    ``patterns``: which files to fetch from the hub. Raises UserError if the model is not found.
+    """
     folder = Path(source).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"base model {source}: the folder has no config.json")
+            raise UserError(f"base model {source}: the folder has no config.json; give the folder of a model")
         return Source(folder, revision)
     if not _HUB_NAME.fullmatch(source):
         raise UserError(f"base model {source}: neither a folder nor a hub name of the form owner/name")
@@ -49,27 +52,33 @@ def resolve(source: str, revision: str | None) -> Source:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     try:
-        path = Path(snapshot_download(source, revision=revision, allow_patterns=PATTERNS, ignore_patterns=NOT_WANTED))
+        path = snapshot_download(source, revision=revision, allow_patterns=list(patterns), ignore_patterns=NOT_WANTED)
     except (LocalEntryNotFoundError, RepositoryNotFoundError, HfHubHTTPError, OSError) as error:
         raise UserError(
-            f"base model {source} (revision {revision or 'main'}) is neither in the hub's local cache nor to be had "
-            f"from the hub: {str(error).splitlines()[0]}. Download it where there is a network "
+            f"base model {source} (revision {revision or 'main'}) is not in the hub's local cache and cannot be "
+            f"fetched from the hub: {str(error).splitlines()[0]}. Download it on a machine with a network "
             f"(`hf download {source}`), or give a folder as `source`"
         ) from error
+    path = Path(path)
     return Source(path, path.name if path.parent.name == "snapshots" else revision)
 
 
-def is_wanted(path: Path) -> bool:
-    """Whether a file of a model's folder is one that an import reads."""
-    return not any(fnmatchcase(path.name, pattern) for pattern in NOT_WANTED)
+def config_folder(model: str, revision: str | None = None) -> Path:
+    """A folder with the config.json of ``model``, a folder or a hub name; fetches only that file from the hub."""
+    folder = Path(model).expanduser()
+    if folder.is_dir() or _HUB_NAME.fullmatch(model):
+        return resolve(model, revision, ["config.json"]).folder
+    raise UserError(
+        f"{model} is not a model folder, a hub name of the form owner/name, or a preset (--preset lists them)"
+    )
 
 
 def import_model(found: Source, family: str) -> SpeechModel:
-    """Load a published checkpoint for the task of the class that its config names; of pretraining classes the encoder.
+    """Load a published checkpoint for the task of the class in its config; for a pretraining class, only the encoder.
 
-    A folder that this package wrote is taken as it is, with its plan and what its outputs stand for: a system that was
-    trained can be the base of the next. Weights are float32 in memory. UserError if the folder's model type belongs to
-    another family.
+    A folder that this package wrote is loaded as it is, with its plan and its output symbols, so that a trained system
+    can be the base of another one. Weights are float32 in memory. Raises UserError if the folder's model type belongs
+    to another family.
     """
     import transformers
     from transformers import logging as hf_logging
@@ -81,18 +90,21 @@ def import_model(found: Source, family: str) -> SpeechModel:
         raise UserError(
             f"{found.folder} is a {config.model_type} model, but the config says family: {family}; set family: {actual}"
         )
-    if hasattr(config, KEY):
-        return load_model(found.folder)
     cls = family_class(family)
-    cls.check_import(config, found.folder)
+    if hasattr(config, KEY):
+        model = load_model(found.folder)
+        if model.meta.lang_sha256 is None:  # the model still has its published tokens
+            model.imported(found.folder)
+        return model
     named = (config.architectures or [""])[0]
     task = cls.task_of(named)
-    if task == "classify" and "body" in cls.TASKS:  # its labels are not ours: take the encoder, a new head is drawn
+    cls.check_import(config, found.folder, task)
+    if task == "classify" and "body" in cls.TASKS:  # the labels are not ours: load the encoder, for a new head
         task = "body"
-        log.warning("the head of %s (%s) is discarded: its classes are not those of a task here", found.folder, named)
+        log.warning("discarding the head of %s (%s): its classes do not belong to a task here", found.folder, named)
     published = cls.published(config, task)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # what the checkpoint lacks is drawn: the same model at each import
+        torch.manual_seed(0)  # weights that the checkpoint lacks are random, but the same at each import
         hf, info = getattr(transformers, published).from_pretrained(
             found.folder,
             config=quiet_config(config),
@@ -104,23 +116,24 @@ def import_model(found: Source, family: str) -> SpeechModel:
     missing = [k for k in info["missing_keys"] if not k.endswith("masked_spec_embed")]
     if missing:
         raise UserError(
-            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, {missing[0]} among them; give a "
+            f"{found.folder}: the checkpoint lacks {len(missing)} weights of {named}, such as {missing[0]}; give a "
             f"complete one"
         )
     model = wrap(hf.eval(), Meta(family, task))
+    model.imported(found.folder)
     log.info("imported %s as %s: %d parameters", found.folder, published, model.parameters_total())
     return model
 
 
 def open_dense(source: str | Path, revision: str | None = None) -> tuple[SpeechModel, Path]:
-    """The dense model of a folder (ours or in the hub's layout) or hub name, and the folder where its files are.
+    """The dense model of a folder (ours or in the hub's layout) or hub name, and the folder with its files.
 
-    UserError when there is none, or it is factorised already.
+    Raises UserError if the model does not exist or is already factorised.
     """
     found = resolve(str(source), revision)
     file = found.folder / "config.json"
     model_type = json.loads(file.read_text(encoding="utf-8")).get("model_type")
     model = import_model(found, family_of(model_type, str(file)))
     if model.plan:
-        raise UserError(f"{source} is factorised already ({len(model.plan)} layers); give the dense model")
+        raise UserError(f"{source} is already factorised ({len(model.plan)} layers); give the dense model")
     return model, found.folder

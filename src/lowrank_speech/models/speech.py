@@ -1,22 +1,23 @@
-"""``SpeechModel``: a pretrained model of transformers and a task's head, with one interface for all families.
+"""``SpeechModel``: a pretrained transformers model and a task head, with one interface for all families.
 
-    model.hf     transformers' own model without a head of a task: a bare encoder (``Wav2Vec2Model`` ...), Whisper's
-                 encoder (``families.whisper.WhisperEncoderModel``), or ``WhisperForConditionalGeneration``, whose
-                 ``generate`` decodes
+    model.hf     transformers' model without a task head: a bare encoder (``Wav2Vec2Model`` ...), Whisper's encoder
+                 (``families.whisper.WhisperEncoderModel``), or ``WhisperForConditionalGeneration``, whose ``generate``
+                 decodes
     model.body   the part of ``hf`` that layer names are relative to: ``hf`` itself, or the ``WhisperModel`` in it
-    model.head   a module of ``models.heads``, or None: a bare encoder, or a Whisper that recognises speech
+    model.head   a module of ``models.heads``, or None for a bare encoder or a Whisper that recognises speech
 
 Parameters of a model are called ``hf.*`` and ``head.*`` (``is_head``). Layer names in plans, patterns, reports and
-config.json are relative to the body: ``encoder.layers.0.fc1``. ``disk_name`` gives the names in a model folder, which
+config.json are relative to the body: ``encoder.layers.0.fc1``. ``disk_name`` returns the names in a model folder, which
 are those of transformers' class for the task.
 
-Each family is a subclass in ``models.families``, which has everything that only the family knows.
+Each family is a subclass in ``models.families``, which holds all knowledge about that family.
 
-Dimension letters: B batch, T samples, F frames, C features, D hidden size, V vocabulary, L target length.
+Shapes: B batch, T samples, F frames, C features, D hidden size, V vocabulary, L target length.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ from lowrank_speech.models.registry import FAMILIES
 
 @dataclass
 class Meta:
-    """What a model folder says beside transformers' own config (key ``lowrank_speech`` of config.json)."""
+    """What a model folder adds to transformers' own config (key ``lowrank_speech`` of config.json)."""
 
     family: str
     task: str  # ctc, classify, seq2seq, or body: no task yet
@@ -40,29 +41,29 @@ class Meta:
 
 
 class SpeechModel(nn.Module):
-    """A model of one family with one task. ``meta`` travels with it into the folder."""
+    """A model of one family with one task. Its folder stores ``meta``."""
 
     FAMILY: ClassVar[str]
     TASKS: ClassVar[Sequence[str]]
-    """The tasks that a model of the family can have."""
+    """The tasks that models of the family support."""
     LAYERS: ClassVar[Mapping[str, Sequence[str]]]
-    """Group of layers -> name patterns (``fnmatch``, relative to the body); ``group:part`` narrows it to one part."""
+    """Layer group -> name patterns (``fnmatch``, relative to the body); ``group:part`` restricts it to one part."""
     LORA: ClassVar[Sequence[str]]
     """Patterns of LoRA's default targets: query, value and feed-forward."""
     KEPT_OUT: ClassVar[Sequence[str]] = ()
-    """Patterns of linear layers that stay dense whatever is asked for: what only pretraining uses."""
+    """Patterns of linear layers that always stay dense, because only pretraining uses them."""
 
     def __init__(self, hf: nn.Module, head: Head | None, meta: Meta):
         super().__init__()
         self.hf = hf
         self.head = head
         self.meta = meta
-        # Only in training: encoder frames of compiled layers (families.encoders), and what hides parts of features.
+        # Only in training: lengths for which layers are compiled (families.encoders), and the SpecAugment function.
         self.buckets: tuple[int, ...] = ()
         self.mask: Callable[..., Tensor] | None = None
 
     def train(self, mode: bool = True) -> "SpeechModel":
-        """As of ``nn.Module``; the body's batch norms keep the statistics of the pretraining (mHuBERT)."""
+        """As in ``nn.Module``, but the body's batch norms keep the statistics from pretraining (mHuBERT)."""
         super().train(mode)
         for module in self.hf.modules():
             if isinstance(module, nn.BatchNorm1d):
@@ -89,7 +90,7 @@ class SpeechModel(nn.Module):
 
     @property
     def config(self) -> Any:
-        """Transformers' config of the model."""
+        """The model's transformers config."""
         return self.hf.config
 
     @property
@@ -104,7 +105,7 @@ class SpeechModel(nn.Module):
 
     @property
     def width(self) -> int:
-        """The size D of the encoder states that ``states`` gives."""
+        """The size D of the encoder states."""
         return self.width_of(self.config)
 
     def is_head(self, name: str) -> bool:
@@ -112,15 +113,15 @@ class SpeechModel(nn.Module):
         return name.startswith("head.")
 
     def front_end(self) -> list[nn.Parameter]:
-        """Parameters of the convolutional front end, which fine-tuning always keeps frozen; empty: there is none."""
+        """Parameters of the convolutional front end, which fine-tuning always keeps frozen; empty without one."""
         return []
 
     def constants(self) -> list[nn.Parameter]:
-        """Parameters that no training moves."""
+        """Parameters that are never trained."""
         return []
 
     def tied(self) -> dict[str, str]:
-        """Names in ``hf`` of weights that are another one: alias -> the name under which it is stored."""
+        """Tied weights in ``hf``: alias -> the name under which the weight is stored."""
         return {}
 
     def dense_parameters(self) -> int:
@@ -134,16 +135,16 @@ class SpeechModel(nn.Module):
         return sum(p.numel() for p in dense.parameters()) + heads
 
     def parameters_total(self) -> int:
-        """Number of parameters, tied ones once."""
+        """Number of parameters; tied ones count once."""
         return sum(p.numel() for p in self.parameters())
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
     @classmethod
     def layer_patterns(cls, layers: str | Sequence[str]) -> tuple[str, ...]:
-        """Patterns of ``layers``: a group (``ffn``, ``attention``, ``all``, ``ffn:encoder`` ...), a pattern, or a list.
+        """Name patterns for ``layers``: a group (``ffn``, ``attention``, ``ffn:encoder`` ...), a pattern, or a list.
 
-        UserError when a word is neither a group of the family nor looks like a pattern or a qualified name.
+        Raises UserError if a word is not a group of the family and does not look like a pattern or a qualified name.
         """
         result: list[str] = []
         for item in [layers] if isinstance(layers, str) else layers:
@@ -153,7 +154,7 @@ class SpeechModel(nn.Module):
                 result.append(item)
             else:
                 raise UserError(
-                    f"layers: {item!r} is not a group of layers of the family {cls.FAMILY!r}; expected one of: "
+                    f"layers: {item!r} is not a layer group of the family {cls.FAMILY!r}; expected one of: "
                     f"{', '.join(cls.LAYERS)}, or a name pattern such as *.layers.0.*"
                 )
         if not result:
@@ -164,52 +165,54 @@ class SpeechModel(nn.Module):
 
     @classmethod
     def bare(cls, config: Any, task: str) -> nn.Module:
-        """Transformers' model without a head, for a config and a task, with weights from the current torch seed."""
+        """Transformers' model without a head for a config and a task, with random weights from torch's current seed."""
         raise NotImplementedError
 
     @classmethod
     def from_transformers(cls, hf: nn.Module, meta: Meta) -> "SpeechModel":
-        """The parts of a model of transformers' own class for the task; weights are shared."""
+        """Wrap a model of transformers' own class for the task; weights are shared."""
         raise NotImplementedError
 
     @classmethod
     def published(cls, config: Any, task: str) -> str:
-        """Name of transformers' class, head included, that a published checkpoint of the task is loaded with."""
+        """Name of the transformers class, with its head, that loads a published checkpoint of the task."""
         raise NotImplementedError
 
     @classmethod
     def task_of(cls, architecture: str) -> str:
-        """The task of a class that a published config names; for a pretraining class what adaptation takes from it."""
+        """The task of the class in a published config; for a pretraining class, the task of the part to be adapted."""
         raise NotImplementedError
 
     @classmethod
     def width_of(cls, config: Any) -> int:
-        """The size D of the encoder states of a model with ``config``."""
+        """The size D of the encoder states for a ``config``."""
         return config.hidden_size
 
     @classmethod
     def check(cls, task: str, config: Any) -> None:
-        """UserError where a model with ``config`` cannot have ``task``."""
+        """Raise UserError if a model with ``config`` does not support ``task``."""
         if task not in cls.TASKS:
-            raise UserError(f"a {cls.FAMILY} model has no task {task!r}; expected one of: {', '.join(cls.TASKS)}")
+            raise UserError(
+                f"a {cls.FAMILY} model does not support the task {task!r}; expected one of: {', '.join(cls.TASKS)}"
+            )
 
     @classmethod
     def prefix(cls, config: Any, task: str, known: bool) -> str:
-        """What comes before the names of ``hf`` in a folder. ``known``: transformers has a class with this head."""
+        """The prefix of the names of ``hf`` in a folder. ``known``: whether transformers has a class with this head."""
         return ""
 
     @property
     def known_head(self) -> bool:
-        """Whether transformers has a class for the body with this head; without a head it has."""
+        """Whether transformers has a class for the body with this head; True without a head."""
         return True
 
     @property
     def architecture(self) -> str:
-        """Name of transformers' class that loads the model's folder: with the head, or without one it does not know."""
+        """Name of the transformers class that loads the model's folder; it leaves out a head that it does not have."""
         return type(self.hf).__name__
 
     def disk_name(self, name: str) -> str:
-        """Name in a model folder of a parameter or buffer of the model."""
+        """The name of a parameter or buffer in a model folder."""
         if not self.is_head(name):
             return self.prefix(self.config, self.task, self.known_head) + name.removeprefix("hf.")
         if not self.known_head:
@@ -219,7 +222,7 @@ class SpeechModel(nn.Module):
 
     @property
     def body_prefix(self) -> str:
-        """What comes before the body's layer names in a model folder, and in transformers' class for the task."""
+        """The prefix of the body's layer names in a model folder and in transformers' class for the task."""
         inner = next(name for name, module in self.hf.named_modules() if module is self.body)
         return self.disk_name(f"hf.{inner}." if inner else "hf.")
 
@@ -227,20 +230,20 @@ class SpeechModel(nn.Module):
 
     @classmethod
     def inputs(cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Arguments of ``features.inputs.Inputs``: what the model reads.
+        """Arguments of ``features.inputs.Inputs`` for the model's input.
 
-        ``config``: of config.json; ``preprocessor``: the settings of its feature extractor, from ``where``. UserError
-        where the two do not fit.
+        ``config``: the content of config.json; ``preprocessor``: the settings of its feature extractor, from ``where``.
+        Raises UserError if the two do not match.
         """
         raise NotImplementedError
 
     def frames_of(self, cut: Any) -> int:
-        """Number of encoder frames of a Lhotse cut, by the model's own length functions."""
+        """Number of encoder frames of a Lhotse cut, from the model's own length functions."""
         raise NotImplementedError
 
     @property
     def feature_size(self) -> int:
-        """Numbers C in a frame of the features that ``states`` takes."""
+        """The size C of a frame of the features that ``states`` takes."""
         raise NotImplementedError
 
     @property
@@ -249,23 +252,28 @@ class SpeechModel(nn.Module):
         raise NotImplementedError
 
     def stored_features(self, inputs: Tensor) -> Tensor:
-        """What the stage features stores for an utterance's inputs; ValueError where they are too short for a frame."""
+        """The features to store for an utterance's inputs. Raises ValueError if they are too short for a frame."""
         return inputs
 
     @property
     def window_seconds(self) -> float | None:
-        """The longest utterance that the model takes, in seconds; None where there is no limit."""
+        """The longest utterance that the model takes, in seconds; None without a limit."""
         return None
 
     @property
     def frame_rate(self) -> float | None:
-        """Frames in a second at the encoder's entrance; None where its length is fixed."""
+        """Frames per second at the encoder's input; None if its length is fixed."""
+        return None
+
+    @property
+    def decoder_positions(self) -> int | None:
+        """The maximum number of tokens that the decoder reads; None without a decoder."""
         return None
 
     def masked(self, features: Tensor, lengths: Tensor, stacked: int = 1) -> Tensor:
-        """What the encoder gets to see of its input features (B, F, C), of which ``lengths`` (B,) frames are valid.
+        """Apply ``mask``, in training, to the encoder's input features (B, F, C) with ``lengths`` (B,) valid frames.
 
-        ``stacked``: so many frames of C / stacked bands lie side by side in a row.
+        ``stacked``: each row holds this many frames of C / stacked bands.
         """
         return features if self.mask is None or not self.training else self.mask(features, lengths, stacked)
 
@@ -281,13 +289,13 @@ class SpeechModel(nn.Module):
         raise NotImplementedError
 
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """The valid lengths (B,) int64 that ``states`` gives for the same inputs, without computing states."""
+        """The valid lengths (B,) int64 that ``states`` returns for the same inputs, without computing states."""
         raise NotImplementedError
 
     def head_logits(self, states: Tensor, frames: Tensor) -> Tensor:
-        """What the task's head makes of encoder states (B, F, D) with (B,) valid frames.
+        """The task head's logits for encoder states (B, F, D) with (B,) valid frames.
 
-        CTC: logits (B, F, V), symbol 0 is blank. Classes: logits (B, N).
+        CTC: (B, F, V); symbol 0 is blank. Classification: (B, N).
         """
         return self.head(states, frames)
 
@@ -310,13 +318,24 @@ class SpeechModel(nn.Module):
         or that follows from the tokens.
         """
         raise UserError(
-            f"base: source: scratch does not make {cls.FAMILY} models; give a hub name or a folder as source"
+            f"base: source: scratch does not support {cls.FAMILY} models; give a hub name or a folder as source"
         )
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
-        """UserError where a published checkpoint in ``folder`` is of a form that the package does not support."""
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
+        """Raise UserError if a published checkpoint in ``folder`` lacks files or is not supported."""
 
-    def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
-        """Run the model on one utterance so that every layer of ``moments`` (``lowrank.moments``) sees its inputs."""
+    def imported(self, folder: Path) -> None:
+        """Complete (in place) what a checkpoint, loaded from ``folder``, lacks apart from weights."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """Codes of the languages that the decoder accepts in its prompt; empty without a decoder."""
+        return ()
+
+    def observe(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None, moments: Any) -> None:
+        """Run the model on one utterance so that ``moments`` (``lowrank.moments``) sees the inputs of all its layers.
+
+        ``language``: the spoken language, one of ``languages``; None: unknown.
+        """
         self.states(features, lengths)

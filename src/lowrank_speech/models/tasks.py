@@ -1,4 +1,4 @@
-"""From a base to the model of a task: the same pretrained body under another head."""
+"""Turn a base into a model for a task: the same pretrained body with another head."""
 
 import logging
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def body_state(model: SpeechModel) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """State and plan of the pretrained body only, named relative to it."""
+    """State and plan of only the pretrained body, with names relative to it."""
     return dict(model.body.state_dict()), dict(model.plan or {})
 
 
@@ -30,12 +30,12 @@ def to_task(
     seed: int = 0,
     head: Any = None,
 ) -> tuple[SpeechModel, bool]:
-    """The same pretrained body under another task's head, and whether a new head was drawn (from ``seed``).
+    """Put another task's head on the same pretrained body; also returns whether the head is new (from ``seed``).
 
     ``outputs``: size of a CTC vocabulary or number of classes (None for seq2seq). ``head``: settings of the head
-    (``models.heads``), by default those of the task's usual head. A CTC model keeps its own head where its outputs
-    stand for the same token table (``lang_sha256``) and the settings are the same. A Whisper classifier takes only
-    the encoder. Weights are shared with ``model``. UserError where the body cannot have the task.
+    (``models.heads``), by default those of the task's default head. A CTC model keeps its own head if its outputs
+    stand for the same token table (``lang_sha256``) and the settings are the same. A Whisper classifier uses only the
+    encoder. Weights are shared with ``model``. Raises UserError if the body does not support the task.
     """
     if model.task == task and task == "seq2seq":
         return model, False
@@ -46,7 +46,7 @@ def to_task(
     model.check(task, model.config)
     if model.head is not None:
         log.warning(
-            "the base's own head (%s, %d outputs) is discarded: %s; a new one with %d outputs is drawn",
+            "replacing the base's head (%s, %d outputs): %s; the new head has %d outputs",
             model.head.KIND, model.head.outputs_of(model.config),
             f"it is for {model.task}" if model.task != task else "its outputs stand for other symbols or classes",
             outputs,

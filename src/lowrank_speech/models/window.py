@@ -1,16 +1,17 @@
-"""A Whisper whose window is shorter than the published 30 s: less padding to encode.
+"""Shorten Whisper's window of 30 s, so that it encodes less padding.
 
-inputs   a model of the family whisper, a window in seconds, the folder that the model came from
-outputs  the model with the first rows of its encoder's positional table; the preprocessor files that say so
+inputs   a model of the family whisper, a window in seconds, the model's folder
+outputs  the model with only the first rows of its encoder's positional table; matching preprocessor files
 
     shorten(model, 10.0)
     save_model(model, out, copy_from=folder, files=preprocessor(model, folder))
 
-The sinusoids of a position don't depend on how many follow it, so the cut table is that of a model built with the short
-window, and the result is a plain Hugging Face folder. On an input padded to the short window it computes what the long
-model would with its table cut; it is not the function of the long model on an input padded to 30 s, because encoder and
-decoder attend to the padding (transformers' encoder takes no mask, its decoder passes none to the cross-attention).
-Generation settings name no length of the window: transformers reads ``max_source_positions``.
+The sinusoids of a position do not depend on the number of positions. The cut table is therefore that of a model built
+with the short window, and the result is a plain Hugging Face folder. On an input padded to the short window, it
+computes the same as the long model with a cut table. On an input padded to 30 s, the long model computes something
+else, because encoder and decoder attend to the padding: transformers' encoder does not take a mask, and its decoder
+does not pass one to the cross-attention. Generation settings do not include the window: transformers reads
+``max_source_positions``.
 Source: transformers/models/whisper (modeling_whisper.py, feature_extraction_whisper.py, generation_whisper.py), 5.x.
 """
 
@@ -29,21 +30,21 @@ from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
 
-POSITIONS = 50  # of the encoder, in a second
+POSITIONS = 50  # encoder positions per second
 RATE, FRAMES = 16_000, 100  # samples and log-mel frames in a second
 
 
 def shorten(model: SpeechModel, seconds: float) -> bool:
-    """Cut the window of ``model`` (in place) to ``seconds``, a multiple of 0.02; whether that changed anything.
+    """Cut the window of ``model`` (in place) to ``seconds``, a multiple of 0.02; returns whether it changed.
 
-    UserError where the model has no window, or a shorter one.
+    Raises UserError if the model has no window, or a shorter one.
     """
     if not FAMILIES[model.family].window:
-        raise UserError(f"window: {model.family} models have none, they take utterances as they are: remove the key")
+        raise UserError(f"window: {model.family} models have no window; remove the key")
     positions, own = round(seconds * POSITIONS), model.config.max_source_positions
     if positions > own:
         raise UserError(
-            f"window: {seconds:g} s are more than the {own / POSITIONS:g} s of the model; give less, or remove the key"
+            f"window is {seconds:g} s, but the model's is {own / POSITIONS:g} s; set a shorter one, or remove the key"
         )
     if positions == own:
         return False
@@ -58,22 +59,22 @@ def shorten(model: SpeechModel, seconds: float) -> bool:
 
 
 def extractor(model: SpeechModel) -> Any:
-    """Transformers' WhisperFeatureExtractor for the model's window, in whole seconds and so never below it."""
+    """Transformers' WhisperFeatureExtractor for the model's window, rounded up to whole seconds."""
     from transformers import WhisperFeatureExtractor
 
     return WhisperFeatureExtractor(feature_size=model.config.num_mel_bins, chunk_length=_chunk(model))
 
 
 def preprocessor(model: SpeechModel, folder: Path) -> dict[str, str]:
-    """Name -> text of the preprocessor files of ``folder``, changed to the window of ``model``; one where it has none.
+    """Name -> text of the preprocessor files of ``folder``, changed to the window of ``model``; at least one file.
 
-    A window that is not of whole seconds is rounded up there, with a warning: the extractor knows whole ones alone.
+    The extractor only supports whole seconds: other windows are rounded up there, with a warning.
     """
     chunk = _chunk(model)
     if model.window != chunk * FRAMES:
         log.warning(
-            "the window of %g s is not of whole seconds: transformers' own WhisperFeatureExtractor pads to %d s and "
-            "has to be called with max_length=%d",
+            "the window of %g s is not a whole number of seconds, so transformers' WhisperFeatureExtractor pads to "
+            "%d s; call it with max_length=%d",
             model.window / FRAMES,
             chunk,
             model.window * RATE // FRAMES,

@@ -1,26 +1,26 @@
-"""The tables beside the results: bases, corpora, what was set aside, factorised layers.
+"""Further tables of the report: bases, corpora, utterances set aside, shared speakers, factorised layers.
 
-Inputs: manifests under the experiment's folder and the set_aside.tsv files beside them (header `id reason detail`).
-Output: tables of strings for the page. Figures of other stages are shown under the names that they have there.
+Inputs: manifests under the experiment's folder, and the set_aside.tsv files beside them (header `id reason detail`).
+Output: tables of strings for the page. Metrics keep the names that they have in their stage.
 """
 
 import csv
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lowrank_speech.reporting import units
-from lowrank_speech.reporting.systems import System, load_manifest, number
+from lowrank_speech.reporting.manifests import finite, load_manifest
+from lowrank_speech.reporting.systems import System
 
 EXAMPLES = 3
-"""Utterances named per reason."""
+"""Number of utterances to name per reason."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A titled table of strings. ``text_columns``: how many columns, from the left, hold text and not figures."""
+    """A table of strings with a title. ``text_columns``: number of columns on the left with text instead of numbers."""
 
     title: str
     header: tuple[str, ...]
@@ -29,68 +29,58 @@ class Table:
     note: str = ""
 
 
-def corpora_table(root: Path, corpora: Sequence[str] | None) -> Table:
-    """Splits of the corpora: utterances, duration, speakers, languages. None: every corpus under ``root``/corpus."""
-    names = corpora if corpora is not None else sorted(p.parent.name for p in root.glob("corpus/*/corpus.json"))
-    rows, shared = [], []
-    for name in names:
-        numbers = load_manifest(root / "corpus" / name / "corpus.json", "corpus")["numbers"]
-        for splits, count in (numbers.get("shared_speakers") or {}).items():
-            shared.append(f"{name}: {count} speaker(s) stand in more than one split ({splits}).")
-        for split, figures in _splits(numbers):
-            seconds = number(figures.get("seconds"))
-            if seconds is None and number(figures.get("hours")) is not None:
-                seconds = 3600 * figures["hours"]
-            rows.append(
-                (
-                    name,
-                    split,
-                    units.count(number(_size(figures.get("utterances")))),
-                    units.hours(seconds),
-                    units.count(number(_size(figures.get("speakers")))),
-                    _languages(figures.get("languages")),
-                )
-            )
-    header = ("corpus", "split", "utterances", "speech", "speakers", "languages")
-    return Table("Splits", header, tuple(rows), 2, " ".join(shared))
+def splits_of(root: Path, corpora: Mapping[str, Sequence[str]] | None) -> list[tuple[str, str]]:
+    """(corpus, split) of the ``corpora`` to describe; None: all splits under ``root``/corpus that have a manifest."""
+    if corpora is not None:
+        return [(corpus, split) for corpus, splits in corpora.items() for split in splits]
+    # Skip {split}.cost.json and other files with several suffixes.
+    found = (path for path in root.glob("corpus/*/*.json") if "." not in path.stem)
+    return sorted((path.parent.name, path.stem) for path in found)
 
 
-def _splits(numbers: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
-    """(split, figures) of a corpus manifest, whose ``splits`` is a mapping by name or a list with the name in it."""
-    splits = numbers.get("splits", {})
-    if isinstance(splits, list):
-        return [(str(row.get("split", row.get("name", units.DASH))), row) for row in splits]
-    return splits.items()
+def corpora_table(root: Path, splits: Sequence[tuple[str, str]]) -> Table:
+    """Utterances, duration, speakers and languages of each split."""
+    rows = []
+    for corpus, split in splits:
+        metrics = load_manifest(root / "corpus" / corpus / f"{split}.json", "corpus")["metrics"]
+        spoken = metrics.get("languages") or {}
+        languages = ", ".join(f"{language} {units.count(finite(n))}" for language, n in spoken.items())
+        counts = (units.count(finite(metrics.get("utterances"))), units.hours(finite(metrics.get("seconds"))))
+        rows.append((corpus, split, *counts, units.count(finite(metrics.get("speakers"))), languages or units.DASH))
+    return Table("Splits", ("corpus", "split", "utterances", "speech", "speakers", "languages"), tuple(rows), 2)
 
 
-def _size(value: Any) -> Any:
-    return len(value) if isinstance(value, list | dict) else value
+def overlap_table(root: Path, tasks: Iterable[str]) -> Table | None:
+    """Speakers that splits of a task share, from the stage overlap; None if it did not run."""
+    rows, checked = [], []
+    for task in tasks:
+        path = root / "overlap" / task / "overlap.json"
+        if not path.is_file():
+            continue
+        checked.append(task)
+        for row in load_manifest(path, "overlap")["metrics"].get("shared_speakers") or ():
+            sides = (f"{row.get(side + 'role')}: {row.get(side + 'split')}" for side in ("", "other_"))
+            shown = ", ".join(map(str, row.get("examples") or ()))
+            rows.append((task, *sides, shown, units.count(finite(row.get("speakers")))))
+    if not checked:
+        return None
+    note = "Results on these test sets do not hold for unknown speakers." if rows else ""
+    apart = [task for task in checked if task not in {row[0] for row in rows}]
+    if apart:
+        note = f"{note} In {', '.join(apart)}, splits of different roles share no speaker.".strip()
+    return Table("Shared speakers", ("task", "split", "and split", "for example", "speakers"), tuple(rows), 4, note)
 
 
-def _languages(value: Any) -> str:
-    """Languages as they are listed, with their number of utterances where the manifest has it."""
-    if not value:
-        return units.DASH
-    if not isinstance(value, dict):
-        return ", ".join(map(str, value)) if isinstance(value, list) else units.plain(value)
-    parts = []
-    for language, figures in value.items():
-        count = figures.get("utterances") if isinstance(figures, dict) else figures
-        parts.append(f"{language} {units.count(number(count))}" if number(count) is not None else str(language))
-    return ", ".join(parts)
+def set_aside_table(root: Path, splits: Sequence[tuple[str, str]], systems: Sequence[System]) -> Table:
+    """Utterances set aside, by place and reason, with examples. The files set_aside.tsv list all of them.
 
-
-def set_aside_table(root: Path, corpora: Sequence[str] | None, systems: Sequence[System]) -> Table:
-    """What was set aside, by place and reason, with a few of the utterances; the files list all of them.
-
-    The same list at several systems (they share their data) stands once.
+    A list that is the same in several places (systems share data) appears once.
     """
-    names = corpora if corpora is not None else sorted(p.parent.name for p in root.glob("corpus/*/corpus.json"))
-    places = [(f"corpus {name}", root / "corpus" / name / "set_aside.tsv") for name in names]
-    for stage in ("train", "decode"):
-        for system in systems:
-            n = system.name
-            places.append((f"{stage} {n}", root / stage / n.base / n.task / n.method / "set_aside.tsv"))
+    places = [
+        (f"corpus {corpus}/{split}", root / "corpus" / corpus / f"{split}.set_aside.tsv") for corpus, split in splits
+    ]
+    places += [(f"train {s.name}", root / "train" / str(s.name) / "set_aside.tsv") for s in systems]
+    places += [(f"decode {r}", root / "decode" / str(r) / "set_aside.tsv") for s in systems for r in s.results]
     groups: dict[tuple[str, tuple[tuple[str, str, str], ...]], list[str]] = {}
     for place, path in places:
         rows = tuple(_rows(path))
@@ -103,14 +93,12 @@ def set_aside_table(root: Path, corpora: Sequence[str] | None, systems: Sequence
             examples = [f"{id_} ({detail})" if detail else id_ for id_, why, detail in rows if why == reason]
             shown = "; ".join(examples[:EXAMPLES]) + (" …" if count > EXAMPLES else "")
             table.append((place, reason, shown, units.count(count)))
-    note = (
-        "Nothing was set aside." if not table else "All of them are listed in the set_aside.tsv beside each manifest."
-    )
+    note = "The files set_aside.tsv beside the manifests list all utterances." if table else "Nothing was set aside."
     return Table("Set aside", ("where", "reason", "for example", "utterances"), tuple(table), 3, note)
 
 
 def _rows(path: Path) -> Iterable[tuple[str, str, str]]:
-    """(id, reason, detail) of a set_aside.tsv; nothing where the file is absent."""
+    """Yield (id, reason, detail) of a set_aside.tsv; nothing if the file does not exist."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", newline="") as file:
@@ -118,23 +106,34 @@ def _rows(path: Path) -> Iterable[tuple[str, str, str]]:
             yield (row.get("id") or units.DASH, row.get("reason") or units.DASH, row.get("detail") or "")
 
 
+def stopped_table(systems: Sequence[System]) -> Table | None:
+    """Hypotheses that the decoder stopped before the end of text; None if there are none."""
+    rows = []
+    for result in (result for system in systems for result in system.results):
+        for why, count in (result.manifests.get("decode", {}).get("metrics", {}).get("stopped") or {}).items():
+            what = {"bound": "reached its token limit", "loop": "repeats itself"}.get(why, why)
+            rows.append((str(result), what, units.count(finite(count)), units.count(result.metrics["utterances"])))
+    note = "The files hypotheses.jsonl of the stage decode mark them. They are scored like all others."
+    header = ("where", "why", "hypotheses", "of")
+    return Table("Hypotheses that the decoder stopped", header, tuple(rows), 2, note) if rows else None
+
+
 def layer_tables(systems: Sequence[System]) -> list[Table]:
-    """Layer by layer, what the factorisation did: one table per base and low-rank model, columns as they are."""
+    """Layer-by-layer results of factorisation: one table per base and low-rank model, with the columns of the stage."""
     users: dict[tuple[str, str], list[System]] = {}
     for system in systems:
         n = system.name
-        if system.manifests.get("factorise", {}).get("numbers", {}).get("layers"):
+        if system.manifests.get("factorise", {}).get("metrics", {}).get("layers"):
             users.setdefault((n.base, n.factorisation or n.method), []).append(system)
     tables = []
     for (base, _), several in users.items():
         methods = ", ".join(dict.fromkeys(system.name.method for system in several))
-        numbers = several[0].manifests["factorise"]["numbers"]
-        rows = numbers["layers"]
-        if isinstance(rows, dict):
-            rows = [{"name": name, **row} for name, row in rows.items()]
-        header = list(dict.fromkeys(column for row in rows for column in row))
+        metrics = several[0].manifests["factorise"]["metrics"]
+        rows = metrics["layers"]
+        # Leave out the spectrum, a list of values, which the command line plots.
+        header = list(dict.fromkeys(column for row in rows for column in row if column != "spectrum"))
         header.sort(key=lambda column: column != "name")
-        dense = numbers.get("left_dense") or {}
+        dense = metrics.get("left_dense") or {}
         note = "; ".join(f"{name} stays dense: {why}" for name, why in dense.items())
         cells = tuple(tuple(units.plain(row.get(column)) for column in header) for row in rows)
         titles = tuple(column.replace("_", " ") for column in header)
@@ -143,14 +142,14 @@ def layer_tables(systems: Sequence[System]) -> list[Table]:
 
 
 def base_table(root: Path, systems: Sequence[System]) -> Table:
-    """Where the bases come from: source, pinned revision, parameters. A dash where base.json is absent or silent."""
+    """Source, pinned revision and parameters of the bases; a dash if base.json does not have them."""
     rows = []
     for base in dict.fromkeys(system.name.base for system in systems):
         path = root / "base" / base / "base.json"
-        numbers, cfg = {}, {}
+        metrics, cfg = {}, {}
         if path.is_file():
             manifest = load_manifest(path, "base")
-            numbers, cfg = manifest["numbers"], manifest.get("cfg", {})
-        values = (cfg.get("family"), numbers.get("source", cfg.get("source")), numbers.get("revision"))
-        rows.append((base, *map(units.plain, values), units.parameters(number(numbers.get("parameters")))))
+            metrics, cfg = manifest["metrics"], manifest.get("cfg", {})
+        values = (cfg.get("family"), metrics.get("source", cfg.get("source")), metrics.get("revision"))
+        rows.append((base, *map(units.plain, values), units.parameters(finite(metrics.get("parameters")))))
     return Table("Bases", ("base", "family", "source", "revision", "parameters"), tuple(rows), 4)

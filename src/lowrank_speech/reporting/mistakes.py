@@ -1,6 +1,6 @@
-"""What the systems confuse: the most frequent word errors and the worst utterances, or the matrix of languages.
+"""Errors of the systems: the most frequent word errors and the worst utterances, or the confusion matrix of languages.
 
-Input: the numbers of score.json (`scoring.asr.score`, `scoring.lid.score`). Output: tables of strings for the page.
+Input: the metrics of score.json (`scoring.asr.score`, `scoring.lid.score`). Output: tables of strings for the page.
 """
 
 from collections.abc import Sequence
@@ -8,17 +8,22 @@ from typing import Any
 
 from lowrank_speech.reporting import units
 from lowrank_speech.reporting.data import Table
-from lowrank_speech.reporting.systems import System, number
+from lowrank_speech.reporting.manifests import finite
+from lowrank_speech.reporting.systems import Result, System
 
 
 def mistakes(systems: Sequence[System], most: int) -> list[tuple[str, list[Table]]]:
-    """(system, tables) of every system whose score has any; ``most``: rows of a table of word errors."""
+    """(where, tables) for each result with errors to show; ``most``: maximum number of rows of word errors."""
     found = []
     for system in systems:
-        tables = _words(system.score, most) if system.name.type == "asr" else _matrix(system.score)
-        tables += _by_language(system)
-        if tables:
-            found.append((f"{system.name.task}, {system.name.base}, {system.name.method}", tables))
+        n = system.name
+        for result in system.results:
+            tables = _words(result.score, most) if n.type == "asr" else _matrix(result.score)
+            tables += _by_language(result)
+            where = [n.task, n.base, n.method]
+            where += [result.decoder] * (len(system.decoders) > 1) + [result.test] * (len(system.tests) > 1)
+            if tables:
+                found.append((", ".join(where), tables))
     return found
 
 
@@ -27,21 +32,21 @@ def _words(score: dict[str, Any], most: int) -> list[Table]:
     confusions = score.get("confusions") or {}
     headers = {
         "substitutions": ("reference", "hypothesis", "times"),
-        "deletions": ("left out", "times"),
-        "insertions": ("put in", "times"),
+        "deletions": ("deleted", "times"),
+        "insertions": ("inserted", "times"),
     }
     for kind, header in headers.items():
-        rows = tuple((*map(str, row[:-1]), units.count(number(row[-1]))) for row in confusions.get(kind) or ())
+        rows = tuple((*map(str, row[:-1]), units.count(finite(row[-1]))) for row in confusions.get(kind) or ())
         if rows:
             tables.append(Table(f"Most frequent {kind}", header, rows[:most], len(header) - 1))
     worst = tuple(
-        (str(row.get("id")), units.percent(number(row.get("wer")), 0), str(row.get("ref")), str(row.get("hyp")))
+        (str(row.get("id")), units.percent(finite(row.get("wer")), 0), str(row.get("ref")), str(row.get("hyp")))
         for row in score.get("worst") or ()
     )
     if worst:
         header = ("utterance", "WER %", "reference", "hypothesis")
-        # The figure stands between texts: aligned as text it reads better than at the far side of its column.
-        tables.append(Table("Utterances with most errors", header, worst[:most], len(header)))
+        # The WER is between two text columns, where it reads better if it is aligned to the left.
+        tables.append(Table("Utterances with the most errors", header, worst[:most], len(header)))
     return tables
 
 
@@ -52,34 +57,30 @@ def _matrix(score: dict[str, Any]) -> list[Table]:
     rows = []
     for language, counts in zip(languages, matrix, strict=True):
         rows.append((str(language), *(f"{c:g}" if c else "·" for c in counts), f"{sum(counts):g}"))
-    note = (
-        "Rows: the language spoken; columns: the one recognised. Segments between equally scored languages are shared."
-    )
+    note = "Rows: true language; columns: recognised language. If languages tie, the segment is divided between them."
     return [Table("Confusion matrix", ("", *map(str, languages), "sum"), tuple(rows), note=note)]
 
 
-def _by_language(system: System) -> list[Table]:
-    by_language = system.score.get("by_language") or {}
+def _by_language(result: Result) -> list[Table]:
+    by_language = result.score.get("by_language") or {}
     if not by_language:
         return []
-    keys = {
-        "asr": {"wer": "WER %", "cer": "CER %"},
-        "lid": {"accuracy": "accuracy %", "eer": "EER %"},
-    }[system.name.type]
-    size = "utterances" if system.name.type == "asr" else "segments"
+    kind = result.system.type
+    keys = {"asr": {"wer": "WER %", "cer": "CER %"}, "lid": {"accuracy": "accuracy %", "eer": "EER %"}}[kind]
+    size = "utterances" if kind == "asr" else "segments"
     rows = tuple(
         (
             str(language),
-            units.count(number(figures.get(size))),
-            *(units.percent(number(figures.get(key))) for key in keys),
-            *(units.interval(*_ends(figures, key)) for key in list(keys)[:1] if system.name.type == "asr"),
+            units.count(finite(figures.get(size))),
+            *(units.percent(finite(figures.get(key))) for key in keys),
+            *(units.interval(*_ends(figures, key)) for key in list(keys)[:1] if kind == "asr"),
         )
         for language, figures in by_language.items()
     )
-    header = ("language", size, *keys.values(), *(["WER interval"] if system.name.type == "asr" else []))
+    header = ("language", size, *keys.values(), *(["WER interval"] if kind == "asr" else []))
     return [Table("By language", header, rows)]
 
 
 def _ends(figures: dict[str, Any], key: str) -> tuple[float | None, float | None]:
     low, high = (figures.get("interval") or {}).get(key) or (None, None)
-    return number(low), number(high)
+    return finite(low), finite(high)

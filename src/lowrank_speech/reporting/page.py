@@ -1,7 +1,7 @@
-"""report.html: one self-contained page. Images and style are inlined, nothing is loaded from anywhere.
+"""report.html: one self-contained page. Images and styles are inlined, and the page loads nothing else.
 
-Names of systems, ids of utterances and transcripts come from data: jinja2 escapes all of it (autoescape is on, and
-nothing but our own stylesheet is marked safe), and the page's content policy forbids scripts and the network besides.
+Names of systems, ids of utterances and transcripts come from data. jinja2 escapes them (autoescape is on, and only our
+own stylesheet is marked safe), and the page's content policy forbids scripts and network access.
 """
 
 import base64
@@ -16,18 +16,19 @@ import jinja2
 import markupsafe
 
 from lowrank_speech.artefact import write_text
+from lowrank_speech.reporting.blocks import TYPES, Block
 from lowrank_speech.reporting.data import Table
 from lowrank_speech.reporting.headline import Headline
 from lowrank_speech.reporting.plots import Plot
-from lowrank_speech.reporting.results import TYPES, Block
 from lowrank_speech.reporting.systems import System
 
 
 @dataclass(frozen=True)
 class Page:
-    """All that the page shows, in its order."""
+    """Contents of the page, in order."""
 
     title: str
+    summary: Sequence[str]
     headlines: Sequence[Headline]
     compared: Sequence[tuple[str, str]]
     blocks: Sequence[Block]
@@ -41,7 +42,7 @@ class Page:
 
 
 def write_page(path: Path, page: Page) -> None:
-    """Render the template (page.html.j2, page.css beside this module) to ``path``."""
+    """Render page.html.j2 with page.css (both beside this module) to ``path``."""
     folder = resources.files("lowrank_speech.reporting")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -53,118 +54,129 @@ def write_page(path: Path, page: Page) -> None:
 
 
 def compared(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """What stands against what: tasks, bases, methods, each with how a method adapts."""
+    """The tasks, bases, test sets and decoders that are compared, and how each method adapts the base."""
     unique = {key: list(dict.fromkeys(getattr(s.name, key) for s in systems)) for key in ("task", "base", "method")}
     types = {s.name.task: s.name.type for s in systems}
     how = {method: _how([s for s in systems if s.name.method == method]) for method in unique["method"]}
+    used = {
+        what: {
+            task: list(dict.fromkeys(n for s in systems if s.name.task == task for n in getattr(s, what)))
+            for task in unique["task"]
+        }
+        for what in ("tests", "decoders")
+    }
     return [
         ("systems", str(len(systems))),
         ("tasks", ", ".join(f"{task} ({TYPES[types[task]]})" for task in unique["task"])),
         ("bases", ", ".join(unique["base"])),
+        ("test sets", "; ".join(f"{task}: {', '.join(names)}" for task, names in used["tests"].items())),
+        ("decoders", "; ".join(f"{task}: {', '.join(names)}" for task, names in used["decoders"].items())),
         *((f"method {method}", how[method]) for method in unique["method"]),
     ]
 
 
 def _how(systems: Sequence[System]) -> str:
-    """How a method adapts, from the manifests of its systems; the layers that were factorised differ by base."""
+    """How a method adapts, from the manifests of its systems (the factorised layers depend on the base)."""
     system = systems[0]
     words = {
-        "none": "the base as it came; where the task needs a head that it lacks, that head alone is trained",
-        "head": "the head alone is trained",
-        "full": "all weights are trained (the front end apart)",
-        "lora": "low-rank adapters beside frozen weights are trained, and merged",
+        "none": "the base is not adapted; if it lacks the head of the task, only the head is trained",
+        "head": "only the head is trained",
+        "full": "all weights except the front end are trained",
+        "lora": "low-rank adapters are trained beside frozen weights, then merged",
     }
-    adapt = system.numbers["adapt"]
-    parts = [words.get(adapt, f"adapt: {adapt}" if adapt else "adaptation not stated")]
+    adapt = system.metrics["adapt"]
+    parts = [words.get(adapt, f"adapt: {adapt}" if adapt else "adaptation unknown")]
     train = system.manifests["train"].get("cfg", {})
     if adapt == "lora" and isinstance(train.get("lora"), dict) and "rank" in train["lora"]:
         parts.append(f"LoRA rank {train['lora']['rank']}")
     if "factorise" in system.manifests:
-        layers = {s.name.base: len(s.manifests["factorise"]["numbers"].get("layers") or ()) for s in systems}
+        layers = {s.name.base: len(s.manifests["factorise"]["metrics"].get("layers") or ()) for s in systems}
         counts = [f"{n} layers of {base}" for base, n in layers.items() if n]
         parts.insert(0, f"{', '.join(counts)} factorised first" if counts else "factorised first")
-    elif (system.numbers["reduction"] or 0) > 5e-3:
+    elif (system.metrics["reduction"] or 0) > 5e-3:
         parts.insert(0, "a low-rank model")
     return "; ".join(parts)
 
 
 def configs(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """(what, JSON) of the settings that each stage ran with, equal ones once, in the order of the stages."""
+    """(what, JSON) of the settings of each stage, in the order of the stages; equal settings appear once."""
+    places = [("factorise", f"{s.name.base}/{s.name.method}", s.manifests) for s in systems]
+    places += [("train", str(s.name), s.manifests) for s in systems]
+    places += [(stage, str(r), r.manifests) for stage in ("decode", "score") for s in systems for r in s.results]
     found: dict[tuple[str, str], list[str]] = {}
-    for stage in ("factorise", "train", "decode", "score"):
-        for system in systems:
-            cfg = system.manifests.get(stage, {}).get("cfg")
-            if cfg is not None:
-                text = json.dumps(cfg, indent=2, sort_keys=True, ensure_ascii=False)
-                n = system.name
-                found.setdefault((stage, text), []).append(f"{n.base}/{n.method}" if stage == "factorise" else str(n))
+    for stage, place, manifests in places:
+        cfg = manifests.get(stage, {}).get("cfg")
+        if cfg is not None:
+            text = json.dumps(cfg, indent=2, sort_keys=True, ensure_ascii=False)
+            found.setdefault((stage, text), []).append(place)
     return [(f"{stage}: {', '.join(dict.fromkeys(names))}", text) for (stage, text), names in found.items()]
 
 
 def versions(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """(package, version) out of all manifests; versions that differ between them stand side by side."""
+    """(package, version) from the cost files; if versions differ between runs, all of them are listed."""
+    costs = [cost for s in systems for holder in (s, *s.results) for cost in holder.costs.values()]
     found: dict[str, list[str]] = {}
-    for system in systems:
-        for manifest in system.manifests.values():
-            for name, version in manifest.get("versions", {}).items():
-                found.setdefault(name, []).append(str(version))
+    for cost in costs:
+        for name, version in (cost.get("versions") or {}).items():
+            found.setdefault(name, []).append(str(version))
     return [(name, ", ".join(dict.fromkeys(several))) for name, several in found.items()]
 
 
 def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """How each figure came about, for those devices and scores that are in the table."""
-    devices = {str(s.numbers["device"]).split(":")[0] for s in systems}
+    """How each value was measured, for the devices and metrics in the table."""
+    devices = {str(s.metrics["device"]).split(":")[0] for s in systems}
     memory = []
     if devices - {"cuda"}:
         memory.append(
-            "On a CPU, the peak of the training process's resident memory, libraries included: about 0.75 GB of it is "
-            "Python and torch, whatever the model."
+            "On a CPU: peak resident memory of the training process, including libraries; Python and torch take about "
+            "0.75 GB, whatever the model."
         )
     if "cuda" in devices:
-        memory.append("On a GPU, CUDA's own peak of allocated memory, weights and activations alike, no libraries.")
-    types = {s.name.type: s.score for s in systems}
-    rows = [("intervals", _intervals(types.values()))]
+        memory.append("On a GPU: CUDA's peak of allocated memory, for weights and activations, without libraries.")
+    results = [result for system in systems for result in system.results]
+    types = {result.system.type: result.score for result in results}
+    rows = [("intervals", _intervals([result.score for result in results if result.error_interval]))]
     if "asr" in types:
         spaces = "counted" if types["asr"].get("character_counting") == "with-spaces" else "not counted"
         note = f"; the space between words is {spaces} as a character" if "character_counting" in types["asr"] else ""
         rows.append(
             (
                 "WER, CER",
-                "Substitutions, deletions and insertions by least-cost alignment, divided by the words (characters) of "
-                f"the references, both sides normalised alike{note}.",
+                "Substitutions, deletions and insertions of the minimum-cost alignment, divided by the number of words "
+                f"(characters) in the references; references and hypotheses are normalised in the same way{note}.",
             )
         )
     if "lid" in types:
         rows.append(
             (
                 "accuracy, C primary",
-                "Accuracy is the share of segments whose best-scored language is the true one; chance is what guessing "
-                "gives. C primary averages the detection cost over target priors (NIST LRE17/22: 0.5 and 0.1): "
-                "actual with the thresholds that the priors imply, minimum with the best ones; 0 is perfect, 1 is what "
-                f"rejecting everything costs{_variants(types['lid'])}.",
+                "Accuracy is the share of segments for which the true language has the highest score; chance is the "
+                "accuracy of guessing. C primary averages the detection cost over target priors (NIST LRE17/22: 0.5 "
+                "and 0.1): actual with the thresholds that the priors imply, minimum with the best thresholds; 0 is "
+                f"perfect, 1 is the cost of rejecting everything{_variants(types['lid'])}.",
             )
         )
     return [
         *rows,
-        ("parameters", "Of the whole model with its head, as it is decoded; LoRA is merged, so it adds none."),
-        ("against dense", "Change in parameters against the same model with dense layers."),
-        ("trained", "Parameters with a gradient: with LoRA the adapters and the head."),
+        ("parameters", "Of the whole model with its head, as used in decoding; merged LoRA adapters add none."),
+        ("against dense", "Change in parameters relative to the same model with dense layers."),
+        ("trained", "Parameters with a gradient; with LoRA, the adapters and the head."),
         ("peak memory", " ".join(memory)),
         (
             "training time",
-            "Inside training steps (forward, backward, optimiser, constraint) on this device; loading and evaluation "
-            "on dev are not in it.",
+            "Time in training steps (forward, backward, optimiser, constraint) on this device, without loading data "
+            "and without evaluation on dev.",
         ),
         (
             "decoding",
-            "Seconds of work per second of speech: forward pass and search, after one warm-up batch, plus the frozen "
-            "front end where its output was computed once beforehand; reading files is not in it.",
+            "Seconds of work per second of speech, over all test sets: forward pass and search, after a warm-up batch, "
+            "plus the frozen front end or the network if their outputs were stored beforehand. Without reading data.",
         ),
     ]
 
 
 def _variants(score: dict[str, Any]) -> str:
-    """Which minimum and which EER, where score.json says so."""
+    """Which minimum and which EER, according to score.json."""
     minimum = {"common": "one threshold for all languages", "per-language": "one threshold per language"}
     eer = {"rocch": "on the convex hull of the ROC", "nearest": "at its nearest point"}
     over = {"pooled": "pooled over the languages", "languages": "averaged over the languages"}
@@ -172,20 +184,20 @@ def _variants(score: dict[str, Any]) -> str:
     if score.get("minimum") in minimum:
         parts.append(f"the minimum has {minimum[score['minimum']]}")
     if score.get("eer_kind") in eer and score.get("eer_over") in over:
-        parts.append(f"the EER is read {eer[score['eer_kind']]}, {over[score['eer_over']]}")
+        parts.append(f"the EER is computed {eer[score['eer_kind']]}, {over[score['eer_over']]}")
     return "".join(f"; {part}" for part in parts)
 
 
-def _intervals(scores: Any) -> str:
+def _intervals(scores: Sequence[dict[str, Any]]) -> str:
     texts = []
     for score in scores:
-        if not score.get("bootstrap"):
-            continue
-        units = f"{score['units']} {score['resampled']}" if {"units", "resampled"} <= score.keys() else "the test data"
-        mass = f"{100 * score.get('confidence', 0.95):g} %"
-        texts.append(f"{mass} percentile intervals over {score['bootstrap']} resamples of {units}")
+        known = {"units", "resampled", "confidence", "bootstrap"} <= score.keys()
+        texts += [
+            f"{100 * score['confidence']:g} % percentile intervals over {score['bootstrap']} resamples of "
+            f"{score['units']} {score['resampled']}"
+        ] * known
     note = (
-        "They cover the choice of the test data, not another training seed. Two that stand apart differ beyond that "
-        "choice; two that overlap may differ all the same."
+        "They cover the choice of test data, not the training seed. If two intervals are apart, the difference is not "
+        "due to that choice; if they overlap, the systems may still differ."
     )
     return f"{'; '.join(dict.fromkeys(texts))}. {note}" if texts else "None were computed."

@@ -1,8 +1,8 @@
-"""Plots: error against parameters, what training costs, training curves.
+"""Plots: error against parameters, cost of training, training curves.
 
-Each function takes the systems and returns a matplotlib figure in the current theme; `write_plots` stores them as PNG
-files on white and returns them for the page, in both themes. Colour says the method, in all figures the same one; the
-palette is Okabe and Ito's, told apart by colour-blind readers too (https://jfly.uni-koeln.de/color/).
+Each function takes the systems and returns a matplotlib figure in the current theme. `write_plots` stores the figures
+as PNG files with a white background, and returns them in both themes for the page. Each method has the same colour in
+all figures. The palette is that of Okabe and Ito, for colour-blind readers (https://jfly.uni-koeln.de/color/).
 """
 
 import io
@@ -22,18 +22,20 @@ from matplotlib.lines import Line2D
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.reporting import units
-from lowrank_speech.reporting.systems import System
+from lowrank_speech.reporting.systems import Result, System, confidence_level
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7570B3")
 UNADAPTED = "#8a8a8a"
+PANELS = 4
+"""Number of panels in a row of the error plot."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 THEMES = {"light": ("#ffffff", "#2b2b2b", "#dddddd"), "dark": ("#1d1f21", "#d6d6d6", "#3a3d40")}
-"""Background, ink, grid; the page's own colours (page.css)."""
+"""Colours of background, ink and grid, as in page.css."""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure for the page: PNG bytes on light and on dark ground."""
+    """A figure for the page: PNG bytes with light and with dark background."""
 
     name: str
     title: str
@@ -43,19 +45,19 @@ class Plot:
 
 
 def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Path], list[Plot]]:
-    """Draw all figures into ``out`` (PNG, ``dpi`` dots an inch); returns their paths, and them for the page."""
+    """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page."""
     paths, plots = [], []
     for name, (title, caption, draw) in FIGURES.items():
         images = {theme: png(draw, systems, theme, dpi) for theme in THEMES}
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:
             temporary.write_bytes(images["light"])
-        plots.append(Plot(name, title, caption, images["light"], images["dark"]))
+        plots.append(Plot(name, title, caption(systems), images["light"], images["dark"]))
     return paths, plots
 
 
 def png(draw: Callable[[Any], Figure], data: Any, theme: str, dpi: int) -> bytes:
-    """The figure that ``draw`` makes of ``data``, in one of the ``THEMES``."""
+    """PNG bytes of the figure ``draw(data)``, in one of the ``THEMES``."""
     ground, ink, grid = THEMES[theme]
     settings = {
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), ground),
@@ -73,31 +75,38 @@ def png(draw: Callable[[Any], Figure], data: Any, theme: str, dpi: int) -> bytes
 
 
 def colours(systems: Sequence[System]) -> dict[str, str]:
-    """Method -> colour, in the order of the systems; unadapted bases are grey."""
+    """Method -> colour, in the order of the systems; grey for unadapted bases."""
     grey = {s.name.method for s in systems if s.unadapted}
     others = [m for m in dict.fromkeys(s.name.method for s in systems) if m not in grey]
     return dict.fromkeys(grey, UNADAPTED) | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
 
 
 def error_figure(systems: Sequence[System]) -> Figure:
-    """Error with its 95 % interval against the parameters of the model, one panel a task."""
-    tasks = list(dict.fromkeys(s.name.task for s in systems))
+    """Error with its interval against the parameters of the model, one panel per task and test set."""
+    shown = list(dict.fromkeys((s.name.task, test) for s in systems for test in s.tests))
+    several = len(shown) > len({task for task, _ in shown})
     bases = list(dict.fromkeys(s.name.base for s in systems))
     colour = colours(systems)
+    rows = -(-len(shown) // PANELS)
+    columns = -(-len(shown) // rows)
     figure, panels = plt.subplots(
-        1, len(tasks), figsize=(4.6 * len(tasks) + 0.6, 4.0), squeeze=False, layout="constrained"
+        rows, columns, figsize=(4.6 * columns + 0.6, 3.6 * rows + 0.4), squeeze=False, layout="constrained"
     )
-    for axes, task in zip(panels[0], tasks, strict=True):
-        members = [s for s in systems if s.name.task == task]
-        drawn = [s for s in members if s.error is not None and s.numbers["parameters_total"] is not None]
-        for system in drawn:
-            x, y = system.numbers["parameters_total"] / 1e6, 100 * system.error
-            if system.error_interval:
-                low, high = (100 * end for end in system.error_interval)
-                axes.vlines(x, low, high, color=colour[system.name.method], linewidth=1.2, alpha=0.7)
-            marker = MARKERS[bases.index(system.name.base) % len(MARKERS)]
-            axes.plot(x, y, marker, color=colour[system.name.method], markersize=7, markeredgewidth=0)
-        chance = [s.numbers["chance_accuracy"] for s in members if s.numbers["chance_accuracy"] is not None]
+    for axes in panels.flat[len(shown) :]:
+        axes.set_axis_off()
+    for axes, (task, test) in zip(panels.flat, shown, strict=False):
+        members = [s for s in systems if s.name.task == task and test in s.tests]
+        for system in members:
+            for result in (r for r in system.results if r.test == test):
+                _point(
+                    axes,
+                    system,
+                    result,
+                    colour[system.name.method],
+                    MARKERS[bases.index(system.name.base) % len(MARKERS)],
+                )
+        results = [r for s in members for r in s.results if r.test == test]
+        chance = [r.metrics["chance_accuracy"] for r in results if r.metrics["chance_accuracy"] is not None]
         if chance:
             level = 100 * (1 - chance[0])
             axes.axhline(level, linestyle="--", color=UNADAPTED, linewidth=1)
@@ -105,17 +114,30 @@ def error_figure(systems: Sequence[System]) -> Figure:
                 "chance", (0, level), xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points",
                 color=UNADAPTED,
             )  # fmt: skip
-        leading = members[0].metric
-        axes.set(title=task, xlabel="parameters of the model (millions)")
-        axes.set_ylabel("word error rate (%)" if leading == "wer" else f"error: 100 − {leading} (%)")
+        metric = results[0].metric
+        axes.set(title=f"{task}, {test}" if several else task, xlabel="parameters of the model (millions)")
+        axes.set_ylabel("word error rate (%)" if metric == "wer" else f"error: 100 − {metric} (%)")
         axes.set_ylim(bottom=0)
         axes.margins(x=0.12)
     _legend(figure, colour, bases)
     return figure
 
 
+def _point(axes: Axes, system: System, result: Result, colour: str, marker: str) -> None:
+    """A result with its interval; hollow for decoders other than the first."""
+    if result.error is None or system.metrics["parameters_total"] is None:
+        return
+    x, y = system.metrics["parameters_total"] / 1e6, 100 * result.error
+    if result.error_interval:
+        low, high = (100 * end for end in result.error_interval)
+        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.7)
+    hollow = result.decoder != system.decoders[0]
+    fill = {"markerfacecolor": "none", "markeredgewidth": 1.2} if hollow else {"markeredgewidth": 0}
+    axes.plot(x, y, marker, color=colour, markersize=7, **fill)
+
+
 def _legend(figure: Figure, colour: dict[str, str], bases: Sequence[str]) -> None:
-    """Methods by colour and, where there are several, bases by marker; below the panels."""
+    """Legend below the panels: methods by colour, and bases by marker if there are several."""
     handles = [Line2D([], [], color=c, marker="o", linestyle="", label=method) for method, c in colour.items()]
     if len(bases) > 1:
         ink = plt.rcParams["text.color"]
@@ -127,7 +149,7 @@ def _legend(figure: Figure, colour: dict[str, str], bases: Sequence[str]) -> Non
 
 
 def cost_figure(systems: Sequence[System]) -> Figure:
-    """What training each system costs: parameters trained, peak memory, time; a bar per system, with its figure."""
+    """Cost of training: trained parameters, peak memory and time, with a labelled bar for each system."""
     measures = (
         ("parameters_trained", "parameters trained (millions)", 1e6, units.parameters),
         ("peak_bytes", "peak memory (GB)", 1e9, units.memory),
@@ -139,7 +161,7 @@ def cost_figure(systems: Sequence[System]) -> Figure:
         for s in systems
     ]
     positions, place = [], 0.0
-    for i, system in enumerate(systems):  # a gap between blocks of task and base
+    for i, system in enumerate(systems):  # leave a gap between blocks of task and base
         block = (system.name.task, system.name.base)
         place += 0.6 if i and block != (systems[i - 1].name.task, systems[i - 1].name.base) else 0.0
         positions.append(place + i)
@@ -147,7 +169,7 @@ def cost_figure(systems: Sequence[System]) -> Figure:
         1, 3, figsize=(10.6, 0.9 + 0.27 * (positions[-1] + 1)), sharey=True, squeeze=False, layout="constrained"
     )
     for axes, (key, title, scale, show) in zip(panels[0], measures, strict=True):
-        values = [s.numbers[key] for s in systems]
+        values = [s.metrics[key] for s in systems]
         shown = [(v or 0) / scale for v in values]
         axes.barh(positions, shown, color=[colour[s.name.method] for s in systems], height=0.78)
         most = max(shown) or 1.0
@@ -163,11 +185,11 @@ def cost_figure(systems: Sequence[System]) -> Figure:
 
 
 def curves_figure(systems: Sequence[System]) -> Figure:
-    """Training loss and error on dev by epoch: a column of panels per task and base, a line per method."""
+    """Training loss and error on dev by epoch: one column of panels per task and base, one line per method."""
     trained = [s for s in systems if s.history]
     if not trained:
         figure = plt.figure(figsize=(6, 1))
-        figure.text(0.5, 0.5, "nothing was trained: there are no curves", ha="center", va="center")
+        figure.text(0.5, 0.5, "no curves, because nothing was trained", ha="center", va="center")
         return figure
     colour = {m: c for m, c in colours(systems).items() if m in {s.name.method for s in trained}}
     blocks = list(dict.fromkeys((s.name.task, s.name.base) for s in trained))
@@ -193,25 +215,33 @@ def curves_figure(systems: Sequence[System]) -> Figure:
 def _curve(axes: Axes, system: System, key: str, scale: float, colour: str) -> None:
     points = [(row["epoch"], scale * row[key]) for row in system.history if key in row and row[key] is not None]
     if points:
-        # A marker on each point: a run of one epoch would otherwise show nothing.
+        # Mark each point, because a run of one epoch would otherwise show nothing.
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.5, marker=".", markersize=4)
 
 
-FIGURES: dict[str, tuple[str, str, Callable[[Sequence[System]], Figure]]] = {
-    "error": (
-        "Error against the size of the model",
-        "Left and low is good. Bars are 95 % intervals; grey is the base before adaptation.",
-        error_figure,
-    ),
-    "cost": (
-        "What training costs",
-        "Per system: parameters that were trained, peak memory of training, time in training steps.",
-        cost_figure,
-    ),
-    "curves": (
-        "Training curves",
-        "Loss on the training data and error on dev, after each epoch that was evaluated. The weights that are decoded "
-        "are those of the best epoch on dev, unless the recipe says otherwise.",
-        curves_figure,
-    ),
+def _of_errors(systems: Sequence[System]) -> str:
+    level = confidence_level(result for system in systems for result in system.results)
+    parts = ["Lower left is better.", f"Bars are {level} intervals." if level else "No intervals were computed."]
+    parts.append("Grey: the base before adaptation.")
+    if any(len(system.decoders) > 1 for system in systems):
+        parts.append("Filled: first decoder; hollow: other decoders.")
+    return " ".join(parts)
+
+
+def _of_costs(systems: Sequence[System]) -> str:
+    return "For each system: trained parameters, peak memory of training, time in training steps."
+
+
+def _of_curves(systems: Sequence[System]) -> str:
+    return (
+        "Loss on the training data and error on dev, after each epoch that was evaluated. Decoding uses the weights of "
+        "the epoch that is best on dev, unless the recipe says otherwise."
+    )
+
+
+Caption = Callable[[Sequence[System]], str]
+FIGURES: dict[str, tuple[str, Caption, Callable[[Sequence[System]], Figure]]] = {
+    "error": ("Error against model size", _of_errors, error_figure),
+    "cost": ("Cost of training", _of_costs, cost_figure),
+    "curves": ("Training curves", _of_curves, curves_figure),
 }

@@ -1,54 +1,57 @@
-"""Systems and their numbers, gathered from the manifests that the stages left.
+"""Read systems and their results from the files of the stages.
 
-A system is one point of the grid: a base, adapted to a task by a method. Inputs, under the experiment's folder:
-train/, decode/ and score/{base}/{task}/{method}/{train,decode,score}.json, metrics.jsonl beside train.json, and
-factorise/{base}/{factorisation}/factorise.json where the method factorises. Output: one `System` each, whose `numbers`
-are the raw figures (fractions, bytes, seconds) by the column names of results.csv; None where no manifest holds one.
+A system is one point of the grid: a base, adapted to a task by a method. Each decoder and test set gives a result.
+Inputs, under the experiment's folder, each with a ``.cost.json`` beside it:
+
+    train/{base}/{task}/{method}/train.json, and metrics.jsonl beside it
+    decode/{base}/{task}/{method}/{decoder}/{test}/decode.json
+    score/{base}/{task}/{method}/{decoder}/{test}/score.json
+    factorise/{base}/{factorisation}/factorise.json    if the method factorises
+
+Output: `System`s with their `Result`s. Their `metrics` map column names of results.csv to raw values (fractions, bytes,
+seconds), or to None if no file has the value.
 """
 
-import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import read_manifest
-from lowrank_speech.errors import UserError
+from lowrank_speech.reporting.manifests import finite, load_cost, load_manifest, read_history, total
 
 METRICS = {
     "asr": ("wer", "cer"),
     "lid": ("accuracy", "macro_accuracy", "act_cprimary", "min_cprimary", "eer"),
 }
-"""Measures of a task's type, the one that leads first; each comes with _low and _high where it has an interval."""
+"""Metrics of each type of task, the primary metric first; those with an interval have _low and _high as well."""
 
-# What is taken from each manifest, by its name there.
+# Values from each stage, by their names there.
 _FROM_SCORE = ("words", "substitutions", "deletions", "insertions")
 _CHANCE = ("accuracy", "majority_accuracy", "act_cprimary", "min_cprimary", "eer")
 _FROM_TRAIN = (
     *("parameters_total", "parameters_dense", "parameters_trained"),
     *("seconds_train", "speech_seconds_per_second", "steps", "epochs", "dev_metric", "deviation"),
 )
-_FROM_DECODE = ("utterances", "speech_seconds", "seconds", "rtf", "frontend_rtf")
+_FROM_DECODE = ("utterances", "speech_seconds", "seconds_decode", "rtf", "frontend_rtf", "network_rtf")
 COLUMNS = (
-    *("task", "type", "base", "method", "adapt"),
+    *("task", "type", "base", "method", "adapt", "decoder", "test"),
     *(f"{metric}{end}" for metrics in METRICS.values() for metric in metrics for end in ("", "_low", "_high")),
     *_FROM_SCORE,
     *(f"chance_{key}" for key in _CHANCE),
     *("parameters_total", "parameters_dense", "parameters_trained", "reduction", "trained_share"),
     *("peak_bytes", "device", *_FROM_TRAIN[3:]),
-    *("utterances", "speech_seconds", "seconds_decode", "rtf", "frontend_rtf", "rtf_total", "peak_bytes_decode"),
-    *("set_aside_train", "set_aside_decode"),
+    *(*_FROM_DECODE, "rtf_total", "peak_bytes_decode"),
+    *("set_aside_train", "set_aside_decode", "stopped"),
 )
-"""Header of results.csv; the names and their order are stable."""
+"""Columns of results.csv; names and order are stable."""
 
 
 @dataclass(frozen=True)
 class SystemName:
     """One point of the grid. ``type``: asr or lid.
 
-    ``factorisation``: folder of its low-rank model below factorise/{base}/ (methods may share one); None: a folder of
-    the method's name, if there is one.
+    ``factorisation``: folder of its low-rank model below factorise/{base}/, which methods may share; None: the folder
+    named after the method, if it exists.
     """
 
     base: str
@@ -57,147 +60,160 @@ class SystemName:
     type: str
     factorisation: str | None = None
 
-    def __post_init__(self) -> None:
-        if self.type not in METRICS:
-            raise ValueError(f"the type {self.type!r} of {self} is none of {', '.join(METRICS)}")
-
     def __str__(self) -> str:
         return f"{self.base}/{self.task}/{self.method}"
 
 
 @dataclass(frozen=True)
-class System:
-    """A system with what was measured.
+class Result:
+    """Result of a system with one decoder on one test set.
 
-    ``numbers``: by the names of `COLUMNS`, None where unknown. ``score``: all numbers of score.json (confusions are
-    there). ``history``: rows of metrics.jsonl. ``manifests``: train, decode, score, and factorise where there is one.
+    ``metrics``: values by the names in `COLUMNS`, None if unknown. ``score``: all metrics of score.json. ``manifests``,
+    ``costs``: those of decode and score.
     """
 
-    name: SystemName
-    numbers: dict[str, Any]
+    system: SystemName
+    decoder: str
+    test: str
+    metrics: dict[str, Any]
     score: dict[str, Any] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    @property
-    def unadapted(self) -> bool:
-        """True for the base as it came (at most a head that it lacked was trained)."""
-        return self.numbers["adapt"] == "none"
+    def __str__(self) -> str:
+        return f"{self.system}/{self.decoder}/{self.test}"
 
     @property
     def metric(self) -> str:
-        """The measure that leads: wer, accuracy."""
-        return METRICS[self.name.type][0]
+        """The primary metric: wer or accuracy."""
+        return METRICS[self.system.type][0]
 
     @property
     def error(self) -> float | None:
-        """Share that is wrong, by the leading measure: the word error rate, or 1 - accuracy."""
-        value = self.numbers[self.metric]
-        return value if value is None or self.name.type == "asr" else 1.0 - value
+        """Error by the primary metric: the word error rate, or 1 - accuracy."""
+        value = self.metrics[self.metric]
+        return value if value is None or self.system.type == "asr" else 1.0 - value
 
     @property
-    def confidence(self) -> float:
-        """Mass of the intervals, as the stage score says."""
-        return self.score.get("confidence", 0.95)
+    def confidence(self) -> float | None:
+        """Confidence level of the intervals; None if the stage score computed none."""
+        return finite(self.score.get("confidence")) if self.error_interval else None
 
     @property
     def error_interval(self) -> tuple[float, float] | None:
-        """Low and high end of the interval of `error`, None where the score has none."""
-        low, high = self.numbers[f"{self.metric}_low"], self.numbers[f"{self.metric}_high"]
+        """Low and high end of the interval of `error`; None if there is none."""
+        low, high = self.metrics[f"{self.metric}_low"], self.metrics[f"{self.metric}_high"]
         if low is None or high is None:
             return None
-        return (low, high) if self.name.type == "asr" else (1.0 - high, 1.0 - low)
+        return (low, high) if self.system.type == "asr" else (1.0 - high, 1.0 - low)
 
 
-def read_systems(root: Path, names: Sequence[SystemName]) -> list[System]:
-    """Read every system's manifests under ``root``; unadapted bases come first within their task and base.
+@dataclass(frozen=True)
+class System:
+    """A system with its measurements.
 
-    The order of tasks, bases and methods is that of ``names``. UserError where a manifest is absent or unreadable,
-    naming it and the command that makes it.
+    ``metrics``: values of its training, by the names in `COLUMNS`. ``results``: the first one is that of the task's
+    first decoder on its first test set. ``history``: rows of metrics.jsonl. ``manifests``, ``costs``: those of train,
+    and of factorise if there is one.
     """
-    systems = [read_system(root, name) for name in names]
+
+    name: SystemName
+    metrics: dict[str, Any]
+    results: tuple[Result, ...]
+    history: list[dict[str, Any]] = field(default_factory=list)
+    manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def unadapted(self) -> bool:
+        """Whether this is the base without adaptation (at most a head that it lacked was trained)."""
+        return self.metrics["adapt"] == "none"
+
+    @property
+    def low_rank(self) -> bool:
+        """Whether it has fewer parameters than the same model with dense layers."""
+        return "factorise" in self.manifests or abs(self.metrics["reduction"] or 0.0) >= 5e-3
+
+    @property
+    def tests(self) -> list[str]:
+        """Test sets, in the order of the config."""
+        return list(dict.fromkeys(result.test for result in self.results))
+
+    @property
+    def decoders(self) -> list[str]:
+        """Decoders, in the order of the config."""
+        return list(dict.fromkeys(result.decoder for result in self.results))
+
+    def result(self, test: str, decoder: str | None = None) -> Result | None:
+        """The result on a test set with a decoder (None: the first one); None if there is none."""
+        decoder = self.decoders[0] if decoder is None else decoder
+        return next((r for r in self.results if (r.test, r.decoder) == (test, decoder)), None)
+
+
+def confidence_level(results: Iterable[Result]) -> str:
+    """Confidence level of the results' intervals, such as ``95 %``; empty if no result has an interval."""
+    found = sorted({result.confidence for result in results if result.confidence is not None})
+    return " and ".join(f"{100 * share:g}\N{NO-BREAK SPACE}%" for share in found)
+
+
+def read_systems(root: Path, names: Mapping[SystemName, tuple[Sequence[str], Sequence[str]]]) -> list[System]:
+    """Read all systems under ``root``; ``names``: system -> its test sets and its decoders.
+
+    Unadapted bases come first within their task and base; otherwise the order of tasks, bases and methods is that of
+    ``names``. UserError: a manifest does not exist or is not valid; the message has the command that makes it.
+    """
+    systems = [read_system(root, name, tests, decoders) for name, (tests, decoders) in names.items()]
     tasks = list(dict.fromkeys(name.task for name in names))
     bases = list(dict.fromkeys(name.base for name in names))
     return sorted(systems, key=lambda s: (tasks.index(s.name.task), bases.index(s.name.base), not s.unadapted))
 
 
-def read_system(root: Path, name: SystemName) -> System:
-    """Read one system's manifests; see `read_systems`."""
-    folders = {stage: root / stage / name.base / name.task / name.method for stage in ("train", "decode", "score")}
-    manifests = {stage: load_manifest(folder / f"{stage}.json", stage) for stage, folder in folders.items()}
-    factorise = root / "factorise" / name.base / (name.factorisation or name.method) / "factorise.json"
-    if name.factorisation is not None or factorise.is_file():
-        manifests["factorise"] = load_manifest(factorise, "factorise")
-    numbers: dict[str, Any] = dict.fromkeys(COLUMNS)
-    numbers.update(task=name.task, type=name.type, base=name.base, method=name.method)
-    train, decode, score = (manifests[stage]["numbers"] for stage in ("train", "decode", "score"))
-    for source, keys in ((score, _FROM_SCORE), (train, _FROM_TRAIN), (decode, _FROM_DECODE)):
-        for key in keys:
-            numbers["seconds_decode" if key == "seconds" else key] = number(source.get(key))
+def read_system(root: Path, name: SystemName, tests: Sequence[str], decoders: Sequence[str]) -> System:
+    """Read one system; see `read_systems`."""
+    folder = root / "train" / str(name)
+    path, factorise = folder / "train.json", root / "factorise" / name.base / (name.factorisation or name.method)
+    manifests, costs = {"train": load_manifest(path, "train")}, {"train": load_cost(path)}
+    if name.factorisation is not None or (factorise / "factorise.json").is_file():
+        manifests["factorise"] = load_manifest(factorise / "factorise.json", "factorise")
+        costs["factorise"] = load_cost(factorise / "factorise.json")
+    trained_metrics = manifests["train"]["metrics"]
+    known = trained_metrics | costs["train"]
+    metrics: dict[str, Any] = {"task": name.task, "type": name.type, "base": name.base, "method": name.method}
+    metrics |= {key: finite(known.get(key)) for key in (*_FROM_TRAIN, "peak_bytes")}
+    metrics |= {
+        # By convention, a method named `base` is the unadapted base. The manifest takes precedence.
+        "adapt": trained_metrics.get("adapt", "none" if name.method == "base" else None),
+        "device": manifests["train"].get("device"),
+        "set_aside_train": total(trained_metrics.get("set_aside")),
+        "reduction": None,
+        "trained_share": None,
+    }
+    parameters, dense, trained = (metrics[f"parameters_{which}"] for which in ("total", "dense", "trained"))
+    if parameters is not None and dense:
+        metrics["reduction"] = 1.0 - parameters / dense
+    if trained is not None and parameters:
+        metrics["trained_share"] = trained / parameters
+    results = tuple(read_result(root, name, metrics, decoder, test) for decoder in decoders for test in tests)
+    return System(name, metrics, results, read_history(folder / "metrics.jsonl"), manifests, costs)
+
+
+def read_result(root: Path, name: SystemName, system: Mapping[str, Any], decoder: str, test: str) -> Result:
+    """Read one result of a system with the metrics ``system``."""
+    paths = {stage: root / stage / str(name) / decoder / test / f"{stage}.json" for stage in ("decode", "score")}
+    manifests = {stage: load_manifest(path, stage) for stage, path in paths.items()}
+    costs = {stage: load_cost(path) for stage, path in paths.items()}
+    score, decode = manifests["score"]["metrics"], manifests["decode"]["metrics"] | costs["decode"]
+    metrics: dict[str, Any] = dict.fromkeys(COLUMNS) | dict(system) | {"decoder": decoder, "test": test}
+    metrics |= {key: finite(score.get(key)) for key in _FROM_SCORE}
+    metrics |= {key: finite(decode.get(key)) for key in _FROM_DECODE}
     for metric in METRICS[name.type]:
         low, high = (score.get("interval") or {}).get(metric) or (None, None)
-        numbers |= {metric: number(score.get(metric)), f"{metric}_low": number(low), f"{metric}_high": number(high)}
+        metrics |= {metric: finite(score.get(metric)), f"{metric}_low": finite(low), f"{metric}_high": finite(high)}
     for key in _CHANCE:
-        numbers[f"chance_{key}"] = number((score.get("chance") or {}).get(key))
-    # A method named `base` is the unadapted one by the configs' convention; the manifest's own word goes first.
-    adapt = train.get("adapt", "none" if name.method == "base" else None)
-    numbers.update(
-        adapt=adapt,
-        peak_bytes=number(manifests["train"].get("peak_bytes")),
-        device=manifests["train"].get("device"),
-        peak_bytes_decode=number(manifests["decode"].get("peak_bytes")),
-        set_aside_train=set_aside(train),
-        set_aside_decode=set_aside(decode),
-    )
-    total, dense, trained = (numbers[f"parameters_{which}"] for which in ("total", "dense", "trained"))
-    if total is not None and dense:
-        numbers["reduction"] = 1.0 - total / dense
-    if trained is not None and total:
-        numbers["trained_share"] = trained / total
-    if numbers["rtf"] is not None and numbers["frontend_rtf"] is not None:
-        numbers["rtf_total"] = numbers["rtf"] + numbers["frontend_rtf"]
-    return System(name, numbers, score, read_history(folders["train"] / "metrics.jsonl"), manifests)
-
-
-def load_manifest(path: Path, stage: str) -> dict[str, Any]:
-    """A stage's manifest; UserError with the command that makes it where it is absent, or what is wrong with it."""
-    if not path.is_file():
-        raise UserError(f"{path} does not exist; make it with: snakemake --cores all {path}")
-    try:
-        manifest = read_manifest(path, stage)
-    except (ValueError, AttributeError) as error:  # no JSON, another stage's, or no mapping at all
-        raise UserError(f"{path} is no manifest: {error}; remove it and run: snakemake --cores all {path}") from error
-    if not isinstance(manifest.get("numbers"), dict):
-        raise UserError(f"{path} holds no `numbers`; remove it and run: snakemake --cores all {path}")
-    return manifest
-
-
-def read_history(path: Path) -> list[dict[str, Any]]:
-    """Rows of metrics.jsonl ({step, epoch, loss, lr, dev_loss?, dev_metric?}); [] where nothing was trained."""
-    if not path.is_file():
-        return []
-    rows = []
-    for count, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {count}: no valid JSON: {error}") from error
-    return rows
-
-
-def number(value: Any) -> Any:
-    """``value`` if it is a finite number, else None: what cannot be computed with is shown as a dash."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return value
-
-
-def set_aside(numbers: dict[str, Any]) -> int | None:
-    """How many utterances a stage set aside: its ``set_aside`` is a count, or counts by split or reason."""
-    value = numbers.get("set_aside")
-    if isinstance(value, dict):
-        counts = [set_aside({"set_aside": part}) for part in value.values()]
-        return None if None in counts else sum(counts)
-    return number(value)
+        metrics[f"chance_{key}"] = finite((score.get("chance") or {}).get(key))
+    metrics["peak_bytes_decode"] = finite(costs["decode"].get("peak_bytes"))
+    metrics["set_aside_decode"] = total(decode.get("set_aside"))
+    metrics["stopped"] = total(decode.get("stopped"))
+    if metrics["rtf"] is not None and metrics["frontend_rtf"] is not None:
+        metrics["rtf_total"] = metrics["rtf"] + metrics["frontend_rtf"] + (metrics["network_rtf"] or 0.0)
+    return Result(name, decoder, test, metrics, score, manifests, costs)

@@ -1,4 +1,4 @@
-"""Raw figures in the units that people read; an unknown figure (None) is a dash.
+"""Format raw values for people; an unknown value (None) is a dash.
 
 Shares become percent, parameters millions, bytes GB, seconds minutes or hours.
 """
@@ -9,12 +9,12 @@ DASH = "–"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share as percent, without the sign: 0.1234 -> 12.3."""
+    """A share in percent, without the percent sign: 0.1234 -> 12.3."""
     return DASH if value is None else f"{100 * value:.{digits}f}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """A change as percent with its sign: -0.239 -> −23.9. What rounds to nothing has none."""
+    """A change in percent with plus or minus: -0.239 -> −23.9. Zero has no sign."""
     if value is None:
         return DASH
     text = f"{100 * value:+.{digits}f}"
@@ -22,14 +22,14 @@ def signed(value: float | None, digits: int = 1) -> str:
 
 
 def interval(low: float | None, high: float | None, digits: int = 1, scale: float = 100) -> str:
-    """Both ends of an interval, of a share in percent (``scale`` 1: as they are): 11.2…13.5."""
+    """Both ends of an interval, in percent (``scale`` 1: unscaled): 11.2…13.5."""
     if low is None or high is None:
         return DASH
     return f"{scale * low:.{digits}f}…{scale * high:.{digits}f}"
 
 
 def cost(value: float | None) -> str:
-    """A detection cost, which is no share (it can exceed 1): three decimals."""
+    """A detection cost with three decimals. It is not a share, because it can exceed 1."""
     return DASH if value is None else f"{value:.3f}"
 
 
@@ -64,7 +64,7 @@ def duration(value: float | None) -> str:
 
 
 def hours(value: float | None) -> str:
-    """Seconds of speech in hours, in minutes below half an hour."""
+    """Seconds of speech in hours, or in minutes below half an hour."""
     if value is None:
         return DASH
     return f"{value / 3600:.2f} h" if value >= 1800 else f"{value / 60:.1f} min"
@@ -78,12 +78,12 @@ def factor(value: float | None) -> str:
 
 
 def count(value: float | None) -> str:
-    """A whole number with thin groups of thousands."""
+    """A whole number with thin spaces between thousands."""
     return DASH if value is None else f"{value:,.0f}".replace(",", " ")
 
 
 def plain(value: Any) -> str:
-    """Any value out of a manifest, for tables whose columns belong to another stage."""
+    """Any value of a manifest, for tables whose columns another stage defines."""
     if value is None:
         return DASH
     if isinstance(value, bool):

@@ -1,12 +1,12 @@
-"""Error rates of speech recognition: WER and CER with counts, intervals, breakdowns and confusions.
+"""Error rates of speech recognition: WER and CER with counts, confidence intervals, breakdowns and confusions.
 
-Words are compared as they stand: case, punctuation and Unicode form count, so normalise before. Characters are Unicode
-code points of the words joined by one space; that space counts as a character or not (``ScoreOptions.characters``).
-Alignment is kaldialign's, all errors at cost 1; the sum of errors is the Levenshtein distance, while its split into
-substitutions, deletions and insertions is that of one of the equally cheap alignments.
+Words are compared exactly, including case, punctuation and Unicode form, so normalise them first. Characters are the
+Unicode code points of the words joined by single spaces; ``ScoreOptions.characters`` says whether the spaces count. The
+alignment is kaldialign's, with cost 1 for all errors. The total number of errors is the Levenshtein distance; if
+several alignments have it, the numbers of substitutions, deletions and insertions are those of one of them.
 
-An empty reference counts no word, and every word of its hypothesis as an insertion. Rates are fractions, and None where
-there is nothing to divide by.
+An empty reference has no words, so every word of its hypothesis is an insertion. Rates are fractions, or None if the
+denominator is 0.
 """
 
 from collections import Counter
@@ -20,7 +20,7 @@ import pandas as pd
 from lowrank_speech.scoring import bootstrap
 from lowrank_speech.scoring.options import ScoreOptions
 
-GAP = ""  # no word and no character is empty, so the gap of an alignment cannot be mistaken for one
+GAP = ""  # gap in an alignment; no word and no character is empty
 WORD_COUNTS = ["words", "substitutions", "deletions", "insertions"]
 CHAR_COUNTS = ["characters", "char_substitutions", "char_deletions", "char_insertions"]
 COUNTS = [*WORD_COUNTS, *CHAR_COUNTS, "wrong"]
@@ -32,13 +32,13 @@ def pair(
     missing_as_empty: bool = False,
     names: tuple[str, str] = ("the references", "the hypotheses"),
 ) -> dict[str, tuple[list[str], list[str]]]:
-    """Bring references and hypotheses together: id -> (reference words, hypothesis words), in the references' order.
+    """Pair references with hypotheses: id -> (reference words, hypothesis words), in the order of the references.
 
-    ``names`` of the two for messages. ValueError: no reference, a hypothesis without a reference, a reference without a
-    hypothesis (unless ``missing_as_empty``, which takes it as empty: all words are deletions), all references empty.
+    ``names``: names of the two for messages. With ``missing_as_empty``, a missing hypothesis counts as an empty one.
+    ValueError: no references, a hypothesis without a reference, a missing hypothesis, or only empty references.
     """
     if not ref:
-        raise ValueError(f"{names[0]}: no utterance to score")
+        raise ValueError(f"{names[0]}: there is no utterance to score")
     extra = [name for name in hyp if name not in ref]
     if extra:
         raise ValueError(f"{names[1]}: utterance {extra[0]!r}{_more(extra)} has no reference in {names[0]}")
@@ -46,10 +46,10 @@ def pair(
     if missing and not missing_as_empty:
         raise ValueError(
             f"{names[1]}: no hypothesis for utterance {missing[0]!r}{_more(missing)} of {names[0]}; "
-            "where that is meant, `lowrank-speech score asr --missing-as-empty` counts its words as deletions"
+            "`lowrank-speech score asr --missing-as-empty` counts its words as deletions"
         )
     if not any(ref.values()):
-        raise ValueError(f"{names[0]}: all {len(ref)} references are empty, so there is no error rate")
+        raise ValueError(f"{names[0]}: all {len(ref)} references are empty, so error rates are not defined")
     return {name: (list(words), list(hyp.get(name, ()))) for name, words in ref.items()}
 
 
@@ -58,20 +58,20 @@ def _more(names: Sequence[str]) -> str:
 
 
 def align(ref: Sequence[str], hyp: Sequence[str]) -> list[tuple[str, str]]:
-    """Alignment of least cost: pairs (reference, hypothesis); "" stands for a gap on either side."""
+    """Minimum-cost alignment as pairs (reference, hypothesis); "" is a gap."""
     return kaldialign.align(list(ref), list(hyp), GAP)
 
 
 def count(ref: Sequence[str], hyp: Sequence[str]) -> tuple[int, int, int, int]:
-    """Symbols in ``ref``, substitutions, deletions, insertions."""
+    """Number of symbols in ``ref``, substitutions, deletions, insertions."""
     found = kaldialign.edit_distance(list(ref), list(hyp))
     return len(ref), found["sub"], found["del"], found["ins"]
 
 
 def per_utterance(
-    pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]], characters: str = ScoreOptions.characters
+    pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]], characters: str = "with-spaces"
 ) -> pd.DataFrame:
-    """One row per utterance, indexed by id: word and character counts, ``wrong`` (1 where any word is), ref, hyp."""
+    """One row per utterance, indexed by id: word and character counts, ``wrong`` (1 if any word is wrong), ref, hyp."""
     space = " " if characters == "with-spaces" else ""
     rows = []
     for ref, hyp in pairs.values():
@@ -92,9 +92,9 @@ def confusions(pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]], most: i
 
 
 def rates(counts: np.ndarray) -> np.ndarray:
-    """WER, CER and SER (share of utterances with an error), (..., 3); NaN is 0/0.
+    """WER, CER and SER (share of utterances with an error), (..., 3); NaN for 0/0.
 
-    ``counts`` (..., 10) are sums of the columns ``COUNTS`` and, last, the number of utterances.
+    ``counts`` (..., 10): sums of the columns ``COUNTS``, then the number of utterances.
     """
     errors = np.stack([counts[..., 1:4].sum(-1), counts[..., 5:8].sum(-1), counts[..., 8]], axis=-1)
     total = np.stack([counts[..., 0], counts[..., 4], counts[..., 9]], axis=-1)
@@ -102,9 +102,10 @@ def rates(counts: np.ndarray) -> np.ndarray:
 
 
 def summary(table: pd.DataFrame, units: np.ndarray, options: ScoreOptions, seed: int) -> dict[str, Any]:
-    """Counts, rates and intervals over the rows of ``table`` (from :func:`per_utterance`); ``units`` (S,) as drawn.
+    """Counts, rates and intervals over the rows of ``table`` (from :func:`per_utterance`).
 
-    An interval is [low, high], or None with fewer than two units or without bootstrap.
+    ``units`` (S,): the bootstrap unit of each row. An interval is [low, high], or None without bootstrap or with fewer
+    than two units.
     """
     counts = np.column_stack([table[COUNTS].to_numpy(np.float64), np.ones(len(table))])
     wer, cer, ser = (None if np.isnan(r) else float(r) for r in rates(counts.sum(0)))
@@ -127,9 +128,9 @@ def summary(table: pd.DataFrame, units: np.ndarray, options: ScoreOptions, seed:
 def breakdown(
     table: pd.DataFrame, groups: Mapping[str, str], what: str, units: np.ndarray, options: ScoreOptions, seed: int
 ) -> dict[str, dict[str, Any]]:
-    """:func:`summary` for each group (language, speaker), sorted by name; ``groups`` maps id -> group.
+    """:func:`summary` of each group (language or speaker), sorted by name; ``groups`` maps id -> group.
 
-    ValueError when an utterance has no group.
+    ValueError: an utterance has no group.
     """
     for name in table.index:
         if name not in groups:
@@ -139,7 +140,7 @@ def breakdown(
 
 
 def worst(table: pd.DataFrame, most: int | None = None) -> list[dict[str, Any]]:
-    """The utterances with errors, those with the most word errors first: id, wer, counts, ref, hyp."""
+    """The utterances with errors, most word errors first: id, wer, counts, ref, hyp."""
     errors = table[["substitutions", "deletions", "insertions"]].sum(axis=1)
     chosen = table.assign(errors=errors)[errors > 0].sort_values("errors", ascending=False, kind="stable")
     return [
@@ -161,10 +162,10 @@ def score(
     speakers: Mapping[str, str] | None = None,
     languages: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Everything at once, as JSON values: :func:`summary`'s keys, and how they came about.
+    """All metrics as JSON values: those of :func:`summary`, breakdowns, confusions, and the settings used.
 
-    ``by_language`` and ``by_speaker`` appear where a map (id -> language, id -> speaker) is given, ``language_mean``
-    (every language with the same weight) with two languages or more.
+    ``by_language`` and ``by_speaker`` are present if a map (id -> language, id -> speaker) is given. ``language_mean``
+    (all languages have the same weight) is present with two languages or more.
     """
     table = per_utterance(pairs, options.characters)
     units, drawn = bootstrap.units_of(list(table.index), speakers, options.resample)

@@ -1,8 +1,8 @@
-"""Bootstrap intervals: what would the figure have been with other test utterances, or other speakers?
+"""Bootstrap intervals: how much does a metric vary with the choice of test utterances or speakers?
 
 Units (utterances, or all utterances of a speaker together) are drawn with replacement, as many as there are, and the
-figure is computed again; the interval holds the middle of those figures (percentile method). A resample is a row of
-weights, the number of times that each item was drawn, so that figures come from matrix products.
+metric is computed again. The interval is the central part of the resulting values (percentile method). A resample is a
+row of weights, the number of times that each item was drawn, so metrics are computed by matrix products.
 
 Source: Bisani and Ney, "Bootstrap estimates for confidence intervals in ASR performance evaluation", ICASSP 2004.
 """
@@ -11,19 +11,19 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-CELLS = 2_000_000  # weights held at once: 16 MB
+CELLS = 2_000_000  # weights in memory at a time: 16 MB
 
 
 def units_of(ids: Sequence[str], speakers: Mapping[str, str] | None, resample: str) -> tuple[np.ndarray, str]:
-    """The unit (0, 1, ...) to which each id belongs, shape (S,), and what units are: "utterances" or "speakers".
+    """The bootstrap unit (0, 1, ...) of each id, shape (S,), and the kind of unit: "utterances" or "speakers".
 
-    ``resample`` is "utterances", "speakers", or "auto": speakers where there is a map. ValueError when speakers are
-    asked for without a map, or when the map lacks an id.
+    ``resample``: "utterances", "speakers", or "auto" (speakers if there is a map). ValueError: speakers are requested
+    without a map, or the map lacks an id.
     """
     if resample == "utterances" or (resample == "auto" and speakers is None):
         return np.arange(len(ids)), "utterances"
     if speakers is None:
-        raise ValueError("resampling speakers needs to know them: give a map from utterance to speaker (utt2spk)")
+        raise ValueError("resampling speakers needs a map from utterance to speaker (utt2spk); give one")
     for name in ids:
         if name not in speakers:
             raise ValueError(f"utterance {name!r} has no speaker in the speaker map; add it, or resample utterances")
@@ -37,9 +37,9 @@ def weights(
     """Yield the weights of ``draws`` resamples in blocks (B, S): how often each of the S items was drawn.
 
     units:  (S,) int, the unit of each item; items of a unit are drawn together
-    strata: (S,) int, drawn from separately (a language, say), so that none can vanish from a resample; a unit that
-            stands in two strata counts as two units
-    width:  cells that the caller holds per resample; decides the size of the blocks (default S)
+    strata: (S,) int, groups that are resampled separately (languages, for example), so that no group can vanish; a unit
+            in two strata counts as two units
+    width:  cells that the caller needs per resample; determines the block size (default S)
     """
     strata = np.zeros(len(units), dtype=np.int64) if strata is None else strata
     _, unit = np.unique(np.stack([strata, units]), axis=1, return_inverse=True)
@@ -61,16 +61,16 @@ def weights(
 
 
 def varies(units: np.ndarray, strata: np.ndarray | None = None) -> bool:
-    """Whether resampling can change anything: some stratum has two units or more."""
+    """Whether resampling can change anything, that is, some stratum has two or more units."""
     if strata is None:
         return len(np.unique(units)) > 1
     return any(len(np.unique(units[strata == s])) > 1 for s in np.unique(strata))
 
 
 def interval(values: np.ndarray, confidence: float) -> list[float] | None:
-    """[low, high] of the percentile interval over ``values`` (B,); NaN (a resample without a word) is left out.
+    """[low, high] of the percentile interval of ``values`` (B,), ignoring NaN (resamples without a word).
 
-    None where no value is left.
+    None if no value is left.
     """
     values = values[np.isfinite(values)]
     if not len(values):

@@ -1,16 +1,16 @@
-"""Scores of language recognition: accuracy, C_primary (actual, minimum), EER, confusions, with bootstrap intervals.
+"""Metrics of language recognition: accuracy, C_primary (actual, minimum), EER, confusions, with bootstrap intervals.
 
-Input are log-likelihoods per segment and language (natural logarithm; any constant per segment) and the true language
-of each segment. Definitions in :mod:`lowrank_speech.scoring.detection`.
+The input is a log-likelihood for each segment and language (natural logarithm, up to a constant per segment) and the
+true language of each segment. See :mod:`lowrank_speech.scoring.detection` for definitions.
 
-- Actual C_primary: mean of C_avg(beta) over the target priors, thresholds log beta. Minimum: each C_avg at its best
-  threshold, one per beta common to all languages, or one per beta and language.
-- EER: by ROCCH or nearest point; pooled (every trial counts the same) or as the mean over the languages.
-- Accuracy: the highest score decides; k languages that share the first place get 1/k of the decision each, so that the
-  order of the columns decides nothing. Macro accuracy: every language counts the same.
-- Resamples draw segments (or speakers) within each language, as the costs weigh languages and not segments.
+- Actual C_primary: mean of C_avg(beta) over the target priors, with the thresholds log beta. Minimum C_primary: each
+  C_avg at its best threshold, either one per beta for all languages, or one per beta and language.
+- EER: by ROCCH or nearest point; pooled (all trials have the same weight) or as the mean over languages.
+- Accuracy: the highest score decides. If k languages tie, each gets 1/k of the decision, so the order of the columns
+  does not matter. Macro accuracy: all languages have the same weight.
+- Resampling draws segments (or speakers) within each language, because the costs average over languages.
 
-Scores may be -inf (likelihood 0) as long as a segment has a finite one; NaN and +inf are errors.
+Scores may be -inf (likelihood 0) if the segment has a finite score as well; NaN and +inf are errors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,29 +42,29 @@ def check(
     labels: Mapping[str, str],
     names: tuple[str, str] = ("the scores", "the labels"),
 ) -> np.ndarray:
-    """Whether everything fits together; returns the column (S,) of each segment's true language.
+    """Check that scores and labels match; return the column (S,) of each segment's true language.
 
-    ids (S), languages (N), scores (S, N), labels id -> language; ``names`` of scores and labels for messages.
-    ValueError: fewer than two languages, ids that stand on one side only, a label that is no column, a language without
-    a segment, a score that is NaN or +inf, a segment with all scores -inf.
+    ids (S), languages (N), scores (S, N), labels id -> language; ``names``: names of scores and labels for messages.
+    ValueError: fewer than two languages, an id without scores or label, a label without a column, a language without
+    segments, a score that is NaN or +inf, or a segment whose scores are all -inf.
     """
     if len(languages) < 2:
-        raise ValueError(f"{names[0]}: only one language ({', '.join(languages)}); recognition needs two or more")
+        raise ValueError(f"{names[0]} has only one language ({', '.join(languages)}); expected two or more")
     scored = set(ids)
     for left, right, where, lacking in (
         (ids, labels, names[0], f"has scores but no label in {names[1]}"),
         (labels, scored, names[1], f"has a label but no scores in {names[0]}"),
     ):
-        alone = [name for name in left if name not in right]
-        if alone:
-            more = f" (and {len(alone) - 1} more)" if len(alone) > 1 else ""
-            raise ValueError(f"{where}: segment {alone[0]!r}{more} {lacking}")
+        unpaired = [name for name in left if name not in right]
+        if unpaired:
+            more = f" (and {len(unpaired) - 1} more)" if len(unpaired) > 1 else ""
+            raise ValueError(f"{where}: segment {unpaired[0]!r}{more} {lacking}; add it, or remove the segment")
     column = {language: i for i, language in enumerate(languages)}
     for name in ids:
         if labels[name] not in column:
             raise ValueError(
-                f"{names[1]}: segment {name!r} is labelled {labels[name]!r}, which is none of the languages scored: "
-                + ", ".join(languages)
+                f"{names[1]}: segment {name!r} has the label {labels[name]!r}; expected one of the scored languages: "
+                f"{', '.join(languages)}; correct the label, or remove the segment"
             )
     bad = np.isnan(scores) | (scores == np.inf)
     if bad.any():
@@ -75,28 +75,28 @@ def check(
         )
     hopeless = np.flatnonzero((scores == -np.inf).all(axis=1))
     if len(hopeless):
-        raise ValueError(f"{names[0]}: segment {ids[hopeless[0]]!r}: all scores are -inf, so nothing can be decided")
+        raise ValueError(f"{names[0]}: segment {ids[hopeless[0]]!r}: all scores are -inf; expected a finite one")
     truth = np.array([column[labels[name]] for name in ids])
     for i, language in enumerate(languages):
         if not (truth == i).any():
             raise ValueError(
-                f"{names[1]}: no test segment of the language {language!r}: its miss rate is undefined; "
-                "add segments, or leave its column out of the scores"
+                f"{names[1]}: there is no segment of the language {language!r}, so its miss rate is undefined; "
+                "add segments, or remove its column from the scores"
             )
     return truth
 
 
 def decisions(scores: np.ndarray) -> np.ndarray:
-    """Share of the decision (S, N) that each language gets: 1 for the highest score, 1/k where k share it."""
+    """Share of the decision (S, N) of each language: 1 for the highest score, 1/k if k languages tie."""
     top = scores == scores.max(axis=1, keepdims=True)
     return top / top.sum(axis=1, keepdims=True)
 
 
 class Evaluation:
-    """The metrics of one set of scores, for the segments as they are or for any resample of them."""
+    """Metrics of one set of scores, for the original segments or any resample."""
 
     def __init__(self, scores: np.ndarray, truth: np.ndarray, options: ScoreOptions):
-        """scores (S, N) log-likelihoods, truth (S,) columns, both checked (:func:`check`)."""
+        """scores: (S, N) log-likelihoods; truth: (S,) columns of the true languages; checked by :func:`check`."""
         self.truth, self.options = truth, options
         self.n = scores.shape[1]
         self.llr = llr(scores)
@@ -111,7 +111,7 @@ class Evaluation:
         return np.stack([average_cost(a, self.truth, beta, weights) for a, beta in costs], axis=1)
 
     def minimum(self, kind: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """Least C_avg, (B, priors); ``kind`` "common" or "per-language"."""
+        """Minimum C_avg, (B, priors); ``kind``: "common" or "per-language"."""
         weights = segment_weights(self.truth, self.n, weights)
         sweeps = [self.pooled] if kind == "common" else self.single
         points = [sweep.points(weights) for sweep in sweeps]
@@ -119,19 +119,19 @@ class Evaluation:
         return np.stack(costs, axis=1)
 
     def eers(self, kind: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """EER of each language, (B, N); ``kind`` "rocch" or "nearest". Other languages' segments all count the same."""
+        """EER of each language, (B, N); ``kind``: "rocch" or "nearest". All segments have the same weight."""
         weights = np.ones((1, len(self.truth))) if weights is None else weights
         return np.stack([EERS[kind](*sweep.points(weights)) for sweep in self.single], axis=1)
 
     def eer(self, kind: str, over: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """EER, (B,); ``over`` "pooled" trials or the mean over "languages"."""
+        """EER, (B,); ``over``: "pooled" (over all trials), or "languages" (mean over languages)."""
         if over == "languages":
             return self.eers(kind, weights).mean(axis=1)
         weights = np.ones((1, len(self.truth))) if weights is None else weights
         return EERS[kind](*self.pooled.points(weights))
 
     def metrics(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """``METRICS`` in their order, (B, 5), in the variants that the options name; ``weights`` (B, S): drawn."""
+        """The ``METRICS``, (B, 5), in the variants selected by the options; ``weights`` (B, S): drawn counts."""
         o = self.options
         counts = np.ones((1, len(self.truth))) if weights is None else weights
         right = self.decided[np.arange(len(self.truth)), self.truth]
@@ -158,11 +158,11 @@ def score(
     speakers: Mapping[str, str] | None = None,
     names: tuple[str, str] = ("the scores", "the labels"),
 ) -> dict[str, Any]:
-    """Everything at once, as JSON values: ``METRICS``, ``interval`` of each ([low, high] or None), and how they came.
+    """All metrics as JSON values: ``METRICS``, the ``interval`` of each ([low, high] or None), and the settings used.
 
-    ``variants`` holds every definition of the minimum and of the EER beside the chosen one, ``chance`` what a system
-    gets that knows nothing (all scores equal), ``by_language`` the rates of each language, ``confusion`` decisions with
-    the true language in rows. Arguments and errors as in :func:`check`; ``speakers`` maps id -> speaker.
+    ``variants`` has all definitions of minimum C_primary and EER, ``chance`` the metrics of a system with equal scores,
+    ``by_language`` the rates of each language, ``confusion`` the decisions (rows: true language). Arguments and errors
+    as in :func:`check`; ``speakers`` maps id -> speaker.
     """
     scores = np.asarray(scores, dtype=np.float64)
     truth = check(ids, languages, scores, labels, names)
@@ -198,9 +198,9 @@ def score(
 
 
 def chance(truth: np.ndarray, options: ScoreOptions) -> dict[str, float]:
-    """What a system gets that knows nothing: all ratios are 0, so it rejects all at beta >= 1 and accepts all below.
+    """Metrics of a system with equal scores: all ratios are 0, so it rejects everything if beta >= 1, else accepts it.
 
-    ``majority_accuracy`` is that of always deciding for the most frequent language of the test.
+    ``majority_accuracy``: accuracy of always deciding for the most frequent language of the test set.
     """
     n = int(truth.max()) + 1
     cost = float(np.mean([min(1.0, beta) for beta in options.betas]))

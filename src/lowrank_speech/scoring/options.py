@@ -1,11 +1,12 @@
-"""How results are scored: the settings of the stage ``score`` and of ``lowrank-speech score``, with their defaults.
+"""Settings of the stage ``score`` and of ``lowrank-speech score``.
 
-Standard library only, so that a command line can show the defaults without loading NumPy.
+Imports only pydantic, so that the command line can show defaults without loading NumPy.
 """
 
-import math
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 Characters = Literal["with-spaces", "without-spaces"]
 Eer = Literal["rocch", "nearest"]
@@ -14,53 +15,49 @@ Minimum = Literal["common", "per-language"]
 Resample = Literal["auto", "utterances", "speakers"]
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """Settings of both scorers; each takes what concerns it.
+def _none_or_several(number: int) -> int:
+    if number == 1:
+        raise ValueError("is 1; it must be 0 (no intervals) or at least 2")
+    return number
 
-    bootstrap:  resamples behind an interval; 0 for no intervals
-    confidence: mass of the (percentile) interval
-    resample:   what is drawn with replacement: utterances, or whole speakers, which is the honest choice where one
-                speaker says many utterances; "auto" takes speakers where a speaker map is given
-    characters: CER counts the single space between two words as a character (as jiwer and ESPnet do), or not
-    confusions: how many of the most frequent confusions to report
-    worst:      how many of the worst utterances to report
-    minimum:    minimum C_primary with one threshold per cost common to all languages, or with one per language
-    eer:        "rocch" (convex hull of the ROC, the value that PAV gives) or "nearest" (point of least |P_miss - P_fa|)
-    eer_over:   one EER over the trials of all languages, or the mean of the languages' EERs
-    p_target:   the target priors over which C_primary averages; 0.5 and 0.1 are LRE17's and LRE22's
-    c_miss, c_fa: costs of a miss and of a false alarm
+
+Most = Annotated[int, Field(ge=0, le=1_000_000)]
+Cost = Annotated[float, Field(gt=0)]
+Prior = Annotated[float, Field(gt=0, lt=1)]
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+class ScoreOptions:
+    """Settings of both scorers; each one uses only its own.
+
+    Resample speakers if a speaker has many utterances; otherwise the intervals are too narrow.
     """
 
-    bootstrap: int = 1000
-    confidence: float = 0.95
-    resample: Resample = "auto"
-    characters: Characters = "with-spaces"
-    confusions: int = 20
-    worst: int = 10
-    minimum: Minimum = "common"
-    eer: Eer = "rocch"
-    eer_over: EerOver = "pooled"
-    p_target: tuple[float, ...] = (0.5, 0.1)
-    c_miss: float = 1.0
-    c_fa: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.bootstrap < 0 or self.bootstrap == 1:
-            raise ValueError(f"bootstrap: expected 0 (no intervals) or at least 2 resamples, got {self.bootstrap}")
-        if not 0 < self.confidence < 1:
-            raise ValueError(f"confidence: expected a value between 0 and 1 (0.95, say), got {self.confidence}")
-        for name in ("confusions", "worst"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if not self.p_target:
-            raise ValueError("p_target: expected at least one target prior, got none")
-        for p in self.p_target:
-            if not 0 < p < 1:
-                raise ValueError(f"p_target: expected priors between 0 and 1, got {p}")
-        for name in ("c_miss", "c_fa"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ValueError(f"{name}: expected a positive cost, got {getattr(self, name)}")
+    bootstrap: Annotated[Most, AfterValidator(_none_or_several)] = Field(
+        1000, description="number of bootstrap resamples; 0: no intervals"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the (percentile) intervals")
+    resample: Resample = Field(
+        "auto", description="units that are drawn with replacement; auto: speakers if they are known, else utterances"
+    )
+    characters: Characters = Field(
+        "with-spaces",
+        description="whether CER counts the space between two words as a character, as jiwer and ESPnet do",
+    )
+    confusions: Most = Field(20, description="number of most frequent word errors to list")
+    worst: Most = Field(10, description="number of worst utterances to list")
+    minimum: Minimum = Field(
+        "common", description="minimum C_primary: one threshold per cost for all languages, or one per language"
+    )
+    eer: Eer = Field(
+        "rocch", description="EER on the convex hull of the ROC (as with PAV), or where P_miss and P_fa are nearest"
+    )
+    eer_over: EerOver = Field("pooled", description="one EER over the trials of all languages, or the languages' mean")
+    p_target: tuple[Prior, ...] = Field(
+        (0.5, 0.1), min_length=1, description="target priors that C_primary averages over; default: LRE17 and LRE22"
+    )
+    c_miss: Cost = Field(1.0, description="cost of a miss")
+    c_fa: Cost = Field(1.0, description="cost of a false alarm")
 
     @property
     def betas(self) -> tuple[float, ...]:

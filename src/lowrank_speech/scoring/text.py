@@ -1,9 +1,9 @@
-"""Scores as lines for a terminal; the first line of an error rate is Kaldi's ``%WER``.
+"""Format results for a terminal; the first line of error rates is Kaldi's ``%WER``.
 
     %WER 12.34 [ 123 / 997, 10 ins, 20 del, 93 sub ] [ 95% interval 11.02 - 13.71 ]
 
-Standard library only. The functions take what :func:`lowrank_speech.scoring.asr.score` and
-:func:`lowrank_speech.scoring.lid.score` return; nothing is computed here.
+Standard library only. The functions format the results of :func:`lowrank_speech.scoring.asr.score`,
+:func:`lowrank_speech.scoring.lid.score` and of the commands ``factorise`` and ``params``.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    """Columns of equal width: text to the left, numbers to the right, None as "-"; no trailing blanks."""
+    """Align columns: text to the left, numbers to the right, None as "-"; no trailing blanks."""
     cells = [[_cell(value) for value in row] for row in rows]
     widths = [max(len(line[i]) for line in [list(header), *cells]) for i in range(len(header))]
     right = [any(isinstance(row[i], int | float) for row in rows) for i in range(len(header))]
@@ -33,7 +33,7 @@ def _percent(value: float | None) -> float | None:
 
 
 def _interval(result: dict[str, Any], key: str, scale: float = 100, digits: int = 2) -> str:
-    """`` [ 95% interval low - high ]``, or nothing where there is none."""
+    """`` [ 95% interval low - high ]``, or an empty string if there is no interval."""
     limits = result["interval"].get(key)
     if limits is None:
         return ""
@@ -53,7 +53,7 @@ def _rate(result: dict[str, Any], name: str, key: str, total: str, prefix: str =
 
 
 def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
-    """The error rates in Kaldi's form, then the breakdowns by language and speaker; ``missing`` hypotheses."""
+    """Error rates in Kaldi's format, then breakdowns by language and speaker; ``missing``: number of hypotheses."""
     lines = [
         _rate(result, "WER", "wer", "words"),
         _rate(result, "CER", "cer", "characters", "char_"),
@@ -80,7 +80,7 @@ def _group(name: str, group: dict[str, Any]) -> list[Any]:
 
 
 def worst_lines(worst: Sequence[dict[str, Any]]) -> list[str]:
-    """The worst utterances: counts, then reference and hypothesis below each other."""
+    """The worst utterances: counts, then reference and hypothesis on two lines."""
     lines = []
     for u in worst:
         rate = "-" if u["wer"] is None else f"{100 * u['wer']:.2f}"
@@ -105,7 +105,7 @@ def confusion_lines(found: dict[str, list]) -> list[str]:
 
 
 def lid_lines(result: dict[str, Any]) -> list[str]:
-    """Accuracy, C_primary and EER with intervals beside what chance gives, then languages and confusions."""
+    """Accuracy, C_primary and EER with intervals and chance levels, then a table of languages and the confusions."""
     chance, n = result["chance"], len(result["languages"])
     right = sum(result["confusion"][i][i] for i in range(n))
     threshold = {"common": "one threshold for all languages", "per-language": "one threshold per language"}
@@ -136,7 +136,7 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
 
 
 def factorise_lines(result: dict[str, Any]) -> list[str]:
-    """Parameters before and after, then a row per layer (shares and errors in percent), and which stayed dense."""
+    """Parameters before and after, one row per layer (shares and errors in percent), and the layers left dense."""
     before, after = result["parameters_before"], result["parameters_after"]
     lines = [f"{before:,} -> {after:,} parameters, {0.0 - 100 * result['reduction']:+.1f} %"]
     header = ["layer", "d_out", "d_in", "rank", "%energy", "%weight error", "%output error", "before", "after"]
@@ -149,7 +149,7 @@ def factorise_lines(result: dict[str, Any]) -> list[str]:
 
 
 def params_lines(result: dict[str, Any]) -> list[str]:
-    """Parameters before and after, then the layers, those of one shape and rank in one row, and which stayed dense."""
+    """Parameters before and after, one row for all layers of a shape and rank, and the layers left dense."""
     before, after = result["total_before"], result["total_after"]
     lines = [f"{before:,} -> {after:,} parameters, {0.0 - 100 * result['reduction']:+.1f} %"]
     groups: dict[tuple, list[dict[str, Any]]] = {}

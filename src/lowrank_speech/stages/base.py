@@ -4,20 +4,20 @@ inputs   a hub name or a folder (``source``), pinned by ``revision``; or, with `
          --train-cuts, --dev-cuts  cuts of the pretraining splits (stage corpus)
          --lang                    token set (stage lang)
 outputs  --out       model folder: config.json, model.safetensors, preprocessor, tokenizer, generation_config
-         --manifest  what was loaded (source, commit, sha256), or how the pretraining went
-scratch  --scratch   state of a pretraining under way; a killed run goes on from there
+         --manifest  what was loaded (source, commit, sha256), or the metrics of the pretraining
+scratch  --scratch   folder of unfinished pretrainings; a killed run continues from there
 
-A system of this pipeline (.../train/.../model) is a source too: compressed or adapted further, it keeps its outputs.
+``source`` may also be a system of this pipeline (.../train/.../model); the system keeps its outputs.
 
-``window`` (seconds) cuts Whisper's window, to which every utterance is padded: 30 s as published. It then computes
-another function, which has to be fine-tuned; see ``models.window``.
+``window`` (seconds) shortens Whisper's window, to which every utterance is padded (published: 30 s). The model then
+gives other outputs and has to be fine-tuned; see ``models.window``.
 
 Family wav2vec2 takes wav2vec 2.0, XLS-R, MMS, HuBERT, WavLM and data2vec-audio (config.json says which); w2v-bert takes
-w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper are made from scratch.
+w2v-BERT 2.0; whisper takes Whisper. Only wav2vec2 and whisper support ``source: scratch``.
 
-From scratch, a small model of the true class is drawn from the seed and pretrained with supervision on many languages:
-wav2vec 2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), either with language
-classification beside it (``language_weight``). Only then are the systems' adaptations compared, all from this one base.
+With ``source: scratch``, the stage initialises a small model from the seed and pretrains it with supervision: wav2vec
+2.0 with CTC, Whisper with cross-entropy (and CTC on its encoder, ``ctc_weight``), both optionally with language
+classification (``language_weight``). All systems then adapt this base.
 
 python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","source":"facebook/wav2vec2-xls-r-300m"}'
     --out base/model --manifest base/base.json
@@ -25,18 +25,18 @@ python -m lowrank_speech.stages.base --cfg '{"seed":1,"family":"wav2vec2","sourc
 
 import argparse
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256
+from lowrank_speech.artefact import atomic, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.models.settings import BaseSettings
+from lowrank_speech.process import leave
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
-from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.config import Runtime, TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -44,31 +44,19 @@ log = logging.getLogger(__name__)
 MEMORY_SECONDS = 2 * 3600.0
 
 
-@dataclass(frozen=True)
-class Config:
-    """The stage's slice. ``model``: keys of transformers' config (scratch only); ``pretrain``: the recipe.
+@settings
+class Config(BaseSettings):
+    """The stage's slice."""
 
-    ``window``: seconds to which Whisper pads, a multiple of 0.02; None: as published.
-    """
-
-    seed: int
-    family: Literal["wav2vec2", "w2v-bert", "whisper"]
-    source: str
-    revision: str | None = None
-    model: dict[str, Any] = field(default_factory=dict)
-    front_end: Literal["gabor", "random"] = "gabor"
-    pretrain: TrainConfig | None = None
-    window: float | None = None
+    seed: Seed = key(REQUIRED, "seed of the weights and of all random draws in the pretraining", kw_only=True)
+    pretrain: TrainConfig | None = key(None, "source: scratch: the recipe of the pretraining")
 
     def __post_init__(self) -> None:
-        if self.window is None:
-            return
-        if self.family != "whisper":
-            raise ValueError(f"window: {self.family} models have none, they take utterances as they are: remove it")
-        if self.source == "scratch":
-            raise ValueError("window: for source: scratch set model.max_source_positions (20 ms each) in its place")
-        if not (0 < self.window < 1e6 and abs(self.window * 50 - round(self.window * 50)) < 1e-6):
-            raise ValueError(f"window: {self.window:g} s is no positive multiple of 0.02 s, Whisper's step")
+        super().__post_init__()
+        if self.source == "scratch" and self.pretrain is None:
+            raise ValueError("source: scratch needs `pretrain`, the recipe of its pretraining")
+        if self.source != "scratch" and self.pretrain is not None:
+            raise ValueError(f"pretrain is only for source: scratch, but source is {self.source!r}; remove it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -76,126 +64,113 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-cuts", type=Path, help="scratch: cuts to pretrain on, .jsonl.gz")
     parser.add_argument("--dev-cuts", type=Path, help="scratch: cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="scratch: folder of the stage lang")
-    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
-    parser.add_argument("--scratch", type=Path, help="scratch: folder for the state of a run under way")
+    parser.add_argument("--tensorboard", type=Path, help="folder of event files, for `tensorboard: true`")
+    parser.add_argument("--scratch", type=Path, help="scratch: folder of unfinished pretrainings")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("base", cfg, seed=config.seed)
-    if config.source != "scratch":
-        outputs, numbers = _import(arguments, config)
-        manifest.write(arguments.manifest, outputs, numbers)
+def body(run: common.Run) -> None:
+    arguments = run.arguments
+    if run.config.source != "scratch":
+        _import(run)
         return
     for name in ("train_cuts", "dev_cuts", "lang", "scratch"):
+        flag = f"--{name.replace('_', '-')}"
         if getattr(arguments, name) is None:
-            raise UserError(f"base: source: scratch needs --{name.replace('_', '-')}")
-    from lowrank_speech.training.job import job
+            raise UserError(f"base: source: scratch needs {flag}")
+        if name != "scratch":
+            common.existing(getattr(arguments, name), flag)
+    from lowrank_speech.training.process.signals import job
 
-    with job(arguments.scratch) as over:
-        found = _scratch(arguments, config, cfg)
+    with job(arguments.scratch) as this:
+        found = _scratch(run)
         if found is None:
             return
-        outputs, numbers = found
-        manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
-        over()
+        training, outputs, metrics, cost = found
+        run.device, peak = cost.pop("device"), cost.pop("peak_bytes")
+        with this.finishing(training.clear):
+            run.finish(outputs, metrics, cost, training.sources, peak)
 
 
-def _import(arguments: argparse.Namespace, config: Config) -> tuple[list[Path], dict[str, Any]]:
+def _import(run: common.Run) -> None:
+    from lowrank_speech.models.files import imported_files
     from lowrank_speech.models.folder import save_model
-    from lowrank_speech.models.sources import import_model, is_wanted, resolve
+    from lowrank_speech.models.sources import import_model, resolve
     from lowrank_speech.models.window import preprocessor, shorten
 
-    if config.model or config.pretrain is not None:
-        raise UserError("base: `model` and `pretrain` belong to `source: scratch`; remove them or the source")
+    config, out = run.config, run.arguments.out
     found = resolve(config.source, config.revision)
+    sources = {path.name: path for path in imported_files(found.folder)}
     model = import_model(found, config.family)
     files = None
     if config.window is not None and shorten(model, config.window):
         files = preprocessor(model, found.folder)
-    save_model(model, arguments.out, copy_from=found.folder, files=files)
-    weights = sorted(p for p in found.folder.iterdir() if p.suffix in (".safetensors", ".bin") and is_wanted(p))
-    numbers = {
+    save_model(model, out, copy_from=found.folder, files=files)
+    metrics_file = run.arguments.manifest.with_name("metrics.jsonl")
+    write_text(metrics_file, "")  # nothing was trained
+    metrics = {
         "source": config.source,
         "revision": found.revision,
-        "source_sha256": {path.name: sha256(path) for path in weights},
         "parameters": model.parameters_total(),
         "task": model.task,
     }
     if config.window is not None:
-        numbers["window"] = model.window / 100
-    return [arguments.out], numbers
+        metrics["window"] = model.window / 100
+    run.finish([out, metrics_file], metrics, sources=sources)
 
 
-def _scratch(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
-    """Outputs and numbers; None in those of several processes that write nothing."""
-    if config.family == "w2v-bert":
-        raise UserError("base: source: scratch makes wav2vec2 and whisper; give a hub name or a folder for w2v-bert")
-    if config.pretrain is None:
-        raise UserError("base: source: scratch needs `pretrain`, the recipe of its pretraining")
-    for name in ("train_cuts", "dev_cuts", "lang"):
-        common.existing(getattr(arguments, name), f"--{name.replace('_', '-')}")
-
-    from lowrank_speech.features.batches import Loader
+def _scratch(run: common.Run) -> tuple[Any, ...] | None:
+    """The training, outputs, metrics and cost; None in a process that writes nothing, if there are several."""
     from lowrank_speech.features.inputs import Inputs
     from lowrank_speech.lang.load import Lang
-    from lowrank_speech.lang.select import SetAside
-    from lowrank_speech.models.device import pick_device
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import save_model
     from lowrank_speech.models.scratch import from_scratch
-    from lowrank_speech.training.distributed import Ranks
-    from lowrank_speech.training.loop import Trainer
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.prepared import prepared
-    from lowrank_speech.training.progress import events_folder
-    from lowrank_speech.training.splits import Split, augmentation, recognition_cuts
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+    from lowrank_speech.training.run import Run, identity
 
+    arguments, config, runtime = run.arguments, run.config, run.runtime
     lang = Lang.load(arguments.lang)
     if lang.tokens is None:
         raise UserError(
-            f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs char or pieces"
+            f"base: the token set in {arguments.lang} is Whisper's own; a base from scratch needs characters or pieces"
         )
+    # Fine-tuning freezes the front end, but here it is still untrained.
+    recipe = dataclasses.replace(config.pretrain, train_front_end=True)
+    materials = Materials(recipe, lang, lang.tokens, device=runtime.device)
     model = from_scratch(config.family, config.model, lang.tokens, config.seed, config.front_end)
+    materials.positions = model.decoder_positions
     inputs = Inputs(**model.inputs(model.config.to_dict(), {}, ""))
     model.meta.lang_sha256 = lang.sha256
-
-    set_aside, recipe = SetAside(), config.pretrain
-    ranks = Ranks.start(recipe.processes, pick_device(recipe.device))
-    loader = Loader(inputs, memory=MEMORY_SECONDS, workers=recipe.workers, augmentation=augmentation(recipe))
-    splits = [
-        Split("the training cuts", arguments.train_cuts, recipe),
-        Split("the dev cuts", arguments.dev_cuts, None),
-    ]
-    ctc = config.family == "wav2vec2" or recipe.ctc_weight > 0
-    read = (arguments.train_cuts, arguments.dev_cuts, *common.token_files(arguments.lang))
-    identity = canonical_json(cfg) + "".join(map(sha256, read))
-    key = hashlib.sha256(identity.encode()).hexdigest()
-    make = partial(recognition_cuts, splits, model, lang, ctc)
-    usable = ranks.from_first(partial(prepared, arguments.scratch, key, make, set_aside))
-    languages = usable.languages.spoken() if recipe.language_weight else []
-    # Fine-tuning leaves the front end alone; here it has not learnt anything yet.
-    recipe = dataclasses.replace(recipe, train_front_end=True)
-    objective = Objective(model, recipe, lang, lang.tokens, languages)
-    events = events_folder(recipe, arguments.tensorboard)
-    trainer = Trainer(model, objective, recipe, config.seed, arguments.scratch, key, loader, events=events, ranks=ranks)
-    metrics = arguments.manifest.with_name("metrics.jsonl")
-    numbers = trainer.run(usable.train, usable.dev, metrics)
-    if not ranks.first:
+    training = Run(
+        recipe,
+        runtime,
+        config.seed,
+        arguments.scratch,
+        arguments.train_cuts,
+        arguments.dev_cuts,
+        identity(run.cfg, run.code, lang),
+        events=arguments.tensorboard,
+    )
+    objective = make_objective(model.task, materials)
+    usable = training.usable(model, objective)
+    metrics_file = arguments.manifest.with_name("metrics.jsonl")
+    outcome = training.train(model, objective, usable, inputs, metrics_file, memory=MEMORY_SECONDS)
+    if not training.ranks.first:
         return None
     model.to("cpu")
     set_dropout(model, 0.0)
-    save_model(model, arguments.out)
+    save_model(model, arguments.out, files=tokenizer_files(lang.tokens) if model.task == "ctc" else None)
     _preprocessor(model, inputs, arguments.out)
-    numbers |= {
+    metrics = outcome.metrics | {
         "source": "scratch",
         "parameters": model.parameters_total(),
         "task": model.task,
         "languages": list(lang.languages),
-        "set_aside": set_aside.counts(),
+        "set_aside": training.set_aside.counts(),
     }
-    return [arguments.out, metrics], numbers
+    return training, [arguments.out, metrics_file], metrics, outcome.cost
 
 
 def _preprocessor(model: Any, inputs: Any, folder: Path) -> None:
@@ -213,8 +188,8 @@ def _preprocessor(model: Any, inputs: Any, folder: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("base", __doc__, Config, add, body, argv)
+    return common.main("base", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

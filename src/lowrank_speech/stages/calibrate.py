@@ -5,8 +5,8 @@ inputs   --model     model folder of a dense model (stage base)
 outputs  --out       moments.safetensors: for each layer the mean of x xᵀ, the mean of x, the number of frames
          --manifest  which utterances were used
 
-The model runs over some utterances, one at a time, so that no padding is seen; frames of Whisper's window beyond the
-utterance do not count. Whisper's decoder is calibrated on what it recognises itself (greedy search).
+The model sees some utterances, one at a time, so neither padding nor frames of Whisper's window beyond the utterance
+count. Whisper's decoder is calibrated on its own output (greedy search).
 
 python -m lowrank_speech.stages.calibrate --cfg '{"seed":1,"layers":"ffn"}' --model base/model --cuts train.jsonl.gz
     --out calibrate/moments.safetensors --manifest calibrate/calibrate.json
@@ -14,35 +14,31 @@ python -m lowrank_speech.stages.calibrate --cfg '{"seed":1,"layers":"ffn"}' --mo
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.recipe import Layers
+from lowrank_speech.settings import REQUIRED, Count, Seed, key, settings
 from lowrank_speech.stages import common
+from lowrank_speech.stages.task import Segment
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Utterances are cut to at most ``seconds``."""
-
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
+@settings
 class Config:
-    """The stage's slice. ``layers`` as in the stage factorise; ``utterances`` are drawn by ``seed``."""
+    """The stage's slice."""
 
-    seed: int
-    layers: str | tuple[str, ...] = "ffn"
-    utterances: int = 64
-    segment: Segment | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: Seed = key(REQUIRED, "seed to draw the utterances")
+    layers: Layers = key("ffn", "ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
+    utterances: Count = key(64, "how many utterances the model sees")
+    segment: Segment | None = key(None, "length of the utterances; null: do not cut")
 
-    def __post_init__(self) -> None:
-        if self.utterances < 1:
-            raise ValueError(f"utterances is {self.utterances}; expected 1 or more")
+
+@settings
+class Runtime:
+    """How the stage runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where to compute", runtime=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -51,33 +47,33 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: moments, .safetensors")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("calibrate", cfg, seed=config.seed)
+def body(run: common.Run) -> None:
+    arguments = run.arguments
     common.existing(arguments.model, "--model")
     common.existing(arguments.cuts, "--cuts")
     try:
-        numbers = _run(arguments, config)
+        metrics = _calibrate(run)
     except ValueError as error:
         raise UserError(f"calibrate {arguments.model}: {error}") from error
-    manifest.device = numbers.pop("device")
-    manifest.write(arguments.manifest, [arguments.out], numbers)
+    run.finish([arguments.out], metrics)
 
 
-def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+def _calibrate(run: common.Run) -> dict[str, Any]:
     from lowrank_speech.factorising.calibration import calibrate
+    from lowrank_speech.features.store import load_cuts
     from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
 
-    device = pick_device(config.device)
+    arguments, config, device = run.arguments, run.config, pick_device(run.runtime.device)
     model = load_model(arguments.model).to(device)
     if model.plan:
-        raise UserError(f"calibrate: {arguments.model} is factorised already; give the dense model")
+        raise UserError(f"calibrate: {arguments.model} is already factorised; give the dense model")
     seconds = config.segment.seconds if config.segment else None
-    numbers = calibrate(
+    run.device = str(device)
+    return calibrate(
         model,
         arguments.model,
+        load_cuts(arguments.cuts),
         arguments.cuts,
         arguments.out,
         config.layers,
@@ -85,11 +81,10 @@ def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
         config.seed,
         seconds,
     )
-    return numbers | {"device": str(device)}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("calibrate", __doc__, Config, add, body, argv)
+    return common.main("calibrate", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

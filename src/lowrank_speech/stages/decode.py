@@ -1,228 +1,220 @@
-"""Stage decode: a system and test features -> hypotheses, or language scores.
+"""Stage decode: a system, one decoder and test cuts -> hypotheses, or language scores.
 
-inputs   --model     the system's model folder (stage train)
-         --cuts      test cuts with features (stage features)
-         --lang      recognition: token set (stage lang)
-outputs  --out       folder with
-           hyp.txt, ref.txt, languages.tsv    recognition: Kaldi text, both normalised; the language of each utterance
-           scores.tsv, labels.tsv             language recognition: log-likelihoods per language; the true language
-           speakers.tsv                       the speaker of each utterance
-           set_aside.tsv                      utterances that cannot be scored, with the reason
-         --manifest  utterances, seconds of speech, seconds of decoding, real-time factors
+inputs   --model      the system's model folder (stage train)
+         --emissions  instead of the model, for decoders that read emissions: folder of the stage emissions
+         --cuts       test cuts with features (stage features)
+         --lang       recognition: token set (stage lang)
+outputs  --out        folder with
+           hyp.txt, ref.txt      recognition: Kaldi text, both normalised
+           hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
+                                 probability, or null), and optionally: nbest (text and score of each, the best first),
+                                 words (text, start, end in seconds, score), language (if the decoder detected it),
+                                 stopped (bound or loop, if the decoder stopped the utterance)
+           languages.tsv         recognition: the language of each utterance
+           scores.tsv            language recognition: log-likelihoods, a column for each language
+           labels.tsv            language recognition: the true language of each utterance
+           speakers.tsv          the speaker of each utterance
+           set_aside.tsv         utterances that cannot be scored, with the reason
+         --manifest   number of utterances, hypotheses that the decoder stopped, real-time factors
 
-The time is that of the forward pass and the search on loaded features, one warm-up batch before; reading is left out,
-and the front end that the stage features ran stands beside it (``frontend_rtf``).
+cfg      task         type (asr, lid), segment
+         decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
 
-python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decode":{}}' --model system/model
+The measured time includes the network and the search on loaded features, after one warm-up batch, but not reading
+files. Costs of earlier stages are copied: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
+
+python -m lowrank_speech.stages.decode --cfg '{"task":{"type":"asr"},"decoder":{"kind":"greedy"}}' --model system/model
     --cuts test.jsonl.gz --lang lang --out decoded --manifest decoded/decode.json
 """
 
 import argparse
 import json
 import logging
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lowrank_speech.artefact import Manifest, write_table, write_text
+from lowrank_speech.artefact import read_cost, write_table, write_text
+from lowrank_speech.decoding import registry
+from lowrank_speech.decoding.base import Hypothesis, Runtime
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, read, resolved, settings
 from lowrank_speech.stages import common
+from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Segment:
-    """Utterances are cut to at most ``seconds`` (their middle)."""
-
-    seconds: float | None = None
+STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
 
 
-@dataclass(frozen=True)
-class Task:
-    """``asr`` or ``lid``; see the stage train."""
-
-    type: Literal["asr", "lid"]
-    languages: tuple[str, ...] = ()
-    segment: Segment | None = None
-
-
-@dataclass(frozen=True)
-class Decode:
-    """``language``: what Whisper is told: each utterance's own (``given``), or nothing (``detect``).
-
-    ``priors``: divide the classifier's posteriors by the training shares of the languages.
-    """
-
-    batch_seconds: float = 60.0
-    language: Literal["given", "detect"] = "given"
-    max_new_tokens: int | None = None
-    priors: bool = True
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-
-
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    task: Task
-    decode: Decode = field(default_factory=Decode)
+    task: Task = key(REQUIRED, "the task of the system")
+    decoder: dict[str, Any] = key(None, "kind of the decoder, and its keys", default_factory=dict)
+
+    def __post_init__(self) -> None:
+        registry.check(self.task.type, self.decoder)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=Path, help="model folder of the system")
+    parser.add_argument("--model", type=Path, help="model folder of the system")
+    parser.add_argument("--emissions", type=Path, help="folder of the stage emissions, for decoders that read it")
     parser.add_argument("--cuts", required=True, type=Path, help="test cuts with features, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     parser.add_argument("--out", required=True, type=Path, help="output: folder of hypotheses or scores")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    common.existing(arguments.model, "--model")
-    common.existing(arguments.cuts, "--cuts")
-    work = _Work(arguments, config)
-    manifest = Manifest("decode", cfg, device=str(work.device))
-    outputs, numbers = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
-    outputs.append(arguments.out / "set_aside.tsv")
-    write_table(outputs[-1], ("id", "reason", "detail"), work.set_aside.rows)
-    if work.set_aside.rows:
-        log.warning("set aside: %s; see %s", work.set_aside.summary(), outputs[-1])
-    numbers |= {
-        "seconds": round(work.seconds, 4),
-        "speech_seconds": round(work.speech, 3),
-        "rtf": round(work.seconds / work.speech, 6),
-        "frontend_rtf": _frontend_rtf(arguments.cuts),
-        "set_aside": work.set_aside.counts(),
-    }
-    log.info("%d utterances, %.1f s of speech in %.2f s", numbers["utterances"], work.speech, work.seconds)
-    manifest.write(arguments.manifest, outputs, numbers, peak_bytes=work.peak())
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
+    for flag in ("model", "emissions", "cuts"):
+        if (path := getattr(arguments, flag)) is not None:
+            common.existing(path, f"--{flag}")
+    work = _Work(arguments, config, run.runtime)
+    run.cfg["decoder"] = resolved(work.settings)
+    run.device = str(work.source.device)
+    outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
+    outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
+    clock = work.clock
+    metrics |= {"speech_seconds": round(clock.speech, 3), "set_aside": work.set_aside.counts()}
+    cost = {"seconds_decode": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
+    cost |= {"frontend_rtf": _rtf(_beside(arguments.cuts), "frontend_rtf"), "network_rtf": 0.0}
+    if work.source.reads == "emissions":
+        cost["network_rtf"] = _rtf(arguments.emissions / "emissions.json", "rtf")
+    log.info("%d utterances, %.1f s of speech in %.2f s", metrics["utterances"], clock.speech, clock.seconds)
+    run.finish(outputs, metrics, cost, peak_bytes=work.source.peak())
 
 
-def _frontend_rtf(cuts: Path) -> float | None:
-    """The front end's time per second of speech, from the manifest of the stage features beside the cuts."""
-    manifest = cuts.with_name(cuts.name.removesuffix(".jsonl.gz") + ".json")
-    if not manifest.is_file():
-        return None
-    return json.loads(manifest.read_text(encoding="utf-8"))["numbers"].get("frontend_rtf")
+def _beside(cuts: Path) -> Path:
+    """The manifest of the stage features beside the cuts."""
+    return cuts.with_name(cuts.name.removesuffix(".jsonl.gz") + ".json")
+
+
+def _rtf(manifest: Path, name: str) -> float | None:
+    """The time of an earlier stage per second of speech: ``name`` in its costs; None: not known."""
+    return read_cost(manifest).get(name)
+
+
+def _source(arguments: argparse.Namespace, type: str, kind: str, device: str) -> Any:
+    """What the decoder reads: the stored emissions, if they are given and it can read them, else the model."""
+    from lowrank_speech.decoding.sources import Network, Stored
+
+    stored = Stored(arguments.emissions) if arguments.emissions is not None else None
+    if stored is not None and registry.module(kind, stored.task).READS == "emissions":
+        return stored
+    if arguments.model is None:
+        raise UserError(f"decode: the decoder {kind} needs the model; give its folder as --model")
+    network = Network(arguments.model, device)
+    if registry.TYPES.get(network.task) != type:
+        wanted = {"asr": "recognition", "lid": "classification"}[type]
+        raise UserError(f"decode: {network.folder} is a model for {network.task}, not for {wanted}; give another model")
+    if registry.module(kind, network.task).READS == "emissions":
+        raise UserError(f"decode: the decoder {kind} reads a folder of the stage emissions; give it as --emissions")
+    return network
 
 
 class _Work:
-    """Runs the system over the test cuts and keeps the time."""
+    """Runs the decoder over the test cuts."""
 
-    def __init__(self, arguments: argparse.Namespace, config: Config):
-        import torch
+    def __init__(self, arguments: argparse.Namespace, config: Config, runtime: Runtime):
+        from lowrank_speech.decoding.sources import Clock
+        from lowrank_speech.features.batches import segment
+        from lowrank_speech.features.store import load_cuts
+        from lowrank_speech.lang.select import SetAside, one_supervision
 
-        from lowrank_speech.features.batches import Loader, segment
-        from lowrank_speech.features.inputs import inputs_of
-        from lowrank_speech.features.store import fitting, load_cuts
-        from lowrank_speech.lang.select import SetAside, fits_window, one_supervision
-        from lowrank_speech.models.device import pick_device
-        from lowrank_speech.models.folder import load_model
-
-        self.torch, self.arguments, self.config = torch, arguments, config
-        self.device = pick_device(config.decode.device)
-        self.model = load_model(arguments.model).to(self.device)
-        inputs = inputs_of(arguments.model)
-        self.loader, self.set_aside = Loader(inputs), SetAside()
+        kind = config.decoder.get("kind", registry.DEFAULT[config.task.type])
+        self.source = _source(arguments, config.task.type, kind, runtime.device)
+        self.module = registry.module(kind, self.source.task)
+        self.settings = read(self.module.Settings, {"kind": kind, **config.decoder}, "decoder")
+        self.arguments, self.set_aside, self.clock = arguments, SetAside(), Clock(self.source.device)
         seconds = config.task.segment.seconds if config.task.segment else None
-        cuts = fitting(segment(load_cuts(arguments.cuts), seconds), self.model.feature_size, arguments.cuts)
-        cuts = one_supervision(cuts, self.set_aside)
-        self.cuts = list(fits_window(cuts, self.model.window_seconds, self.set_aside))
-        self.seconds = self.speech = 0.0
+        cuts = one_supervision(segment(load_cuts(arguments.cuts), seconds), self.set_aside)
+        self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside))
 
-    def peak(self) -> int | None:
-        return self.torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-
-    def _over(self, cuts: list, decode: Any) -> list[tuple[Any, Any]]:
-        """(cut, result) of every cut; ``decode(features, lengths, cuts)`` gives one result a row."""
-        results, cuts = [], sorted(cuts, key=lambda cut: cut.id)
-        with self.torch.inference_mode():
-            for n, batch in enumerate(self.loader.all(cuts, self.config.decode.batch_seconds)):
-                rows = batch["features"].to(self.device), batch["lengths"].to(self.device), batch["cuts"]
-                if n == 0:
-                    decode(*rows)  # the first call pays for caches and lazy imports
-                self._synchronise()
-                start = time.perf_counter()
-                found = decode(*rows)
-                self._synchronise()
-                self.seconds += time.perf_counter() - start
-                self.speech += sum(cut.duration for cut in batch["cuts"])
-                results += zip(batch["cuts"], found, strict=True)
-        return sorted(results, key=lambda pair: pair[0].id)
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            self.torch.cuda.synchronize(self.device)
+    def _decoded(self, cuts: list, lang: Any) -> list[tuple[Any, Hypothesis]]:
+        """(cut, hypothesis) of every cut, sorted by id."""
+        decoder = self.module.open(self.source, lang, self.settings)
+        batches = self.source.batches(sorted(cuts, key=lambda cut: cut.id), self.settings.batch_seconds)
+        found = []
+        for batch, hypotheses in self.clock.over(batches, decoder):
+            found += zip(batch["cuts"], hypotheses, strict=True)
+        return sorted(found, key=lambda pair: pair[0].id)
 
     def recognise(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
-        from lowrank_speech.decoding.ctc import greedy
-        from lowrank_speech.decoding.whisper import generate
         from lowrank_speech.lang.load import Lang
         from lowrank_speech.lang.select import require, usable_text
-        from lowrank_speech.models.text import decoder_tokens
 
         if self.arguments.lang is None:
             raise UserError("decode: a recognition task needs --lang")
         lang = Lang.load(common.existing(self.arguments.lang, "--lang"))
         cuts = list(usable_text(self.cuts, lang, self.set_aside))
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
-        if self.model.task == "ctc":
-            tokens = lang.tokens
-            if tokens is None or self.model.meta.lang_sha256 != lang.sha256:
-                raise UserError(
-                    f"decode: {self.arguments.model} was trained on other tokens than those in {self.arguments.lang}"
-                )
-
-            def decode(features, lengths, _):
-                return greedy(self.model, features, lengths)
-        elif self.model.task == "seq2seq":
-            tokens = decoder_tokens(self.model, self.arguments.model, lang)
-            told = self.config.decode.language == "given"
-
-            def decode(features, lengths, batch):
-                languages = [cut.supervisions[0].language for cut in batch] if told else None
-                return generate(self.model, features, lengths, tokens, languages, self.config.decode.max_new_tokens)
-        else:
-            raise UserError(f"decode: {self.arguments.model} is a model for {self.model.task}, not for recognition")
-        hyp, ref, unseen = [], [], {}
-        for cut, ids in self._over(cuts, decode):
+        found = self._decoded(cuts, lang)
+        hyp, ref, rows, unseen = [], [], [], Counter()
+        for cut, hypothesis in found:
             supervision = cut.supervisions[0]
             reference = lang.normalise(supervision.text, supervision.language)
-            for character in lang.tokens.unseen(reference) if lang.tokens is not None else ():
-                unseen[character] = unseen.get(character, 0) + 1
-            hyp.append(f"{cut.id} {lang.normalise(tokens.decode(ids), supervision.language)}".rstrip() + "\n")
+            unseen.update(lang.tokens.unseen(reference) if lang.tokens is not None else ())
+            text = lang.normalise(hypothesis.text, supervision.language)
+            hyp.append(f"{cut.id} {text}".rstrip() + "\n")
             ref.append(f"{cut.id} {reference}\n")
+            rows.append(_row(cut.id, hypothesis, partial(lang.normalise, language=supervision.language)))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
-            log.warning("characters of the references that training never saw (each counts as an error): %s", shown)
+            log.warning("the references have characters that the token set lacks; each is an error: %s", shown)
         write_text(out / "hyp.txt", "".join(hyp))
         write_text(out / "ref.txt", "".join(ref))
-        outputs = [out / "hyp.txt", out / "ref.txt", _map(out, cuts, "language"), _map(out, cuts, "speaker")]
-        return outputs, {"utterances": len(hyp), "unseen_characters": dict(sorted(unseen.items()))}
+        write_text(out / "hypotheses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        outputs = [out / "hyp.txt", out / "ref.txt", out / "hypotheses.jsonl"]
+        outputs += [_map(out, cuts, "language"), _map(out, cuts, "speaker")]
+        metrics = {"utterances": len(hyp), "unseen_characters": dict(sorted(unseen.items()))}
+        return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], outputs[2])
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
-        from lowrank_speech.decoding.language import scores
         from lowrank_speech.lang.select import known_language, require
 
-        if self.model.task != "classify":
-            raise UserError(f"decode: {self.arguments.model} is a model for {self.model.task}, not for classification")
-        labels = self.model.meta.labels
+        labels = self.source.model.meta.labels
         cuts = list(known_language(self.cuts, labels, self.set_aside))
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
-        priors = self.model.meta.priors if self.config.decode.priors else None
-        found = self._over(cuts, lambda features, lengths, _: scores(self.model, features, lengths, priors))
-        table = [(cut.id, *(f"{value:.6f}" for value in row.tolist())) for cut, row in found]
+        found = self._decoded(cuts, None)
+        table = [(cut.id, *(f"{value:.6f}" for value in hypothesis.scores)) for cut, hypothesis in found]
         write_table(out / "scores.tsv", ("id", *labels), table)
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
         return [out / "scores.tsv", out / "labels.tsv", _map(out, cuts, "speaker")], {"utterances": len(found)}
 
 
+def _row(name: str, hypothesis: Hypothesis, normalise: Callable[[str], str]) -> dict[str, Any]:
+    """A line of hypotheses.jsonl. Scores have four decimals, times have three."""
+    row: dict[str, Any] = {"id": name, "text": normalise(hypothesis.text), "score": _rounded(hypothesis.score, 4)}
+    if hypothesis.nbest:
+        row["nbest"] = [{"text": normalise(h.text), "score": _rounded(h.score, 4)} for h in hypothesis.nbest]
+    if hypothesis.words:
+        row["words"] = [
+            {"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "score": _rounded(w.score, 4)}
+            for w in hypothesis.words
+        ]
+    return row | {name: value for name in ("language", "stopped") if (value := getattr(hypothesis, name)) is not None}
+
+
+def _rounded(value: float | None, digits: int) -> float | None:
+    return None if value is None else round(value, digits)
+
+
+def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
+    """How many hypotheses the decoder stopped (logged as warnings), and for how many it detected the language."""
+    stopped = Counter(h.stopped for h in hypotheses if h.stopped is not None)
+    detected = Counter(h.language for h in hypotheses if h.language is not None)
+    for why, number in sorted(stopped.items()):
+        log.warning("the decoder stopped %d hypotheses that %s; see `stopped` in %s", number, STOPPED[why], where)
+    return {"stopped": dict(sorted(stopped.items())), "language_detected": dict(sorted(detected.items()))}
+
+
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """languages.tsv or speakers.tsv; only a header where one utterance lacks it: half a breakdown would mislead."""
+    """Write languages.tsv or speakers.tsv; only its header if any utterance lacks the value."""
     rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
     if not all(value for _, value in rows):
         rows = []
@@ -231,7 +223,7 @@ def _map(out: Path, cuts: list, what: str) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("decode", __doc__, Config, add, body, argv)
+    return common.main("decode", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

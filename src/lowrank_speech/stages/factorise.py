@@ -1,13 +1,13 @@
 """Stage factorise: replace linear layers of a model by two low-rank factors.
 
 inputs   --model     model folder of a dense model (stage base)
-         --moments   second moments of the layers' inputs (stage calibrate): needed by `init: activation`; with any init
-                     the report then has the output error of each layer
+         --moments   second moments of the layers' inputs (stage calibrate). `init: activation` needs them; with any
+                     init they add the output error of each layer to the report
 outputs  --out       model folder of the low-rank model; config.json holds the plan
          --manifest  parameters before and after, and a report layer by layer
 
 The keys of the section `factorise` are those of ``lowrank_speech.lowrank.recipe``. Weights are read and written layer
-by layer: a model larger than the memory can be factorised.
+by layer, so a model can be larger than the memory.
 
 python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers":"ffn","reduction":0.24}}' --model
     base/model --out factorise/model --manifest factorise/factorise.json
@@ -16,24 +16,23 @@ python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers"
 import argparse
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
-    """The stage's slice. ``seed`` decides `init: random` and nothing else."""
+    """The stage's slice."""
 
-    seed: int
-    factorise: Factorise
+    seed: Seed = key(REQUIRED, "seed for init: random; otherwise not used")
+    factorise: Factorise = key(REQUIRED, "layers, ranks and initial values")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -42,41 +41,39 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: model folder")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("factorise", cfg, seed=config.seed)
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     common.existing(arguments.model, "--model")
     if arguments.moments is not None:
         common.existing(arguments.moments, "--moments")
     elif config.factorise.init == "activation":
         raise UserError("factorise: init: activation needs --moments (stage calibrate)")
     try:
-        numbers = _run(arguments, config)
+        metrics = _factorise(arguments, config)
     except ValueError as error:
         raise UserError(f"factorise {arguments.model}: {error}") from error
-    manifest.write(arguments.manifest, [arguments.out], numbers)
+    run.finish([arguments.out], metrics)
 
 
-def _run(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     from lowrank_speech.factorising.model import factorise_model
     from lowrank_speech.models.folder import load_model
 
     model = load_model(arguments.model)
     if model.plan:
         raise UserError(
-            f"factorise: {arguments.model} is factorised already ({len(model.plan)} layers); give the dense model"
+            f"factorise: {arguments.model} is already factorised ({len(model.plan)} layers); give the dense model"
         )
-    numbers = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
-    for name, reason in numbers["left_dense"].items():
+    metrics = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
+    for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)
-    ranks = [row["rank"] for row in numbers["layers"]]
+    ranks = [row["rank"] for row in metrics["layers"]]
     log.info(
         "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",
-        len(ranks), min(ranks), max(ranks), numbers["parameters_before"], numbers["parameters_after"],
-        100 * numbers["reduction"],
+        len(ranks), min(ranks), max(ranks), metrics["parameters_before"], metrics["parameters_after"],
+        100 * metrics["reduction"],
     )  # fmt: skip
-    return numbers
+    return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,11 +1,11 @@
-"""Stage features: cuts -> what the model family eats, computed once.
+"""Stage features: cuts -> the inputs of a model family, computed once.
 
 inputs   --cuts   cuts of one split (stage corpus)
          --base   model folder of the base (stage base): its frozen front end, its number of mel bands
 outputs  --out    the same cuts (.jsonl.gz), with features for all kinds but waveform; the HDF5 file beside it
          --manifest
 
-kinds    waveform  nothing is stored: samples are read and go through the front end or the filterbank each time
+kinds    waveform  stores nothing; the front end or the filterbank runs each time
          conv      output of the frozen convolutions of wav2vec 2.0 (F, C), lossless unless dtype is float16
          fbank     w2v-BERT's normalised log-mel filterbanks (F, 2 x mel bands), a row every 20 ms
          logmel    Whisper's log-mel (F, mel bands), unpadded
@@ -18,23 +18,22 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from lowrank_speech.artefact import Manifest, atomic
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    kind: Literal["waveform", "conv", "fbank", "logmel"]
-    dtype: Literal["float32", "float16"] = "float32"
+    kind: Literal["waveform", "conv", "fbank", "logmel"] = key(REQUIRED, "what to store; waveform: nothing")
+    dtype: Literal["float32", "float16"] = key("float32", "number format; float16 halves the size, but rounds")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -43,35 +42,31 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: cuts with features, .jsonl.gz")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("features", cfg)
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     common.existing(arguments.cuts, "--cuts")
 
-    from lowrank_speech.features.store import load_cuts, write_split
+    from lowrank_speech.features.store import load_cuts, write_cuts, write_split
 
     cuts = load_cuts(arguments.cuts, lazy=True)
-    outputs = [arguments.out]
+    outputs, cost = [arguments.out], {"frontend_rtf": 0.0}
     if config.kind == "waveform":
-        with atomic(arguments.out) as temporary:
-            cuts.to_file(temporary)
-        numbers = {"utterances": sum(1 for _ in cuts), "frames": 0, "frontend_rtf": 0.0}
+        metrics = {"utterances": write_cuts(arguments.out, cuts), "frames": 0}
     else:
         work = _Work(config, arguments.base)
         count, frames = write_split(work.arrays(cuts), arguments.out, work.shift, config.kind)
         outputs.append(arguments.out.with_name(arguments.out.name.removesuffix(".jsonl.gz") + ".h5"))
-        rtf = work.seconds / max(work.speech, 1e-9)
-        numbers = {"utterances": count, "frames": frames, "frame_shift": work.shift, "frontend_rtf": round(rtf, 6)}
-        numbers["seconds"] = round(work.speech, 3)
-    if not numbers["utterances"]:
-        raise UserError(f"{arguments.cuts}: the split is empty")
-    log.info("%(utterances)d utterances, %(frames)d frames", numbers)
-    manifest.write(arguments.manifest, outputs, numbers)
+        metrics = {"utterances": count, "frames": frames, "frame_shift": work.shift}
+        metrics["speech_seconds"] = round(work.speech, 3)
+        cost["frontend_rtf"] = round(work.seconds / max(work.speech, 1e-9), 6)
+    if not metrics["utterances"]:
+        raise UserError(f"{arguments.cuts} has no cuts; give a split with utterances")
+    log.info("%(utterances)d utterances, %(frames)d frames", metrics)
+    run.finish(outputs, metrics, cost)
 
 
 class _Work:
-    """Computes arrays and measures the time that it takes (reading of audio left out)."""
+    """Computes arrays and measures the time, without reading audio."""
 
     def __init__(self, config: Config, base: Path):
         import torch
@@ -94,7 +89,7 @@ class _Work:
     def arrays(self, cuts) -> Iterator:
         for cut in cuts:
             with self.torch.inference_mode():
-                # Filterbanks are timed with the reading of the samples: they take below a percent of a step.
+                # The time of filterbanks includes reading the samples, which takes less than a percent of it.
                 start = time.perf_counter()
                 inputs = self.inputs(cut)
                 if self.front_end:

@@ -1,54 +1,55 @@
-"""The keys of a stage's slice as lines for its ``--help``, from the dataclass that reads them."""
+"""The keys of a stage's slice as lines for its ``--help``, from the schema of its settings class."""
 
-import dataclasses
 import json
-import types
-import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text", Any: "anything"}
+from lowrank_speech.schemas import Schemas
+
+NAMES = {
+    "boolean": "true or false",
+    "integer": "whole number",
+    "number": "number",
+    "string": "text",
+    "array": "list",
+    "object": "mapping",
+    "null": "null",
+}
 
 
-def keys_of(cls: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Path and description (type, default) of every key of the dataclass ``cls``, those of its sections below it."""
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        found = [kind for kind in _alternatives(hints[field.name]) if kind is not types.NoneType]
-        sections = [kind for kind in found if dataclasses.is_dataclass(kind)]
-        yield prefix + field.name, "".join([" or ".join(map(_named, found)), _default(field)])
-        for section in sections:
-            yield from keys_of(section, f"{prefix}{field.name}.")
+def help_text(config: type, runtime: type) -> str:
+    """All keys of both classes, one line each: path, type, default, meaning."""
+    parts = [_section("keys of --cfg:", config)]
+    if rows := _section("keys of --runtime:", runtime):
+        parts.append(rows)
+    return "\n".join(filter(None, parts))
 
 
-def help_text(cls: type) -> str:
-    """All keys, a line each."""
-    rows = list(keys_of(cls))
-    width = max(len(path) for path, _ in rows)
-    return "keys of --cfg:\n" + "".join(f"  {path:<{width}}  {what}\n" for path, what in rows)
+def _section(title: str, cls: type) -> str:
+    rows = list(keys_of(Schemas().of(cls)))
+    if not rows:
+        return ""
+    width = max(len(path) for path, *_ in rows)
+    return f"{title}\n" + "".join(f"  {path:<{width}}  {what}\n" for path, what in rows)
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+def keys_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Path and description of every key of a section's schema, followed by those of the sections in it."""
+    required = node.get("required", ())
+    for name, part in node.get("properties", {}).items():
+        nested = part.get("properties")
+        default = "required" if name in required else "" if nested else f"default {json.dumps(part.get('default'))}"
+        said = "; ".join(filter(None, (_type(part), default)))
+        meaning = part.get("description")
+        yield prefix + name, f"{said}: {meaning}" if meaning else said
+        if nested:
+            yield from keys_of(part, f"{prefix}{name}.")
 
 
-def _named(kind: Any) -> str:
-    origin, inner = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+def _type(part: Mapping[str, Any]) -> str:
+    if "enum" in part:
+        return " | ".join("null" if value is None else str(value) for value in part["enum"])
+    if "properties" in part:
         return "section"
-    if origin is typing.Literal:
-        return " | ".join(map(str, inner))
-    if origin is tuple:
-        return f"list of {_named(inner[0])}"
-    if origin is dict or kind is dict:
-        return "mapping"
-    return NAMES.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-def _default(field: dataclasses.Field) -> str:
-    if field.default is not dataclasses.MISSING:
-        return f"; default: {json.dumps(field.default, default=str)}"
-    if field.default_factory is dataclasses.MISSING:
-        return "; required"
-    value = field.default_factory()
-    return "" if dataclasses.is_dataclass(value) else f"; default: {json.dumps(value, default=str)}"
+    types = part.get("type", [])
+    return " or ".join(NAMES[kind] for kind in ([types] if isinstance(types, str) else types)) or "anything"

@@ -1,18 +1,18 @@
 """Stage lang: training transcripts -> the normaliser and the token set of recognition.
 
-inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus): nothing else is looked at, so
-                     that no transcript of dev or test leaves a trace. Kind whisper needs none
+inputs   --cuts      cuts of the training splits, .jsonl.gz or .jsonl (stage corpus). The stage reads nothing else, so
+                     transcripts of dev or test have no influence. Kind whisper needs no cuts
 outputs  --out       folder with
            tokens.txt      kind char: `symbol id` lines, <blk> is 0
-           pieces.model    kind sentencepiece; pieces.vocab beside it is for people
+           pieces.model    kind sentencepiece; pieces.vocab lists the pieces for people to read
            words.txt       `word count` lines, sorted: the words of the normalised transcripts
-           set_aside.tsv   utterances without text, or whose text normalises to nothing, with the reason
+           set_aside.tsv   utterances without text, with only tags, or whose text normalises to nothing
          --manifest  lang.json in that folder; `Lang.load` reads it
 
-kind     char            characters. For CTC, unless `for: seq2seq`
-         sentencepiece   pieces. For the decoder of a Whisper from scratch, and for CTC too (more symbols that it never
-                         uses), unless `for: ctc`
-         whisper         the tokenizer that comes with a published Whisper: only the normaliser is set
+kind     char            characters, for CTC unless `for: seq2seq` is set
+         sentencepiece   pieces, for the decoder of a Whisper from scratch unless `for: ctc` is set. CTC can also use a
+                         set for seq2seq, but not its special symbols
+         whisper         the tokenizer that comes with a published Whisper; only the normaliser can be set
 
 Equal transcripts and settings give equal files, byte for byte.
 
@@ -27,81 +27,32 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lowrank_speech.artefact import Manifest, atomic, write_table, write_text
+from lowrank_speech import settings
+from lowrank_speech.artefact import atomic, write_table, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.lang import config as kinds
 from lowrank_speech.lang.load import MANIFEST, TOKEN_FILES, unusable
-from lowrank_speech.lang.normalise import UNKNOWN, NormaliseConfig, Normaliser
+from lowrank_speech.lang.normalise import UNKNOWN, Normaliser
+from lowrank_speech.lang.tags import shown
 from lowrank_speech.lang.tokens import CharTokens, PieceTokens, special_symbols
+from lowrank_speech.settings import REQUIRED, Seed, key
 from lowrank_speech.stages import common
 
 log = logging.getLogger("lowrank_speech")
 
-
-@dataclass(frozen=True)
-class Char:
-    """Kind char. ``min_count``: characters that are seen less often become <unk>. ``for_``: the key ``for``."""
-
-    kind: str
-    for_: Literal["ctc", "seq2seq"] = "ctc"
-    min_count: int = 1
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-
-    def __post_init__(self) -> None:
-        _at_least(1, min_count=self.min_count)
+SHOWN = 50
+"""Number of tags in the manifest, the most frequent first."""
 
 
-@dataclass(frozen=True)
-class Pieces:
-    """Kind sentencepiece. ``vocab_size`` counts the pieces with <blk> and <unk>; see ``lang.pieces``."""
-
-    kind: str
-    for_: Literal["ctc", "seq2seq"] = "seq2seq"
-    vocab_size: int = 500
-    model_type: Literal["unigram", "bpe"] = "unigram"
-    byte_fallback: bool = False
-    min_count: int = 1
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-
-    def __post_init__(self) -> None:
-        _at_least(1, min_count=self.min_count, vocab_size=self.vocab_size)
-
-
-@dataclass(frozen=True)
-class Own:
-    """Kind whisper: the tokenizer is the model's own."""
-
-    kind: str
-    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
-
-
-KINDS: dict[str, type] = {"char": Char, "sentencepiece": Pieces, "whisper": Own}
-
-
-@dataclass(frozen=True)
+@settings.settings
 class Config:
-    """The stage's slice. ``lang`` is read by the dataclass of its kind; ``corpora`` and ``splits`` come as --cuts."""
+    """The stage's slice."""
 
-    seed: int
-    lang: dict[str, Any]
-
-    def read(self) -> Char | Pieces | Own:
-        """``lang``, checked."""
-        kind = self.lang.get("kind")
-        if kind not in KINDS:
-            raise UserError(f"cfg.lang.kind: {kind!r} is none of {', '.join(KINDS)}")
-        # `for` is a word of Python's own.
-        given = {"for_" if key == "for" else key: value for key, value in self.lang.items()}
-        return common.from_json(KINDS[kind], given, "cfg.lang")
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name}: expected {least} or more, got {value}")
+    seed: Seed = key(REQUIRED, "seed for training pieces")
+    lang: dict[str, Any] = key(REQUIRED, "a section of `langs` without its corpora and splits (use --cuts)")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -110,14 +61,12 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="output: the folder")
 
 
-def body(arguments: argparse.Namespace) -> None:
+def body(run: common.Run) -> None:
     """Read, normalise, count, write."""
-    raw = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, raw)
-    lang = config.read()
-    manifest = Manifest("lang", cfg=raw, seed=config.seed)
+    arguments, config = run.arguments, run.config
+    lang = kinds.read(config.lang, "cfg.lang")
     if arguments.manifest.resolve() != (arguments.out / MANIFEST).resolve():
-        raise UserError(f"--manifest: has to be {arguments.out / MANIFEST}, found {arguments.manifest}")
+        raise UserError(f"--manifest: it must be {arguments.out / MANIFEST}, got {arguments.manifest}")
     if not arguments.cuts and lang.kind != "whisper":
         raise UserError(f"lang: kind {lang.kind} needs --cuts, the transcripts to make tokens from")
     transcripts = Transcripts(Normaliser(lang.normalise))
@@ -132,7 +81,15 @@ def body(arguments: argparse.Namespace) -> None:
         made, facts = _tokens(arguments.out, lang, transcripts, config.seed)
         outputs, numbers = [*made, *outputs], numbers | facts
     log.info("lang: %s", json.dumps({k: v for k, v in numbers.items() if k != "normalise"}, ensure_ascii=False))
-    manifest.write(arguments.manifest, outputs, numbers)
+    _remove_others(arguments.out, outputs)
+    run.finish(outputs, numbers)
+
+
+def _remove_others(out: Path, outputs: Iterable[Path]) -> None:
+    """Remove the token file of another kind that an earlier run made here."""
+    for name in filter(None, TOKEN_FILES.values()):
+        if out / name not in set(outputs):
+            (out / name).unlink(missing_ok=True)
 
 
 class Transcripts:
@@ -142,6 +99,7 @@ class Transcripts:
         self._normaliser = normaliser
         self.sentences: Counter[str] = Counter()
         self.languages: Counter[str] = Counter()
+        self.unknown_tags: Counter[str] = Counter()
         self.set_aside: list[tuple[str, str, str]] = []
 
     def read(self, path: Path) -> None:
@@ -150,12 +108,13 @@ class Transcripts:
             supervisions = _supervisions(cut)
             if len(supervisions) != 1:
                 raise UserError(
-                    f"{where}: the cut {cut.get('id')} has {len(supervisions)} supervisions, not one; make the cuts "
-                    f"with the stage corpus, or with lhotse's trim_to_supervisions"
+                    f"{where}: the cut {cut.get('id')} has {len(supervisions)} supervisions; expected one: make the "
+                    f"cuts with the stage corpus, or with lhotse's trim_to_supervisions"
                 )
             text, language = supervisions[0].get("text"), supervisions[0].get("language")
             if language is not None:
                 self._language(language, f"{where}: the cut {cut.get('id')}")
+            self.unknown_tags.update(self._normaliser.unknown_tags(text or "", language))
             reason = unusable(self._normaliser, text, language)
             if reason is None:
                 self.sentences[self._normaliser(text, language)] += 1
@@ -171,7 +130,7 @@ class Transcripts:
         self.languages[language] += 1
 
     def require(self, paths: Iterable[Path]) -> None:
-        """UserError where no transcript is left."""
+        """Raise UserError if no transcript is left."""
         if not self.sentences:
             reasons = ", ".join(f"{n} x {reason}" for reason, n in self._reasons().items()) or "there was no cut"
             raise UserError(f"lang: no transcript is left in {', '.join(map(str, paths))}: {reasons}")
@@ -181,14 +140,14 @@ class Transcripts:
         return _counted((word, n) for sentence, n in self.sentences.items() for word in sentence.split())
 
     def characters(self) -> Counter[str]:
-        """How often each character was written, blanks left out."""
+        """How often each character was written, without blanks."""
         return _counted((c, n) for word, n in self.words().items() for c in word)
 
     def _reasons(self) -> dict[str, int]:
         return dict(sorted(Counter(reason for _, reason, _ in self.set_aside).items()))
 
     def numbers(self) -> dict[str, Any]:
-        """Of the manifest: languages, utterances that were used, words, and what was set aside."""
+        """The metrics for the manifest: languages, used utterances, words, and what was set aside."""
         words = self.words()
         return {
             "languages": sorted(self.languages),
@@ -196,25 +155,26 @@ class Transcripts:
             "sentences": len(self.sentences),
             "words": words.total(),
             "different_words": len(words),
+            "unknown_tags": dict(sorted(self.unknown_tags.items(), key=lambda pair: (-pair[1], pair[0]))[:SHOWN]),
             "set_aside": self._reasons(),
         }
 
 
 def _supervisions(cut: dict[str, Any]) -> list[dict[str, Any]]:
-    """The supervisions of a cut as Lhotse writes it; those of a mixed cut stand in its tracks."""
+    """The supervisions of a cut as Lhotse writes it; a mixed cut has them in its tracks."""
     tracks = [track["cut"] for track in cut.get("tracks", [])]
     return [supervision for part in (cut, *tracks) for supervision in part.get("supervisions") or []]
 
 
 def _counted(pairs: Iterable[tuple[str, int]]) -> Counter[str]:
     result: Counter[str] = Counter()
-    for key, n in pairs:
-        result[key] += n
+    for counted, n in pairs:
+        result[counted] += n
     return result
 
 
 def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place for messages, cut as a dictionary) of a Lhotse file of cuts, line by line: several times as fast."""
+    """Yield place (for messages) and cut (a dictionary) of a file of cuts; several times as fast as Lhotse."""
     common.existing(path, "--cuts")
     opener, number = (gzip.open if path.suffix == ".gz" else open), 0
     with opener(path, "rt", encoding="utf-8") as file:
@@ -223,39 +183,47 @@ def read_cuts(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if line.strip():
                     cut = json.loads(line)
                     if not isinstance(cut, dict):
-                        raise ValueError(f"no cut, but {cut!r:.40}")
+                        raise ValueError(f"expected a cut, got {cut!r:.40}")
                     yield f"{path}, line {number}", cut
         except (ValueError, EOFError, OSError, zlib.error) as error:
             raise UserError(f"{path}, line {number}: cannot be read: {error}; make the cuts again") from error
 
 
 def _reports(out: Path, transcripts: Transcripts) -> list[Path]:
-    """words.txt and set_aside.tsv."""
+    """Write words.txt and set_aside.tsv."""
     words, listed = out / "words.txt", out / "set_aside.tsv"
     write_text(words, "".join(f"{word} {n}\n" for word, n in sorted(transcripts.words().items())))
     write_table(listed, ("id", "reason", "detail"), sorted(transcripts.set_aside))
+    if transcripts.unknown_tags:
+        log.warning(
+            "lang: the transcripts contain tags: %s; they count as words. Map or remove them with `normalise.tags`, "
+            "such as tags: {'<*>': null, '[*]': null}",
+            shown(transcripts.unknown_tags),
+        )
     if transcripts.set_aside:
-        log.warning("lang: %d utterances have no text to learn from, see %s", len(transcripts.set_aside), listed)
+        log.warning("lang: %d utterances have no usable text; see %s", len(transcripts.set_aside), listed)
     return [words, listed]
 
 
-def _tokens(out: Path, lang: Char | Pieces, transcripts: Transcripts, seed: int) -> tuple[list[Path], dict[str, Any]]:
-    """Write the token set; the files, and what the manifest says of it."""
+def _tokens(
+    out: Path, lang: kinds.Char | kinds.Pieces, transcripts: Transcripts, seed: int
+) -> tuple[list[Path], dict[str, Any]]:
+    """Write the token set; return the files and the metrics."""
     characters = transcripts.characters()
     rare = {c: n for c, n in sorted(characters.items()) if n < lang.min_count}
     if rare:
         log.warning(
-            "lang: %d characters are seen fewer than %d times and become <unk>: %s", len(rare), lang.min_count, rare
+            "lang: %d characters occur fewer than %d times and become <unk>: %s", len(rare), lang.min_count, rare
         )
     if UNKNOWN in characters:
-        log.warning("lang: transcripts hold U+FFFD %d times: their encoding was broken earlier", characters[UNKNOWN])
+        log.warning("lang: the transcripts contain U+FFFD %d times: their encoding is broken", characters[UNKNOWN])
     if len(rare) == len(characters):
         raise UserError(
-            f"lang.min_count: {lang.min_count} leaves no character; the most frequent has {max(rare.values())}"
+            f"lang.min_count: {lang.min_count} leaves no character; none occurs more than {max(rare.values())} times"
         )
     languages = sorted(transcripts.languages) if lang.for_ == "seq2seq" else None
     if languages == []:
-        raise UserError("lang: `for: seq2seq` needs languages, and no supervision has one; give them to the corpus")
+        raise UserError("lang: `for: seq2seq` needs languages, but no utterance has one; add them to the corpus")
     path = out / TOKEN_FILES[lang.kind]
     if lang.kind == "char":
         tokens = CharTokens.build(characters.keys() - rare.keys(), languages)
@@ -264,7 +232,7 @@ def _tokens(out: Path, lang: Char | Pieces, transcripts: Transcripts, seed: int)
     else:
         from lowrank_speech.lang.pieces import train_pieces
 
-        # A blank in place of a rare character: it gets no piece, and the rest of its sentence still counts.
+        # A blank replaces a rare character, which then has no piece, while the rest of its sentence still counts.
         blanks = str.maketrans(dict.fromkeys(rare, " "))
         sentences = (" ".join(sentence.translate(blanks).split()) for sentence in transcripts.sentences)
         model = train_pieces(filter(None, sentences), lang.vocab_size, lang.model_type, lang.byte_fallback, seed)

@@ -1,85 +1,98 @@
 """Stage report: all scores and costs of an experiment -> results table, plots, one HTML page.
 
-inputs   --root  the experiment's folder. For every system of the config, below {base}/{task}/{method}/:
-                   train/.../train.json    parameters, peak memory, time (and metrics.jsonl, set_aside.tsv beside it)
-                   decode/.../decode.json  time per second of speech
-                   score/.../score.json    error rates, or costs of language recognition, with intervals
-                 and where they exist: corpus/{corpus}/corpus.json, base/{base}/base.json,
+inputs   --root  the experiment's folder. For every system, below {base}/{task}/{method}/ (each manifest with the file
+                 .cost.json beside it):
+                   train/.../train.json                      parameters, memory and time; metrics.jsonl, set_aside.tsv
+                   decode/.../{decoder}/{test}/decode.json   time per second of speech; set_aside.tsv
+                   score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals
+                 if they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
-                   results.csv             one row per system, raw figures: fractions, bytes, seconds
-                   results.txt             the same for people, as a table for the terminal
+                   results.csv             a row per system, decoder and test set; raw: fractions, bytes, seconds
+                   results.txt             a table for the terminal
                    error.png, cost.png, curves.png
                    report.html             everything on one page that needs no other file and no network
-         --manifest  hashes of the outputs, number of systems, the first sentence of each headline
+         --manifest  hashes of the outputs, number of systems and results, the three sentences at the top of the page
 
 cfg      experiment  the title
-         systems     list of {base, task, method, type, factorisation}, in the order of the report. type is asr or lid;
-                     factorisation is the folder of the low-rank model, default: one of the method's name, if any
-         corpora     names of the corpora to describe; default: all under corpus/
+         systems     list of {base, task, method, type, factorisation}, in the order of the report. factorisation is the
+                     folder of the low-rank model, default: the one named after the method, if it exists
+         tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
+         corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes}: resolution of the plots, rows of each table of errors
 
 python -m lowrank_speech.stages.report --root exp/default --out exp/default/report
     --manifest exp/default/report/report.json
-    --cfg '{"experiment":"default","systems":[{"base":"wav2vec2","task":"asr","method":"full","type":"asr"}]}'
+    --cfg '{"experiment":"default","systems":[{"base":"wav2vec2","task":"asr","method":"full","type":"asr"}],
+            "tasks":{"asr":{"tests":["test"],"decoders":["greedy"]}}}'
 """
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from lowrank_speech.artefact import Manifest
+from pydantic import Field
+
 from lowrank_speech.errors import UserError
+from lowrank_speech.settings import REQUIRED, CountOrZero, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
+Names = Annotated[tuple[str, ...], Field(min_length=1)]
 
-@dataclass(frozen=True)
+
+@settings
 class SystemConfig:
-    """One system of the grid. ``factorisation``: folder of its low-rank model below factorise/{base}/."""
+    """One system of the grid."""
 
-    base: str
-    task: str
-    method: str
-    type: Literal["asr", "lid"]
-    factorisation: str | None = None
+    base: str = key(REQUIRED, "name of the base")
+    task: str = key(REQUIRED, "name of the task")
+    method: str = key(REQUIRED, "name of the method")
+    type: Literal["asr", "lid"] = key(REQUIRED, "type of the task")
+    factorisation: str | None = key(
+        None, "folder of its low-rank model below factorise/{base}/; null: the one named after the method, if it exists"
+    )
 
 
-@dataclass(frozen=True)
+@settings
+class TaskConfig:
+    """Test sets and decoders of a task's systems."""
+
+    tests: Names = key(REQUIRED, "test sets, the main one first")
+    decoders: Names = key(REQUIRED, "decoders, the main one first")
+
+
+@settings
 class ReportConfig:
-    """How the report looks. ``dpi``: dots an inch of the plots; ``mistakes``: rows of each table of word errors."""
+    """How the report looks."""
 
-    dpi: int = 130
-    mistakes: int = 15
-
-    def __post_init__(self) -> None:
-        if not 50 <= self.dpi <= 600:
-            raise ValueError(f"dpi is {self.dpi}: expected 50 to 600")
-        if self.mistakes < 0:
-            raise ValueError(f"mistakes is {self.mistakes}: expected 0 or more")
+    dpi: int = key(130, "resolution of the plots, in dots per inch", ge=50, le=600)
+    mistakes: CountOrZero = key(15, "rows in each table of word errors")
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
-    """The stage's slice. ``corpora``: None describes all under the root."""
+    """The stage's slice."""
 
-    experiment: str
-    systems: tuple[SystemConfig, ...]
-    corpora: tuple[str, ...] | None = None
-    report: ReportConfig = field(default_factory=ReportConfig)
+    experiment: str = key(REQUIRED, "title of the report")
+    systems: tuple[SystemConfig, ...] = key(REQUIRED, "the systems, in the order of the report")
+    tasks: dict[str, TaskConfig] = key(REQUIRED, "task -> its test sets and decoders")
+    corpora: dict[str, tuple[str, ...]] | None = key(None, "corpus -> splits to describe; null: all")
+    report: ReportConfig = key(None, "how the report looks", default_factory=ReportConfig)
 
     def __post_init__(self) -> None:
         if not self.systems:
-            raise ValueError("systems: there is none to report on")
+            raise ValueError("systems is empty; give at least one system")
         names = [f"{s.base}/{s.task}/{s.method}" for s in self.systems]
         twice = [name for i, name in enumerate(names) if name in names[:i]]
         if twice:
-            raise ValueError(f"systems: {twice[0]} stands there twice")
+            raise ValueError(f"systems: {twice[0]} is listed twice; remove one")
+        missing = [s.task for s in self.systems if s.task not in self.tasks]
+        if missing:
+            raise ValueError(f"tasks: {missing[0]!r} is missing; give its tests and decoders")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -87,54 +100,59 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="output: folder for tables, plots and page")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("report", cfg)
-    root, out = common.existing(arguments.root, "--root"), arguments.out
+def body(run: common.Run) -> None:
+    config, root, out = run.config, common.existing(run.arguments.root, "--root"), run.arguments.out
 
-    from lowrank_speech.reporting import data, headline, page, plots, results
+    from lowrank_speech.reporting import blocks, data, headline, page, plots, results
     from lowrank_speech.reporting.mistakes import mistakes
     from lowrank_speech.reporting.systems import SystemName, read_systems
 
-    systems = read_systems(root, [SystemName(**dataclasses.asdict(s)) for s in config.systems])
-    if all(system.error is None for system in systems):
-        raise UserError(f"{root}: no score.json of the {len(systems)} systems holds an error rate; score them again")
-    log.info("%d systems read from %s", len(systems), root)
+    tasks = config.tasks
+    names = {
+        SystemName(s.base, s.task, s.method, s.type, s.factorisation): (tasks[s.task].tests, tasks[s.task].decoders)
+        for s in config.systems
+    }
+    systems = read_systems(root, names)
+    found = [result for system in systems for result in system.results]
+    if all(result.error is None for result in found):
+        score = root / "score" / str(found[0]) / "score.json"
+        raise UserError(f"none of the {len(found)} results has an error rate ({score} ...); score them again")
+    log.info("%d systems with %d results read from %s", len(systems), len(found), root)
+    splits = data.splits_of(root, config.corpora)
     tables = [
-        data.corpora_table(root, config.corpora),
-        data.set_aside_table(root, config.corpora, systems),
+        data.corpora_table(root, splits),
+        data.overlap_table(root, tasks),
+        data.set_aside_table(root, splits, systems),
+        data.stopped_table(systems),
         data.base_table(root, systems),
     ]
     layers = data.layer_tables(systems)
-    # Everything has been read: from here on nothing in the inputs can stop the run half-way.
-    outputs = results.write_results(out, config.experiment, systems)
+    summary, headlines = headline.summary(systems), headline.headlines(systems)
+    # Everything has been read, so from here on no input can stop the run half-way.
+    outputs = results.write_results(out, config.experiment, systems, summary)
     images, drawn = plots.write_plots(out, systems, config.report.dpi)
-    headlines = headline.headlines(systems)
     page.write_page(
         out / "report.html",
         page.Page(
             title=config.experiment,
+            summary=summary,
             headlines=headlines,
             compared=page.compared(systems),
-            blocks=results.blocks(systems),
+            blocks=blocks.blocks(systems),
             plots=drawn,
             mistakes=mistakes(systems, config.report.mistakes),
             layers=layers,
-            data=tables,
+            data=[table for table in tables if table is not None],
             configs=page.configs(systems),
             versions=page.versions(systems),
             measured=page.measured(systems),
         ),
     )
-    for item in headlines:
-        log.info("%s on %s: %s", item.task, item.base, item.lead)
-    log.info("read %s, or open %s", out / "results.txt", out / "report.html")
-    numbers = {
-        "systems": len(systems),
-        "headlines": {f"{item.task}/{item.base}": item.lead for item in headlines},
-    }
-    manifest.write(arguments.manifest, [*outputs, *images, out / "report.html"], numbers)
+    for sentence in summary:
+        log.info("%s", sentence)
+    log.info("the results are in %s and %s", out / "results.txt", out / "report.html")
+    metrics = {"systems": len(systems), "results": len(found), "summary": summary}
+    run.finish([*outputs, *images, out / "report.html"], metrics)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,43 +1,39 @@
 """Stage score: hypotheses or language scores against references -> error rates and costs with intervals.
 
-Inputs: the folder of the stage decode.
-  asr   hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) and speakers.tsv (id, speaker)
-        where they say something: with them come the breakdowns, and whole speakers are resampled
-  lid   scores.tsv (id and a column per language: log-likelihoods), labels.tsv (id, language); speakers.tsv likewise
-Output: the manifest; its numbers are the metrics: wer, cer, ser, counts, or accuracy, macro_accuracy, act_cprimary,
-min_cprimary, eer, and ``interval`` with [low, high] of each.
+inputs   --decoded   the folder of the stage decode
+           asr       hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) for the breakdown,
+                     and speakers.tsv (id, speaker) for resampling whole speakers, if they have rows
+           lid       scores.tsv (id, and log-likelihoods in a column per language), labels.tsv (id, language);
+                     speakers.tsv as for asr
+outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary and eer;
+                     and ``interval`` with [low, high] of each
 
     python -m lowrank_speech.stages.score --cfg '{"seed": 1, "type": "asr", "score": {"bootstrap": 1000}}' \\
-        --decoded exp/default/decode/wav2vec2/asr/full --manifest exp/default/score/wav2vec2/asr/full/score.json
+        --decoded exp/default/decode/wav2vec2/asr/full/greedy/test \\
+        --manifest exp/default/score/wav2vec2/asr/full/greedy/test/score.json
 """
 
 import argparse
-import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import ScoreOptions
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@settings
 class Config:
-    """seed of the bootstrap, type of the task, and how to score (:class:`ScoreOptions` has the defaults)."""
+    """The stage's slice."""
 
-    seed: int
-    type: Literal["asr", "lid"]
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed: expected 0 or more, got {self.seed}")
+    seed: Seed = key(REQUIRED, "seed of the resamples")
+    type: Literal["asr", "lid"] = key(REQUIRED, "speech recognition or spoken language recognition")
+    score: ScoreOptions = key(None, "how to score", default_factory=ScoreOptions)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +42,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of hyp.txt against ref.txt in ``decoded``. ValueError as the readers and the scorer say."""
+    """The metrics of hyp.txt against ref.txt in ``decoded``. Raises the readers' and the scorer's ValueError."""
     from lowrank_speech.scoring import asr, files
 
     ref, hyp = decoded / "ref.txt", decoded / "hyp.txt"
@@ -61,7 +57,7 @@ def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
 
 
 def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of scores.tsv against labels.tsv in ``decoded``. ValueError as the readers and the scorer say."""
+    """The metrics of scores.tsv against labels.tsv in ``decoded``. Raises the readers' and the scorer's ValueError."""
     from lowrank_speech.scoring import files, lid
 
     scores, labels = decoded / "scores.tsv", decoded / "labels.tsv"
@@ -76,29 +72,31 @@ def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
 
 
 def optional_map(path: Path) -> dict[str, str] | None:
-    """The map in ``path``, or None where there is no such file or only its header."""
+    """The map in ``path``, or None if the file does not exist or has only its header."""
     from lowrank_speech.scoring import files
 
-    # Decoding leaves the header alone where a speaker is not known.
+    # Decoding writes only the header where the speaker of an utterance is not known.
     if not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) <= 1:
         return None
     return files.read_map(path)
 
 
-def body(arguments: argparse.Namespace) -> None:
+def body(run: common.Run) -> None:
     """Score, log the main line, write the manifest."""
     from lowrank_speech.scoring import text
 
-    config = common.from_json(Config, common.read_cfg(arguments.cfg))
-    manifest = Manifest("score", cfg=dataclasses.asdict(config), seed=config.seed)
-    decoded = common.existing(arguments.decoded, "the decoded folder")
+    decoded, config = common.existing(run.arguments.decoded, "the decoded folder"), run.config
     scorer, lines = {"asr": (score_asr, text.asr_lines), "lid": (score_lid, text.lid_lines)}[config.type]
     try:
-        numbers = scorer(decoded, config)
+        metrics = scorer(decoded, config)
     except ValueError as error:
         raise UserError(str(error)) from error
-    log.info("%s: %s", decoded, lines(numbers)[0])
-    manifest.write(arguments.manifest, outputs=[], numbers={"type": config.type, **numbers})
+    log.info("%s: %s", decoded, lines(metrics)[0])
+    if config.score.bootstrap and not any(metrics["interval"].values()):
+        what = metrics["resampled"]
+        hint = "; score.resample: utterances draws utterances instead" if what == "speakers" else ""
+        log.warning("%s: no intervals, because the test set has too few %s to draw from%s", decoded, what, hint)
+    run.finish([], {"type": config.type, **metrics})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

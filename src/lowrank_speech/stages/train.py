@@ -8,12 +8,12 @@ outputs  --out         folder with
            adapter/        LoRA only: the adapter in peft's own format
            metrics.jsonl   loss, dev loss, dev metric, learning rate, deviation from semi-orthogonality per epoch
            set_aside.tsv   utterances that could not be used, with the reason
-         --manifest    parameters in total and trained, peak memory, time, dev metric
-scratch  --scratch     state of a run under way, from which a killed run goes on, and the cuts that can be used
+         --manifest    parameters in total and trained, dev metric, what was set aside
+scratch  --scratch     folder of unfinished runs (state, and the cuts that can be used); a killed run continues there
 
-adapt    none    nothing of the base trains; a head that the task needs and the base lacks is trained alone
-         head    the head alone
-         full    everything but the convolutional front end; factorised layers under the semi-orthogonal constraint
+adapt    none    only a head that the task needs and the base lacks
+         head    only the head
+         full    everything except the convolutional front end; factorised layers under the semi-orthogonal constraint
          lora    LoRA adapters (peft) and the head
 
 python -m lowrank_speech.stages.train --cfg '{"seed":1,"task":{"type":"asr"},"adapt":"full"}' --model factorised/model
@@ -22,71 +22,36 @@ python -m lowrank_speech.stages.train --cfg '{"seed":1,"task":{"type":"asr"},"ad
 """
 
 import argparse
-import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from lowrank_speech.artefact import Manifest, atomic, canonical_json, sha256, write_table, write_text
+from lowrank_speech.artefact import atomic, write_text
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
+from lowrank_speech.lowrank.lora_settings import LoraSettings
+from lowrank_speech.process import leave
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
-from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.stages.task import Task
+from lowrank_speech.training.config import Runtime, TrainConfig
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Segment:
-    """Utterances are cut to at most ``seconds``."""
-
-    seconds: float | None = None
-
-
-@dataclass(frozen=True)
-class Task:
-    """``asr`` or ``lid``. ``languages``: lid's classes; by default those of the training cuts."""
-
-    type: Literal["asr", "lid"]
-    languages: tuple[str, ...] = ()
-    segment: Segment | None = None
-
-
-@dataclass(frozen=True)
-class Constraint:
-    """The semi-orthogonal constraint on the first factors; see ``lowrank.constraint``."""
-
-    mode: Literal["floating", "fixed", "exact", "none"] = "floating"
-    scale: float = 1.0
-    probability: float = 0.25
-    every: int | None = None
-
-
-@dataclass(frozen=True)
-class Lora:
-    """LoRA's settings; see ``lowrank.lora``. ``targets``: name patterns, or a layer group of the family."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.0
-    targets: tuple[str, ...] | None = None
-    where: Literal["factors", "first", "second", "product"] = "factors"
-    rslora: bool = False
-    dora: bool = False
-    init: str = "default"
-
-
-@dataclass(frozen=True)
+@settings
 class Config:
     """The stage's slice."""
 
-    seed: int
-    task: Task
-    adapt: Literal["none", "head", "full", "lora"]
-    lora: Lora | None = None
-    constraint: Constraint = field(default_factory=Constraint)
-    training: TrainConfig = field(default_factory=TrainConfig)
+    seed: Seed = key(REQUIRED, "seed of all random draws")
+    task: Task = key(REQUIRED, "the task of the system")
+    adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "which part of the base to train")
+    lora: LoraSettings | None = key(None, "the adapters")
+    constraint: ConstraintSettings | None = key(
+        None, "the constraint on the factors of a factorised model; null: its defaults"
+    )
+    training: TrainConfig = key(None, "the recipe", default_factory=TrainConfig)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -95,129 +60,146 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev-cuts", required=True, type=Path, help="cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     parser.add_argument("--out", required=True, type=Path, help="output: the system's folder")
-    parser.add_argument("--tensorboard", type=Path, help="folder for event files, if the recipe asks for them")
-    parser.add_argument("--scratch", required=True, type=Path, help="folder for the state of a run under way")
+    parser.add_argument("--tensorboard", type=Path, help="folder of event files, for `tensorboard: true`")
+    parser.add_argument("--scratch", required=True, type=Path, help="folder of unfinished runs")
 
 
-def body(arguments: argparse.Namespace) -> None:
-    cfg = common.read_cfg(arguments.cfg)
-    config = common.from_json(Config, cfg)
-    manifest = Manifest("train", cfg, seed=config.seed)
+def body(run: common.Run) -> None:
+    arguments, config = run.arguments, run.config
     for name in ("model", "train_cuts", "dev_cuts"):
         common.existing(getattr(arguments, name), f"--{name.replace('_', '-')}")
     if config.task.type == "asr":
         if arguments.lang is None:
-            raise UserError("train: a recognition task needs --lang")
+            raise UserError("train: a recognition task needs --lang, the folder of a token set")
         common.existing(arguments.lang, "--lang")
-    from lowrank_speech.training.job import job
+    from lowrank_speech.training.process.signals import job
 
-    with job(arguments.scratch) as over:
-        found = _run(arguments, config, cfg)
+    with job(arguments.scratch) as this:
+        found = _train(run)
         if found is None:
             return
-        outputs, numbers = found
-        manifest.device = numbers.pop("device")
-        manifest.write(arguments.manifest, outputs, numbers, peak_bytes=numbers.pop("peak_bytes"))
-        over()
+        training, outputs, metrics, cost = found
+        run.device, peak = cost.pop("device"), cost.pop("peak_bytes")
+        with this.finishing(training.clear):
+            run.finish(outputs, metrics, cost, training.sources, peak)
 
 
-def _run(arguments: argparse.Namespace, config: Config, cfg: dict) -> tuple[list[Path], dict[str, Any]] | None:
-    """Outputs and numbers; None in those of several processes that write nothing."""
+def _train(run: common.Run) -> tuple[Any, ...] | None:
+    """The training, outputs, metrics and cost; None in a process that writes nothing, if there are several."""
     import torch
 
-    from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import inputs_of
-    from lowrank_speech.lang.select import SetAside
-    from lowrank_speech.lowrank.constraint import SemiOrthogonal
-    from lowrank_speech.lowrank.lora import merge, save_adapter
-    from lowrank_speech.lowrank.structure import low_rank_layers
-    from lowrank_speech.models.device import pick_device
+    from lowrank_speech.lang.load import Lang
+    from lowrank_speech.lang.tokenizer_files import tokenizer_files
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import load_model, save_model
-    from lowrank_speech.training.adapt import freeze_for, lora_on, prepare
-    from lowrank_speech.training.distributed import Ranks
-    from lowrank_speech.training.loop import Trainer
-    from lowrank_speech.training.objective import Objective
-    from lowrank_speech.training.progress import events_folder
-    from lowrank_speech.training.splits import augmentation
+    from lowrank_speech.models.tasks import to_task
+    from lowrank_speech.models.text import decoder_tokens
+    from lowrank_speech.training.adapt import freeze_for, lora_on
+    from lowrank_speech.training.losses.loss import Materials
+    from lowrank_speech.training.losses.objective import make_objective
+    from lowrank_speech.training.result import Outcome
+    from lowrank_speech.training.run import Run, identity
 
-    set_aside = SetAside()
-    ranks = Ranks.start(config.training.processes, pick_device(config.training.device))
+    arguments, config, runtime = run.arguments, run.config, run.runtime
+    task, recipe, out = config.task, config.training, arguments.out
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
     torch.manual_seed(config.seed)
-    changes = augmentation(config.training)
     base = load_model(arguments.model)
-    key = _key(arguments, config, cfg)
-    setup = prepare(base, arguments, config, key, set_aside, ranks)
-    model, out = setup.model, arguments.out
-    trains_head = setup.new_head or config.adapt in ("head", "full", "lora")
-    freeze_for(model, config.adapt, trains_head)
+    lang = Lang.load(arguments.lang) if task.type == "asr" else None
+    training = Run(
+        recipe,
+        runtime,
+        config.seed,
+        arguments.scratch,
+        arguments.train_cuts,
+        arguments.dev_cuts,
+        identity(run.cfg, run.code, lang, arguments.model),
+        task.segment and task.segment.seconds,
+        arguments.tensorboard,
+    )
+    materials = Materials(recipe, lang, labels=sorted(task.languages or ()), device=runtime.device)
+    kind = "classify" if lang is None else base.recognises_by
+    if kind == "seq2seq":
+        base, _ = to_task(base, "seq2seq", None)
+        materials.tokens = decoder_tokens(base, arguments.model, lang)
+        materials.positions = base.decoder_positions
+    elif kind == "ctc":
+        materials.tokens = lang.tokens
+    objective = make_objective(kind, materials)
+    usable = training.usable(base, objective)
+    if kind == "classify":
+        model, new_head = to_task(base, "classify", len(usable.labels), usable.labels, seed=config.seed)
+        # The classifier learns posteriors under these priors; decoding divides them out again.
+        counts = usable.languages.counts
+        model.meta.priors = [counts[label] / len(usable.train) for label in usable.labels]
+    elif kind == "ctc":
+        model, new_head = to_task(base, "ctc", lang.tokens.size, lang_sha256=lang.sha256, seed=config.seed)
+    else:
+        model, new_head = base, False
+    freeze_for(model, config.adapt, new_head or config.adapt in ("head", "full", "lora"))
     peft_model = lora_on(model, config.lora) if config.adapt == "lora" else None
-    constraint = None
-    if config.adapt == "full" and model.plan and config.constraint.mode != "none":
-        c = config.constraint
-        constraint = SemiOrthogonal(model.body, c.mode, c.scale, c.probability, c.every, config.seed)
-    metrics = out / "metrics.jsonl"
+    metrics_file = out / "metrics.jsonl"
     if any(p.requires_grad for p in model.parameters()):
-        objective = Objective(model, config.training, setup.lang, setup.tokens, setup.labels)
         inputs = inputs_of(arguments.model)
-        loader = Loader(inputs, workers=config.training.workers, augmentation=changes)
-        events = events_folder(config.training, arguments.tensorboard)
-        trainer = Trainer(
-            model, objective, config.training, config.seed, arguments.scratch, key, loader, constraint, events, ranks
-        )
-        numbers = trainer.run(setup.train, setup.dev, metrics)
-        numbers["device"] = str(trainer.device)
+        outcome = training.train(model, objective, usable, inputs, metrics_file, _constraint(model, config))
     else:
         log.info("adapt: none, and the base has the task's head: nothing to train")
-        numbers = {"parameters_trained": 0, "seconds_train": 0.0, "device": "cpu", "peak_bytes": None}
-        if ranks.first:
-            write_text(metrics, "")
-        ranks.stop()
-    if not ranks.first:
+        outcome = Outcome({"parameters_trained": 0}, {"seconds_train": 0.0, "peak_bytes": None, "device": "cpu"})
+        if training.ranks.first:
+            write_text(metrics_file, "")
+        training.ranks.stop()
+    if not training.ranks.first:
         return None
     model.to("cpu")
     set_dropout(model, 0.0)
-    outputs = [out / "model", metrics, out / "set_aside.tsv"]
+    outputs = [out / "model", metrics_file, out / "set_aside.tsv"]
     if peft_model is not None:
         outputs.append(out / "adapter")
-        with atomic(out / "adapter") as temporary:
-            save_adapter(peft_model, temporary)
-
-        merge(peft_model)
-        if model.plan:  # adapters on the product add to the ranks
-            model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}
-    save_model(model, out / "model", copy_from=arguments.model)
-    write_table(out / "set_aside.tsv", ("id", "reason", "detail"), set_aside.rows)
-    if set_aside.rows:
-        log.warning("set aside: %s; see %s", set_aside.summary(), out / "set_aside.tsv")
-    numbers |= {
+        _merge(model, peft_model, out / "adapter")
+    vocabulary = tokenizer_files(lang.tokens) if kind == "ctc" else None
+    save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
+    run.write_set_aside(out / "set_aside.tsv", training.set_aside.rows)
+    metrics = outcome.metrics | {
         "adapt": config.adapt,
-        "new_head": setup.new_head,
+        "new_head": new_head,
         "parameters_total": model.parameters_total(),
         "parameters_dense": model.dense_parameters(),
-        "utterances_train": len(setup.train),
-        "utterances_dev": len(setup.dev),
-        "seconds_speech": round(float(setup.train.durations.sum()), 3),
-        "labels": setup.labels if config.task.type == "lid" else None,
-        "set_aside": set_aside.counts(),
+        "utterances_train": len(usable.train),
+        "utterances_dev": len(usable.dev),
+        "seconds_speech": round(float(usable.train.durations.sum()), 3),
+        "labels": usable.labels if kind == "classify" else None,
+        "set_aside": training.set_aside.counts(),
     }
-    return outputs, numbers
+    return training, outputs, metrics, outcome.cost
 
 
-def _key(arguments: argparse.Namespace, config: Config, cfg: dict) -> str:
-    """Hex sha256 of the slice and of all that the training reads."""
-    read = [arguments.train_cuts, arguments.dev_cuts]
-    read += [arguments.model / name for name in ("model.safetensors", "config.json", "preprocessor_config.json")]
-    if config.task.type == "asr":
-        read += common.token_files(arguments.lang)
-    identity = canonical_json(cfg) + "".join(sha256(path) for path in read if path.exists())
-    return hashlib.sha256(identity.encode()).hexdigest()
+def _constraint(model: Any, config: Config) -> Any:
+    """The constraint on the factors of ``model``; None: there is nothing to constrain."""
+    c = config.constraint or ConstraintSettings()
+    if config.adapt != "full" or not model.plan or c.mode == "none":
+        return None
+    from lowrank_speech.lowrank.constraint import SemiOrthogonal
+
+    return SemiOrthogonal(model.body, c.mode, c.scale, c.probability, c.every, config.seed)
+
+
+def _merge(model: Any, peft_model: Any, folder: Path) -> None:
+    """Save the adapter to ``folder``, and add it to the weights of ``model``."""
+    from lowrank_speech.lowrank.lora import merge
+    from lowrank_speech.lowrank.structure import low_rank_layers
+    from lowrank_speech.models.adapters import save_adapter
+
+    with atomic(folder) as temporary:
+        save_adapter(model, peft_model, temporary)
+    merge(peft_model)
+    if model.plan:  # adapters on the product add to the ranks
+        model.plan = {name: layer.rank for name, layer in low_rank_layers(model.body).items()}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("train", __doc__, Config, add, body, argv)
+    return common.main("train", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

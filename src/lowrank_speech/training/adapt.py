@@ -1,103 +1,34 @@
-"""Setting up an adaptation: the task's model and data, what trains, and the adapters."""
+"""Choose what trains: the whole model, only the head, or LoRA adapters."""
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.kept import KeptCuts
-from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.select import SetAside
-from lowrank_speech.lowrank.lora import LoraSettings, add_lora
+from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.models.tasks import to_task
-from lowrank_speech.models.text import decoder_tokens
-from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.prepared import prepared
-from lowrank_speech.training.splits import Split, Usable, language_cuts, recognition_cuts
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Setup:
-    """A task's model and the data that it can use."""
-
-    model: SpeechModel
-    new_head: bool
-    train: KeptCuts
-    dev: KeptCuts
-    lang: Lang | None = None
-    tokens: Any = None
-    labels: list[str] = field(default_factory=list)
-
-
-def prepare(base: SpeechModel, arguments: Any, config: Any, key: str, set_aside: SetAside, ranks: Ranks) -> Setup:
-    """The model of ``config.task`` on ``base``, and its training and dev cuts; unusable ones go to ``set_aside``.
-
-    The cuts that can be used are written to ``arguments.scratch`` in one pass and read from there; a run with an equal
-    ``key`` finds them there. Of several processes the first one goes through the cuts, and it alone knows what is set
-    aside.
-    """
-    splits = (
-        Split("the training cuts", arguments.train_cuts, config.training, config.task.segment, config.seed),
-        Split("the dev cuts", arguments.dev_cuts, None, config.task.segment),
-    )
-
-    def usable_of(make: Callable[..., Usable]) -> Usable:
-        return ranks.from_first(partial(prepared, arguments.scratch, key, make, set_aside))
-
-    if config.task.type == "lid":
-        usable = usable_of(partial(language_cuts, splits, base, config.task.languages))
-        labels = usable.labels
-        model, new = to_task(base, "classify", len(labels), labels, seed=config.seed)
-        # The classifier learns posteriors under these priors; decoding divides them out again.
-        model.meta.priors = [usable.languages.counts[label] / len(usable.train) for label in labels]
-        return Setup(model, new, usable.train, usable.dev, labels=labels)
-    lang, ctc = Lang.load(arguments.lang), base.recognises_by == "ctc"
-    if ctc and lang.tokens is None:
-        raise UserError("train: CTC needs a token set of kind char or sentencepiece, not Whisper's own tokenizer")
-    usable = usable_of(partial(recognition_cuts, splits, base, lang, ctc))
-    labels = usable.languages.spoken() if config.training.language_weight else []
-    if ctc:
-        model, new = to_task(base, "ctc", lang.tokens.size, lang_sha256=lang.sha256, seed=config.seed)
-        tokens = lang.tokens
-    else:
-        model, new = to_task(base, "seq2seq", None)
-        tokens = decoder_tokens(model, arguments.model, lang)
-    return Setup(model, new, usable.train, usable.dev, lang=lang, tokens=tokens, labels=labels)
-
-
 def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
-    """Set ``requires_grad``: everything for ``full`` (front end and constants apart), else the head at most."""
+    """Set ``requires_grad``: ``full`` trains all but the front end and constants, other values at most the head."""
     fixed = {id(p) for p in (*model.front_end(), *model.constants())}
     for name, parameter in model.named_parameters():
         trains = trains_head if model.is_head(name) else adapt == "full" and id(parameter) not in fixed
         parameter.requires_grad_(trains)
 
 
-def lora_on(model: SpeechModel, settings: Any) -> Any:
-    """LoRA adapters on the body of ``model`` (in place); the head trains along. Returns the peft model."""
+def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:
+    """Add LoRA adapters to the body of ``model`` in place; the head trains too. Returns the peft model."""
+    # Imported here, so that the code hash of other ways to adapt can leave it out.
+    from lowrank_speech.lowrank.lora import add_lora
+
     if settings is None:
         raise UserError("adapt: lora needs the section `lora`")
     patterns = model.layer_patterns(settings.targets) if settings.targets else model.LORA
     try:
-        peft_model, report = add_lora(
-            model.body,
-            LoraSettings(
-                rank=settings.rank,
-                alpha=settings.alpha,
-                dropout=settings.dropout,
-                targets=tuple(patterns),
-                where=settings.where,
-                rslora=settings.rslora,
-                dora=settings.dora,
-                init=settings.init,
-            ),
-        )
+        peft_model, report = add_lora(model.body, settings, patterns)
     except ValueError as error:
         raise UserError(f"lora: {error}") from error
-    log.info("LoRA: %s", report)
+    log.info("LoRA on %d layers: %d of %d parameters train", *(report[k] for k in ("layers", "trainable", "total")))
     return peft_model

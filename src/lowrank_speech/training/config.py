@@ -1,211 +1,191 @@
-"""The training recipe's settings. Defaults are those of a fine-tuning of a pretrained model."""
+"""The training recipe (``TrainConfig``), and how a stage runs (``Runtime``). Defaults suit fine-tuning."""
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import fields
+from pathlib import Path
+from typing import Annotated, Literal
 
-MOST_WORKERS, MOST = 256, 1_000_000
+from pydantic import AfterValidator, Field
+
+from lowrank_speech.settings import (
+    BelowOne,
+    Count,
+    CountOrZero,
+    Large,
+    LargeOrZero,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    key,
+    settings,
+)
+
+Precision = Literal["fp32", "bf16", "fp16"]
+RECORDINGS = ("*.wav", "*.flac", "*.ogg")
+"""Files of ``noise.folder`` that are used."""
 
 
-@dataclass(frozen=True)
+def _above_zero(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] <= 0:
+        raise ValueError(f"is {list(pair)}; both values must be above 0")
+    return pair
+
+
+@settings
 class SpecAugment:
-    """Masks on the model's input features (log-mel or front-end output), drawn per utterance.
+    """Masks on the model's input features (log-mel or front-end output), drawn for each utterance."""
 
-    ``time_share``: the most that one time mask may cover of the utterance.
-    """
-
-    time_masks: int = 2
-    time_width: int = 10
-    time_share: float = 0.1
-    feature_masks: int = 2
-    feature_width: int = 8
-
-    def __post_init__(self) -> None:
-        for name in ("time_masks", "time_width", "feature_masks", "feature_width"):
-            _check(name, getattr(self, name), lambda x: x >= 0, "0 or more")
-        _check("time_share", self.time_share, lambda x: 0 <= x <= 1, "in [0, 1]")
+    time_masks: CountOrZero = key(2, "number of time masks")
+    time_width: CountOrZero = key(10, "maximum width of a time mask, in frames")
+    time_share: Share = key(0.1, "maximum width of a time mask, as a share of the utterance")
+    feature_masks: CountOrZero = key(2, "number of frequency masks")
+    feature_width: CountOrZero = key(8, "maximum width of a frequency mask, in bands")
 
 
-@dataclass(frozen=True)
+@settings
 class Noise:
-    """Noise added to the samples of a share (``probability``) of the training utterances, drawn anew in each epoch.
+    """Noise added to the samples of training utterances, drawn again in each epoch."""
 
-    ``snr``: lowest and highest ratio to the speech, dB. ``kinds``: of those of ``corpora.noise`` that need no talkers.
-    ``folder``: recordings, which count as one more kind.
-    """
-
-    snr: tuple[float, ...] = (5.0, 20.0)
-    kinds: tuple[Literal["white", "pink", "brown", "hum"], ...] = ("white", "pink", "brown", "hum")
-    folder: str | None = None
-    probability: float = 0.5
+    snr: Range = key((5.0, 20.0), "lowest and highest signal-to-noise ratio, dB")
+    kinds: tuple[Literal["white", "pink", "brown", "hum"], ...] = key(
+        ("white", "pink", "brown", "hum"), "kinds of noise to draw from"
+    )
+    folder: Annotated[str, Field(min_length=1)] | None = key(None, "folder of recordings, used as one more kind")
+    probability: Share = key(0.5, "share of the utterances that get noise")
 
     def __post_init__(self) -> None:
-        _check_range("snr", self.snr)
-        _check("noise.probability", self.probability, lambda x: 0 <= x <= 1, "in [0, 1]")
         if not self.kinds and self.folder is None:
-            raise ValueError("noise has neither kinds nor a folder: name one of white, pink, brown, hum")
+            raise ValueError("noise has neither kinds nor a folder; set kinds to some of white, pink, brown, hum")
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"noise.kinds names a kind twice: {', '.join(self.kinds)}; name each kind once")
+
+    def recordings(self) -> dict[str, Path]:
+        """The recordings of ``folder``: noise/NAME -> path, sorted; empty without a folder."""
+        if self.folder is None:
+            return {}
+        found = {path for pattern in RECORDINGS for path in Path(self.folder).rglob(pattern) if path.is_file()}
+        return {f"noise/{path.relative_to(self.folder).as_posix()}": path for path in sorted(found)}
 
 
-@dataclass(frozen=True)
+@settings
 class Reverberation:
-    """Rooms for a share (``probability``) of the training utterances, drawn anew in each epoch.
+    """Simulated rooms for training utterances, drawn again in each epoch."""
 
-    ``rt60``: shortest and longest time in which the sound decays by 60 dB, seconds. ``direct``: lowest and highest
-    ratio of direct to reverberant sound, dB.
-    """
-
-    rt60: tuple[float, ...] = (0.2, 0.8)
-    direct: tuple[float, ...] = (0.0, 15.0)
-    probability: float = 0.5
-
-    def __post_init__(self) -> None:
-        _check_range("rt60", self.rt60)
-        _check_range("direct", self.direct)
-        _check("reverberation.probability", self.probability, lambda x: 0 <= x <= 1, "in [0, 1]")
-        if self.rt60[0] <= 0:
-            raise ValueError(f"rt60 is {self.rt60[0]}: it must be positive")
+    rt60: Annotated[Range, AfterValidator(_above_zero)] = key(
+        (0.2, 0.8), "shortest and longest time in which the sound decays by 60 dB, seconds"
+    )
+    direct: Range = key((0.0, 15.0), "lowest and highest direct-to-reverberant ratio, dB")
+    probability: Share = key(0.5, "share of the utterances that get reverberation")
 
 
-def _check(name: str, value: float | None, holds: Callable[[float], bool], what: str) -> None:
-    # Of NaN nothing holds.
-    if value is not None and not (holds(value) and math.isfinite(value)):
-        raise ValueError(f"{name} is {value}: it must be {what}")
-
-
-def _check_range(name: str, values: tuple[float, ...]) -> None:
-    if len(values) != 2 or not all(map(math.isfinite, values)) or values[0] > values[1]:
-        raise ValueError(f"{name} is {list(values)}: give the lowest and the highest value")
-
-
-@dataclass(frozen=True)
+@settings
 class CtcConfig:
-    """Who computes CTC losses. ``auto``: k2 where it works with this torch and device, else torch; see docs/k2.md.
+    """The library that computes CTC losses; see docs/k2.md."""
 
-    ``output_beam``: k2 alone. Paths that are so much (in nats) less likely than the best one are pruned: 10, k2's own
-    default, is up to 3e-2 off on flat posteriors; from 20 on the loss is torch's to 3e-5.
-    """
-
-    backend: Literal["auto", "k2", "torch"] = "auto"
-    output_beam: float = 20.0
-
-    def __post_init__(self) -> None:
-        _check("output_beam", self.output_beam, lambda x: x > 0, "positive")
+    backend: Literal["auto", "k2", "torch"] = key("auto", "auto: k2 if it works with this torch and device, else torch")
+    # With 10, k2's own default, the loss is up to 3e-2 off on flat posteriors; from 20 on it equals torch's to 3e-5.
+    output_beam: Positive = key(20.0, "k2 prunes paths that are this much (nats) less likely than the best one")
 
 
-@dataclass(frozen=True)
+@settings
 class FactorSgd:
-    """SGD for the factors of low-rank layers, where all else has AdamW; ``lr``: its peak, on the same schedule."""
+    """SGD for the factors of low-rank layers, as in Kaldi; everything else keeps AdamW."""
 
-    lr: float = 0.05
-    momentum: float = 0.9
-
-    def __post_init__(self) -> None:
-        _check("factor_sgd.lr", self.lr, lambda x: x > 0, "positive")
-        _check("factor_sgd.momentum", self.momentum, lambda x: 0 <= x < 1, "in [0, 1)")
+    lr: Positive = key(0.05, "peak learning rate, on the same schedule")
+    momentum: BelowOne = key(0.9, "momentum")
 
 
-@dataclass(frozen=True)
+@settings
+class Runtime:
+    """How a stage runs. Nothing here changes a result, so no hash includes it."""
+
+    device: Literal["auto", "cpu", "cuda"] = key(
+        "auto", "where to compute; cuda also requests one GPU per process from the scheduler", runtime=True
+    )
+    workers: Annotated[int, Field(ge=0, le=256)] = key(
+        0, "processes that load data ahead; 0: the training process loads it", runtime=True
+    )
+    save_minutes: Positive = key(10.0, "minutes between saves within an epoch", runtime=True)
+    tensorboard: bool = key(False, "write event files for TensorBoard to D/logs/", runtime=True)
+    dry_run: bool | None = key(
+        None, "try the largest batch first, to see whether it fits into memory; null: only on CUDA", runtime=True
+    )
+
+
+@settings
 class TrainConfig:
-    """Recipe of one training run; see docs/training.md.
+    """The training recipe: all keys that affect the result. See docs/training.md."""
 
-    Times are in epochs or steps, batches in seconds of speech; with ``quadratic_seconds`` q an utterance of d seconds
-    counts as d + d² / q. ``workers``: processes that read ahead. ``speed``, ``noise`` and ``reverberation`` change the
-    samples (``features.augment``), which stored features do not have.
-
-    The learning rate warms up linearly over ``warmup`` of all steps, holds for ``hold`` of them and falls linearly to
-    ``final`` times the peak (wav2vec 2.0's three stages). ``average``: the mean of the weights at the last so many
-    evaluations. ``blank_patience``: so many evaluations in a row at which CTC's output is blank alone end the run;
-    ``bad_patience``: more steps in a row than that whose loss or gradient is not finite do.
-    ``save_minutes``: time between saves within an epoch.
-
-    ``accumulate``: batches of one update. ``processes``: how many of them share the work, each with ``accumulate``
-    batches. ``frozen_dtype``: in what frozen matrices are held; ``precision``: in what is computed, weights that train
-    stay float32. ``dry_run``: the largest batch first, to see whether it fits (None: on CUDA). ``compile_buckets``: to
-    how many lengths batches are padded, for each of which the encoder is compiled (None: once for all lengths).
-    """
-
-    epochs: int = 10
-    max_steps: int | None = None
-    batch_seconds: float = 60.0
-    quadratic_seconds: float | None = None
-    workers: int = 0
-    lr: float = 1e-4
-    head_lr: float = 1e-3
-    warmup: float = 0.1
-    hold: float = 0.4
-    final: float = 0.05
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    dropout: float | None = None
-    freeze_encoder_steps: int = 0
-    train_front_end: bool = False
-    label_smoothing: float = 0.0
-    ctc: CtcConfig = field(default_factory=CtcConfig)
-    ctc_weight: float = 0.0
-    language_weight: float = 0.0
-    spec_augment: SpecAugment | None = None
-    speed: tuple[float, ...] = ()
-    noise: Noise | None = None
-    reverberation: Reverberation | None = None
-    evaluate_every: int = 1
-    keep: Literal["best", "last"] = "best"
-    patience: int | None = None
-    average: int | None = None
-    blank_patience: int | None = None
-    bad_patience: int = 10
-    save_minutes: float = 10.0
-    tensorboard: bool = False
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    frozen_dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    gradient_checkpointing: bool = False
-    accumulate: int = 1
-    processes: int = 1
-    optimiser: Literal["adamw", "adamw8bit"] = "adamw"
-    factor_sgd: FactorSgd | None = None
-    compile: bool = False
-    compile_buckets: int | None = None
-    dry_run: bool | None = None
+    epochs: Count = key(10, "passes over the training cuts")
+    max_steps: Large | None = key(None, "stop after this many steps, even if epochs are left")
+    batch_seconds: Positive = key(60.0, "seconds of speech in a batch, padding included")
+    quadratic_seconds: Positive | None = key(
+        None, "an utterance of d seconds counts as d + d² / this, so long utterances get smaller batches"
+    )
+    lr: Positive = key(1e-4, "peak learning rate")
+    head_lr: Positive = key(1e-3, "peak learning rate of a new head")
+    warmup: Share = key(0.1, "share of all steps in which the learning rate rises")
+    hold: Share = key(0.4, "share of all steps in which it then stays at the peak, before it falls linearly")
+    final: Share = key(0.05, "learning rate at the end, as a share of the peak")
+    weight_decay: NotNegative = key(0.01, "AdamW's weight decay, only for matrices")
+    clip: Positive = key(1.0, "maximum norm of the gradient")
+    dropout: BelowOne | None = key(None, "dropout of the whole model; null: the base's own")
+    freeze_encoder_steps: LargeOrZero = key(0, "steps at the start in which only the head trains")
+    train_front_end: bool = key(False, "train wav2vec 2.0's convolutions too; needs features: waveform")
+    label_smoothing: BelowOne = key(0.0, "label smoothing of the cross-entropy losses")
+    loss: str | None = key(None, "name of the task's loss (a file in training/losses); null: the default loss")
+    ctc: CtcConfig = key(None, "the library that computes CTC losses", default_factory=CtcConfig)
+    ctc_weight: NotNegative = key(0.0, "Whisper from scratch: weight of a CTC loss on the encoder")
+    language_weight: NotNegative = key(0.0, "weight of a language classification loss beside recognition")
+    spec_augment: SpecAugment | None = key(None, "masks on the model's input features")
+    speed: tuple[Positive, ...] = key((), "speed factors to draw from, such as [0.9, 1.0, 1.1]")
+    noise: Noise | None = key(None, "noise added to the samples; needs features: waveform")
+    reverberation: Reverberation | None = key(None, "simulated rooms for the samples; needs features: waveform")
+    evaluate_every: Count = key(1, "epochs between evaluations on dev")
+    keep: Literal["best", "last"] = key("best", "the result: the weights of the best epoch on dev, or of the last one")
+    patience: Count | None = key(None, "stop after this many evaluations without improvement")
+    average: Count | None = key(None, "average the weights of this many last evaluations, if that is no worse on dev")
+    blank_patience: Count | None = key(
+        None, "CTC: fail after this many evaluations in a row whose output is only blank"
+    )
+    bad_patience: CountOrZero = key(
+        10, "fail after more than this many steps in a row whose loss or gradient is not finite"
+    )
+    precision: Precision = key("fp32", "number format of the computation (fp16: CUDA only); trained weights stay fp32")
+    frozen_dtype: Precision = key("fp32", "number format of frozen matrices: fp32, or the same as precision")
+    gradient_checkpointing: bool = key(False, "recompute each layer's activations in the backward pass, to save memory")
+    accumulate: Count = key(1, "batches per update")
+    processes: Annotated[int, Field(ge=1, le=1024)] = key(
+        1, "processes on this machine that share the training, each with `accumulate` batches per update"
+    )
+    optimiser: Literal["adamw", "adamw8bit"] = key("adamw", "adamw8bit: 8-bit state, needs the package bitsandbytes")
+    factor_sgd: FactorSgd | None = key(None, "SGD for the factors of low-rank layers, as in Kaldi")
+    compile: bool = key(False, "compile the encoder and decoder layers (torch.compile); needs a C++ compiler")
+    compile_buckets: Count | None = key(
+        None, "pad batches to this many lengths, and compile the encoder for each of them"
+    )
 
     def __post_init__(self) -> None:
-        for name in ("batch_seconds", "lr", "head_lr", "clip", "save_minutes", "quadratic_seconds"):
-            _check(name, getattr(self, name), lambda x: x > 0, "positive")
-        for name in ("epochs", "max_steps", "accumulate", "processes", "evaluate_every", "patience", "average"):
-            _check(name, getattr(self, name), lambda x: x >= 1, "1 or more")
-        for name in ("blank_patience", "compile_buckets"):
-            _check(name, getattr(self, name), lambda x: x >= 1, "1 or more")
-        _check("workers", self.workers, lambda x: x <= MOST_WORKERS, f"at most {MOST_WORKERS}")
-        for name in ("accumulate", "average", "processes"):
-            _check(name, getattr(self, name), lambda x: x <= MOST, f"at most {MOST}")
-        for name in (
-            "workers",
-            "bad_patience",
-            "freeze_encoder_steps",
-            "weight_decay",
-            "ctc_weight",
-            "language_weight",
-        ):
-            _check(name, getattr(self, name), lambda x: x >= 0, "0 or more")
-        for name in ("warmup", "hold", "final"):
-            _check(name, getattr(self, name), lambda x: 0 <= x <= 1, "in [0, 1]")
-        for name in ("dropout", "label_smoothing"):
-            _check(name, getattr(self, name), lambda x: 0 <= x < 1, "in [0, 1)")
         if self.frozen_dtype not in ("fp32", self.precision):
             raise ValueError(
-                f"frozen_dtype is {self.frozen_dtype}, precision {self.precision}: frozen weights are held in fp32 or "
-                f"in what is computed in; set precision: {self.frozen_dtype}"
+                f"frozen_dtype is {self.frozen_dtype} and precision is {self.precision}: frozen_dtype must be fp32 or "
+                f"the same as precision; set precision: {self.frozen_dtype}"
             )
         if self.warmup + self.hold > 1:
             raise ValueError(
-                f"warmup + hold is {self.warmup + self.hold}: they are shares of all steps, at most 1 together"
+                f"warmup is {self.warmup:g} and hold is {self.hold:g}: they are shares of all steps, so their sum must "
+                f"be at most 1"
             )
-        if any(not (factor > 0 and math.isfinite(factor)) for factor in self.speed):
-            raise ValueError(f"speed is {list(self.speed)}: factors must be positive, such as [0.9, 1.0, 1.1]")
         if self.compile_buckets is not None and not self.compile:
-            raise ValueError("compile_buckets is given, and compile is false: set compile: true, or remove it")
+            raise ValueError("compile_buckets needs compile: true; set it, or remove compile_buckets")
 
     @property
     def changes_samples(self) -> bool:
         """Whether training utterances are augmented before features are computed."""
         return bool(self.speed) or self.noise is not None or self.reverberation is not None
+
+    @property
+    def auxiliary(self) -> dict[str, float]:
+        """The weights of auxiliary losses by name, from all keys that end in ``_weight``."""
+        end = "_weight"
+        return {f.name.removesuffix(end): getattr(self, f.name) for f in fields(self) if f.name.endswith(end)}

@@ -7,15 +7,15 @@ import torch
 
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.memory import explained
-from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.precision import autocast
-from lowrank_speech.training.signals import Signals
+from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.memory.precision import autocast
+from lowrank_speech.training.memory.running_out import explained
+from lowrank_speech.training.process.distributed import Ranks
+from lowrank_speech.training.process.signals import Signals
 
 
 class Dev(NamedTuple):
-    """An evaluation: loss per unit, the metric (an error rate), and for CTC the share of utterances of blank output."""
+    """An evaluation: loss per unit, error rate, and for CTC the share of utterances whose output is only blank."""
 
     loss: float
     metric: float
@@ -32,26 +32,27 @@ def evaluate(
     signals: Signals,
     ranks: Ranks,
 ) -> Dev:
-    """Evaluate on ``batches``, this process's share; leaves the model in eval mode.
+    """Evaluate ``batches``, this process's share of dev. Leaves the model in eval mode.
 
-    Stopped in all processes where one of them gets a signal. Computes in what frozen weights are held in.
+    The forward pass runs in ``frozen_dtype``. When one process gets a signal, all processes stop.
     """
     model.eval()
-    errors = units = utterances = blank = 0
+    errors = units = utterances = blank = has_blank = 0
     loss, loss_units = 0.0, 0
     for batch in batches:
         features, lengths = batch["features"].to(device), batch["lengths"].to(device)
         with explained(batch, config), autocast(config.frozen_dtype, device):
             found = objective(model, features, lengths, batch["cuts"], errors=True)
-        wrong = found.errors
+        counted = found.errors
         loss, loss_units = loss + found.task_sum, loss_units + found.units
-        errors, units, blank = errors + wrong.errors, units + wrong.units, blank + wrong.blank
+        errors, units = errors + counted.errors, units + counted.units
+        blank, has_blank = blank + (counted.blank or 0), has_blank + (counted.blank is not None)
         utterances += len(batch["cuts"])
         if signals.received is not None:
             break
-    sums = ranks.sum([errors, units, blank, utterances, loss, loss_units, signals.received is not None])
-    errors, units, blank, utterances, loss, loss_units, stopped = sums
+    sums = ranks.sum([errors, units, blank, has_blank, utterances, loss, loss_units, signals.received is not None])
+    errors, units, blank, has_blank, utterances, loss, loss_units, stopped = sums
     if stopped:
         raise signals.stop()
-    share = blank / max(utterances, 1) if objective.task == "ctc" else None
+    share = blank / max(utterances, 1) if has_blank else None
     return Dev(loss / max(loss_units, 1), errors / max(units, 1), share)

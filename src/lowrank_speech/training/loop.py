@@ -1,25 +1,23 @@
-"""The training loop: epochs of updates (``step``), best on dev.
+"""The training loop: epochs of updates (``step``), each followed by an evaluation on dev.
 
-The whole state goes to ``scratch`` after every epoch and every ``save_minutes`` within one (state.py, checkpoint.py). A
-run that was killed, or stopped by a signal, goes on from there and ends as it would have ended. A state is a position
-between two updates: epoch, batches done in it, what the epoch has summed up. The evaluation belongs to the last update
-of its epoch: nothing changes before it is over.
+The loop saves the whole state to ``folder`` after every epoch and every ``save_minutes`` within one (``state``,
+``process.checkpoint``). A run that was killed, or stopped by a signal, continues from there with the same result as
+without the interruption. A state is a position between two updates. The evaluation belongs to the last update of its
+epoch: the state does not change until the evaluation is over.
 
-Of several processes (distributed.py) each goes through the same loop: whether to save, stop or evaluate is the same in
-all of them, since each waits for the others there. The first one alone writes.
+With several processes (``process.distributed``), each runs the same loop. They synchronise where they decide whether
+to save, stop or evaluate, so they all decide the same. Only the first one writes.
 """
 
 import json
 import logging
 import math
 import time
-from collections import deque
 from copy import copy
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from lowrank_speech.artefact import atomic
@@ -29,33 +27,34 @@ from lowrank_speech.features.kept import KeptCuts, ListedCuts, numbered
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.checkpoint import Checkpoints
-from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.cost import cost
-from lowrank_speech.training.distributed import Ranks, grouped
+from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.data.plan import batching, plan
 from lowrank_speech.training.evaluate import Dev, evaluate
-from lowrank_speech.training.layers import as_before, checkpoint_layers, compile_layers, length_buckets
-from lowrank_speech.training.memory import explained, rehearse, same_draws
-from lowrank_speech.training.objective import Objective
-from lowrank_speech.training.plan import batching, plan
-from lowrank_speech.training.precision import DTYPES, FrozenWeights
-from lowrank_speech.training.precision import check as check_precision
+from lowrank_speech.training.losses.objective import Objective
+from lowrank_speech.training.memory.dry_run import rehearse
+from lowrank_speech.training.memory.layers import as_before, checkpoint_layers, compile_layers, length_buckets
+from lowrank_speech.training.memory.precision import DTYPES, FrozenWeights
+from lowrank_speech.training.memory.precision import check as check_precision
+from lowrank_speech.training.memory.running_out import explained
+from lowrank_speech.training.process.checkpoint import Checkpoints
+from lowrank_speech.training.process.distributed import Ranks, grouped
+from lowrank_speech.training.process.rng import same_draws
+from lowrank_speech.training.process.signals import Signals
 from lowrank_speech.training.progress import Curves, Progress
-from lowrank_speech.training.signals import Signals
-from lowrank_speech.training.state import go_on, state_of
+from lowrank_speech.training.result import Outcome, choose, note, out_of_patience, outcome, watch_blank
+from lowrank_speech.training.state import Parts, State, Sums, pack, unpack
 from lowrank_speech.training.step import Stepper
-from lowrank_speech.training.weights import changing, copied, mean, put
 
 log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """Trains ``model`` on one task.
+    """Trains the parameters of ``model`` that have ``requires_grad`` when the trainer is created.
 
-    ``scratch``: folder of the states; ``events``: of TensorBoard's files, if there are to be any; ``ranks``: the
-    processes that share the work. What trains is what has ``requires_grad`` when the trainer is made. ``constraint``
-    (optional) has ``step()``, ``deviation()``, ``state_dict()`` and ``load_state_dict()``. UserError where every
-    parameter is frozen.
+    ``key``: identifies settings, inputs and code; ``folder``: where states are saved; ``events``: where TensorBoard's
+    files go, if they are wanted; ``ranks``: the processes that share the work. ``constraint`` (optional) has
+    ``step()``, ``deviation()``, ``state_dict()`` and ``load_state_dict()``. Raises UserError if every parameter is
+    frozen.
     """
 
     def __init__(
@@ -64,31 +63,21 @@ class Trainer:
         objective: Objective,
         config: TrainConfig,
         seed: int,
-        scratch: Path,
+        folder: Path,
         key: str,
         loader: Loader,
         constraint: Any = None,
         events: Path | None = None,
         ranks: Ranks | None = None,
+        runtime: Runtime | None = None,
     ):
-        self.config, self.seed, self.key, self.loader, self.constraint = config, seed, key, loader, constraint
-        self.device = pick_device(config.device)
+        self.config, self.runtime, self.seed = config, runtime or Runtime(), seed
+        self.loader, self.constraint, self.events = loader, constraint, events
+        self.device, self.ranks = pick_device(self.runtime.device), ranks or Ranks()
         check_precision(config.precision, self.device)
-        self.ranks = ranks or Ranks()
-        self.objective = objective.to(self.device)
-        self.checkpoints, self.events = Checkpoints(scratch), events
-        self.history: list[dict[str, Any]] = []
-        self.epoch = self.batch = self.blank_evaluations = 0
-        self.steps: int | None = None  # of the whole run
-        self.largest: list[int] = []
-        self.speech = self.seconds = 0.0
-        self.peak_bytes = 0
+        self.checkpoints, self.state = Checkpoints(folder), State()
         self.activations: int | None = None
-        self.sums = self._no_sums()
-        self.best: dict[str, torch.Tensor] | None = None
-        self.best_metric = math.inf
-        self.recent: deque[dict[str, torch.Tensor]] = deque(maxlen=config.average or 0)
-        self.averaged = 0
+        self.objective = objective.to(self.device)
         if config.dropout is not None:
             set_dropout(model, config.dropout)
         if not config.train_front_end:
@@ -96,7 +85,7 @@ class Trainer:
                 parameter.requires_grad_(False)
         self.frozen = None
         if config.frozen_dtype != "fp32":
-            file = scratch / "frozen.safetensors" if self.ranks.first else None
+            file = folder / "frozen.safetensors" if self.ranks.first else None
             self.frozen = FrozenWeights(model, DTYPES[config.frozen_dtype], file)
             self.frozen.hold()
         with explained(None, config):
@@ -106,41 +95,35 @@ class Trainer:
         if config.compile:
             compile_layers(model, static=config.compile_buckets is not None)
         self.stepper = Stepper(model, objective, config, self.device, seed, constraint, self.ranks)
+        self.parts = Parts(key, model, self.objective, self.stepper, self.ranks, self.device)
         self.ranks.copy_from_first(self.stepper.parameters)
-        if not self.ranks.first:  # its batches are others, and so is what it drops out
+        if not self.ranks.first:  # each process draws its own dropout
             torch.manual_seed(seed + self.ranks.rank)
 
     @property
-    def optimiser(self) -> torch.optim.Optimizer:
-        return self.stepper.optimiser
-
-    @property
     def step(self) -> int:
-        """Updates of the weights so far, skipped ones included."""
+        """Number of updates so far, including skipped ones."""
         return self.stepper.steps
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of the model (without auxiliary heads) that train, by name."""
-        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     # -- one run -----------------------------------------------------------------------------------------------------
 
-    def run(self, train: Cuts, dev: Cuts, metrics: Path) -> dict[str, Any]:
-        """Train to the end; the model holds the best (or last, or mean) weights. Returns the cost and the dev metric.
+    def run(self, train: Cuts, dev: Cuts, metrics: Path) -> Outcome:
+        """Train to the end. Leaves the best (or last, or mean) weights in the model; ``metrics`` gets a row per epoch.
 
-        The states stay for the caller to clear once its outputs are written. Raises Stopped after SIGTERM or SIGUSR1,
-        when the state is saved.
+        The caller removes the states once its outputs are written. After SIGTERM or SIGUSR1, saves the state and raises
+        Stopped.
         """
         train, dev, first = numbered(train), numbered(dev), self.ranks.first
         with Signals() as self.signals, logging_redirect_tqdm():
             self._ready(train)
-            self.progress = Progress(self.steps, self.step, shown=first)
+            state = self.state
+            self.progress = Progress(state.steps, self.step, shown=first)
             self.curves = Curves(self.events if first else None, self.step)
             self.last_save = time.monotonic()
             try:
-                # Inside an epoch there may be no step left, but its end.
-                while self.epoch < self.config.epochs and (
-                    self.batch or (self.step < self.steps and not self._out_of_patience())
+                # A run that continues may have done the last step of an epoch, but not its evaluation.
+                while state.epoch < self.config.epochs and (
+                    state.batch or (self.step < state.steps and not out_of_patience(state, self.config))
                 ):
                     self._epoch(train)
                     self._end_of_epoch(dev)
@@ -148,36 +131,42 @@ class Trainer:
             except Stopped as stop:
                 path = self._save()
                 self.ranks.stop()
-                raise Stopped(f"{stop}: {path} has the state; the same command goes on from step {self.step}") from None
+                raise Stopped(
+                    f"{stop}: the state is in {path}; the same command continues from step {self.step}"
+                ) from None
             finally:
                 self.progress.close()
                 self.curves.close()
-            if not any(row["loss"] is not None for row in self.history):
+            if not any(row["loss"] is not None for row in state.history):
                 raise UserError(
-                    f"no step of {self.step} changed the weights: every loss or gradient was not finite; the lines "
-                    f"above name utterances: look at their recordings, or lower lr and head_lr"
+                    f"none of {self.step} steps changed the weights: no loss or gradient was finite; listen to the "
+                    f"recordings of the utterances named above, or lower lr and head_lr"
                 )
-            metric = self._choose(dev)
+            chosen = choose(state, self.model, self.config, lambda: self._evaluate(dev).metric)
         self.model.eval()
-        numbers = cost(self, metric)
+        deviation = None if self.constraint is None else self.deviation()
+        found = outcome(chosen, state, self.parts, deviation, self.activations)
         if self.frozen is not None:
-            self.model.to("cpu")  # a GPU that the training filled may have no room for the whole weights
+            self.model.to("cpu")  # the float32 weights may not fit on a GPU that the training filled
             self.frozen.restore()
         as_before(self.model)
         if first:
             with atomic(metrics) as temporary:
-                temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history), encoding="utf-8")
+                temporary.write_text("".join(json.dumps(row) + "\n" for row in state.history), encoding="utf-8")
         self.ranks.stop()
-        return numbers
+        return found
 
     def _ready(self, train: KeptCuts | ListedCuts) -> None:
-        """All that comes before the first step: the state of a run before, the plan, the dry run."""
+        """Do everything that precedes the first step: load the state of an earlier run, plan, do the dry run."""
         self._load()
-        if self.steps is None:
-            self.steps, self.largest = plan(train, self.config, self.seed, self.ranks.world, self.model.window_seconds)
+        state = self.state
+        if state.steps is None:
+            state.steps, state.largest = plan(
+                train, self.config, self.seed, self.ranks.world, self.model.window_seconds
+            )
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs",
-            *(len(train), float(train.durations.sum()), self.steps, self.config.epochs),
+            *(len(train), float(train.durations.sum()), state.steps, self.config.epochs),
         )
         most, *_ = batching(self.config, self.seed, 0)
         if longer := int((train.durations > most).sum()):
@@ -187,12 +176,12 @@ class Trainer:
         if self.config.compile_buckets is not None and self.model.frame_rate is not None:
             longest = train.durations / min((1.0, *self.config.speed))
             self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
-            log.info("encoder layers are compiled for these numbers of frames: %s", self.model.buckets)
-        if self.config.dry_run or (self.config.dry_run is None and self.device.type == "cuda"):
-            self._rehearse([train[i] for i in self.largest])
+            log.info("compiling encoder layers for these numbers of frames: %s", self.model.buckets)
+        if self.runtime.dry_run or (self.runtime.dry_run is None and self.device.type == "cuda"):
+            self._rehearse([train[i] for i in state.largest])
 
     def _rehearse(self, cuts: list[Any]) -> None:
-        """A batch of ``cuts``, at the lowest speed, forward and back, without an update."""
+        """Run a batch of ``cuts``, at the lowest speed, forward and backward without an update."""
         loader = copy(self.loader)
         if loader.augmentation is not None:
             loader.augmentation = loader.augmentation.at_the_slowest()
@@ -201,141 +190,89 @@ class Trainer:
         self.activations = rehearse(self.stepper, batch)
 
     def _epoch(self, train: Cuts) -> None:
-        """The rest of an epoch, from batch number ``self.batch`` on."""
+        """Train for the rest of an epoch, from batch number ``state.batch`` on."""
         self.model.train()
-        if self.step >= self.steps:
+        state, rank, world = self.state, self.ranks.rank, self.ranks.world
+        if self.step >= state.steps:
             return
-        rank, world = self.ranks.rank, self.ranks.world
-        how = batching(self.config, self.seed, self.epoch)
-        dealt = self.loader.train(train, *how, skip=self.batch, rank=rank, world=world)
+        how = batching(self.config, self.seed, state.epoch)
+        dealt = self.loader.train(train, *how, skip=state.batch, rank=rank, world=world)
         for batches in grouped(dealt, self.config.accumulate * world):
             start = time.perf_counter()
-            losses = self.stepper.step(batches, self.steps)
-            self.seconds += time.perf_counter() - start
+            result = self.stepper.step(batches, state.steps)
+            state.seconds += time.perf_counter() - start
             speech = sum(cut.duration for batch in batches for cut in batch["cuts"])
-            self.speech += speech
-            self.batch += len(batches)
-            if losses is None:
-                self.sums["skipped"] += 1
+            state.speech += speech
+            state.batch += len(batches)
+            if result is None:
+                state.sums.skipped += 1
             else:
-                self.sums["loss"] += losses.task_sum
-                self.sums["units"] += losses.units
-                self.sums["impossible"] += losses.impossible
-                values = {"loss": losses.task_sum / max(losses.units, 1), "gradient_norm": self.stepper.norm}
+                state.sums.loss += result.task_sum
+                state.sums.units += result.units
+                state.sums.impossible += result.impossible
+                values = {"loss": result.task_sum / max(result.units, 1), "gradient_norm": self.stepper.norm}
                 self.curves.add(self.step, "step", values)
-            self.progress.step(self.epoch + 1, self._mean_loss(), speech)
-            due = self.ranks.first and time.monotonic() - self.last_save >= 60 * self.config.save_minutes
+            self.progress.step(state.epoch + 1, state.sums.mean, speech)
+            due = self.ranks.first and time.monotonic() - self.last_save >= 60 * self.runtime.save_minutes
             stopped, due = self.ranks.sum([self.signals.received is not None, due])
             if stopped:
                 raise self.signals.stop()
             if due:
                 self._save()
-            if self.step >= self.steps:
+            if self.step >= state.steps:
                 break
 
-    def _no_sums(self) -> dict[str, Any]:
-        return {"loss": 0.0, "units": 0, "impossible": 0, "skipped": 0}
-
-    def _mean_loss(self) -> float | None:
-        """The epoch's loss per unit so far; None where no step counted."""
-        return self.sums["loss"] / self.sums["units"] if self.sums["units"] else None
-
     def _end_of_epoch(self, dev: Cuts) -> None:
-        """Row of the history, evaluation, and the position at the start of the next epoch."""
-        number, impossible = self.epoch + 1, self.sums["impossible"]
-        row = {"step": self.step, "epoch": number, "loss": self._mean_loss(), "skipped": self.sums["skipped"]}
-        row["lr"] = self.optimiser.param_groups[0]["lr"]
+        """Evaluate, add a row to the history, and move to the start of the next epoch."""
+        state, number = self.state, self.state.epoch + 1
+        row = {"step": self.step, "epoch": number, "loss": state.sums.mean, "skipped": state.sums.skipped}
+        row["lr"] = self.stepper.optimiser.param_groups[0]["lr"]
         if self.constraint is not None:
             row["deviation"] = self.deviation()
-        if self.objective.ctc is not None:
-            row["ctc_impossible"] = impossible
-        due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= self.steps
-        # Nothing changes before the evaluation is over: until then the state is that after the epoch's last step.
+        if self.objective.backend is not None:
+            row["ctc_impossible"] = state.sums.impossible
+        due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= state.steps
+        # Until the evaluation is over, the state must stay that of the epoch's last step.
         found = self._evaluate(dev) if due else None
-        if impossible:
+        if state.sums.impossible:
             log.warning(
                 "epoch %d: %d targets need more frames than their utterances have; CTC leaves them out",
                 number,
-                impossible,
+                state.sums.impossible,
             )
         if found is not None:
             row |= {"dev_loss": found.loss if math.isfinite(found.loss) else None, "dev_metric": found.metric}
             row |= {} if found.blank is None else {"dev_blank": found.blank}
             shown = "-" if row["loss"] is None else f"{row['loss']:.4f}"
             log.info("epoch %d: loss %s, dev loss %.4f, dev error %.4f", number, shown, found.loss, found.metric)
-            self._note(found)
-        self.history.append(row)
+            note(state, found, self.model, self.config)
+            watch_blank(state, found, self.step, self.config)
+        state.history.append(row)
         self.curves.add(self.step, "epoch", row)
-        self.epoch, self.batch, self.sums = number, 0, self._no_sums()
-
-    def _note(self, found: Dev) -> None:
-        """Keep the weights of an evaluation that may be the result, and look for a collapse of CTC."""
-        if self.config.average:
-            self.recent.append(copied(changing(self.model)))
-        if found.metric < self.best_metric:
-            self.best_metric = found.metric
-            if self.config.keep == "best":
-                self.best = copied(changing(self.model))
-        if found.blank != 1.0 or not math.isfinite(found.loss):
-            self.blank_evaluations = 0
-            return
-        self.blank_evaluations += 1
-        advice = "train longer (epochs), warm up longer (warmup), raise head_lr or lower lr"
-        log.warning("step %d: CTC's output is blank alone for all of dev; if it stays so: %s", self.step, advice)
-        if self.blank_evaluations >= (self.config.blank_patience or math.inf):
-            raise UserError(
-                f"step {self.step}: CTC's output for dev was blank alone in {self.blank_evaluations} evaluations in a "
-                f"row (blank_patience): {advice}"
-            )
+        state.epoch, state.batch, state.sums = number, 0, Sums()
 
     def _evaluate(self, dev: Cuts) -> Dev:
         batches = self.loader.all(dev, 2 * self.config.batch_seconds, rank=self.ranks.rank, world=self.ranks.world)
         return evaluate(self.model, self.objective, self.config, batches, self.device, self.signals, self.ranks)
 
-    def _out_of_patience(self) -> bool:
-        if self.config.patience is None:
-            return False
-        dev = [row["dev_metric"] for row in self.history if "dev_metric" in row]
-        return bool(dev) and len(dev) - 1 - dev.index(min(dev)) >= self.config.patience
-
-    def _choose(self, dev: Cuts) -> float | None:
-        """Put the weights that are the result into the model; their dev metric."""
-        last = self.history[-1].get("dev_metric")
-        if len(self.recent) > 1:
-            put(mean(self.recent), self.model)
-            found = self._evaluate(dev).metric
-            taken = self.config.keep == "last" or found <= self.best_metric
-            log.info(
-                "the mean of the last %d evaluations' weights: dev error %.4f; %s",
-                *(len(self.recent), found, "taken" if taken else f"the best epoch's {self.best_metric:.4f} is better"),
-            )
-            if taken:
-                self.averaged = len(self.recent)
-                return found
-        if self.config.keep == "last":
-            return last
-        if self.best is not None:
-            put(self.best, self.model)
-        return self.best_metric
-
     def deviation(self) -> float:
-        """The largest deviation of a constrained factor from semi-orthogonality."""
+        """The largest deviation from semi-orthogonality among the constrained factors."""
         return max(self.constraint.deviation().values(), default=0.0)
 
     # -- state -------------------------------------------------------------------------------------------------------
 
     def _save(self) -> Path:
-        """Every process must call it; returns when the state is on the disk. Its path."""
-        state = state_of(self)
+        """Save the state; returns its path once it is on disk. Every process must call this."""
+        state = pack(self.state, self.parts)
         path = self.ranks.from_first(lambda: self.checkpoints.save(self.step, state))
         self.last_save = time.monotonic()
         return path
 
     def _load(self) -> None:
-        if not self.ranks.first:  # it removes broken states
+        if not self.ranks.first:  # the first process removes broken states
             self.ranks.wait()
         found = self.checkpoints.newest()
         if self.ranks.first:
             self.ranks.wait()
         if found is not None:
-            go_on(self, *found)
+            self.state = unpack(*found, self.parts)

@@ -1,7 +1,7 @@
-"""The optimiser of a training: AdamW with two learning rates, and where asked SGD for the factors of low-rank layers.
+"""The optimiser: AdamW with two learning rates, and optionally SGD for the factors of low-rank layers.
 
-Kaldi trains TDNN-F by SGD, which its semi-orthogonal update was made for; AdamW moves the factors by steps of equal
-size whatever the size of the gradient (k2-fsa/snowfall#74 reports that the update fights it).
+Kaldi designed its semi-orthogonal update for SGD, with which it trains TDNN-F. AdamW takes steps of equal size whatever
+the size of the gradient (k2-fsa/snowfall#74 reports that the update works against it).
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from lowrank_speech.training.config import TrainConfig
 Groups = list[dict[str, Any]]
 
 
-class Together:
-    """Several optimisers that step as one; what the training asks of an optimiser, and no more."""
+class MultiOptimizer:
+    """Several optimisers that step as one, with the part of an optimiser's interface that a training uses."""
 
     def __init__(self, parts: Sequence[torch.optim.Optimizer]):
         self.parts = list(parts)
@@ -30,7 +30,7 @@ class Together:
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, Any]]:
-        # A new mapping: looking a parameter up in torch's own, which are defaultdicts, would add it.
+        # A new dict, because torch's own are defaultdicts: a lookup would add the parameter.
         return {parameter: values for part in self.parts for parameter, values in part.state.items()}
 
     def step(self) -> None:
@@ -49,21 +49,24 @@ class Together:
             part.load_state_dict(own)
 
 
-def make_optimiser(model: SpeechModel, objective: nn.Module, config: TrainConfig) -> torch.optim.Optimizer | Together:
-    """For what has ``requires_grad``; each group has its ``peak`` learning rate.
+def make_optimiser(
+    model: SpeechModel, objective: nn.Module, config: TrainConfig
+) -> torch.optim.Optimizer | MultiOptimizer:
+    """The optimiser of all parameters that have ``requires_grad``; each group has its ``peak`` learning rate.
 
-    UserError where nothing trains, a package is not installed, or ``factor_sgd`` finds no factors that train.
+    Raises UserError if nothing trains, a package is not installed, or ``factor_sgd`` finds no trainable factors.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     factors = _factors(model) if config.factor_sgd is not None else {}
-    for owner, named in (("", model.named_parameters()), ("aux", objective.named_parameters())):
+    for auxiliary, named in ((False, model.named_parameters()), (True, objective.named_parameters())):
         for name, parameter in named:
             if not parameter.requires_grad or id(parameter) in factors:
                 continue
-            lr = config.head_lr if owner == "aux" or model.is_head(name) else config.lr
+            is_head = auxiliary or model.is_head(name)
+            lr = config.head_lr if is_head else config.lr
             groups.setdefault((lr, parameter.dim() > 1), []).append(parameter)
     if not groups and not factors:
-        raise UserError("nothing to train: every parameter is frozen")
+        raise UserError("nothing to train: every parameter is frozen; choose another `adapt`")
     listed = [
         {"params": p, "lr": lr, "peak": lr, "weight_decay": config.weight_decay if decays else 0.0}
         for (lr, decays), p in groups.items()
@@ -72,14 +75,16 @@ def make_optimiser(model: SpeechModel, objective: nn.Module, config: TrainConfig
     if config.factor_sgd is None:
         return adamw
     if not factors:
-        raise UserError("training.factor_sgd: there are no factors that train; set it for methods that factorise")
+        raise UserError(
+            "training.factor_sgd: the model has no trainable factors; set it only for methods that factorise"
+        )
     lr = config.factor_sgd.lr
     group = {"params": list(factors.values()), "lr": lr, "peak": lr}
-    return Together([adamw, torch.optim.SGD([group], lr=lr, momentum=config.factor_sgd.momentum)])
+    return MultiOptimizer([adamw, torch.optim.SGD([group], lr=lr, momentum=config.factor_sgd.momentum)])
 
 
 def _factors(model: SpeechModel) -> dict[int, nn.Parameter]:
-    """Both factors of every low-rank layer that train; biases stay with AdamW."""
+    """The trainable factors of all low-rank layers, by id; biases stay with AdamW."""
     weights = [w for layer in low_rank_layers(model.body).values() for w in (layer.first.weight, layer.second.weight)]
     return {id(weight): weight for weight in weights if weight.requires_grad}
 
@@ -93,9 +98,9 @@ def _adamw(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
 def _bitsandbytes() -> Any:
     try:
         from bitsandbytes import optim
-    except Exception as error:  # a broken CUDA set-up raises other things than ImportError there
+    except Exception as error:  # with a broken CUDA installation it raises other errors than ImportError
         raise UserError(
             f"training.optimiser: adamw8bit needs the package bitsandbytes ({' '.join(str(error).split())}): install "
-            f"it, or take adamw"
+            f"it, or use adamw"
         ) from error
     return optim

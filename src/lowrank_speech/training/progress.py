@@ -1,4 +1,4 @@
-"""What a person sees of a training under way: a bar or lines in the log, and curves for TensorBoard."""
+"""Show the progress of a training: a bar or log lines, and curves for TensorBoard."""
 
 import contextlib
 import logging
@@ -9,18 +9,15 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lowrank_speech.errors import UserError
-from lowrank_speech.training.config import TrainConfig
-
 log = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 60.0
 
 
 class Progress:
-    """A bar on a terminal; elsewhere a line in the log every minute. Of ``steps``, ``done`` are behind it.
+    """A bar on a terminal; elsewhere a log line every minute. ``done`` of ``steps`` are already done.
 
-    ``shown``: whether there is to be a bar.
+    ``shown``: whether to show a bar at all.
     """
 
     def __init__(self, steps: int, done: int, shown: bool = True):
@@ -30,7 +27,7 @@ class Progress:
         self.bar = tqdm(total=steps, initial=done, disable=None if shown else True, unit="step")
 
     def step(self, epoch: int, loss: float | None, speech: float) -> None:
-        """One step more, in ``epoch`` (from 1), with the epoch's mean loss so far and ``speech`` seconds of speech."""
+        """Count a step of ``speech`` seconds in ``epoch`` (from 1); ``loss``: the epoch's mean so far."""
         self.done += 1
         self.speech += speech
         now = time.monotonic()
@@ -50,27 +47,18 @@ class Progress:
         self.bar.close()
 
 
-def events_folder(config: TrainConfig, folder: Path | None) -> Path | None:
-    """Where event files go: ``folder`` if the recipe asks for them, else None. UserError where there is no folder."""
-    if not config.tensorboard:
-        return None
-    if folder is None:
-        raise UserError("training.tensorboard needs --tensorboard, the folder of the event files")
-    return folder
-
-
 class Curves:
-    """Event files for TensorBoard in ``folder``; with None, nothing.
+    """Writes event files for TensorBoard to ``folder``; with None, does nothing.
 
-    ``step``: the step that the run goes on from. What a killed run wrote beyond it is hidden; at 0 the event files of
-    runs before are removed.
+    ``step``: the step from which the run continues. TensorBoard hides what a killed run wrote after it. At 0, the event
+    files of earlier runs are removed.
     """
 
     def __init__(self, folder: Path | None, step: int):
         self.writer = None
         if folder is None:
             return
-        # Slow to import, and not needed without it.
+        # Imported here, because the import is slow.
         from torch.utils.tensorboard import SummaryWriter
 
         if step == 0:
@@ -79,7 +67,7 @@ class Curves:
         self.writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, step: int, group: str, values: Mapping[str, Any]) -> None:
-        """The numbers among ``values`` at ``step``, as curves ``group/name``."""
+        """Add ``values`` at ``step`` to the curves ``group/name``; skips None."""
         if self.writer is None:
             return
         with self._without_room():
@@ -94,9 +82,9 @@ class Curves:
 
     @contextlib.contextmanager
     def _without_room(self) -> Iterator[None]:
-        """Curves that cannot be written end, and the training goes on."""
+        """If the curves cannot be written, stop writing them and let the training continue."""
         try:
             yield
         except OSError as error:
-            log.warning("TensorBoard's curves end here: %s", error)
+            log.warning("the curves for TensorBoard cannot be written and end here: %s", error)
             self.writer = None

@@ -1,9 +1,9 @@
-"""How one update of the weights is computed, over one or several batches.
+"""One update of the weights, over one or several batches.
 
 An update takes a list of batches (``accumulate`` of them for each process). Every loss is a mean per unit (label,
-token, utterance); the batches' losses are weighted by their units, so that several small batches give the gradient of
-one large batch. What trains is held in float32 and the optimiser works on that; ``precision`` rules the computation
-alone. The constraint on the factors follows the optimiser.
+token, utterance). The batches' losses are weighted by their units, so that several small batches give the gradient of
+one large batch. Trained weights stay in float32, also for the optimiser; ``precision`` only concerns the computation.
+The constraint on the factors is applied after the optimiser's step.
 """
 
 import contextlib
@@ -19,18 +19,18 @@ from torch import nn
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.augment import spec_augment
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.distributed import Ranks
-from lowrank_speech.training.layers import compiling
-from lowrank_speech.training.memory import explained, padded_seconds
-from lowrank_speech.training.objective import Losses, Objective
+from lowrank_speech.training.data.masks import spec_augment
+from lowrank_speech.training.losses.objective import Losses, Objective
+from lowrank_speech.training.memory.layers import compiling
+from lowrank_speech.training.memory.precision import autocast
+from lowrank_speech.training.memory.running_out import explained, padded_seconds
 from lowrank_speech.training.optimisers import make_optimiser
-from lowrank_speech.training.precision import autocast
+from lowrank_speech.training.process.distributed import Ranks
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5  # utterances of a batch that a message names
+SHOWN = 5  # number of utterances that a message names
 
 
 def schedule(step: int, steps: int, config: TrainConfig) -> float:
@@ -45,8 +45,8 @@ def schedule(step: int, steps: int, config: TrainConfig) -> float:
 
 
 @dataclass(frozen=True)
-class Done:
-    """One update: the task's loss sum and its units over all batches of all processes; see ``Losses``."""
+class StepResult:
+    """The task's loss sum and its units over all batches of all processes in an update; see ``Losses``."""
 
     task_sum: float
     units: int
@@ -54,10 +54,10 @@ class Done:
 
 
 class Stepper:
-    """Updates what has ``requires_grad`` in ``model`` and ``objective`` (both on ``device``) when it is made.
+    """Updates the parameters of ``model`` and ``objective`` (both on ``device``) that have ``requires_grad`` now.
 
-    ``constraint`` (optional) has ``step()``, ``state_dict()`` and ``load_state_dict()``. UserError where nothing trains
-    or the device or an uninstalled package cannot do what ``config`` asks for.
+    ``constraint`` (optional) has ``step()``, ``state_dict()`` and ``load_state_dict()``. Raises UserError if nothing
+    trains, or if ``config`` asks for what the device cannot do or for a package that is not installed.
     """
 
     def __init__(
@@ -73,27 +73,27 @@ class Stepper:
         self.model, self.objective, self.config, self.device = model, objective, config, device
         self.constraint, self.ranks = constraint, ranks or Ranks()
         self.steps = self.bad_steps = self.skipped = 0
-        self.norm: float | None = None  # of the last gradient, before it was clipped
+        self.norm: float | None = None  # of the last gradient, before clipping
         self.optimiser = make_optimiser(model, objective, config)
-        # Without fp16 it passes everything through.
+        # The scaler does nothing without fp16.
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        # Each process draws masks and dropout for batches of its own.
+        # Each process draws the masks for its own batches.
         self.generator = torch.Generator().manual_seed(seed + self.ranks.rank)
         if config.spec_augment is not None:
             model.mask = partial(spec_augment, config=config.spec_augment, generator=self.generator)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that the optimiser updates."""
+        """The parameters that the optimiser updates."""
         return [p for group in self.optimiser.param_groups for p in group["params"]]
 
     # -- one update --------------------------------------------------------------------------------------------------
 
-    def step(self, batches: Sequence[dict[str, Any]], steps: int) -> Done | None:
-        """Update number ``self.steps`` of ``steps``, from ``batches``; None where it was skipped.
+    def step(self, batches: Sequence[dict[str, Any]], steps: int) -> StepResult | None:
+        """Do update number ``self.steps`` of ``steps`` from ``batches``. Returns None if the update was skipped.
 
-        Batches without ``features`` are another process's. UserError after too many skipped in a row, and where memory
-        does not suffice.
+        Batches without ``features`` belong to another process. Raises UserError after too many skipped steps in a row,
+        and if memory runs out.
         """
         factor = schedule(self.steps, steps, self.config)
         frozen_body = self.steps < self.config.freeze_encoder_steps
@@ -111,26 +111,26 @@ class Stepper:
                     if not torch.isfinite(total):
                         bad = total.item()
                         break
-                    if total.requires_grad:  # not where a frozen phase leaves nothing that trains below this loss
+                    if total.requires_grad:  # while the body is frozen, this loss may have nothing to train
                         self.scaler.scale(total).backward()
                 sums = [a + b for a, b in zip(sums, (losses.task_sum, losses.units, losses.impossible), strict=True)]
         *sums, bad_ranks = self.ranks.sum([*sums, float(bad is not None)])
         if bad_ranks:
             return self._skip("loss", bad or "not finite in another process", own)
-        # The optimiser's state comes into being at the first update.
+        # The first update may run out of memory, because it allocates the optimiser's state.
         largest = max(own, key=lambda batch: padded_seconds(batch["cuts"]), default=None)
         with explained(largest, self.config) if own else contextlib.nullcontext():
             if not self._update(constrained=not frozen_body):
                 return self._skip("gradient's norm", self.norm, own)
-        return Done(sums[0], int(sums[1]), int(sums[2]))
+        return StepResult(sums[0], int(sums[1]), int(sums[2]))
 
     def _update(self, constrained: bool) -> bool:
-        """Move the weights by the gradients that are there; False, and nothing moved, where these are not finite.
+        """Update the weights; returns False, without an update, if the gradients are not finite.
 
-        ``constrained``: the constraint follows; factors that rest are left alone.
+        ``constrained``: apply the constraint afterwards, which must not change factors that are frozen in this step.
         """
         self.ranks.sum_gradients(self.parameters)
-        if all(p.grad is None for p in self.parameters):  # all that trains rests; the scaler would refuse
+        if all(p.grad is None for p in self.parameters):  # everything is frozen in this step; the scaler would fail
             self.norm, self.bad_steps = 0.0, 0
             return True
         self.scaler.unscale_(self.optimiser)
@@ -147,35 +147,35 @@ class Stepper:
         return True
 
     def losses(self, batch: dict[str, Any]) -> Losses:
-        """The losses of one batch, masked and on the device, in the precision of the training."""
+        """The losses of one batch, with SpecAugment masks, in the training's precision."""
         features, lengths = batch["features"].to(self.device), batch["lengths"].to(self.device)
         with autocast(self.config.precision, self.device, keep=not self.config.gradient_checkpointing):
             return self.objective(self.model, features, lengths, batch["cuts"])
 
     def _units(self, own: Sequence[dict[str, Any]]) -> list[int]:
-        """Units of each term of the loss over all batches of this update, all processes together."""
-        counts = [0] * self.objective.terms
+        """Units of each term of the loss, over all batches of all processes in this update."""
+        counts = [0] * len(self.objective.losses)
         for batch in own:
             counts = [a + b for a, b in zip(counts, self.objective.units(self.model, batch), strict=True)]
         return [int(n) for n in self.ranks.sum(counts)]
 
     def _skip(self, what: str, value: float | str, own: Sequence[dict[str, Any]]) -> None:
-        """Leave the weights as they are in this step. UserError after too many such steps in a row."""
+        """Skip this step without changing the weights. Raises UserError after too many skipped steps in a row."""
         self.optimiser.zero_grad(set_to_none=True)
         self.bad_steps += 1
         self.skipped += 1
         names = [cut.id for batch in own for cut in batch["cuts"]]
         shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-        log.warning("step %d: the %s is %s; skipped, with %s", self.steps, what, value, shown)
+        log.warning("skipping step %d: the %s is %s, for %s", self.steps, what, value, shown)
         if self.bad_steps > self.config.bad_patience:
             raise UserError(
-                f"the {what} was not finite in {self.bad_steps} steps in a row, the last one with {shown}: lower lr or "
-                f"head_lr; if it is the same utterances again and again, look at their recordings"
+                f"the {what} was not finite in {self.bad_steps} steps in a row, the last one for {shown}: lower lr or "
+                f"head_lr; if the same utterances always cause it, listen to their recordings"
             )
 
     @contextlib.contextmanager
     def _body_frozen(self) -> Iterator[None]:
-        """Only the head trains; of a model without one (Whisper in recognition) the decoder."""
+        """Train only the head inside; in a model without a head (Whisper in recognition), only the decoder."""
         model = self.model
         body = [
             p
@@ -193,13 +193,13 @@ class Stepper:
     # -- state -------------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, weights apart, as tensors and numbers. Every process must call it."""
+        """All that decides the next update, except for the weights. Every process must call this."""
         return {
             "optimiser": self.optimiser.state_dict(),
             "scaler": self.scaler.state_dict(),
             "constraint": self.constraint.state_dict() if self.constraint is not None else None,
             "counters": [self.steps, self.bad_steps, self.skipped],
-            # Of each process, in their order.
+            # One for each process, in their order.
             "generator": self.ranks.gather(self.generator.get_state()),
         }
 

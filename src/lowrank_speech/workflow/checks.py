@@ -1,130 +1,200 @@
-"""Checks what a schema cannot: that names refer to something, and that settings go together.
+"""Check what a schema cannot: that names exist, that settings go together, that test data do not leak.
 
-Everything that can be known from the config alone is refused here, before the first job runs.
+These checks run before the first job. They look at the config, and at the local folders that it names. They take the
+config as it was written; ``experiment.check`` then reads every section with the class of its stage.
 """
 
+import json
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from lowrank_speech.workflow.config import WISHES, Config, ConfigError, System, calibrated, systems, training
-from lowrank_speech.workflow.schema import nearest
-
-FEATURES = {"wav2vec2": ("conv", "waveform"), "w2v-bert": ("fbank", "waveform"), "whisper": ("logmel", "waveform")}
-"""Family -> kinds of features that it eats."""
-
-RECIPE = {"warmup": 0.1, "hold": 0.4, "precision": "fp32", "frozen_dtype": "fp32", "compile": False}
-"""training/config.py's defaults of keys that go together with others; a test holds them against it."""
+from lowrank_speech.workflow.config import (
+    DEFAULT_DECODERS,
+    DEV,
+    WISHES,
+    Config,
+    ConfigError,
+    Split,
+    System,
+    calibrated,
+    decoders,
+    lang_splits,
+    systems,
+    task_splits,
+    tests,
+    training,
+)
+from lowrank_speech.workflow.schema import Schema, nearest
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+POSITIONS = 50
+"""Positions of Whisper's encoder in a second."""
 
 
-def check(config: Config) -> None:
-    """ConfigError on the first cross reference that leads nowhere or combination that cannot work."""
+def check(config: Config, schema: Schema) -> None:
+    """Raise ConfigError for the first unknown name or invalid combination of settings."""
     for name in config.get("langs", ()):
         _check_lang(config, name)
     for name in config["bases"]:
-        _check_base(config, name)
+        _check_base(config, name, schema["families"])
     for name in config["tasks"]:
-        _check_task(config, name)
+        _check_task(config, name, schema)
     for name in config["methods"]:
         _check_method(config, name)
     if "calibrate" in config:
-        _known_split(config, "calibrate", config["calibrate"], "split")
+        _check_calibrate(config)
     for section in ("bases", "tasks", "methods"):
         for name in config["systems"][section]:
             _known(f"systems.{section}", name, config[section])
     for system in systems(config):
-        _check_system(config, system)
+        _check_system(config, system, schema["families"])
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
     if value not in legal:
-        shown = ", ".join(legal) or "nothing: none is defined"
-        raise ConfigError(f"{where}: {value!r} is none of {what}{shown}{nearest(value, legal)}")
+        shown = f"expected one of {what}{', '.join(legal)}" if legal else "none is defined"
+        raise ConfigError(f"{where}: {value!r} does not exist; {shown}{nearest(value, legal)}")
 
 
-def _known_split(config: Config, where: str, section: Mapping[str, Any], key: str) -> None:
-    """``section[key]`` must be a split of ``section["corpus"]``."""
-    corpus = section["corpus"]
-    _known(f"{where}.corpus", corpus, config["corpora"])
-    _known(f"{where}.{key}", section[key], config["corpora"][corpus]["splits"], f"the splits of corpora.{corpus}: ")
+def _known_split(config: Config, where: str, split: Split, key: str) -> None:
+    _known(f"{where}.corpus", split.corpus, config["corpora"])
+    legal = config["corpora"][split.corpus]["splits"]
+    _known(f"{where}.{key}", split.split, legal, f"the splits of corpora.{split.corpus}: ")
+
+
+def _roles(config: Config) -> dict[Split, str]:
+    """Split -> its role in the first task that uses it as dev or test split."""
+    found: dict[Split, str] = {}
+    for task in config["tasks"]:
+        for split in tests(config, task).values():
+            found[split] = f"the test split of tasks.{task}"
+        found.setdefault(task_splits(config, task)["dev"], f"the dev split of tasks.{task}")
+    return found
+
+
+# -- token sets and bases ----------------------------------------------------------------------------------------------
 
 
 def _check_lang(config: Config, name: str) -> None:
-    lang, where = config["langs"][name], f"langs.{name}"
-    for corpus in lang.get("corpora", ()):
+    where, roles = f"langs.{name}", _roles(config)
+    for corpus in config["langs"][name].get("corpora", ()):
         _known(f"{where}.corpora", corpus, config["corpora"])
-        for split in lang["splits"]:
-            _known_split(config, where, {"corpus": corpus, "splits": split}, "splits")
-            for task_name, task in config["tasks"].items():
-                if task["corpus"] == corpus and split in (task["dev"], task["test"]):
-                    role = "test" if split == task["test"] else "dev"
-                    raise ConfigError(
-                        f"{where}.splits: {split!r} is the {role} split of tasks.{task_name}; token sets are made from "
-                        f"training transcripts only: take it out"
-                    )
+    for split in lang_splits(config, name):
+        _known_split(config, where, split, "splits")
+        if split in roles:
+            raise ConfigError(
+                f"{where}.splits: {split.split!r} is {roles[split]}; token sets may only read training transcripts: "
+                f"remove it"
+            )
 
 
-def _check_base(config: Config, name: str) -> None:
+def _check_base(config: Config, name: str, families: Mapping[str, Any]) -> None:
     base, where = config["bases"][name], f"bases.{name}"
     family = base["family"]
-    if base["features"] not in FEATURES[family]:
+    kinds = families[family]["features"]
+    if base["features"] not in kinds:
         raise ConfigError(
-            f"{where}.features: {base['features']!r} does not fit the family {family}; it takes "
-            f"{' or '.join(FEATURES[family])}"
+            f"{where}.features: {base['features']!r} does not fit the family {family}; it takes {' or '.join(kinds)}"
         )
     if base["features"] == "waveform" and base.get("features_dtype"):
         raise ConfigError(
-            f"{where}.features_dtype: waveforms are not stored; remove the key or take features: {FEATURES[family][0]}"
+            f"{where}.features_dtype: waveforms are not stored; remove the key or use features: {kinds[0]}"
         )
     if base.get("lang") is not None:
         _known(f"{where}.lang", base["lang"], config.get("langs", {}))
     own = _lang_kind(config, name) == "whisper"
-    if own and family != "whisper":
+    if own and not families[family]["tokenizer"]:
         raise ConfigError(
             f"{where}.lang: {base['lang']!r} is Whisper's own tokenizer; a {family} model needs kind char or "
             f"sentencepiece"
         )
     if base.get("window") is not None:
-        _check_window(base, where)
-    if base["source"] != "scratch":
-        for key in ("model", "front_end", "pretrain"):
-            if base.get(key) is not None:
-                raise ConfigError(f"{where}.{key}: this belongs to source: scratch, not to {base['source']!r}")
+        _check_window(base, where, families)
+    if base["source"] == "scratch":
+        _check_scratch(config, name, own, families)
         return
-    if family == "w2v-bert":
-        raise ConfigError(f"{where}.source: scratch makes wav2vec2 and whisper; w2v-bert needs a hub name or a folder")
+    for key in ("model", "front_end", "pretrain"):
+        if base.get(key) is not None:
+            raise ConfigError(f"{where}.{key} is only for source: scratch, but source is {base['source']!r}; remove it")
+    _check_source(base, where)
+    if families[family]["tokenizer"] and base.get("lang") is not None and not own and _published(base["source"]):
+        raise ConfigError(
+            f"{where}.lang: {base['lang']!r} is of kind {_lang_kind(config, name)}, but the published Whisper "
+            f"{base['source']} has its own tokens; name a token set of kind whisper"
+        )
+
+
+def _check_scratch(config: Config, name: str, own: bool, families: Mapping[str, Any]) -> None:
+    base, where = config["bases"][name], f"bases.{name}"
+    if not families[base["family"]]["scratch"]:
+        able = [family for family, facts in families.items() if facts["scratch"]]
+        raise ConfigError(
+            f"{where}.source: scratch supports only {' and '.join(able)}; {base['family']} needs a hub name or a folder"
+        )
     for key in ("lang", "pretrain"):
         if base.get(key) is None:
-            raise ConfigError(f"{where}.{key}: source: scratch needs it")
+            raise ConfigError(f"{where}.{key} is missing; source: scratch needs it")
     if own:
         raise ConfigError(f"{where}.lang: a base from scratch needs a token set of kind char or sentencepiece")
-    pretrain = base["pretrain"]
-    for key in ("train", "dev"):
-        _known_split(config, f"{where}.pretrain", pretrain, key)
-    _check_apart(f"{where}.pretrain", pretrain, ("train", "dev"))
-    _check_recipe(pretrain, f"{where}.pretrain", f"the pretraining of {name}")
+    pretrain, roles = base["pretrain"], _roles(config)
+    splits = {key: Split(pretrain["corpus"], pretrain[key]) for key in ("train", "dev")}
+    for key, split in splits.items():
+        _known_split(config, f"{where}.pretrain", split, key)
+        if roles.get(split, "").startswith("the test"):
+            raise ConfigError(
+                f"{where}.pretrain.{key}: {split.split!r} is {roles[split]}, whose results would be meaningless; "
+                f"choose another split"
+            )
+    _check_apart(f"{where}.pretrain", splits)
     if pretrain.get("factor_sgd") is not None:
         raise ConfigError(
             f"{where}.pretrain.factor_sgd: a base from scratch has no factors; set it for methods that factorise"
         )
-    for task_name, task in config["tasks"].items():
-        if task["corpus"] == pretrain["corpus"] and pretrain["train"] == task["test"]:
-            raise ConfigError(
-                f"{where}.pretrain.train: {pretrain['train']!r} is the test split of tasks.{task_name}: its results "
-                f"would mean nothing; take another one"
-            )
 
 
-def _check_window(base: Mapping[str, Any], where: str) -> None:
+def _check_window(base: Mapping[str, Any], where: str, families: Mapping[str, Any]) -> None:
     family, seconds = base["family"], base["window"]
-    if family != "whisper":
-        raise ConfigError(f"{where}.window: {family} models have none, they take utterances as they are: remove it")
+    if not families[family]["window"]:
+        raise ConfigError(f"{where}.window: {family} models take utterances of any length; remove the key")
     if base["source"] == "scratch":
         raise ConfigError(f"{where}.window: for source: scratch set model.max_source_positions (20 ms each) instead")
-    if not (0 < seconds < 1e6 and abs(seconds * 50 - round(seconds * 50)) < 1e-6):
-        raise ConfigError(f"{where}.window: {seconds!r} is no multiple of 0.02 s, Whisper's step")
+    if not (0 < seconds < 1e6 and abs(seconds * POSITIONS - round(seconds * POSITIONS)) < 1e-6):
+        raise ConfigError(f"{where}.window: {seconds!r} is not a multiple of 0.02 s, Whisper's step")
+    own = _model_config(base["source"]).get("max_source_positions")
+    if own is None and base["source"].startswith("openai/whisper-"):
+        own = 30 * POSITIONS
+    if own is not None and seconds * POSITIONS > own:
+        raise ConfigError(
+            f"{where}.window: {seconds:g} s is longer than the window of {base['source']}, {own / POSITIONS:g} s; "
+            f"lower it, or remove the key"
+        )
+
+
+def _check_source(base: Mapping[str, Any], where: str) -> None:
+    source = base["source"]
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ConfigError(f"{where}.source: the folder {source} has no config.json; name a model folder")
+    elif not _HUB_NAME.fullmatch(source):
+        raise ConfigError(
+            f"{where}.source: {source} is neither an existing folder nor a hub name (owner/name); correct it"
+        )
+
+
+def _model_config(source: str) -> Mapping[str, Any]:
+    """The config.json of a local model folder; empty for a hub name, or if the file cannot be read."""
+    try:
+        return json.loads((Path(source).expanduser() / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _published(source: str) -> bool:
+    """Whether a Whisper has its own tokenizer: it comes from the hub, or from a folder of another program."""
+    return not (_model_config(source).get("lowrank_speech") or {}).get("lang_sha256")
 
 
 def _lang_kind(config: Config, base: str) -> str | None:
@@ -132,33 +202,97 @@ def _lang_kind(config: Config, base: str) -> str | None:
     return None if lang is None else config["langs"][lang]["kind"]
 
 
-def _check_task(config: Config, name: str) -> None:
+# -- tasks -------------------------------------------------------------------------------------------------------------
+
+
+def _check_task(config: Config, name: str, schema: Schema) -> None:
     task, where = config["tasks"][name], f"tasks.{name}"
-    for key in ("train", "dev", "test"):
-        _known_split(config, where, task, key)
-    _check_apart(where, task, ("train", "dev", "test"))
-    if task["type"] == "asr" and task.get("languages"):
-        raise ConfigError(f"{where}.languages: classes belong to type: lid; remove the key")
+    for key, split in task_splits(config, name).items():
+        _known_split(config, where, split, key)
+    form = isinstance(task["test"], Mapping)
+    for test, split in tests(config, name).items():
+        _known_split(config, f"{where}.test.{test}" if form else where, split, "split" if form else "test")
+    _check_apart(where, task_splits(config, name))
+    for test, split in tests(config, name).items():
+        at = f"{where}.test.{test}" if form else f"{where}.test"
+        for key, other in task_splits(config, name).items():
+            if split == other:
+                raise ConfigError(f"{at}: {split.split!r} is already the {key} split; choose another split")
+        if form and test == DEV:
+            raise ConfigError(f"{at}: the name dev is reserved for results on the dev split; rename the test set")
+    if task["type"] == "asr":
+        if task.get("languages"):
+            raise ConfigError(f"{where}.languages: only tasks of type lid take this key; remove it")
+        if (task.get("segment") or {}).get("seconds") is not None:
+            raise ConfigError(
+                f"{where}.segment: it would cut the audio, but not the transcript; only tasks of type lid take this key"
+            )
+    elif len(task.get("languages") or ("", "")) < 2:
+        raise ConfigError(f"{where}.languages: {task['languages']} has only one language; name at least two")
+    else:
+        _check_spoken(config, name)
+    known = {**{decoder: {} for decoder in DEFAULT_DECODERS.values()}, **config.get("decoders", {})}
+    for decoder in decoders(config, name):
+        _known(f"{where}.decoders", decoder, known)
+        kind = known[decoder].get("kind", decoder)
+        if task["type"] not in schema["decoders"][kind]["types"]:
+            fit = [n for n, d in known.items() if task["type"] in schema["decoders"][d.get("kind", n)]["types"]]
+            raise ConfigError(
+                f"{where}.decoders: {decoder!r} is of kind {kind}, which does not decode tasks of type {task['type']}; "
+                f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"
+            )
 
 
-def _check_apart(where: str, section: Mapping[str, Any], keys: tuple[str, ...]) -> None:
+def _check_spoken(config: Config, name: str) -> None:
+    """Refuse corpora for language recognition that have only one language according to the config."""
+    task = config["tasks"][name]
+    corpus = config["corpora"][task["corpus"]]
+    given = corpus.get("languages") or ()
+    if corpus["kind"] in ("espeak", "tsv") and len(given) == 1:
+        raise ConfigError(
+            f"tasks.{name}.corpus: {task['corpus']} has one language, {next(iter(given))}; language recognition needs "
+            f"two or more"
+        )
+    if corpus["kind"] == "digits":
+        raise ConfigError(f"tasks.{name}.corpus: {task['corpus']} has one language; language recognition needs two")
+
+
+def _check_apart(where: str, splits: Mapping[str, Split]) -> None:
+    keys = list(splits)
     for i, key in enumerate(keys):
         for other in keys[:i]:
-            if section[key] == section[other]:
-                raise ConfigError(f"{where}.{key}: {section[key]!r} is the {other} split already; take another one")
+            if splits[key] == splits[other]:
+                raise ConfigError(
+                    f"{where}.{key}: {splits[key].split!r} is already the {other} split; choose another split"
+                )
+
+
+def _check_calibrate(config: Config) -> None:
+    section = config["calibrate"]
+    split = Split(section["corpus"], section["split"])
+    _known_split(config, "calibrate", split, "split")
+    roles = _roles(config)
+    if roles.get(split, "").startswith("the test"):
+        raise ConfigError(
+            f"calibrate.split: {split.split!r} is {roles[split]}; factors must not be fitted to test data: choose a "
+            f"training split"
+        )
+
+
+# -- methods and systems -----------------------------------------------------------------------------------------------
 
 
 def _check_method(config: Config, name: str) -> None:
     method, where = config["methods"][name], f"methods.{name}"
     if method["adapt"] == "lora" and method.get("lora") is None:
-        raise ConfigError(f"{where}.lora: adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
+        raise ConfigError(f"{where}.lora is missing; adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
     if method["adapt"] != "lora" and method.get("lora") is not None:
         raise ConfigError(f"{where}.lora: it has no effect with adapt: {method['adapt']}; remove it or set adapt: lora")
     factorise = method.get("factorise")
     if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
         raise ConfigError(
-            f"{where}.constraint: it holds the first factors semi-orthogonal in full fine-tuning: it needs `factorise` "
-            f"and adapt: full"
+            f"{where}.constraint: it keeps the first factors semi-orthogonal in full fine-tuning, so it needs "
+            f"`factorise` and adapt: full"
         )
     if factorise is None:
         return
@@ -167,10 +301,6 @@ def _check_method(config: Config, name: str) -> None:
         raise ConfigError(
             f"{where}.factorise: give exactly one of {', '.join(WISHES)}; given: {', '.join(given) or 'none'}"
         )
-    if factorise.get("allocate") and given == ["energy"]:
-        raise ConfigError(
-            f"{where}.factorise.allocate: energy decides the rank layer by layer; it does not go with that"
-        )
     if calibrated(method) and "calibrate" not in config:
         raise ConfigError(
             f"{where}.factorise.init: activation needs the section `calibrate`, for example "
@@ -178,81 +308,53 @@ def _check_method(config: Config, name: str) -> None:
         )
 
 
-def _check_system(config: Config, system: System) -> None:
+def _check_system(config: Config, system: System, families: Mapping[str, Any]) -> None:
     base, task = config["bases"][system.base], config["tasks"][system.task]
     if task["type"] == "asr" and base.get("lang") is None:
         raise ConfigError(
             f"bases.{system.base}.lang: the task {system.task} recognises speech and needs a token set; name one of "
             f"{', '.join(config.get('langs', {})) or 'langs (none is defined)'}"
         )
-    recipe = training(config, system)
-    _check_recipe(recipe, "training", f"the system {'/'.join(system)}")
+    recipe, name = training(config, system), "/".join(system)
     _check_factor_sgd(config, system, recipe)
     changed = [key for key in ("speed", "noise", "reverberation") if recipe.get(key) not in (None, [])]
     if changed and base["features"] != "waveform":
         raise ConfigError(
-            f"training.{changed[0]}: it changes samples, and the system {'/'.join(system)} reads stored features "
-            f"({base['features']}); set bases.{system.base}.features: waveform, or leave it out"
+            f"training.{changed[0]}: it changes samples, but the system {name} reads stored features "
+            f"({base['features']}); set bases.{system.base}.features: waveform, or remove the key"
         )
-    if recipe.get("train_front_end") and (base["features"] != "waveform" or base["family"] != "wav2vec2"):
+    able = [family for family, facts in families.items() if facts["front_end"]]
+    if recipe.get("train_front_end") and (base["features"] != "waveform" or base["family"] not in able):
         raise ConfigError(
-            f"training.train_front_end: the system {'/'.join(system)} reads what a frozen front end gave, or has none; "
-            f"set bases.{system.base}.features: waveform (the family wav2vec2 alone has such a front end)"
+            f"training.train_front_end: the system {name} reads stored features, or has no front end; set "
+            f"bases.{system.base}.features: waveform (families with a front end: {', '.join(able)})"
         )
-
-
-def _check_recipe(recipe: Mapping[str, Any], where: str, whose: str) -> None:
-    """What training/config.py would refuse of keys together, once everything before the training has run."""
-    full = RECIPE | recipe
-
-    def told(*keys: str) -> str:
-        return " and ".join(f"{k}: {str(full[k]).lower()}{'' if k in recipe else ' (its default)'}" for k in keys)
-
-    if full["warmup"] + full["hold"] > 1:
+    own = _lang_kind(config, system.base) == "whisper"
+    if task["type"] == "asr" and recipe.get("ctc_weight") and own:
         raise ConfigError(
-            f"{where}.{'warmup' if 'warmup' in recipe else 'hold'}: {whose} has {told('warmup', 'hold')}; they are "
-            f"shares of all steps, at most 1 together"
-        )
-    if full["frozen_dtype"] not in ("fp32", full["precision"]):
-        raise ConfigError(
-            f"{where}.frozen_dtype: {whose} has {told('frozen_dtype', 'precision')}; frozen weights are held in fp32 "
-            f"or in what is computed in: set precision: {full['frozen_dtype']}"
-        )
-    if full["precision"] == "fp16" and full.get("device") == "cpu":
-        raise ConfigError(
-            f"{where}.precision: {whose} has {told('precision', 'device')}; fp16 is for CUDA alone: take bf16 or fp32, "
-            f"or device: cuda"
-        )
-    if full.get("compile_buckets") is not None and not full["compile"]:
-        raise ConfigError(
-            f"{where}.compile_buckets: {whose} has {told('compile_buckets', 'compile')}; set compile: true, or leave "
-            f"compile_buckets out"
-        )
-    for section, key in (("noise", "snr"), ("reverberation", "rt60"), ("reverberation", "direct")):
-        span = (recipe.get(section) or {}).get(key)
-        if span is not None and span[0] > span[1]:
-            raise ConfigError(f"{where}.{section}.{key}: {whose} has {span}; give the lowest and the highest value")
-    noise = recipe.get("noise") or {}
-    if noise.get("kinds") == [] and noise.get("folder") is None:
-        raise ConfigError(
-            f"{where}.noise.kinds: {whose} has neither kinds nor a folder; name one of white, pink, brown, hum"
+            f"training.ctc_weight: the system {name} uses Whisper's own tokenizer, but CTC needs a token set of kind "
+            f"char or sentencepiece; set ctc_weight: 0"
         )
 
 
 def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any]) -> None:
-    """``factor_sgd`` needs factors that train. A base from a folder may have some already, which the stage sees."""
+    """``factor_sgd`` needs factors that train. A base from a folder may already have some; the stage checks that."""
     if recipe.get("factor_sgd") is None:
         return
     method, source = config["methods"][system.method], config["bases"][system.base]["source"]
     if method["adapt"] != "full":
         why = f"with adapt: {method['adapt']} no factors train"
-    elif method.get("factorise") is None and (source == "scratch" or _HUB_NAME.fullmatch(source)):
+    elif method.get("factorise") is None and (source == "scratch" or _on_the_hub(source)):
         why = f"methods.{system.method} does not factorise"
         if source != "scratch":
-            why += f", and {source} is a name on the hub; if it is a folder, write ./{source}"
+            why += f", and {source} is a hub name; if it is a folder, write ./{source}"
     else:
         return
     raise ConfigError(
         f"training.factor_sgd: the system {'/'.join(system)} has no factors for it ({why}); set it in the training of "
         f"methods with factorise and adapt: full, or methods.{system.method}.training.factor_sgd: null"
     )
+
+
+def _on_the_hub(source: str) -> bool:
+    return bool(_HUB_NAME.fullmatch(source)) and not Path(source).is_dir()

@@ -1,29 +1,56 @@
-"""Reading an experiment's config: the grid of systems, what overrides what, and names for shared artefacts.
+"""Read an experiment's config: the grid of systems, decoders and test sets, overrides, and names of artefacts.
 
-Imported by the Snakefile, under SLURM once per job: standard library only, loads in milliseconds.
-The config is the plain mapping that Snakemake reads from YAML; ``workflow.schema`` has checked its keys and types,
-``workflow.checks`` its cross references.
+The Snakefile imports this module (under SLURM once per job), so it uses only the standard library and loads in
+milliseconds. The functions take a config that ``workflow.schema`` and ``workflow.checks`` have checked, with all
+defaults.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 Config = Mapping[str, Any]
 
+DEV = "dev"
+"""The name under which a task's dev split is decoded, like a test set."""
+
 
 class ConfigError(ValueError):
-    """A setting that cannot stand. The message is one line: which key, which value, which values are legal."""
+    """An invalid setting. The message is one line with the key, the value, and what to write instead."""
 
 
 class System(NamedTuple):
-    """A base, adapted to a task by a method: one point of the grid."""
+    """One point of the grid: a base, adapted to a task by a method."""
 
     base: str
     task: str
     method: str
+
+
+class Result(NamedTuple):
+    """A system, decoded by a decoder on a test set."""
+
+    base: str
+    task: str
+    method: str
+    decoder: str
+    test: str
+
+    @property
+    def system(self) -> System:
+        return System(self.base, self.task, self.method)
+
+
+class Split(NamedTuple):
+    """A split of a corpus."""
+
+    corpus: str
+    split: str
+
+
+# -- the grid ----------------------------------------------------------------------------------------------------------
 
 
 def systems(config: Config) -> list[System]:
@@ -32,8 +59,93 @@ def systems(config: Config) -> list[System]:
     return [System(b, t, m) for b in grid["bases"] for t in grid["tasks"] for m in grid["methods"]]
 
 
+def results(config: Config) -> list[Result]:
+    """Every system with each of its task's decoders on each of its task's test sets."""
+    return [Result(*s, d, t) for s in systems(config) for d in decoders(config, s.task) for t in tests(config, s.task)]
+
+
+def tests(config: Config, task: str) -> dict[str, Split]:
+    """Name -> split of the test sets of a task, in their order.
+
+    The key ``test`` may be a split of the task's corpus, a list of these, or name -> {corpus, split}.
+    """
+    section = config["tasks"][task]
+    test, corpus = section["test"], section["corpus"]
+    if isinstance(test, Mapping):
+        return {name: Split(of.get("corpus") or corpus, of["split"]) for name, of in test.items()}
+    return {split: Split(corpus, split) for split in ([test] if isinstance(test, str) else test)}
+
+
+def decoded_split(config: Config, task: str, test: str) -> Split:
+    """The split of one of a task's test sets, or of ``dev``."""
+    return task_splits(config, task)["dev"] if test == DEV else tests(config, task)[test]
+
+
+def task_splits(config: Config, task: str) -> dict[str, Split]:
+    """``train`` and ``dev`` of a task."""
+    section = config["tasks"][task]
+    return {key: Split(section["corpus"], section[key]) for key in ("train", "dev")}
+
+
+def decoders(config: Config, task: str) -> list[str]:
+    """Names of the decoders of a task; by default the one of its type."""
+    section = config["tasks"][task]
+    return section.get("decoders") or [DEFAULT_DECODERS[section["type"]]]
+
+
+def complete(config: Config) -> Config:
+    """The config with the decoders that always exist."""
+    always = {name: {"kind": name} for name in DEFAULT_DECODERS.values()}
+    return {**config, "decoders": {**always, **(config.get("decoders") or {})}}
+
+
+DEFAULT_DECODERS = {"asr": "greedy", "lid": "scores"}
+
+
+def overlaps(config: Config, task: str) -> dict[str, list[Split]]:
+    """Role (train, dev, test, pretrain) -> the splits that affect a task's results; for the overlap check."""
+    roles = {name: [split] for name, split in task_splits(config, task).items()}
+    roles["test"] = list(dict.fromkeys(tests(config, task).values()))
+    scratch = [config["bases"][base] for base in config["systems"]["bases"]]
+    found = [Split(b["pretrain"]["corpus"], b["pretrain"]["train"]) for b in scratch if b["source"] == "scratch"]
+    return roles | {"pretrain": sorted(set(found) - {roles["train"][0]})}
+
+
+def splits_used(config: Config) -> list[Split]:
+    """All splits that the grid needs, sorted: of tasks, pretraining, token sets and calibration."""
+    grid, found = config["systems"], set()
+    for task in grid["tasks"]:
+        found.update(task_splits(config, task).values(), tests(config, task).values())
+    for name in grid["bases"]:
+        base = config["bases"][name]
+        if base["source"] == "scratch":
+            found.update(Split(base["pretrain"]["corpus"], base["pretrain"][key]) for key in ("train", "dev"))
+        if needs_lang(config, name):
+            found.update(lang_splits(config, base["lang"]))
+    if any(calibrated(config["methods"][method]) for method in grid["methods"]):
+        found.add(Split(config["calibrate"]["corpus"], config["calibrate"]["split"]))
+    return sorted(found)
+
+
+def lang_splits(config: Config, lang: str) -> Iterator[Split]:
+    """The splits that a token set is made from."""
+    section = config["langs"][lang]
+    for corpus in section.get("corpora") or ():
+        for split in section["splits"]:
+            yield Split(corpus, split)
+
+
+def needs_lang(config: Config, base: str) -> bool:
+    """Whether the grid needs the base's token set: to pretrain it, or to recognise speech."""
+    scratch = config["bases"][base]["source"] == "scratch"
+    return scratch or any(config["tasks"][task]["type"] == "asr" for task in config["systems"]["tasks"])
+
+
+# -- overrides ---------------------------------------------------------------------------------------------------------
+
+
 def deep_merge(below: Any, above: Any) -> Any:
-    """``above`` laid over ``below``: mappings key by key, anything else (None, lists) replaces what was there.
+    """Override ``below`` with ``above``: mappings key by key; any other value (None, lists) replaces the old one.
 
     >>> deep_merge({"lr": 1, "spec_augment": {"time_masks": 2}}, {"spec_augment": {"time_masks": 3, "time_width": 5}})
     {'lr': 1, 'spec_augment': {'time_masks': 3, 'time_width': 5}}
@@ -45,43 +157,25 @@ def deep_merge(below: Any, above: Any) -> Any:
 
 def training(config: Config, system: System) -> dict[str, Any]:
     """The training keys of one system: ``training`` < that of the base < that of the task < that of the method."""
-    merged = dict(config.get("training", {}))
+    merged = dict(config.get("training") or {})
     for section, name in zip(("bases", "tasks", "methods"), system, strict=True):
-        merged = deep_merge(merged, config[section][name].get("training", {}))
+        merged = deep_merge(merged, config[section][name].get("training") or {})
     return merged
 
 
-def corpora_used(config: Config) -> list[str]:
-    """Names of the corpora that the grid needs, sorted: those of tasks, pretraining, token sets and calibration."""
-    grid = config["systems"]
-    found = {config["tasks"][task]["corpus"] for task in grid["tasks"]}
-    for name in grid["bases"]:
-        base = config["bases"][name]
-        if base["source"] == "scratch":
-            found.add(base["pretrain"]["corpus"])
-        if needs_lang(config, name):
-            found.update(config["langs"][base["lang"]].get("corpora", ()))
-    if any(calibrated(config["methods"][method]) for method in grid["methods"]):
-        found.add(config["calibrate"]["corpus"])
-    return sorted(found)
-
-
-def needs_lang(config: Config, base: str) -> bool:
-    """Whether the grid needs the base's token set: to pretrain it, or to recognise speech."""
-    scratch = config["bases"][base]["source"] == "scratch"
-    return scratch or any(config["tasks"][task]["type"] == "asr" for task in config["systems"]["tasks"])
+# -- shared artefacts --------------------------------------------------------------------------------------------------
 
 
 def calibrated(method: Mapping[str, Any]) -> bool:
     """Whether a method's factors start from the inputs' second moments (stage calibrate)."""
-    return method.get("factorise", {}).get("init") == "activation"
+    return (method.get("factorise") or {}).get("init") == "activation"
 
 
 def factorise_key(section: Mapping[str, Any]) -> str:
     """Folder name of the low-rank model of a ``factorise`` section, such as ``rank512-1f0c9a3e``.
 
-    It depends on the section alone, so that methods with equal sections share one model, and neither their names, nor
-    their order, nor a method added later make anything run again.
+    The name depends only on the section. So methods with equal sections share one model, and renaming, reordering or
+    adding methods reruns nothing.
     """
     wish = next((key for key in WISHES if section.get(key) is not None), "")
     return f"{wish}{section.get(wish, '')}-{_digest(section)}"
@@ -95,11 +189,11 @@ def calibrate_key(section: Mapping[str, Any]) -> str:
 
 
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")
-"""Ways to say how small a factorised layer gets, of which a ``factorise`` section gives exactly one."""
+"""Ways to set the size of a factorised layer; a ``factorise`` section gives exactly one."""
 
 
 def canonical_json(value: Any) -> str:
-    """Sorted keys, no white space: equal settings give equal strings whatever the order in the YAML."""
+    """JSON with sorted keys and no white space: equal settings give equal strings, whatever their order in YAML."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 

@@ -1,7 +1,7 @@
-"""Where the artefacts of an experiment lie.
+"""Paths of the artefacts of an experiment.
 
-Every method gives a folder. Called without arguments it gives the pattern with Snakemake's wildcards, called with names
-the folder itself, so that rules and targets cannot disagree:
+Every method returns a folder: without arguments as a pattern with Snakemake's wildcards, with names the folder itself.
+So rules and targets cannot disagree:
 
     >>> Layout("exp/default").train()
     'exp/default/train/{base}/{task}/{method}'
@@ -19,15 +19,19 @@ class Layout:
     root: str
 
     def corpus(self, corpus: str = "{corpus}") -> str:
-        """{split}.jsonl.gz, set_aside.tsv, corpus.json."""
+        """For each split: {split}.jsonl.gz, {split}.index.tsv, {split}.set_aside.tsv, {split}.json."""
         return f"{self.root}/corpus/{corpus}"
+
+    def overlap(self, task: str = "{task}") -> str:
+        """overlap.json: what the splits of a task share."""
+        return f"{self.root}/overlap/{task}"
 
     def lang(self, lang: str = "{lang}") -> str:
         """tokens.txt or pieces.model, lang.json."""
         return f"{self.root}/lang/{lang}"
 
     def base(self, base: str = "{base}") -> str:
-        """model/, base.json."""
+        """model/, metrics.jsonl, base.json."""
         return f"{self.root}/base/{base}"
 
     def features(self, base: str = "{base}", corpus: str = "{corpus}") -> str:
@@ -46,13 +50,33 @@ class Layout:
         """model/, adapter/ (LoRA), metrics.jsonl, set_aside.tsv, train.json."""
         return f"{self.root}/train/{base}/{task}/{method}"
 
-    def decode(self, base: str = "{base}", task: str = "{task}", method: str = "{method}") -> str:
-        """hyp.txt, ref.txt, languages.tsv (asr) or scores.tsv, labels.tsv (lid); set_aside.tsv, decode.json."""
-        return f"{self.root}/decode/{base}/{task}/{method}"
+    def emissions(
+        self, base: str = "{base}", task: str = "{task}", method: str = "{method}", test: str = "{test}"
+    ) -> str:
+        """Network outputs of a system on a test set, for the decoders that share them; emissions.json."""
+        return f"{self.root}/emissions/{base}/{task}/{method}/{test}"
 
-    def score(self, base: str = "{base}", task: str = "{task}", method: str = "{method}") -> str:
+    def decode(
+        self,
+        base: str = "{base}",
+        task: str = "{task}",
+        method: str = "{method}",
+        decoder: str = "{decoder}",
+        test: str = "{test}",
+    ) -> str:
+        """hyp.txt, ref.txt, languages.tsv (asr) or scores.tsv, labels.tsv (lid); set_aside.tsv, decode.json."""
+        return f"{self.root}/decode/{base}/{task}/{method}/{decoder}/{test}"
+
+    def score(
+        self,
+        base: str = "{base}",
+        task: str = "{task}",
+        method: str = "{method}",
+        decoder: str = "{decoder}",
+        test: str = "{test}",
+    ) -> str:
         """score.json."""
-        return f"{self.root}/score/{base}/{task}/{method}"
+        return f"{self.root}/score/{base}/{task}/{method}/{decoder}/{test}"
 
     def export(self, base: str = "{base}", task: str = "{task}", method: str = "{method}", form: str = "{form}") -> str:
         """model/, export.json."""
@@ -63,7 +87,7 @@ class Layout:
         return f"{self.root}/report"
 
     def scratch(self, folder: str) -> str:
-        """State of a run under way in ``folder``: no declared output, so that Snakemake leaves it for the resume."""
+        """State of an unfinished run of ``folder``. It is not a declared output, so Snakemake does not delete it."""
         return f"{self.root}/scratch/{folder.removeprefix(self.root + '/')}"
 
     def tensorboard(self, folder: str) -> str:

@@ -1,11 +1,13 @@
-"""The slice of the config that each stage gets: exactly the keys that it uses, and so what makes it run again.
+"""The slice of the config for each stage: exactly the keys that it uses, so that it reruns if one of them changes.
 
-``slice_<stage>(config, wildcards)`` returns a mapping for ``--cfg``; ``wildcards`` has the attributes that name the
-artefact (Snakemake's own, or anything alike). Values that the config does not give are left out: the stages'
-dataclasses have the defaults.
+``Slices(config, schema).<stage>(wildcards)`` returns two mappings: ``cfg``, the keys that affect the result, with all
+defaults, and ``runtime``, the keys that do not. ``wildcards`` has the attributes that name the artefact (Snakemake's
+own, or a similar object). Equal settings give equal slices, however they are written.
 """
 
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from lowrank_speech.workflow.config import (
@@ -13,150 +15,279 @@ from lowrank_speech.workflow.config import (
     System,
     calibrate_key,
     calibrated,
-    corpora_used,
+    canonical_json,
+    decoded_split,
+    decoders,
+    deep_merge,
     factorise_key,
+    overlaps,
+    splits_used,
     systems,
+    tests,
     training,
 )
+from lowrank_speech.workflow.schema import Schema, resolve, runtime_keys, section
 
-# Keys that concern one type of task alone: the other type's systems do not run again for them.
-ONLY = {
-    "train": {"asr": ("ctc",), "lid": ()},
-    "decode": {"asr": ("language", "max_new_tokens"), "lid": ("priors",)},
-    "score": {
-        "asr": ("characters", "confusions", "worst"),
-        "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
-    },
+Keys = dict[str, Any]
+
+
+NAMES = {
+    "corpus": ("corpus", "split"),
+    "overlap": ("task",),
+    "lang": ("lang",),
+    "features": ("base",),
+    "base": ("base",),
+    "calibrate": ("base", "calibration"),
+    "factorise": ("base", "factorisation"),
+    "train": ("base", "task", "method"),
+    "export": ("base", "task", "form"),
+    "emissions": ("base", "task"),
+    "decode": ("base", "task", "decoder"),
+    "score": ("task",),
+    "report": (),
 }
-
-Slice = dict[str, Any]
-
-
-def slice_corpus(config: Config, wildcards: Any) -> Slice:
-    """Everything of the corpus; the seed draws its parts and its synthesis."""
-    return {"seed": config["seed"], "corpus": config["corpora"][wildcards.corpus]}
+"""Stage -> the wildcards on which its slice and its code depend. Large grids have few different slices."""
 
 
-def slice_lang(config: Config, wildcards: Any) -> Slice:
-    """The token set's own keys; its corpora and splits come as files."""
-    return {"seed": config["seed"], "lang": _without(config["langs"][wildcards.lang], ("corpora", "splits"))}
+@dataclass(frozen=True)
+class Slice:
+    """The values of ``--cfg`` and ``--runtime``."""
+
+    cfg: Keys
+    runtime: Keys
+
+    @functools.cached_property
+    def cfg_json(self) -> str:
+        """``cfg`` as canonical JSON."""
+        return canonical_json(self.cfg)
+
+    @functools.cached_property
+    def runtime_json(self) -> str:
+        """``runtime`` as canonical JSON."""
+        return canonical_json(self.runtime)
 
 
-def slice_base(config: Config, wildcards: Any) -> Slice:
-    """Source and window, and for `source: scratch` the model and the recipe of its pretraining."""
-    base = config["bases"][wildcards.base]
-    keys = ("family", "source", "revision", "window", "model", "front_end")
-    result = {"seed": config["seed"], **_given(base, keys)}
-    if base.get("pretrain") is not None:
-        result["pretrain"] = _without(base["pretrain"], ("corpus", "train", "dev"))
-    return result
+def once(method: Callable[..., Slice]) -> Callable[..., Slice]:
+    """Compute a slice once for all jobs that share it."""
+    names = NAMES[method.__name__]
+
+    @functools.wraps(method)
+    def known(self: "Slices", wildcards: Any = None) -> Slice:
+        key = (method.__name__, *(getattr(wildcards, name) for name in names))
+        if key not in self.known:
+            self.known[key] = method(self, wildcards)
+        return self.known[key]
+
+    return known
 
 
-def slice_features(config: Config, wildcards: Any) -> Slice:
-    """What the base's family eats."""
-    base = config["bases"][wildcards.base]
-    return {"kind": base["features"], **({"dtype": base["features_dtype"]} if base.get("features_dtype") else {})}
+class Slices:
+    """The slices of a config that the schema has checked and resolved."""
+
+    def __init__(self, config: Config, schema: Schema):
+        self.config, self.schema = config, schema
+        self.known: dict[tuple[str, ...], Slice] = {}
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    @once
+    def corpus(self, wildcards: Any) -> Slice:
+        """One split: its own keys and those of the whole corpus. The seed is for parts and synthesis."""
+        corpus = self.config["corpora"][wildcards.corpus]
+        own = {wildcards.split: corpus["splits"][wildcards.split]}
+        shared = {"held_out": held_out(corpus)} if corpus["kind"] == "espeak" else {}
+        cfg = {**_without(corpus, WATCHING), "splits": own, **shared}
+        return Slice({"seed": self.config["seed"], "corpus": cfg}, _only(corpus, WATCHING))
+
+    @once
+    def overlap(self, wildcards: Any) -> Slice:
+        """Which splits play which role in a task."""
+        roles = overlaps(self.config, wildcards.task)
+        return Slice({"roles": {role: ["/".join(split) for split in of] for role, of in roles.items()}}, {})
+
+    @once
+    def lang(self, wildcards: Any) -> Slice:
+        """The token set's own keys; its corpora and splits come as files."""
+        lang = _without(self.config["langs"][wildcards.lang], ("corpora", "splits"))
+        return Slice({"seed": self.config["seed"], "lang": lang}, {})
+
+    @once
+    def features(self, wildcards: Any) -> Slice:
+        """The kind of features, and their number format unless they are waveforms, which are not stored."""
+        base = self.config["bases"][wildcards.base]
+        stored = {} if base["features"] == "waveform" else {"dtype": base["features_dtype"] or "float32"}
+        return Slice({"kind": base["features"], **stored}, {})
+
+    # -- models --------------------------------------------------------------------------------------------------------
+
+    @once
+    def base(self, wildcards: Any) -> Slice:
+        """Source and window; for `source: scratch` also the model and the recipe of its pretraining."""
+        base, runtime = self.config["bases"][wildcards.base], {}
+        cfg = {"seed": self.config["seed"], **_only(base, ("family", "source"))}
+        if base["source"] == "scratch":
+            recipe = resolve(_without(base["pretrain"], ("corpus", "train", "dev")), *self._at("training"))
+            recipe, runtime = self._apart("training", recipe)
+            cfg |= {**_only(base, ("model", "front_end")), "pretrain": recipe}
+        else:
+            cfg |= _only(base, ("revision", "window"))
+        return Slice(cfg, runtime)
+
+    @once
+    def calibrate(self, wildcards: Any) -> Slice:
+        """How to calibrate, and which layers: those of the factorise sections that share this calibration."""
+        sections = (m["factorise"] for m in self.config["methods"].values() if calibrated(m))
+        layers = next(s["layers"] for s in sections if calibrate_key(s) == wildcards.calibration)
+        own, runtime = self._apart("calibrate", _without(self.config["calibrate"], ("corpus", "split")))
+        return Slice({"seed": self.config["seed"], "layers": layers, **own}, runtime)
+
+    @once
+    def factorise(self, wildcards: Any) -> Slice:
+        """The factorise section that the folder is named after."""
+        sections = (m["factorise"] for m in self.config["methods"].values() if m.get("factorise"))
+        found = next(s for s in sections if factorise_key(s) == wildcards.factorisation)
+        return Slice({"seed": self.config["seed"], "factorise": found}, {})
+
+    @once
+    def train(self, wildcards: Any) -> Slice:
+        """The task, the way of adapting, and the recipe with all overrides."""
+        system = System(wildcards.base, wildcards.task, wildcards.method)
+        method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
+        recipe, runtime = self._apart("training", self.recipe(system))
+        if task["type"] != "asr":
+            recipe = _without(recipe, RECOGNITION_ONLY)
+        cfg = {
+            "seed": self.config["seed"] if method.get("seed") is None else method["seed"],
+            "task": self._task(system.task),
+            "adapt": method["adapt"],
+            "training": recipe,
+        }
+        if method["adapt"] == "lora":
+            cfg["lora"] = method["lora"]
+        if method["adapt"] == "full" and method.get("factorise"):
+            cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
+        return Slice(cfg, runtime)
+
+    @once
+    def export(self, wildcards: Any) -> Slice:
+        """The format, from the path that was asked for."""
+        return Slice({"format": wildcards.form}, {})
+
+    # -- results -------------------------------------------------------------------------------------------------------
+
+    @once
+    def emissions(self, wildcards: Any) -> Slice:
+        """How emissions are stored, and the size of batches."""
+        own, runtime = self._apart("emissions", self._shared_decode("emissions"))
+        return Slice({"emissions": own}, runtime)
+
+    @once
+    def decode(self, wildcards: Any) -> Slice:
+        """The task, and the keys of the decoder that its kind uses on models of the base's family."""
+        name = self.decoder_section(wildcards)
+        given = deep_merge(self.config["decode"], self.config["decoders"][wildcards.decoder])
+        known = section(self.schema, name)["properties"]
+        own = resolve({key: value for key, value in given.items() if key in known}, *self._at(name))
+        own, runtime = self._apart(name, own)
+        return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
+
+    @once
+    def score(self, wildcards: Any) -> Slice:
+        """The type of the task and how to score it."""
+        kind = self.config["tasks"][wildcards.task]["type"]
+        others = {key for other, keys in SCORED.items() if other != kind for key in keys}
+        own = _without(self.config["score"], others)
+        return Slice({"seed": self.config["seed"], "type": kind, "score": own}, {})
+
+    @once
+    def report(self, wildcards: Any = None) -> Slice:
+        """The title, the systems in their order (and where their low-rank model lies), the corpora to describe."""
+        rows = []
+        for system in systems(self.config):
+            factorise = self.config["methods"][system.method].get("factorise")
+            task = self.config["tasks"][system.task]
+            shared = {"factorisation": factorise_key(factorise)} if factorise else {}
+            rows.append({**system._asdict(), "type": task["type"], **shared})
+        tasks = {
+            task: {"decoders": decoders(self.config, task), "tests": list(tests(self.config, task))}
+            for task in self.config["systems"]["tasks"]
+        }
+        corpora: dict[str, list[str]] = {}
+        for corpus, split in splits_used(self.config):
+            corpora.setdefault(corpus, []).append(split)
+        result = {"experiment": self.config["experiment"], "systems": rows, "tasks": tasks, "corpora": corpora}
+        return Slice(result | {"report": self.config["report"]}, {})
+
+    # -- for the rules -------------------------------------------------------------------------------------------------
+
+    def recipe(self, system: System) -> Keys:
+        """The training keys of a system, with overrides and defaults."""
+        return resolve(training(self.config, system), *self._at("training"))
+
+    def decoder_section(self, wildcards: Any) -> str:
+        """Name of the schema's section for a decoder's kind on models that the base's family trains for the task."""
+        kind = self.config["decoders"][wildcards.decoder]["kind"]
+        return f"decoder.{kind}.{self.model_task(wildcards)}"
+
+    def model_task(self, wildcards: Any) -> str:
+        """What models of the base's family do in a task: ctc, seq2seq or classify."""
+        if self.config["tasks"][wildcards.task]["type"] == "lid":
+            return "classify"
+        return self.schema["families"][self.config["bases"][wildcards.base]["family"]]["recognises_by"]
+
+    def reads_emissions(self, wildcards: Any) -> bool:
+        """Whether a decoder reads stored network outputs instead of the model."""
+        return bool(section(self.schema, self.decoder_section(wildcards)).get("emissions"))
+
+    def split(self, wildcards: Any) -> tuple[str, str]:
+        """Corpus and split that a decoding reads."""
+        return decoded_split(self.config, wildcards.task, wildcards.test)
+
+    # -- pieces --------------------------------------------------------------------------------------------------------
+
+    def _at(self, name: str) -> tuple[Schema, Schema]:
+        return section(self.schema, name), self.schema
+
+    def _apart(self, name: str, value: Keys) -> tuple[Keys, Keys]:
+        """``value`` without its runtime keys; the section ``runtime``, overridden by those keys that are not null."""
+        keys = runtime_keys(section(self.schema, name), self.schema)
+        common = {key: self.config["runtime"][key] for key in keys}
+        own = {key: value[key] for key in keys if value.get(key) is not None}
+        return _without(value, keys), common | own
+
+    def _shared_decode(self, name: str) -> Keys:
+        known = section(self.schema, name)["properties"]
+        return resolve({k: v for k, v in self.config["decode"].items() if k in known}, *self._at(name))
+
+    def _task(self, task: str) -> Keys:
+        return _only(self.config["tasks"][task], ("type", "languages", "segment"))
 
 
-def slice_calibrate(config: Config, wildcards: Any) -> Slice:
-    """How to calibrate, and which layers: those of the factorise sections that share this calibration."""
-    sections = (m["factorise"] for m in config["methods"].values() if calibrated(m))
-    section = next(s for s in sections if calibrate_key(s) == wildcards.calibration)
-    return {
-        "seed": config["seed"],
-        **_given(section, ("layers",)),
-        **_without(config["calibrate"], ("corpus", "split")),
-    }
+WATCHING = ("track",)
+"""Keys of a corpus that say how changed audio is detected."""
+
+RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
+"""Keys of a recipe that language recognition does not use."""
+
+SCORED = {
+    "asr": ("characters", "confusions", "worst"),
+    "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
+}
+"""Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
 
 
-def slice_factorise(config: Config, wildcards: Any) -> Slice:
-    """The factorise section that the folder is named after."""
-    sections = (m["factorise"] for m in config["methods"].values() if "factorise" in m)
-    section = next(s for s in sections if factorise_key(s) == wildcards.factorisation)
-    return {"seed": config["seed"], "factorise": section}
+def held_out(corpus: Mapping[str, Any]) -> dict[str, float]:
+    """Held-out splits of a synthesised corpus, which share no sentence with another split -> share of sentences."""
+    given, splits = corpus.get("held_out"), corpus["splits"]
+    if isinstance(given, Mapping):
+        return dict(given)
+    names = [name for name in ("dev", "test") if name in splits] if given is None else given
+    return {name: splits[name]["share"] for name in names}
 
 
-def slice_train(config: Config, wildcards: Any) -> Slice:
-    """The task, the way of adapting, and the recipe with its overrides laid over each other."""
-    system = _system(wildcards)
-    method, kind = config["methods"][system.method], config["tasks"][system.task]["type"]
-    return {
-        "seed": method.get("seed", config["seed"]),
-        "task": _task(config, system),
-        **_given(method, ("adapt", "lora", "constraint")),
-        "training": _concerning("train", kind, training(config, system)),
-    }
+def _only(keys: Mapping[str, Any], wanted: Iterable[str]) -> Keys:
+    return {key: keys[key] for key in wanted if key in keys}
 
 
-def slice_decode(config: Config, wildcards: Any) -> Slice:
-    """The task and how to decode it."""
-    system = _system(wildcards)
-    kind = config["tasks"][system.task]["type"]
-    return {"task": _task(config, system), "decode": _concerning("decode", kind, config.get("decode", {}))}
-
-
-def slice_score(config: Config, wildcards: Any) -> Slice:
-    """The type of the task and how to score it."""
-    kind = config["tasks"][wildcards.task]["type"]
-    return {"seed": config["seed"], "type": kind, "score": _concerning("score", kind, config.get("score", {}))}
-
-
-def slice_report(config: Config, wildcards: Any = None) -> Slice:
-    """The title, the systems in their order (and where their low-rank model lies), the corpora to describe."""
-    rows = []
-    for system in systems(config):
-        section = config["methods"][system.method].get("factorise")
-        shared = {} if section is None else {"factorisation": factorise_key(section)}
-        rows.append({**system._asdict(), "type": config["tasks"][system.task]["type"], **shared})
-    result = {"experiment": config["experiment"], "systems": rows, "corpora": corpora_used(config)}
-    return result | _given(config, ("report",))
-
-
-def slice_export(config: Config, wildcards: Any) -> Slice:
-    """The format, from the path that was asked for."""
-    return {"format": wildcards.form}
-
-
-def device(config: Config, stage: str, wildcards: Any) -> str | None:
-    """The ``device`` in the slice of a stage that computes on one; None where it is left to the default."""
-    return _recipe(config, stage, wildcards).get("device")
-
-
-def processes(config: Config, stage: str, wildcards: Any) -> int:
-    """How many processes share a training (``train`` or ``base``)."""
-    return _recipe(config, stage, wildcards).get("processes", 1)
-
-
-def ctc_backend(config: Config, stage: str, wildcards: Any) -> str | None:
-    """The back end of CTC in the slice of ``train`` or ``base``; None where it is left to the default."""
-    return _recipe(config, stage, wildcards).get("ctc", {}).get("backend")
-
-
-def _recipe(config: Config, stage: str, wildcards: Any) -> Mapping[str, Any]:
-    """The section that says how a stage computes."""
-    if stage == "train":
-        return slice_train(config, wildcards)["training"]
-    if stage == "base":
-        return config["bases"][wildcards.base].get("pretrain") or {}
-    return config.get(stage, {})  # decode, calibrate
-
-
-def _system(wildcards: Any) -> System:
-    return System(wildcards.base, wildcards.task, wildcards.method)
-
-
-def _task(config: Config, system: System) -> Slice:
-    return _given(config["tasks"][system.task], ("type", "languages", "segment"))
-
-
-def _concerning(stage: str, kind: str, section: Mapping[str, Any]) -> Slice:
-    others = [key for other, keys in ONLY[stage].items() if other != kind for key in keys]
-    return _without(section, others)
-
-
-def _given(section: Mapping[str, Any], keys: Iterable[str]) -> Slice:
-    return {key: section[key] for key in keys if section.get(key) is not None}
-
-
-def _without(section: Mapping[str, Any], keys: Iterable[str]) -> Slice:
-    return {key: value for key, value in section.items() if key not in set(keys)}
+def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
+    return {key: value for key, value in keys.items() if key not in set(unwanted)}

@@ -1,12 +1,13 @@
-"""Where a class of transformers cannot be used as it is: computations replaced in place, weights and names untouched.
+"""Replace computations of transformers' classes in place; weights and names do not change.
 
-WavLM            its attention reads the weights of its projections and never calls them. Adapters on them would train
-                 nothing and merge into a change, hooks would see no input, factors would be multiplied out at each
-                 step. Here the projections are called; same outputs.
-data2vec-audio   its five positional convolutions fill the padding after the first one, and the next ones read it.
-HuBERT           with ``conv_pos_batch_norm`` (mHuBERT-147) the norm fills the padding before the convolution reads it.
+WavLM            its attention reads the weights of its projections and never calls them. Adapters on them would not
+                 train, hooks would not see inputs, and factors would be multiplied out at each step. The replacement
+                 calls the projections; the outputs are the same.
+data2vec-audio   its first positional convolution writes into the padding, and the next four read the padding.
+HuBERT           with ``conv_pos_batch_norm`` (mHuBERT-147) the norm writes into the padding, and the convolution reads
+                 the padding.
 
-The latter two made an utterance's output depend on the batch it is in; without padding, outputs are the same.
+The latter two bugs make an utterance's output depend on its batch. Without padding the outputs are the same.
 """
 
 import types
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 
 
 def correct(hf: nn.Module) -> None:
-    """Replace what the module's docstring lists, in place."""
+    """Apply the replacements that the module's docstring lists, in place."""
     for module in hf.modules():
         name = type(module).__name__
         if name == "WavLMAttention":
@@ -59,7 +60,7 @@ def _hubert_positions(self: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _valid(hidden: Tensor) -> Tensor:
-    """1 or 0 (B, 1, F) of hidden's dtype: 0 in the padding, which the encoders zero before the positional embedding."""
+    """Mask (B, 1, F) in hidden's dtype: 0 in the padding, which the encoders zero before the positional embedding."""
     silent = (hidden == 0).all(-1)
     padding = silent.flip(1).long().cumprod(1).flip(1)
     return (1 - padding)[:, None].to(hidden.dtype)

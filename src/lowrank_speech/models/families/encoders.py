@@ -1,4 +1,4 @@
-"""What families of bare encoders share: transformers' classes, the adapter on top, batches of encoder states.
+"""The base class of encoder-only families: transformers' classes, the adapter on top, batches of encoder states.
 
 B batch, F frames, D hidden size.
 """
@@ -15,7 +15,7 @@ from lowrank_speech.models.heads.registry import DEFAULT, head_class
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 ENDINGS = {"ctc": "ForCTC", "pooled": "ForSequenceClassification"}
-"""Kind of head -> how the name of transformers' class with that head ends."""
+"""Kind of head -> suffix of the transformers class with that head."""
 
 
 class Encoder(SpeechModel):
@@ -60,8 +60,8 @@ class Encoder(SpeechModel):
         super().check(task, config)
         if task == "classify" and getattr(config, "add_adapter", False):
             raise UserError(
-                f"the {config.model_type} base has a convolutional adapter (add_adapter), with which transformers does "
-                f"not classify; take a checkpoint without it"
+                f"the {config.model_type} base has a convolutional adapter (add_adapter), with which transformers "
+                f"cannot classify; use a checkpoint without it"
             )
 
     @classmethod
@@ -85,19 +85,19 @@ class Encoder(SpeechModel):
     def encoded(self, hidden: Tensor, frames: Tensor) -> Tensor:
         """The encoder's states (B, F, D) for ``hidden`` (B, F, D), of which ``frames`` (B,) are valid.
 
-        Training computes them at the next of ``buckets`` frames, where the model has any: what is compiled for a length
-        then meets few of them.
+        In training, ``hidden`` is padded to the next length in ``buckets``, if the model has any, so that layers are
+        compiled for only a few lengths.
         """
         longest = hidden.shape[1]
         size = next((n for n in self.buckets if n >= longest), longest) if self.training else longest
         hidden = nn.functional.pad(hidden, (0, 0, 0, size - longest))
-        # A bool mask: with an int64 one transformers zeroes the wrong rows.
+        # The mask must be bool: with an int64 mask transformers zeroes the wrong rows.
         return self.body.encoder(hidden, attention_mask=within(frames, size)).last_hidden_state[:, :longest]
 
-    # -- the convolutional adapter that some checkpoints put on top (add_adapter) ------------------------------------
+    # -- the convolutional adapter on top of some checkpoints (add_adapter) ------------------------------------------
 
     def after_adapter(self, frames: Tensor) -> Tensor:
-        """Number of frames that the adapter leaves of ``frames``; all of them where there is none."""
+        """Number of frames after the adapter, or ``frames`` without an adapter."""
         if getattr(self.body, "adapter", None) is not None:
             for _ in range(self.config.num_adapter_layers):
                 frames = torch.div(frames - 1, self.config.adapter_stride, rounding_mode="floor") + 1
@@ -106,7 +106,7 @@ class Encoder(SpeechModel):
     def adapted(self, hidden: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """States (B, F, D) and their lengths (B,) after the adapter.
 
-        Its convolutions see across the end of an utterance, so it runs on one utterance at a time.
+        Its convolutions would read the padding after an utterance, so it runs on one utterance at a time.
         """
         adapter = getattr(self.body, "adapter", None)
         if adapter is None:

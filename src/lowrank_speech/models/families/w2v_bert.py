@@ -5,6 +5,7 @@ Multilingual Expressive and Streaming Speech Translation", 2023.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,12 +31,12 @@ class W2vBert(Encoder):
     )
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
         positions = getattr(config, "position_embeddings_type", "relative_key")
         if positions not in ("relative_key", None):
             raise UserError(
-                f"{folder}/config.json: position_embeddings_type {positions!r} is not supported; take a checkpoint "
-                f"with relative_key, as w2v-BERT 2.0 has"
+                f"{folder}/config.json: position_embeddings_type {positions!r} is not supported; use a checkpoint "
+                f"with relative_key, such as w2v-BERT 2.0"
             )
 
     # -- lengths and inputs ------------------------------------------------------------------------------------------
@@ -47,7 +48,7 @@ class W2vBert(Encoder):
         if stride != STACKED or bands * stride != wanted:
             raise UserError(
                 f"{where}: num_mel_bins {bands} and stride {stride} don't fit the model, which takes {STACKED} stacked "
-                f"frames of {wanted / STACKED:g} bins (feature_projection_input_dim {wanted}); take the model's file"
+                f"frames of {wanted / STACKED:g} bins (feature_projection_input_dim {wanted}); use the model's own file"
             )
         return {"kind": "fbank", "n_mels": bands}
 

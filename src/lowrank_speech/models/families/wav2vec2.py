@@ -7,6 +7,7 @@ size.
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +17,9 @@ from lowrank_speech.models.build import build, config_with
 from lowrank_speech.models.families.corrections import correct
 from lowrank_speech.models.families.encoders import Encoder
 from lowrank_speech.models.families.layers import groups
+from lowrank_speech.models.files import PREPROCESSOR
 from lowrank_speech.models.heads.base import Head
+from lowrank_speech.models.preprocessor import preprocessor_files
 from lowrank_speech.models.speech import Meta, SpeechModel
 
 log = logging.getLogger(__name__)
@@ -44,11 +47,16 @@ class Wav2vec2(Encoder):
         super().__init__(hf, head, meta)
 
     @classmethod
-    def check_import(cls, config: Any, folder: Any) -> None:
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
+        if not preprocessor_files(folder):
+            log.warning(
+                "%s has no %s, so samples will be normalised to zero mean and unit variance; if the model was trained "
+                "without that, add the file with do_normalize: false", folder, " or ".join(PREPROCESSOR),
+            )  # fmt: skip
         if getattr(config, "adapter_attn_dim", None) is not None:
             log.warning(
-                "%s has MMS's language adapters in its layers: those of its main weights stay part of the model, its "
-                "adapter.* files are not read",
+                "%s has MMS's language adapters in its layers: those in its main weights stay part of the model, but "
+                "its adapter.* files are not read",
                 folder,
             )
 
@@ -92,14 +100,14 @@ class Wav2vec2(Encoder):
 
     def conv_lengths(self, samples: Tensor) -> Tensor:
         """Number of front-end frames for waveforms of ``samples`` samples (int64, any shape)."""
-        # HuBERT's length function knows no adapter, as its model has none.
+        # HuBERT has no adapter, so its length function does not have this argument.
         options = {"add_adapter": False} if hasattr(self.config, "add_adapter") else {}
         return self.hf._get_feat_extract_output_lengths(samples, **options).clamp(min=0)
 
     def stored_features(self, inputs: Tensor) -> Tensor:
         samples = torch.tensor([len(inputs)])
         if int(self.conv_lengths(samples)) < 1:
-            raise ValueError(f"{len(inputs) / RATE:.3f} s are too short for one frame of the front end")
+            raise ValueError(f"{len(inputs) / RATE:.3f} s is too short for one frame of the front end")
         return self.conv_features(inputs[None], samples)[0]
 
     # -- forward -----------------------------------------------------------------------------------------------------
@@ -110,7 +118,7 @@ class Wav2vec2(Encoder):
         if features.dim() == 2:
             features = self.conv_features(features, lengths)
         hidden = self.body.feature_projection(self.masked(features, frames))
-        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # HuBERT gives only the projection
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # HuBERT returns only the projection
         return self.adapted(self.encoded(hidden, frames), frames)
 
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
@@ -125,8 +133,8 @@ class Wav2vec2(Encoder):
         """Output of the convolutional front end: waveforms (B, T) -> (B, F, C).
 
         With ``feat_extract_norm='group'`` (the base sizes of wav2vec 2.0, HuBERT, WavLM) the first layer normalises
-        over time, padding included. It then runs on one utterance at a time: a batch must give what single utterances
-        give.
+        over time, including padding. Then the front end runs on one utterance at a time, so that outputs do not depend
+        on the batch.
         """
         if self._norm_over_time and len(waveforms) > 1:
             rows = [self._convolve(w[None, :n])[0] for w, n in zip(waveforms, lengths.tolist(), strict=True)]
@@ -134,8 +142,8 @@ class Wav2vec2(Encoder):
         return self._convolve(waveforms)
 
     def _convolve(self, waveforms: Tensor) -> Tensor:
-        # The layers one by one: called as a whole, transformers asks for the gradient of the samples too (for its
-        # checkpointing), and the backward of the first convolution takes ten times as long.
+        # Call the layers one by one. The whole module also asks for the gradient of the samples (for transformers'
+        # checkpointing), and then the backward pass of the first convolution takes ten times as long.
         layers, hidden = list(self.body.feature_extractor.conv_layers), waveforms[:, None]
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.front_end())
         run = through if trains or self._norm_over_time else in_pieces
@@ -154,17 +162,17 @@ def through(layers: Sequence[nn.Module], hidden: Tensor) -> Tensor:
 
 
 def in_pieces(layers: Sequence[nn.Module], hidden: Tensor) -> Tensor:
-    """Output of ``layers`` for ``hidden`` (B, C, T), computed some frames at a time; the same to rounding.
+    """Output of ``layers`` for ``hidden`` (B, C, T), computed some frames at a time; the same up to rounding.
 
-    XLS-R's first layer makes 6.5 MB of a second of speech, three times over, the last one 0.1. Pieces need a fraction
-    of the memory, and on a CPU they stay in its cache: 1.2 to 3 times as fast (benchmarks/front_end.py).
+    For a second of speech, XLS-R's first layer makes 6.5 MB, three times over, its last one 0.1 MB. Pieces need a
+    fraction of the memory, and on a CPU they stay in the cache: 1.2 to 3 times as fast (benchmarks/front_end.py).
     """
-    reach, stride = 1, 1  # samples that one frame sees, and from one frame to the next
+    reach, stride = 1, 1  # receptive field of a frame, and distance between frames, in samples
     for layer in layers:
         reach += (layer.conv.kernel_size[0] - 1) * stride
         stride *= layer.conv.stride[0]
     frames = max((hidden.shape[2] - reach) // stride + 1, 0)
-    # In samples, whatever the stride. CPU: by measurement; a GPU wants large products, 20 s bound its memory.
+    # Piece length in samples. The CPU's was measured; a GPU needs large products, and 20 s limit its memory.
     samples = 320_000 // len(hidden) if hidden.is_cuda else min(32_000 // len(hidden), 8000)
     piece = max(samples, 4000) // stride or 1
     if frames <= piece:

@@ -1,10 +1,11 @@
-"""The family whisper: log-mel in, padded to a fixed window; an encoder and a decoder.
+"""The family whisper: an encoder and a decoder on log-mel features, padded to a fixed window.
 
 B batch, F frames, C mel bands, D hidden size, L target length, V vocabulary.
 """
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,15 +18,16 @@ from lowrank_speech.models.build import config_with
 from lowrank_speech.models.families.layers import groups
 from lowrank_speech.models.heads.registry import DEFAULT, head_class
 from lowrank_speech.models.speech import Meta, SpeechModel
+from lowrank_speech.models.whisper_vocabulary import checked, complete
 
-RATE, FRAMES = 16_000, 100  # samples and log-mel frames in a second
-# Bounds a decoder that does not find the end of an utterance; people speak 3 to 5 tokens a second.
+RATE, FRAMES = 16_000, 100  # samples and log-mel frames per second
+# Limits a decoder that does not find the end of an utterance; people speak 3 to 5 tokens per second.
 TOKENS_PER_SECOND = 10
 POSITIONS = "encoder.embed_positions.weight"
 
 
 class WhisperEncoderModel(WhisperPreTrainedModel):
-    """Whisper's encoder, which is all that a classifier needs; parameters are called ``encoder.*``."""
+    """Whisper's encoder, for classifiers; parameters are called ``encoder.*``."""
 
     def __init__(self, config: Any):
         super().__init__(config)
@@ -101,7 +103,7 @@ class Whisper(SpeechModel):
         return {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def constants(self) -> list[nn.Parameter]:
-        """The encoder's positions, which are sinusoids."""
+        """The encoder's position embeddings, which are sinusoids."""
         return [self.body.encoder.embed_positions.weight]
 
     # -- lengths and inputs ------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ class Whisper(SpeechModel):
 
     @property
     def window_seconds(self) -> float:
-        # Two more frames see the end of an utterance that fills the window; Whisper's extractor drops them.
+        # An utterance that fills the window has two more frames at its end; Whisper's extractor drops them.
         return (self.window + 2) / FRAMES
 
     def frames_of(self, cut: Any) -> int:
@@ -137,7 +139,7 @@ class Whisper(SpeechModel):
 
     def states(self, features: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-mel (B, F, C) and (B,) lengths -> encoder states (B, window / 2, D) and their valid lengths (B,)."""
-        # Masked after it was padded: the padding's value comes from the utterance's maximum, which a mask may hide.
+        # Pad before masking: the padding's value comes from the utterance's maximum, which a mask may hide.
         padded = self.pad_mel(features, lengths).transpose(1, 2)
         seen = self.masked(padded, lengths.clamp(max=self.window)).transpose(1, 2)
         return self.body.encoder(seen).last_hidden_state, self.output_lengths(features, lengths)
@@ -146,10 +148,10 @@ class Whisper(SpeechModel):
         return torch.div(lengths.clamp(max=self.window) + 1, 2, rounding_mode="floor")
 
     def pad_mel(self, features: Tensor, lengths: Tensor) -> Tensor:
-        """Log-mel (B, F, C), padded to the model's window with each utterance's floor: -> (B, C, window).
+        """Pad log-mel features (B, F, C) to the model's window with each utterance's floor -> (B, C, window).
 
-        Whisper's features are log10 of at least 1e-10, clipped at 8 below the utterance's maximum, then (x + 4) / 4:
-        the zeros that WhisperFeatureExtractor appends become the maximum minus 2, and never less than -1.5.
+        Whisper's features are log10 of at least 1e-10, clipped at 8 below the utterance's maximum, then (x + 4) / 4.
+        So the zeros that WhisperFeatureExtractor appends become the maximum minus 2, but at least -1.5.
         """
         batch, frames, bands = features.shape
         size, longest = self.window, int(lengths.max())
@@ -169,15 +171,24 @@ class Whisper(SpeechModel):
     def seq2seq_logits(self, features: Tensor, lengths: Tensor, decoder_input: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Decoder logits (B, L, V) for ``decoder_input`` (B, L); encoder states (B, F', D) and their lengths (B,)."""
         hidden, frames = self.states(features, lengths)
-        decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=hidden, use_cache=False)
-        return self.hf.proj_out(decoded.last_hidden_state), hidden, frames
+        return self.decoder_logits(hidden, decoder_input), hidden, frames
+
+    @property
+    def decoder_positions(self) -> int:
+        return self.config.max_target_positions
+
+    def decoder_logits(self, states: Tensor, decoder_input: Tensor) -> Tensor:
+        """Decoder logits (B, L, V) for encoder states (B, F', D) and ``decoder_input`` (B, L)."""
+        decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=states, use_cache=False)
+        return self.hf.proj_out(decoded.last_hidden_state)
 
     # -- from scratch and calibration --------------------------------------------------------------------------------
 
     @classmethod
     def scratch(cls, overrides: Mapping[str, Any], tokens: Any, seed: int) -> SpeechModel:
-        """Its special tokens are those of ``tokens`` (``size``, ``sot``, ``eot``, ``transcribe``, ``no_timestamps``,
-        language -> id as ``language_ids``). ``generation_config`` is complete, as a published Whisper's."""
+        """As in the base class. The special tokens come from ``tokens`` (``size``, ``sot``, ``eot``, ``transcribe``,
+        ``no_timestamps``, and ``language_ids``: language -> id). ``generation_config`` is as complete as a published
+        Whisper's."""
         from transformers import GenerationConfig, WhisperConfig
 
         special = {
@@ -209,19 +220,33 @@ class Whisper(SpeechModel):
         )
         return cls(hf, None, Meta("whisper", "seq2seq"))
 
-    def observe(self, features: Tensor, lengths: Tensor, cut: Any, moments: Any) -> None:
-        """The decoder's layers see what the model recognises itself (greedy search); frames of the window beyond the
-        utterance do not count."""
+    @classmethod
+    def check_import(cls, config: Any, folder: Path, task: str) -> None:
+        if task == "seq2seq":
+            checked(folder, config.vocab_size)
+
+    def imported(self, folder: Path) -> None:
+        if self.task == "seq2seq":
+            complete(self, folder)
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        if self.task != "seq2seq":
+            return ()
+        known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
+        return tuple(token[2:-2] for token in known)
+
+    def observe(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None, moments: Any) -> None:
+        """As in the base class. The decoder reads its own greedy output; frames of the window beyond the utterance do
+        not count."""
         mask = torch.arange(self.config.max_source_positions)[None, :] < self.frames_of(cut)
         with moments.masked({"*encoder_attn.[kv]_proj": mask, "*encoder.layers.*": mask}):
             if self.task != "seq2seq" or not any("decoder.layers." in name for name in moments.layers):
                 self.states(features, lengths)
                 return
             options = {}
-            known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
-            if known:
-                language = f"<|{cut.supervisions[0].language}|>" if cut.supervisions else None
-                options = {"task": "transcribe", "language": language if language in known else None}
+            if self.languages:
+                options = {"task": "transcribe", "language": f"<|{language}|>" if language else None}
             self.hf.generate(
                 input_features=self.pad_mel(features, lengths),
                 num_beams=1,

@@ -1,6 +1,6 @@
-"""What a task head is: a small module from encoder states to logits. It knows no family and nothing of transformers.
+"""The interface of task heads: small modules from encoder states to logits, independent of families and transformers.
 
-A head is one file here and one line in ``heads.registry``:
+To add a head, add a file here and a line in ``heads.registry``:
 
     @settings
     class MySettings:
@@ -12,12 +12,12 @@ A head is one file here and one line in ``heads.registry``:
 
         def __init__(self, settings, width, outputs):
             super().__init__(settings)
-            ...                                 # modules; their parameters have names below ``head.`` in the model
+            ...                                 # modules; in the model, their parameters are called ``head.*``
 
         def forward(self, states, frames): ...  # (B, F, D), (B,) -> (B, F, V) for "ctc", (B, N) for "classify"
 
-A model folder stores a head's weights as ``head.*`` and its settings in config.json. Heads that transformers knows too
-(``NAMES``) are stored as transformers does, so that its own classes load the folder.
+A model folder stores a head's weights as ``head.*`` and its settings in config.json. Heads that transformers also has
+(``NAMES``) are stored under transformers' names, so that its own classes load the folder.
 
 B batch, F frames, D size of the encoder's states, V symbols, N classes.
 """
@@ -37,25 +37,25 @@ class Head(nn.Module):
     TASK: ClassVar[str]
     """``ctc``: a symbol's logits for each frame; ``classify``: the classes' logits for each utterance."""
     NAMES: ClassVar[Mapping[str, str]] = {}
-    """Child module -> its name in transformers' class for the task. Empty: transformers has no such head."""
+    """Child module -> its name in transformers' class for the task. Empty if transformers does not have this head."""
 
     def __init__(self, settings: Any):
         super().__init__()
         self.settings = settings
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
-        """Logits from encoder states (B, F, D), of which ``frames`` (B,) are valid; padding changes no valid output."""
+        """Logits for encoder states (B, F, D), of which ``frames`` (B,) are valid; padding must not affect them."""
         raise NotImplementedError
 
     def initialise(self, std: float) -> None:
-        """Draw new weights from torch's global generator; ``std``: what the body's config initialises with."""
+        """Initialise the weights with torch's global generator; ``std``: the body config's ``initializer_range``."""
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
 
     @classmethod
     def settings_of(cls, config: Any) -> Any:
-        """The settings that transformers' ``config`` implies, where a folder or a config section says nothing else."""
+        """The settings that transformers' ``config`` implies, for folders and config sections that set none."""
         return cls.SETTINGS()
 
     @classmethod
@@ -65,7 +65,7 @@ class Head(nn.Module):
 
     @classmethod
     def configure(cls, config: Any, settings: Any, outputs: int, labels: Sequence[str] = ()) -> None:
-        """Note the head in transformers' ``config``, in place: its ``outputs``, and of classes their ``labels``."""
+        """Set the head's ``outputs``, and the ``labels`` of classes, in transformers' ``config`` (in place)."""
         if cls.TASK == "ctc":
             config.vocab_size = outputs
         else:
@@ -75,12 +75,12 @@ class Head(nn.Module):
 
 
 def draw_linear(layer: nn.Linear, std: float) -> None:
-    """New weights as transformers draws them: normal with ``std``, bias 0."""
-    layer.reset_parameters()  # what transformers' constructor draws first
+    """Initialise a layer as transformers does: normal with ``std``, bias 0."""
+    layer.reset_parameters()  # transformers' constructor also draws these first
     layer.weight.data.normal_(0.0, std)
     layer.bias.data.zero_()
 
 
 def within(frames: Tensor, length: int) -> Tensor:
-    """Bool (B, F = ``length``): the frames that are valid."""
+    """Mask of valid frames, bool (B, ``length``), from their numbers (B,)."""
     return torch.arange(length, device=frames.device)[None, :] < frames[:, None]

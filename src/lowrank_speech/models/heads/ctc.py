@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from lowrank_speech.models.heads.base import Head, draw_linear
 from lowrank_speech.settings import BelowOne, key, settings
 
+BLANK = 0
+
 
 @settings
 class CtcSettings:
@@ -40,3 +42,4 @@ class CtcHead(Head):
     def configure(cls, config: Any, settings: CtcSettings, outputs: int, labels: Sequence[str] = ()) -> None:
         super().configure(config, settings, outputs, labels)
         config.final_dropout = settings.dropout
+        config.pad_token_id = BLANK  # transformers' CTC loss uses this id as the blank

@@ -1,7 +1,7 @@
 """Pooled classifier: a linear layer, the mean over the valid frames, and another linear layer.
 
 transformers: ``...ForSequenceClassification``, with the same outputs. ``WhisperForAudioClassification`` has the same
-weights but averages over the whole window of 30 s, padding included; here padding is left out of the mean.
+weights, but averages over the whole window of 30 s including padding; this head leaves padding out of the mean.
 """
 
 from collections.abc import Sequence

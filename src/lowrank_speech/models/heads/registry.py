@@ -1,6 +1,6 @@
-"""Which heads there are: a new head is one file in this package, and one name and one ``case`` here.
+"""The heads by kind. To add one, add a file to this package, and a name and a ``case`` here.
 
-Import statements, not names for importlib: the fingerprint of a stage's code follows statements.
+Imports are statements instead of names for importlib, because the fingerprint of a stage's code follows statements.
 """
 
 from typing import TYPE_CHECKING
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 KINDS = ("ctc", "pooled")
 DEFAULT = {"ctc": "ctc", "classify": "pooled"}
-"""Task -> the kind of head that it gets where nothing else is asked for."""
+"""Task -> its default kind of head."""
 
 
 def head_class(kind: str) -> "type[Head]":
-    """The class of a kind of head; UserError that lists the known kinds."""
+    """The class of a kind of head. Raises UserError with the known kinds if it does not exist."""
     match kind:
         case "ctc":
             from lowrank_speech.models.heads.ctc import CtcHead

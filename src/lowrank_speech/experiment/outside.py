@@ -1,0 +1,79 @@
+"""The external files that an experiment uses: tables of corpora, recordings of noise, local model folders."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lowrank_speech.corpora import registry as corpora
+from lowrank_speech.corpora import tracking
+from lowrank_speech.errors import UserError
+from lowrank_speech.models.files import imported_files
+from lowrank_speech.settings import read
+from lowrank_speech.training.config import Noise
+
+
+def lost_corpora(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Name -> why the data of a corpus cannot be found, for the corpora ``names`` in ``config`` (resolved)."""
+    found = {}
+    for name in names:
+        try:
+            located(config["corpora"][name], f"corpora.{name}")
+        except UserError as error:
+            found[name] = f"corpora.{name}: {error}"
+    return found
+
+
+def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name -> path of the tables that a corpus (resolved) is made from; None: it cannot be found here."""
+    try:
+        config, root = located(section, "corpora")
+    except UserError:
+        return None
+    sources = corpora.module(section["kind"]).sources(config, root)
+    return {name: str(path) for name, path in tracking.tables(sources, root).items()}
+
+
+def located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
+    """The settings of a corpus and its folder. UserError: the folder does not match the settings."""
+    corpus, data_root = corpora.module(section["kind"]), os.environ.get("SPEECH_DATA")
+    config = read(corpus.Config, section, where)
+    return config, corpus.locate(config, Path(data_root) if data_root else None)
+
+
+def blocked_output(folder: str, writing: bool) -> str | None:
+    """Why the folder of the outputs cannot be made or, if ``writing``, not be written; None if it can."""
+    above = Path(folder).absolute()
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        return f"output: {folder} cannot be a folder, because {above} is a file; name another folder"
+    if writing and not os.access(above, os.W_OK | os.X_OK):
+        return f"output: {folder} cannot be written, because {above} is read-only for you; name another folder"
+    return None
+
+
+def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
+    """Name -> path of the noise recordings of a recipe (resolved); None: no folder is set, or it does not exist."""
+    folder = ((recipe or {}).get("noise") or {}).get("folder")
+    if folder is None or not Path(folder).is_dir():
+        return None
+    return {name: str(path) for name, path in Noise(folder=folder).recordings().items()}
+
+
+def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
+    """Why the noise of a recipe in ``recipes`` (whose -> recipe) cannot be found; None: all of it was found."""
+    for whose, recipe in recipes.items():
+        folder = ((recipe or {}).get("noise") or {}).get("folder")
+        if folder is not None and not noise_sources(recipe):
+            reason = "has no recordings (*.wav, *.flac, *.ogg)" if Path(folder).is_dir() else "does not exist"
+            return f"training.noise.folder: {folder} {reason}; correct the path ({whose})"
+    return None
+
+
+def base_sources(source: str) -> dict[str, str] | None:
+    """Name -> path of the files of a local model folder; None: ``source`` is not a folder."""
+    folder = Path(source).expanduser()
+    if not folder.is_dir():
+        return None
+    return {path.name: str(path) for path in imported_files(folder)}

@@ -1,0 +1,72 @@
+"""Sections of the config that only the workflow reads. The other sections are settings classes of stages."""
+
+from typing import Literal
+
+from lowrank_speech.settings import REQUIRED, Seed, key, settings
+
+
+@settings
+class SplitName:
+    """A split of a corpus."""
+
+    split: str = key(REQUIRED, "a split of the corpus")
+    corpus: str | None = key(None, "corpus of the split; null: the task's corpus")
+
+
+@settings
+class TaskSection:
+    """The splits and decoders of a task."""
+
+    corpus: str = key(REQUIRED, "the corpus of the splits below")
+    train: str = key(REQUIRED, "the split to train on")
+    dev: str = key(REQUIRED, "the split that chooses the epoch")
+    test: str | tuple[str, ...] | dict[str, SplitName] = key(
+        REQUIRED, "test sets: a split, a list of splits, or name -> {corpus, split}"
+    )
+    decoders: tuple[str, ...] | None = key(None, "names under `decoders`; null: greedy (asr) or scores (lid)")
+
+
+@settings
+class BaseSection:
+    """What the pipeline does with a base."""
+
+    lang: str | None = key(None, "the token set; source: scratch and recognition need one")
+    features: Literal["conv", "waveform", "fbank", "logmel"] = key(
+        REQUIRED, "inputs to compute once and store: conv, fbank or logmel, by family; waveform: store nothing"
+    )
+    features_dtype: Literal["float32", "float16"] | None = key(None, "number format of stored features; null: float32")
+
+
+@settings
+class MethodSection:
+    """How a method adapts a base."""
+
+    adapt: Literal["none", "head", "full", "lora"] = key(
+        REQUIRED, "what trains: none (only a head that the task needs and the base lacks), head, full, or lora"
+    )
+    seed: Seed | None = key(None, "seed of the training; null: the experiment's seed")
+
+
+@settings
+class PretrainSection:
+    """Where a base from scratch is pretrained."""
+
+    corpus: str = key(REQUIRED, "the corpus of the splits")
+    train: str = key(REQUIRED, "the split to pretrain on")
+    dev: str = key(REQUIRED, "the split that chooses the epoch")
+
+
+@settings
+class CalibrateSection:
+    """Which utterances `init: activation` sees."""
+
+    corpus: str = key(REQUIRED, "corpus of the utterances")
+    split: str = key(REQUIRED, "split of the utterances")
+
+
+@settings
+class LangSection:
+    """Which transcripts a token set is made from."""
+
+    corpora: tuple[str, ...] = key(REQUIRED, "corpora whose transcripts are read")
+    splits: tuple[str, ...] = key(REQUIRED, "splits to read of each corpus")

@@ -1,0 +1,165 @@
+"""Stage overlap: check whether the splits of a task share utterances, audio or speakers.
+
+inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train, dev, test
+outputs  --manifest  overlap.json: what the splits share, with counts and examples
+         shared.tsv beside it: every utterance that may not be shared
+
+No utterance of a training role (pretrain, train) may occur in dev or test, and no utterance of dev in test. Two
+utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an utterance, the
+stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
+
+python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
+    --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
+"""
+
+import argparse
+import itertools
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lowrank_speech import settings
+from lowrank_speech.artefact import write_table
+from lowrank_speech.errors import UserError
+from lowrank_speech.settings import key
+from lowrank_speech.stages import common
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger("lowrank_speech")
+
+ROLES = ("pretrain", "train", "dev", "test")
+TRAINING = {"pretrain", "train"}
+"""Roles that may share anything. Any other two roles may share no utterance."""
+COLUMNS = ("id", "speaker", "sha256")
+SUFFIX = ".index.tsv"
+EXAMPLES = 5
+HEADER = ("what", "role", "split", "id", "other_role", "other_split", "other_id")
+
+
+@settings.settings
+class Config:
+    """The stage's slice."""
+
+    roles: dict[str, tuple[str, ...]] = key(
+        None, "role -> its splits as corpus/split, for the manifest (indices: --split)", default_factory=dict
+    )
+
+
+class Split(NamedTuple):
+    """A split in its role. ``name`` is corpus/split."""
+
+    role: str
+    path: Path
+    name: str
+    rows: "pd.DataFrame"
+
+    @property
+    def corpus(self) -> Path:
+        """The folder of its corpus. Ids are unique only within a corpus."""
+        return self.path.parent
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Declare inputs."""
+    parser.add_argument(
+        "--split",
+        action="append",
+        required=True,
+        metavar="ROLE=FILE",
+        help=f"input: the index of a split ({{split}}{SUFFIX}) and its role, one of {', '.join(ROLES)}",
+    )
+
+
+def body(run: common.Run) -> None:
+    """Read, compare, write."""
+    arguments = run.arguments
+    splits = [read_split(text) for text in dict.fromkeys(arguments.split)]
+    apart = [(a, b) for a, b in itertools.combinations(splits, 2) if a.role != b.role and {a.role, b.role} != TRAINING]
+    rows = [row for one, other in apart for row in shared(one, other)]
+    listed = arguments.manifest.with_name("shared.tsv")
+    write_table(listed, HEADER, rows)
+    if rows:
+        raise UserError(refusal(rows, splits, listed))
+    speakers = [found for one, other in apart if (found := shared_speakers(one, other)) is not None]
+    for found in speakers:
+        log.warning(
+            "overlap: %(speakers)d speakers of %(role)s (%(split)s) are also in %(other_role)s (%(other_split)s), such "
+            "as %(first)s: results there do not hold for unknown speakers",
+            {**found, "first": found["examples"][0]},
+        )
+    used = [{"role": split.role, "split": split.name, "utterances": len(split.rows)} for split in splits]
+    run.finish([listed], {"splits": used, "shared_speakers": speakers})
+
+
+def read_split(text: str) -> Split:
+    """Read a split from its option. UserError: the option is not ROLE=FILE, or the file is not an index."""
+    import pandas as pd
+
+    role, _, name = text.partition("=")
+    if role not in ROLES or not name:
+        raise UserError(f"--split: expected ROLE=FILE with a role of {', '.join(ROLES)}, got {text!r}")
+    path = common.existing(name, "--split")
+    try:
+        rows = pd.read_csv(path, sep="\t", usecols=list(COLUMNS), dtype=str, keep_default_na=False, quoting=3)
+    except (ValueError, OSError) as error:
+        raise UserError(
+            f"{path}: not an index of the stage corpus ({' '.join(str(error).split())}); make it again"
+        ) from error
+    return Split(role, path, f"{path.parent.name}/{path.name.removesuffix(SUFFIX)}", rows)
+
+
+def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
+    """Utterances that two splits must not share, as rows of shared.tsv: equal samples, or equal ids in one corpus."""
+    columns = ["sha256"] + (["id"] if one.corpus.resolve() == other.corpus.resolve() else [])
+    result = []
+    for column in columns:
+        mine = one.rows[one.rows[column].isin(other.rows[column])]
+        # One partner is enough: a sound that each has a thousand times would make a million rows.
+        met = mine.merge(other.rows.drop_duplicates(column), on=column, suffixes=("", "_other"))
+        others = met["id"] if column == "id" else met["id_other"]
+        what = "samples" if column == "sha256" else "id"
+        result += [
+            (what, one.role, one.name, a, other.role, other.name, b) for a, b in zip(met["id"], others, strict=True)
+        ]
+    return result
+
+
+def shared_speakers(one: Split, other: Split) -> dict[str, Any] | None:
+    """The speakers that two splits of different roles share; None: there are none."""
+    found = sorted(set(one.rows["speaker"]) & set(other.rows["speaker"]))
+    if not found:
+        return None
+    return {
+        "role": one.role,
+        "split": one.name,
+        "other_role": other.role,
+        "other_split": other.name,
+        "speakers": len(found),
+        "examples": found[:EXAMPLES],
+    }
+
+
+def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Path) -> str:
+    """One line: the first shared utterance, its files, how many more there are, and what to do."""
+    what, role, split, name, other_role, other_split, other_name = rows[0]
+    paths = {(s.role, s.name): s.path for s in splits}
+    first, second = paths[role, split], paths[other_role, other_split]
+    same = "have the same samples" if what == "samples" else "have the same id"
+    more = len({row[1:4] for row in rows}) - 1
+    return (
+        f"utterance {name} of {role} ({first}) and {other_name} of {other_role} ({second}) {same}"
+        + (f", and {more} more are shared, see {listed}" if more else "")
+        + f": results on {other_role} would be meaningless; remove them from one split, or choose other splits"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage; returns the exit code."""
+    return common.main("overlap", __doc__, Config, add, body, argv)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

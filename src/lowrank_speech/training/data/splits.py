@@ -1,0 +1,117 @@
+"""Select the cuts that a training can use, with their targets, and set the others aside before the first step."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lowrank_speech.errors import UserError
+from lowrank_speech.features.batches import segment
+from lowrank_speech.features.kept import KeptCuts, keep
+from lowrank_speech.features.store import fitting, load_cuts
+from lowrank_speech.lang.select import Languages, Reason, SetAside, fits_window, one_supervision, require
+from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.data.targets import with_targets
+from lowrank_speech.training.losses.objective import Objective
+
+SPLITS = ("train.jsonl", "dev.jsonl")
+
+
+@dataclass
+class Split:
+    """A split, whose cuts can be read several times.
+
+    ``what``: its name in messages; ``recipe``: only for the training split, whose speed may change; ``seconds``: cut
+    utterances to at most this length, at a position drawn from ``seed`` (None: the middle).
+    """
+
+    what: str
+    path: Path
+    recipe: TrainConfig | None
+    seconds: float | None = None
+    seed: int | None = None
+
+    def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
+        """Yield the cuts that fit the model's window. Raises UserError if they have stored features to augment."""
+        cuts = segment(load_cuts(self.path, lazy=True), self.seconds, self.seed)
+        slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
+        cuts = one_supervision(fitting(cuts, model.feature_size, self.path), set_aside)
+        for cut in fits_window(cuts, model.window_seconds, set_aside, slowest):
+            if self.recipe and self.recipe.changes_samples and getattr(cut, "has_features", False):
+                raise UserError(
+                    f"{self.path} has stored features, which speed, noise and reverberation cannot change; set "
+                    f"features: waveform, or remove these keys"
+                )
+            # A second is long enough for every model. Asking the model costs time on long corpora.
+            if cut.duration < 1.0 and self.frames(model, cut) < 1:
+                set_aside.add(cut.id, "too short", f"{cut.duration:.3f} s, less than one frame of the model")
+                continue
+            yield cut
+
+    def frames(self, model: SpeechModel, cut: Any) -> int:
+        """Number of encoder frames of a cut, at the highest speed."""
+        fastest = max(self.recipe.speed, default=1.0) if self.recipe else 1.0
+        return model.frames_of(cut if fastest <= 1.0 else cut.perturb_speed(fastest))
+
+    def usable(self, model: SpeechModel, objective: Objective, set_aside: SetAside) -> Iterator[Any]:
+        """Yield the cuts that have a target for each loss, together with these targets."""
+        frames = partial(self.frames, model)
+        for cut in self.cuts(model, set_aside):
+            found = objective.prepare(cut, frames)
+            if isinstance(found, Reason):
+                set_aside.add(cut.id, *found)
+            else:
+                yield with_targets(cut, found)
+
+
+@dataclass
+class Usable:
+    """The usable cuts of both splits, on disk. Processes can send this object to each other.
+
+    ``languages``: of the training cuts; ``labels``: the languages that the losses distinguish.
+    """
+
+    train: KeptCuts
+    dev: KeptCuts
+    languages: Languages
+    labels: list[str]
+
+
+def usable_cuts(
+    splits: Sequence[Split], model: SpeechModel, objective: Objective, folder: Path, set_aside: SetAside
+) -> Usable:
+    """Write the usable cuts of the training and the dev split to ``folder`` in one pass.
+
+    Fills the objective's ``labels`` if the config does not name them. Raises UserError if a split has no usable cut, or
+    if the training cuts do not suffice for a loss.
+    """
+    (train, dev), languages, labels = splits, Languages(), objective.labels
+    if objective.task.wants_labels and not labels:  # needs its own pass: the labels decide which cuts can be used
+        found = Languages()
+        for _ in found.over(train.cuts(model, SetAside())):
+            pass
+        labels[:] = sorted(found.counts)
+
+    def kept(name: str, split: Split, cuts: Iterator[Any]) -> KeptCuts:
+        made = keep(cuts, folder / name)
+        require(made, f"{split.what}, {split.path}", set_aside)
+        return made
+
+    kept_train = kept(SPLITS[0], train, languages.over(train.usable(model, objective, set_aside)))
+    if objective.wants_labels and not labels:
+        labels[:] = languages.spoken()
+    kept_dev = kept(SPLITS[1], dev, dev.usable(model, objective, set_aside))
+    objective.check(languages)
+    return Usable(kept_train, kept_dev, languages, list(labels))
+
+
+def augmentation(recipe: TrainConfig) -> Any:
+    """The ``Augmentation`` of training samples that the recipe asks for, or None."""
+    if not recipe.changes_samples:
+        return None
+    # Imported here, so that the code hash of a training without augmentation can leave it out.
+    from lowrank_speech.features.augment import Augmentation
+
+    return Augmentation(recipe.speed, recipe.noise, recipe.reverberation)

@@ -1,0 +1,112 @@
+"""The code hash of a job: it covers the modules that its stage imports, without those that this job cannot run.
+
+A job runs one family of models, one head, one decoder and one kind of corpus, so its hash leaves out the modules of the
+others, and of other ways of adapting. Every hash leaves out the error messages of settings, the keys in help texts, and
+the workflow itself. The generated schema lists the modules of each kind (``modules``).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from lowrank_speech import fingerprints
+from lowrank_speech.fingerprints import PACKAGE
+from lowrank_speech.workflow.slices import NAMES, Slices
+
+WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
+"""Modules that never affect a result."""
+LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
+ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
+"""Stages that load models."""
+ADAPTED = ("train", "emissions", "decode", "export")
+"""Stages whose models have the head of the task."""
+
+_KNOWN: WeakKeyDictionary[Slices, dict[tuple[str, ...], str]] = WeakKeyDictionary()
+
+
+def code_hash(stage: str, slices: Slices, wildcards: Any) -> str:
+    """Hex sha256 of the code that a job of ``stage`` runs; ``wildcards`` name its artefact."""
+    key = (stage, *(getattr(wildcards, name) for name in NAMES[stage]))
+    known = _KNOWN.setdefault(slices, {})
+    if key not in known:
+        left_out = tuple(sorted(f"{PACKAGE}.{name}" for name in unused(stage, slices, wildcards)))
+        known[key] = fingerprints.code_hash(f"{PACKAGE}.stages.{stage}", without=left_out)
+    return known[key]
+
+
+def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
+    """Modules (relative to the package) that the stage imports but this job does not run."""
+    found = set(WORDS)
+    if stage in ANY_MODEL:
+        family = slices.config["bases"][wildcards.base]["family"]
+        found |= _others(slices, "families", {family})
+        found |= _others(slices, "heads", _heads(stage, slices, wildcards))
+        computed = {facts["features"][0] for facts in slices.schema["families"].values()} - {"conv"}
+        found |= {f"features.{kind}" for kind in computed - {slices.schema["families"][family]["features"][0]}}
+    match stage:
+        case "corpus":
+            found |= _others(slices, "corpora", {slices.config["corpora"][wildcards.corpus]["kind"]})
+        case "lang":
+            found |= set() if slices.config["langs"][wildcards.lang]["kind"] == "sentencepiece" else {"lang.pieces"}
+        case "base":
+            found |= _of_base(slices, wildcards)
+        case "factorise":
+            found |= set() if slices.factorise(wildcards).cfg["factorise"]["allocate"] else {"lowrank.allocate"}
+        case "train":
+            found |= _of_train(slices, wildcards)
+        case "decode":
+            kind = slices.config["decoders"][wildcards.decoder]["kind"]
+            found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
+        case "score":
+            asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
+            found |= {"scoring.lid", "scoring.detection"} if asr else {"scoring.asr"}
+        case "export":
+            found |= _others(slices, "exports", {wildcards.form})
+    return found
+
+
+def _of_base(slices: Slices, wildcards: Any) -> set[str]:
+    base = slices.config["bases"][wildcards.base]
+    if base["source"] != "scratch":
+        return {"training", "features", "lang.select", "models.scratch", "models.gabor"}
+    cfg, family = slices.base(wildcards).cfg, slices.schema["families"][base["family"]]
+    task = family["recognises_by"]
+    gabor = set() if family["front_end"] and cfg["front_end"] == "gabor" else {"models.gabor"}
+    return {"models.sources", *LORA, "lowrank.constraint"} | gabor | _recipe(slices, task, cfg["pretrain"])
+
+
+def _of_train(slices: Slices, wildcards: Any) -> set[str]:
+    cfg = slices.train(wildcards).cfg
+    found = set() if cfg["adapt"] == "lora" else set(LORA)
+    if cfg.get("constraint", {"mode": "none"})["mode"] == "none":
+        found.add("lowrank.constraint")
+    return found | _recipe(slices, slices.model_task(wildcards), cfg["training"])
+
+
+def _recipe(slices: Slices, task: str, recipe: Mapping[str, Any]) -> set[str]:
+    """Losses and augmentations that a training on models of ``task`` does not use."""
+    own = recipe.get("loss") or slices.schema["losses"][task]
+    beside = {key.removesuffix("_weight") for key, value in recipe.items() if key.endswith("_weight") and value}
+    found = _others(slices, "losses", {own} | beside)
+    if not (recipe.get("speed") or recipe.get("noise") or recipe.get("reverberation")):
+        found.add("features.augment")
+    if not recipe.get("spec_augment"):
+        found.add("training.data.masks")
+    return found
+
+
+def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
+    """Heads that the models of a job may have. A published base may have any head."""
+    base, of_task = slices.config["bases"][wildcards.base], slices.schema["heads"]
+    own = {of_task[task] for task in [slices.model_task(wildcards)] if task in of_task} if stage in ADAPTED else set()
+    if stage in ADAPTED and stage != "train":
+        return own
+    if base["source"] != "scratch":
+        return set(slices.schema["modules"]["heads"])
+    recognises = slices.schema["families"][base["family"]]["recognises_by"]
+    return own | ({of_task[recognises]} if recognises in of_task else set())
+
+
+def _others(slices: Slices, kinds: str, used: set[str]) -> set[str]:
+    """The modules of all ``kinds`` except those that are used."""
+    return {module for name, module in slices.schema["modules"][kinds].items() if name not in used}

@@ -1,0 +1,34 @@
+"""Read YAML and reject duplicate keys, of which PyYAML silently keeps the last.
+
+Imports only the standard library and PyYAML.
+"""
+
+from typing import Any
+
+import yaml
+
+
+def parse(text: str, where: str) -> Any:
+    """Parse the YAML document ``text``.
+
+    Raises a one-line ValueError that names ``where`` and the lines if a mapping has a key twice or the text is not
+    YAML.
+    """
+
+    class Loader(yaml.SafeLoader):
+        """A new class for each call, because constructors are registered on the class."""
+
+    def construct(loader: Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for name, _ in node.value:
+            found, line = loader.construct_object(name, deep=True), name.start_mark.line + 1
+            if found in seen:
+                raise ValueError(f"{where}, lines {seen[found]} and {line}: the key {found} occurs twice; remove one")
+            seen[found] = line
+        return loader.construct_mapping(node, deep=True)
+
+    Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, construct)
+    try:
+        return yaml.load(text, Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
