@@ -156,12 +156,13 @@ from lowrank_speech.experiment.check import check
 from lowrank_speech.experiment.schema import FILE
 from lowrank_speech.workflow import checks, schema
 from lowrank_speech.workflow.config import complete
+from lowrank_speech.workflow.slices import Slices
 
 assert main([]) == 0 == main(["--check"])
 config, made = json.loads(sys.argv[1]), json.loads(FILE.read_text())
 schema.validate(config, made)
 checks.check(config, made)
-check(schema.resolve(complete(config), made, made))
+check(Slices(schema.resolve(complete(config), made, made), made))
 print(json.dumps(made["modules"]))
 """
 CODE = """

@@ -1,8 +1,9 @@
-"""The documentation names only what exists: links, paths, modules, tests, keys of the config, and valid examples."""
+"""The documentation names only what exists (links, paths, modules, tests, keys), and its examples and commands work."""
 
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import yaml
@@ -90,7 +91,7 @@ def test_tests_exist(page):
 
 def keys(node, prefix: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """Paths of all keys below a part of the schema; ``<name>`` for names that a person chooses."""
-    node = schema._followed(node, SCHEMA)
+    node = schema.followed(node, SCHEMA)
     for case in node.get("allOf", ()):
         yield from keys(case["then"], prefix)
     for part in node.get("anyOf", ()):
@@ -131,3 +132,35 @@ def words(page) -> Iterator[str]:
     """What stands in code, word by word."""
     for code in CODE.findall(FENCE.sub("", text_of(page))):
         yield from (word.rstrip(",.;:") for word in code.split())
+
+
+# -- tests and commands that the docs name ----------------------------------------------------------------------------
+
+DOCS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+NAMED = re.compile(r"`(?:tests/)?(test_\w+\.py)(?:::(test_\w+))?`")
+
+
+def functions(file: Path) -> set[str]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_tests_that_the_docs_name_exist(path):
+    for file, name in NAMED.findall(path.read_text(encoding="utf-8")):
+        assert (REPOSITORY / "tests" / file).is_file(), file
+        assert not name or name in functions(REPOSITORY / "tests" / file), f"{file}::{name}"
+
+
+def test_every_row_of_the_reliability_table_has_a_test():
+    text = (REPOSITORY / "docs/RELIABILITY.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \|(.*)$", text, flags=re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 29))
+    assert all(row.count(" | ") == 3 and NAMED.search(row.rpartition(" | ")[2]) for _, row in rows)
+
+
+@pytest.mark.parametrize("path", [*DOCS, REPOSITORY / "Snakefile", REPOSITORY / "Makefile"], ids=lambda path: path.name)
+def test_no_target_follows_configfile(path):
+    """--configfile takes several values, so it would take the target for another config."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        assert not re.search(r"--configfile [^\s`]+ (?![ #-])\S", line), line

@@ -356,10 +356,7 @@ OF_SCRATCH = {
 
 def scratch(config):
     """Check the bases from scratch of ``config`` as the workflow does before it makes them."""
-    config = checked(config)
-    methods = {name: config["methods"][name].get("factorise") for name in config["systems"]["methods"]}
-    for base in config["systems"]["bases"]:
-        check_scratch(base, config["bases"][base], {name: keys for name, keys in methods.items() if keys})
+    check_scratch(checked(config), config["systems"]["bases"])
 
 
 @pytest.mark.parametrize("name", OF_SCRATCH)

@@ -23,7 +23,7 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
     schema.validate(config, SCHEMA)
     checks.check(config, SCHEMA)
     resolved = schema.resolve(complete(config), SCHEMA, SCHEMA)
-    check(resolved)
+    check(Slices(resolved, SCHEMA))
     assert config == before
     return resolved
 

@@ -24,6 +24,7 @@ SRC = f"{workflow.basedir}/src"
 sys.path.insert(0, SRC)
 
 from lowrank_speech import yaml_files
+from lowrank_speech.errors import UserError
 from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
     DEV,
@@ -63,18 +64,19 @@ try:
         schema.validate(config, SCHEMA)
         checks.check(config, SCHEMA)
     CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)
+    slices = Slices(CONFIG, SCHEMA)
     if workflow.is_main_process:
         from lowrank_speech.corpora import tracking
         from lowrank_speech.experiment import outside
         from lowrank_speech.experiment.check import check
+        from lowrank_speech.experiment.models import check_scratch
 
-        check(CONFIG)
+        check(slices)
 except ValueError as error:
     refuse(error)
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
-slices = Slices(CONFIG, SCHEMA)
 GRID, RESULTS = systems(CONFIG), results(CONFIG)
 ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
@@ -97,19 +99,11 @@ if workflow.is_main_process:
         if CONFIG["corpora"][name].get("path") is not None:
             refuse(why)
 
-    unmade = [b for b in CONFIG["systems"]["bases"] if not os.path.isfile(f"{layout.base(b)}/base.json")]
-    unmade = [b for b in unmade if CONFIG["bases"][b]["source"] == "scratch"]
-    if unmade:
-        from lowrank_speech.errors import UserError
-        from lowrank_speech.experiment.models import check_scratch
-
-        factorised = {m: CONFIG["methods"][m].get("factorise") for m in CONFIG["systems"]["methods"]}
-        factorised = {method: section for method, section in factorised.items() if section}
-        for base in unmade:
-            try:
-                check_scratch(base, CONFIG["bases"][base], factorised)
-            except UserError as error:
-                refuse(error)
+    unmade = [base for base in CONFIG["systems"]["bases"] if not os.path.isfile(f"{layout.base(base)}/base.json")]
+    try:
+        check_scratch(CONFIG, unmade)
+    except UserError as error:
+        refuse(error)
 
     untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
     noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})

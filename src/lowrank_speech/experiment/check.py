@@ -10,7 +10,6 @@ from typing import Any
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.errors import UserError
 from lowrank_speech.experiment.outside import located
-from lowrank_speech.experiment.schema import FILE
 from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
@@ -24,8 +23,9 @@ from lowrank_speech.workflow.config import System, systems
 from lowrank_speech.workflow.slices import Slices
 
 
-def check(config: Mapping[str, Any]) -> None:
-    """Raise a one-line ValueError if a class refuses its section. ``config`` is checked and resolved by the schema."""
+def check(slices: Slices) -> None:
+    """Raise a one-line ValueError if a class refuses its section. The schema has checked and resolved the config."""
+    config = slices.config
     try:
         for name, section in config["corpora"].items():
             corpora.read(section, f"corpora.{name}")
@@ -38,16 +38,16 @@ def check(config: Mapping[str, Any]) -> None:
                     read(cls, section[part], f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
-        _check_jobs(config)
+        _check_jobs(slices)
         for name in config["systems"]["tasks"]:
             _check_languages(config, name)
     except UserError as error:
         raise ValueError(str(error)) from error
 
 
-def _check_jobs(config: Mapping[str, Any]) -> None:
+def _check_jobs(slices: Slices) -> None:
     """Check the recipes of the grid's bases and systems."""
-    slices, seen = Slices(config, json.loads(FILE.read_text(encoding="utf-8"))), set()
+    config, seen = slices.config, set()
 
     def once(cls: type, keys: Mapping[str, Any], where: str, whose: str) -> None:
         if (text := json.dumps([where, keys], sort_keys=True)) not in seen:

@@ -3,7 +3,7 @@
 Imports torch and transformers, so the workflow calls it only for bases that have not been made yet.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,18 +13,25 @@ from lowrank_speech.errors import UserError
 TOKENS = SimpleNamespace(size=8, sot=1, eot=2, transcribe=3, no_timestamps=4, language_ids={"en": 5})
 
 
-def check_scratch(base: str, section: Mapping[str, Any], factorisations: Mapping[str, Mapping[str, Any]]) -> None:
-    """Build a base (a resolved section of ``bases`` with ``source: scratch``), and plan its factorisations.
+def check_scratch(config: Mapping[str, Any], bases: Iterable[str]) -> None:
+    """Build those of ``bases`` that have ``source: scratch``, and plan what the methods of the grid factorise.
 
-    ``factorisations``: name of a method -> its section ``factorise``, resolved. UserError: the keys of ``model`` do not
-    make a model, or a factorisation does not fit it. A reduction is checked on a model with few tokens, so the stage
-    may still find that it is out of reach, by a little.
+    ``config`` is resolved. UserError: the keys of ``model`` do not make a model, or a factorisation does not fit it. A
+    reduction is checked on a model with few tokens, so the stage may still find that it is out of reach, by a little.
     """
+    methods = {name: config["methods"][name].get("factorise") for name in config["systems"]["methods"]}
+    for base in bases:
+        if config["bases"][base]["source"] == "scratch":
+            _check(base, config["bases"][base], {name: keys for name, keys in methods.items() if keys})
+
+
+def _check(base: str, section: Mapping[str, Any], factorisations: Mapping[str, Mapping[str, Any]]) -> None:
     import torch
 
     from lowrank_speech.factorising.model import dense_layers
     from lowrank_speech.lowrank.plan import plan_ranks
     from lowrank_speech.lowrank.recipe import Factorise
+    from lowrank_speech.lowrank.select import shapes_of
     from lowrank_speech.models.scratch import from_scratch
     from lowrank_speech.settings import read
 
@@ -41,7 +48,6 @@ def check_scratch(base: str, section: Mapping[str, Any], factorisations: Mapping
         try:
             chosen = dense_layers(model, recipe.layers)
             if recipe.energy is None:  # which depends on the weights
-                shapes = {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
-                plan_ranks(shapes, model.parameters_total(), **{**recipe.ranks(), "allocate": False})
+                plan_ranks(shapes_of(chosen), model.parameters_total(), **{**recipe.ranks(), "allocate": False})
         except (UserError, ValueError) as error:
             raise UserError(f"{where}: {error} (the base {base})") from error

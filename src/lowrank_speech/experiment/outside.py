@@ -1,5 +1,6 @@
 """The external files that an experiment uses: tables of corpora, recordings of noise, local model folders."""
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,8 +56,18 @@ def blocked_output(folder: str, writing: bool) -> str | None:
 
 def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
     """Name -> path of the noise recordings of a recipe (resolved); None: no folder is set, or it does not exist."""
-    folder = ((recipe or {}).get("noise") or {}).get("folder")
-    if folder is None or not Path(folder).is_dir():
+    folder = _noise_folder(recipe)
+    return None if folder is None else _recordings(folder)
+
+
+def _noise_folder(recipe: Mapping[str, Any] | None) -> str | None:
+    return ((recipe or {}).get("noise") or {}).get("folder")
+
+
+@functools.cache
+def _recordings(folder: str) -> dict[str, str] | None:
+    """The recordings in ``folder``, which many systems may share."""
+    if not Path(folder).is_dir():
         return None
     return {name: str(path) for name, path in Noise(folder=folder).recordings().items()}
 
@@ -64,8 +75,8 @@ def noise_sources(recipe: Mapping[str, Any] | None) -> dict[str, str] | None:
 def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
     """Why the noise of a recipe in ``recipes`` (whose -> recipe) cannot be found; None: all of it was found."""
     for whose, recipe in recipes.items():
-        folder = ((recipe or {}).get("noise") or {}).get("folder")
-        if folder is not None and not noise_sources(recipe):
+        folder = _noise_folder(recipe)
+        if folder is not None and not _recordings(folder):
             reason = "has no recordings (*.wav, *.flac, *.ogg)" if Path(folder).is_dir() else "does not exist"
             return f"training.noise.folder: {folder} {reason}; correct the path ({whose})"
     return None

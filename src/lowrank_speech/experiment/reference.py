@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lowrank_speech.stages.keys import NAMES, keys_of
+from lowrank_speech.workflow.schema import followed
 
 HEAD = """# Configuration
 
@@ -48,9 +49,9 @@ def text(schema: Mapping[str, Any]) -> str:
     for name, (title, said) in SECTIONS.items():
         parts.append(f"## {title}\n\n{said}\n\n")
         node = schema["properties"][name]
-        node = _followed(node, schema)
+        node = followed(node, schema)
         if isinstance(node.get("additionalProperties"), Mapping):
-            node = _followed(node["additionalProperties"], schema)
+            node = followed(node["additionalProperties"], schema)
         for heading, section in _branches(node, schema):
             parts.append(f"### {heading}\n\n" if heading else "")
             parts.append(_table(keys_of(_inlined(section, schema))))
@@ -73,7 +74,7 @@ def _branches(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Iterator[tu
         return
     for case in node["allOf"]:
         kind = case["if"]["properties"]["kind"]["const"]
-        yield f"kind: {kind}", _followed(case["then"], schema)
+        yield f"kind: {kind}", followed(case["then"], schema)
 
 
 def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -88,27 +89,20 @@ def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
             }
             continue
         if name == "pretrain":
-            recipe, known = _followed(part, schema), schema["$defs"]["training"]["properties"]
+            recipe, known = followed(part, schema), schema["$defs"]["training"]["properties"]
             properties[name] = {
                 "description": "scratch: these keys, and those of [training](#training)",
                 "properties": {key: value for key, value in recipe["properties"].items() if key not in known},
                 "required": recipe["required"],
             }
             continue
-        found = _inlined(_followed(part, schema), schema)
+        found = _inlined(followed(part, schema), schema)
         below = found.get("additionalProperties")
-        if isinstance(below, Mapping) and _followed(below, schema).get("properties"):
-            inner = _inlined(_followed(below, schema), schema)
+        if isinstance(below, Mapping) and followed(below, schema).get("properties"):
+            inner = _inlined(followed(below, schema), schema)
             found = {**found, "properties": {"<name>": inner}}
         properties[name] = found
     return {**node, "properties": properties} if properties else node
-
-
-def _followed(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str, Any]:
-    while "$ref" in node:
-        target = schema["$defs"][node["$ref"].rpartition("/")[2]]
-        node = {**target, **{key: value for key, value in node.items() if key != "$ref"}}
-    return node
 
 
 def _table(rows: Iterator[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from lowrank_speech.lowrank.factorise import spectra, write_factorised
 from lowrank_speech.lowrank.moments import MomentsFile
 from lowrank_speech.lowrank.plan import plan_ranks
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.select import shapes_of
 from lowrank_speech.models.build import stored
 from lowrank_speech.models.folder import model_folder
 from lowrank_speech.models.layers import dense_layers
@@ -57,7 +58,7 @@ def factorise_model(
     if recipe.energy is not None or recipe.allocate:
         # The loss of an activation-aware cut is that of the whitened weight's spectrum.
         values = spectra(chosen, seen, means) if recipe.init == "activation" else spectra(chosen)
-    shapes = {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
+    shapes = shapes_of(chosen)
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
     if not plan:
         raise UserError(f"all {len(chosen)} layers would stay dense; set a lower rank")

@@ -3,14 +3,20 @@
 Patterns are case-sensitive ``fnmatch`` patterns; ``*`` also matches dots: ``*encoder.layers.*.fc[12]``.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from torch import nn
 
 from lowrank_speech.lowrank.linear import LowRankLinear
+from lowrank_speech.lowrank.structure import Shape
 
 EXAMPLES = 6
+
+
+def shapes_of(layers: Mapping[str, nn.Linear]) -> dict[str, Shape]:
+    """Qualified name -> (d_out, d_in), as ``plan_ranks`` takes it."""
+    return {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
 
 
 def linears(model: nn.Module, low_rank: bool = False) -> dict[str, nn.Module]:

@@ -14,7 +14,7 @@ from torch import nn
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.counts import count_parameters
 from lowrank_speech.lowrank.plan import plan_ranks
-from lowrank_speech.lowrank.select import select
+from lowrank_speech.lowrank.select import select, shapes_of
 from lowrank_speech.lowrank.structure import Plan
 from lowrank_speech.models.build import skeleton
 from lowrank_speech.models.files import KEY
@@ -55,7 +55,7 @@ def count(
     try:
         patterns = tuple(own) if own else dense.layer_patterns(layers)
         chosen = select(dense.body, patterns, exclude=dense.KEPT_OUT)
-        shapes = {name: (layer.out_features, layer.in_features) for name, layer in chosen.items()}
+        shapes = shapes_of(chosen)
         if own:
             plan = Plan.from_json(own)
         elif rank is None and reduction is None:

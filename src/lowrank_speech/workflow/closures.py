@@ -98,13 +98,12 @@ def _recipe(slices: Slices, task: str, recipe: Mapping[str, Any]) -> set[str]:
 def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
     """Heads that the models of a job may have. A published base may have any head."""
     base, of_task = slices.config["bases"][wildcards.base], slices.schema["heads"]
-    own = {of_task[task] for task in [slices.model_task(wildcards)] if task in of_task} if stage in ADAPTED else set()
-    if stage in ADAPTED and stage != "train":
-        return own
-    if base["source"] != "scratch":
-        return set(slices.schema["modules"]["heads"])
-    recognises = slices.schema["families"][base["family"]]["recognises_by"]
-    return own | ({of_task[recognises]} if recognises in of_task else set())
+    tasks = {slices.model_task(wildcards)} if stage in ADAPTED else set()
+    if stage == "train" or stage not in ADAPTED:
+        if base["source"] != "scratch":
+            return set(slices.schema["modules"]["heads"])
+        tasks.add(slices.schema["families"][base["family"]]["recognises_by"])
+    return {of_task[task] for task in tasks if task in of_task}
 
 
 def _others(slices: Slices, kinds: str, used: set[str]) -> set[str]:

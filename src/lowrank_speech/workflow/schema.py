@@ -36,7 +36,7 @@ def resolve(value: Any, node: Schema, root: Schema) -> Any:
 
     Numbers become floats if the schema requires a number, so that 1 and 1.0 are the same setting.
     """
-    node = _followed(node, root)
+    node = followed(node, root)
     if isinstance(value, Mapping):
         node = branch(value, node, root)
         if node.get("partial"):
@@ -65,7 +65,7 @@ def branch(value: Mapping[str, Any], node: Schema, root: Schema) -> Schema:
     for case in node.get("allOf", ()):
         wanted = case["if"]["properties"]
         if all(value.get(key, _default(node, key)) == part["const"] for key, part in wanted.items()):
-            return _followed(case["then"], root)
+            return followed(case["then"], root)
     return node
 
 
@@ -76,7 +76,7 @@ def section(root: Schema, name: str) -> Schema:
 
 def runtime_keys(node: Schema, root: Schema) -> list[str]:
     """Keys of ``node`` that cannot change a stage's result."""
-    properties = _followed(node, root).get("properties", {})
+    properties = followed(node, root).get("properties", {})
     return [key for key, part in properties.items() if isinstance(part, Mapping) and part.get("runtime")]
 
 
@@ -84,7 +84,7 @@ def _default(node: Schema, key: str) -> Any:
     return node.get("properties", {}).get(key, {}).get("default")
 
 
-def _followed(node: Schema, root: Schema) -> Schema:
+def followed(node: Schema, root: Schema) -> Schema:
     """``node`` with the definition that it refers to; its own words win."""
     while "$ref" in node:
         target = root["$defs"][node["$ref"].rpartition("/")[2]]
