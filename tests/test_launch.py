@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lowrank_speech.workflow.launch import DRY, _is_snakemake
+from lowrank_speech.workflow.launch import DRY, _is_snakemake, main
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.results import errors
 from workflow_tree import Tree, tiny_config
@@ -202,3 +202,20 @@ def test_a_signal_to_the_whole_group_comes_twice_and_apart(tmp_path):
     assert running.wait(60) == 0
     _, first, second = map(float, told.read_text().split())
     assert second - first > 0.3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has no keys at the top level; write some"),
+        (b"text\n", "has no keys at the top level; write some"),
+        (b"\xff\xfe", "byte 0 is not UTF-8; convert the file"),
+        (b"a: [1\n", "is not valid YAML: "),
+        (b"a: 1\na: 2\n", "the key a occurs twice; remove one"),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_one_line(content, message, tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    assert main([str(tmp_path / "bad.yaml"), "--cores", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"make run: {tmp_path}/bad.yaml") and message in said and said.count("\n") == 1

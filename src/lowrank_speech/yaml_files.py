@@ -3,6 +3,7 @@
 Imports only the standard library and PyYAML.
 """
 
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -32,3 +33,19 @@ def parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader)
     except yaml.YAMLError as error:
         raise ValueError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def load(path: str | Path) -> dict[Any, Any]:
+    """The keys in the YAML file ``path``. Raises a one-line ValueError if it cannot be read or does not hold keys."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path}: byte {error.start} is not UTF-8; convert the file, for example with iconv"
+        ) from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror}); correct the path or its permissions") from error
+    found = parse(text, str(path))
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} has no keys at the top level; write some, such as `experiment: title`")
+    return found

@@ -59,8 +59,7 @@ try:
     # A job on a cluster node reads the config again, but the process that submitted it has already checked it.
     if workflow.is_main_process:
         for path in workflow.configfiles:
-            with open(path, encoding="utf-8") as file:
-                yaml_files.parse(file.read(), str(path))
+            yaml_files.load(path)
         schema.validate(config, SCHEMA)
         checks.check(config, SCHEMA)
     CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)

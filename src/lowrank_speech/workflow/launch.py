@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
+from lowrank_speech import yaml_files
 from lowrank_speech.workflow import results
 
 STATE = Path(".snakemake")
@@ -39,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config, *arguments = sys.argv[1:] if argv is None else argv
     if not Path(config).is_file():
         return _refuse(f"the config file {config} does not exist; name one with CONFIG=")
+    try:
+        yaml_files.load(config)
+    except ValueError as error:
+        return _refuse(str(error))
     dry = any(DRY.fullmatch(word) for word in arguments)
     try:
         with _alone(dry):

@@ -8,12 +8,10 @@ In: the experiment's config and, below its ``output``, report/results.txt (stage
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import yaml
-
+from lowrank_speech import yaml_files
 from lowrank_speech.workflow.config import deep_merge
 from lowrank_speech.workflow.paths import Layout
 
@@ -31,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def layout_of(config: str | Path) -> Layout:
     """The folders of the experiment in a config file, which overrides the default config as in the Snakefile."""
-    found = _load(config)
+    found = yaml_files.load(config)
     if "corpora" not in found:
-        found = deep_merge(_load(PROJECT / "config.yaml"), found)
+        found = deep_merge(yaml_files.load(PROJECT / "config.yaml"), found)
     return Layout(found["output"].rstrip("/"))
 
 
@@ -66,10 +64,6 @@ def _last_error(path: Path) -> str | None:
         if match := _ERROR.fullmatch(line):
             return match[1]
     return attempt[-1] if any(line.startswith("Traceback (most recent") for line in attempt) else None
-
-
-def _load(path: str | Path) -> Mapping[str, Any]:
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
