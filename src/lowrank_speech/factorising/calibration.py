@@ -1,26 +1,26 @@
 """Calibration: run a dense model over some utterances and collect the second moments of its layers' inputs.
 
-The model sees one utterance at a time, so padding does not count, nor do frames of Whisper's window beyond the
-utterance. Whisper's decoder is calibrated on its own output (greedy search). The stage and the command share this code.
+Neither padding nor frames of Whisper's window beyond the utterance count. Whisper's decoder reads its own output
+(``factorising.utterances``). With ``gradients``, the second moments of the gradients of the layers' outputs are
+collected too, for ``init: two-sided``. The gradient is that of the log probability of a label that is drawn from the
+model's own output distribution, so its second moment is the Fisher information, and no transcript is needed. For a
+model without a head it is that of the encoder states in a random direction. The stage and the command share this code.
 """
 
 import logging
-import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lhotse import CutSet
-from tqdm import tqdm
+from torch import Tensor, nn
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.features.batches import Loader, segment
-from lowrank_speech.features.inputs import RATE, inputs_of
-from lowrank_speech.lang.codes import nearest_language
-from lowrank_speech.lang.select import SetAside, fits_window, require
+from lowrank_speech.errors import UserError
+from lowrank_speech.factorising.utterances import Example, draw, examples
+from lowrank_speech.lang.select import SetAside
 from lowrank_speech.lowrank.moments import Moments
-from lowrank_speech.models.layers import dense_layers
+from lowrank_speech.models.layers import dense_layers, observed
 from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
@@ -36,29 +36,35 @@ def calibrate(
     utterances: int,
     seed: int,
     seconds: float | None = None,
+    gradients: bool = False,
 ) -> dict[str, Any]:
     """Compute the moments of ``layers`` over some of ``cuts`` on the device of ``model``, and write them to ``out``.
 
     ``folder``: the model's folder; ``what``: the source of the cuts, for messages; ``utterances``: how many cuts
-    ``seed`` draws, whatever their order; ``seconds``: cut them to at most this length. Returns ``utterances`` (ids),
-    ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. Raises UserError if no cut is usable.
+    ``seed`` draws, whatever their order; ``seconds``: cut them to at most this length; ``gradients``: see the module.
+    Returns ``utterances`` (ids), ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. Raises UserError if no
+    cut is usable, or a gradient is not finite.
     """
     chosen, set_aside = dense_layers(model, layers), SetAside()
-    cuts = _draw(cuts, what, model, utterances, seed, seconds, set_aside)
-    loader = Loader(inputs_of(folder))
-    device = next(model.parameters()).device
-    moments = Moments(chosen)
-    with moments.hooked(), torch.no_grad():
-        for cut in tqdm(cuts, desc="calibrate", unit="utterance", disable=None):
-            batch = loader.collate([cut])
-            language = nearest_language(cut.supervisions[0].language if cut.supervisions else None, model.languages)
-            model.observe(batch["features"].to(device), batch["lengths"].to(device), cut, language, moments)
+    cuts = draw(cuts, what, model, utterances, seed, seconds, set_aside)
+    tables = [name for name, layer in chosen.items() if isinstance(layer, nn.Embedding)]
+    moments = Moments(observed(model, chosen), gradients, diagonal=tables)
+    needs_decoder = any("decoder." in name for name in chosen) or gradients
+    generator = torch.Generator().manual_seed(seed)
+    written: list[int] = []
+    for example in examples(model, folder, cuts, needs_decoder):
+        observe(model, example, moments, generator)
+        if example.tokens is not None:
+            written += example.tokens[0].tolist()
+    counts = {
+        f"{name}.tokens": torch.bincount(torch.tensor(written), minlength=len(chosen[name].weight)) for name in tables
+    }
     with atomic(out) as temporary:
-        moments.save(temporary)
+        moments.save(temporary, counts)
     speech = sum(cut.duration for cut in cuts)
     frames = min(moments.count.values())
     log.info("%d layers, %d utterances, %.1f s, at least %d frames", len(chosen), len(cuts), speech, frames)
-    widest = max(layer.in_features for layer in chosen.values())
+    widest = max(layer.weight.shape[1] for layer in chosen.values())
     if frames < widest:
         log.warning(
             "%d frames are too few for layers of up to %d inputs: their second moments lack full rank; use more "
@@ -73,29 +79,35 @@ def calibrate(
     }
 
 
-def _draw(
-    cuts: Iterable[Any],
-    what: str | Path,
-    model: SpeechModel,
-    utterances: int,
-    seed: int,
-    seconds: float | None,
-    set_aside: SetAside,
-) -> list[Any]:
-    """Draw ``utterances`` of the usable cuts."""
-    cuts = sorted(segment(CutSet(cuts), seconds, seed), key=lambda cut: cut.id)
-    random.Random(seed).shuffle(cuts)
-    usable = []
-    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # a list, to set aside all that do not fit
-        if len(usable) == utterances:
-            break
-        if not getattr(cut, "has_features", False) and cut.sampling_rate != RATE:
-            cut = cut.resample(RATE)
-        if model.frames_of(cut) < 1:
-            set_aside.add(cut.id, "shorter than one frame", f"{cut.duration:.3f} s")
-        else:
-            usable.append(cut)
-    require(usable, f"calibrate: {what}", set_aside)
-    if len(usable) < utterances:
-        log.warning("%s has only %d usable utterances, %d were requested", what, len(usable), utterances)
-    return usable
+def observe(model: SpeechModel, example: Example, moments: Moments, generator: torch.Generator) -> None:
+    """Let ``moments`` see the model at one utterance; ``generator`` draws the labels, if it wants gradients."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with moments.hooked(), moments.masked(model.masks(example.cut)), torch.set_grad_enabled(moments.gradients):
+            outputs = model.outputs(example.features, example.lengths, example.tokens)
+            if moments.gradients:
+                _backward(model, outputs, example, generator)
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def _backward(model: SpeechModel, outputs: Tensor, example: Example, generator: torch.Generator) -> None:
+    """The backward pass from ``outputs`` (N, V) or (N, D) of one utterance; see the module."""
+    if model.has_logits:
+        shares = outputs.detach().float().softmax(-1).cpu()
+        labels = torch.multinomial(shares, 1, generator=generator).squeeze(1).to(outputs.device)
+        loss = nn.functional.cross_entropy(outputs, labels, reduction="sum")
+    else:
+        direction = torch.randn(outputs.shape, generator=generator).to(outputs)
+        loss = (outputs * direction).sum()
+    if not torch.isfinite(loss):
+        raise UserError(f"calibrate: {example.cut.id}: the model's output is not finite; listen to the recording")
+    try:
+        loss.backward()
+    except ValueError as error:  # from a hook of the moments
+        raise UserError(
+            f"calibrate: {example.cut.id}: {error}; leave the utterance out, or use another init"
+        ) from error

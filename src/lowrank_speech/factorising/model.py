@@ -1,68 +1,103 @@
 """Factorise a dense model into the folder of a low-rank one; the stage and the command ``factorise`` share this code.
 
-The weights stay memory-mapped (except for a ``pytorch_model.bin``), and the result is written layer by layer, so memory
-holds only one layer at a time.
+Without ``allocate`` and ``sequential``, the weights stay memory-mapped (except for a ``pytorch_model.bin``) and the
+result is written layer by layer, so memory holds only one layer at a time.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.factorising.trial import Reference, Trial
+from lowrank_speech.factorising.utterances import Example
 from lowrank_speech.lowrank.factorise import spectra, write_factorised
+from lowrank_speech.lowrank.layer_factors import Statistics, check_seen
 from lowrank_speech.lowrank.moments import MomentsFile
 from lowrank_speech.lowrank.plan import plan_ranks
 from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.lowrank.select import shapes_of
+from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size
 from lowrank_speech.models.build import stored
-from lowrank_speech.models.folder import model_folder
+from lowrank_speech.models.folder import load_model, model_folder
 from lowrank_speech.models.layers import dense_layers
 from lowrank_speech.models.speech import SpeechModel
 
+log = logging.getLogger(__name__)
+
 
 def save_factorised(
-    model: SpeechModel, plan: Mapping[str, int], folder: str | Path, copy_from: str | Path | None = None, **options: Any
+    model: SpeechModel,
+    plan: Mapping[str, int],
+    folder: str | Path,
+    copy_from: str | Path | None = None,
+    exact: Sequence[int] = (),
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Factorise the dense ``model`` by ``plan`` and write it layer by layer, without changing ``model``.
 
-    ``options`` (``init``, ``moments``, ``seed``, ``means``) and the returned rows: see ``lowrank.factorise``. The
-    folder is the same as after factorising in memory and ``save_model``.
+    ``exact``, ``options`` (``init``, ``seen``, ``seed``) and the returned rows: see ``lowrank.factorise``. The folder
+    is the same as after factorising in memory and ``save_model``.
     """
-    meta = dataclasses.replace(model.meta, plan=dict(plan))
+    meta = dataclasses.replace(model.meta, plan=dict(plan), exact=len(exact) if model.EMBEDDING in plan else 0)
     state, prefix, body = model.state_dict(), model.body_prefix, set(model.body.state_dict())
     names = {name: model.disk_name(name) for name in stored(model)}
     others = {theirs: state[own] for own, theirs in names.items() if theirs.removeprefix(prefix) not in body}
     with model_folder(model, meta, folder, copy_from) as weights:
-        return write_factorised(weights, model.body, plan, prefix=prefix, others=others, **options)
+        return write_factorised(weights, model.body, plan, prefix=prefix, others=others, exact=exact, **options)
 
 
 def factorise_model(
-    model: SpeechModel, recipe: Factorise, out: Path, copy_from: Path, moments: Path | None = None, seed: int = 0
+    model: SpeechModel,
+    recipe: Factorise,
+    out: Path,
+    copy_from: Path,
+    moments: Path | None = None,
+    seed: int = 0,
+    examples: Sequence[Example] = (),
 ) -> dict[str, Any]:
     """Factorise ``model`` by ``recipe`` into the folder ``out``, without changing ``model``.
 
-    ``copy_from``: the folder of ``model``. ``moments``: file of second moments; `init: activation` needs it, and with
-    any init it adds the output error of each layer to the report. ``seed`` is for `init: random`. Returns
-    ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
-    ``lowrank.factorise``) and ``left_dense`` (name -> reason). Raises UserError or ValueError if the recipe does not
-    fit the model.
+    ``copy_from``: the folder of ``model``. ``moments``: file of second moments; `init: activation` and `two-sided` need
+    it, and with any init it adds the output error of each layer to the report. ``examples``: calibration utterances;
+    `allocate` and `sequential` need them, and with any recipe they add the divergence. ``seed`` is for `init: random`
+    and for the labels of `two-sided`.
+
+    Returns ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
+    ``lowrank.factorise``), ``left_dense`` (name -> reason), ``divergence`` (``factorising.trial``; ``loss`` and
+    ``agreement``; None without examples) and ``allocation`` (None without `allocate`). Raises UserError or ValueError
+    if the recipe does not fit the model.
     """
-    if recipe.init == "activation" and moments is None:
-        raise UserError("init: activation needs the second moments of the layers' inputs (calibration)")
+    if recipe.init in ("activation", "two-sided") and moments is None:
+        raise UserError(f"init: {recipe.init} needs the second moments of the layers' inputs (calibration)")
+    for wish in ("allocate", "sequential"):
+        if getattr(recipe, wish) and not examples:
+            raise UserError(f"{wish} needs calibration speech")
     before = model.parameters_total()
     chosen = dense_layers(model, recipe.layers)
-    seen = MomentsFile(moments) if moments is not None else None
-    means = seen.means if seen is not None else None
-    values = None
-    if recipe.energy is not None or recipe.allocate:
-        # The loss of an activation-aware cut is that of the whitened weight's spectrum.
-        values = spectra(chosen, seen, means) if recipe.init == "activation" else spectra(chosen)
-    shapes = shapes_of(chosen)
+    file = MomentsFile(moments) if moments is not None else None
+    seen = Statistics.of(file)
+    check_seen(chosen, recipe.init, seen)
+    exact = exact_rows(model, recipe.exact_rows, file) if model.EMBEDDING in chosen else []
+    shapes = shapes_of(chosen, len(exact))
+    values = spectra(chosen, recipe.init, seen, exact) if recipe.energy is not None else None
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
     if not plan:
         raise UserError(f"all {len(chosen)} layers would stay dense; set a lower rank")
-    rows = save_factorised(model, plan, out, copy_from, init=recipe.init, moments=seen, seed=seed, means=means)
+    reference = Reference(model, examples) if examples else None
+    allocation = None
+    if recipe.allocate:
+        plan, allocation = allocated(recipe, shapes, plan, Trial(reference, chosen, recipe.init, seen, exact))
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-") as scratch:
+        if recipe.sequential:
+            from lowrank_speech.factorising.sequential import sequential_statistics
+
+            seen = sequential_statistics(model, chosen, plan, recipe.init, examples, Path(scratch), seed, exact)
+        rows = save_factorised(model, plan, out, copy_from, init=recipe.init, seen=seen, seed=seed, exact=exact)
+    found = reference.divergence(load_model(out).to(next(model.parameters()).device)) if reference else None
     after = before - plan.saving(shapes)
     return {
         "parameters_before": before,
@@ -70,4 +105,46 @@ def factorise_model(
         "reduction": 1 - after / before,
         "layers": rows,
         "left_dense": dict(plan.left_dense),
+        "divergence": found and found._asdict(),
+        "allocation": allocation,
     }
+
+
+def exact_rows(model: SpeechModel, number: int, file: MomentsFile | None) -> list[int]:
+    """Sorted ids of the rows of the embedding that are kept: special tokens, and the ``number`` most frequent others.
+
+    Frequent tokens are those in the transcripts of the calibration, then those with the lowest ids: byte-level
+    vocabularies list tokens by their frequency in the text from which they were learnt.
+    """
+    key, special = f"{model.EMBEDDING}.tokens", set(model.special_tokens())
+    size = model.config.vocab_size
+    counts = file.read(key).tolist() if file is not None and file.has(key) else [0] * size
+    others = sorted((i for i in range(size) if i not in special), key=lambda i: (-counts[i], i))
+    return sorted(special | set(others[:number]))
+
+
+def allocated(
+    recipe: Factorise, shapes: Mapping[str, Shape], uniform: Plan, trial: Trial
+) -> tuple[Plan, dict[str, Any]]:
+    """The plan with the budget of ``uniform`` that diverges least, and how it was found; see ``lowrank.allocate``.
+
+    The uniform plan is kept if it diverges less. The report: ``curves`` (name -> [[rank, divergence], ...]),
+    ``uniform`` and ``allocated`` (the divergence of both plans), ``kept`` (which of them).
+    """
+    from lowrank_speech.lowrank.allocate import allocate_ranks, curves
+
+    measured = curves(shapes, lambda ranks: trial.divergence(ranks).loss, recipe.floor, recipe.multiple_of)
+    budget = sum(factored_size(s, uniform[n]) if n in uniform else dense_size(s) for n, s in shapes.items())
+    ranks = allocate_ranks(shapes, measured, budget, recipe.multiple_of)
+    reasons = {
+        name: uniform.left_dense.get(name, "the allocation keeps it dense") for name, r in ranks.items() if r is None
+    }
+    plan = Plan({name: rank for name, rank in ranks.items() if rank is not None}, reasons)
+    found = {"uniform": trial.divergence(uniform), "allocated": trial.divergence(plan)}
+    kept = "allocated" if found["allocated"].loss < found["uniform"].loss else "uniform"
+    log.info(
+        "divergence from the dense model: %.4f with uniform ranks, %.4f with allocated ranks; keeping the %s ones",
+        found["uniform"].loss, found["allocated"].loss, kept,
+    )  # fmt: skip
+    report = {"curves": {name: [list(p) for p in curve] for name, curve in measured.items()}, "kept": kept}
+    return plan if kept == "allocated" else uniform, report | {name: d._asdict() for name, d in found.items()}

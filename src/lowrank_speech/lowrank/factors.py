@@ -1,10 +1,13 @@
-"""Factors of a weight: truncated SVD, activation-aware, random.
+"""Factors of a weight: truncated SVD, activation-aware, two-sided, random.
 
-All three return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d_out, r), in float64. Their product N M
+All return ``first`` M (r, d_in) with orthonormal rows and ``second`` N (d_out, r), in float64. Their product N M
 replaces W (d_out, d_in). They minimise different errors:
 
     svd         error of the weights:                    ||W - N M||_F
     activation  error of the outputs on observed inputs: E ||(W - N M) x||² = tr((W - N M) C (W - N M)ᵀ)
+    two-sided   the same, weighted by what an error costs: ||G^(1/2) (W - N M) C^(1/2)||_F, G = E g gᵀ with g the
+                gradient of the loss with respect to the output. If x and g were independent, this would be the increase
+                of the loss to second order, with the Fisher information as its Hessian
     random      none; only the scale is that of W (for comparison)
 
 C is the second moment E x xᵀ. If the layer has a bias b, the mean of the error is added to it: b' = b + (W - N M) m,
@@ -14,7 +17,8 @@ with a bias are those for the covariance C - m mᵀ. The functions use it instea
 The decompositions are symmetric eigenproblems of the smaller Gram matrix in float64. They are several times faster than
 an SVD, and more accurate than an SVD in float32 (singular values to 1e-8 of the largest; the rows are then made
 orthonormal again). Activation-aware: Chen et al., "DRONE", NeurIPS 2021; Yuan et al., "ASVD", 2023; Wang et al.,
-"SVD-LLM", 2024; Kamahori et al., "LiteASR", 2025.
+"SVD-LLM", 2024; Kamahori et al., "LiteASR", 2025. Two-sided: Martens and Grosse, "K-FAC", ICML 2015; Chekalina et al.,
+"Generalized Fisher-Weighted SVD", arXiv 2505.17974.
 """
 
 from typing import NamedTuple
@@ -26,6 +30,9 @@ from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
 
 # Share of the mean input power that is added to every direction. It ranks directions in which no input has power.
 RIDGE = 1e-11
+# The same for gradients. The second moment of the gradients of a few thousand frames misses directions that matter for
+# other speech; without a larger share, these would be given up.
+OUTPUT_RIDGE = 1e-2
 WELL_CONDITIONED = 1e-3  # smallest over largest squared singular value; above, rows of Uᵀ W are orthogonal enough
 
 
@@ -65,7 +72,21 @@ def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor |
     ``spectrum`` has the singular values of W C^(1/2); the squares of the discarded ones sum to the output error. Raises
     ValueError as ``svd_factors``, and if the moment has the wrong shape or is not finite.
     """
-    W = _checked(weight, rank)
+    return _orthonormal(nested_factors(weight, rank, moment, mean))
+
+
+def nested_factors(
+    weight: Tensor, rank: int, moment: Tensor, mean: Tensor | None = None, output: Tensor | None = None
+) -> Factors:
+    """The factors of ``activation_factors`` (with ``output``: ``two_sided_factors``) for every rank up to ``rank``.
+
+    For any k, the first k columns of ``second`` times the first k rows of ``first`` are the product at rank k. The rows
+    of ``first`` are not orthonormal.
+    """
+    W, left = _checked(weight, rank), None
+    if output is not None:
+        left = _left_root(output.to(W.device), len(W))
+        W = left[:, None] * W if left.dim() == 1 else left.T @ W
     C = _regularised(moment, W.shape[1], mean)
     if W.shape[0] <= W.shape[1]:
         values, U = _eigh(W @ C @ W.T)
@@ -74,8 +95,44 @@ def activation_factors(weight: Tensor, moment: Tensor, rank: int, mean: Tensor |
         whitened = W @ _root(C)
         values, V = _eigh(gram(whitened.T))
         U = _orthonormal_rows((whitened @ V[:, :rank]).T, values[:rank]).T
-    first, second = orthonormal_first(U.T @ W, U)
+    first, second = U.T @ W, U
+    if left is not None:
+        second = U / left[:, None] if left.dim() == 1 else torch.linalg.solve(left.T, U)
     return Factors(first, second, values.sqrt())
+
+
+def _orthonormal(factors: Factors) -> Factors:
+    first, second = orthonormal_first(factors.first, factors.second)
+    return factors._replace(first=first, second=second)
+
+
+def two_sided_factors(weight: Tensor, moment: Tensor, output: Tensor, rank: int, mean: Tensor | None = None) -> Factors:
+    """The factors with the least error that is weighted by ``output``, the second moment of the outputs' gradients.
+
+    ``output``: (d_out, d_out), or its diagonal (d_out,). With G = L Lᵀ, the factors of Lᵀ W minimise the error that
+    ``activation_factors`` measures, and L⁻ᵀ is then multiplied to the second one. ``spectrum`` is that of Lᵀ W C^(1/2).
+    Raises ValueError as ``activation_factors``.
+    """
+    return _orthonormal(nested_factors(weight, rank, moment, mean, output))
+
+
+def _left_root(output: Tensor, d_out: int) -> Tensor:
+    """L with L Lᵀ = G + its ridge, or the root of the diagonal."""
+    if tuple(output.shape) not in ((d_out, d_out), (d_out,)):
+        raise ValueError(
+            f"the second moment of the gradients has shape {tuple(output.shape)}; a layer with {d_out} outputs needs "
+            f"({d_out}, {d_out})"
+        )
+    G = output.double()
+    diagonal = G if G.dim() == 1 else G.diagonal()
+    power = diagonal.mean()
+    if not torch.isfinite(power) or power <= 0:
+        raise ValueError(
+            f"the second moment of the gradients has the mean power {power.item()}, so no gradient reached the layer"
+        )
+    if G.dim() == 1:
+        return (G + OUTPUT_RIDGE * power).sqrt()
+    return _root(G + OUTPUT_RIDGE * power * torch.eye(d_out, dtype=torch.float64, device=G.device))
 
 
 def bias_shift(weight: Tensor, factors: Factors, mean: Tensor) -> Tensor:
@@ -96,12 +153,17 @@ def random_factors(weight: Tensor, rank: int, generator: torch.Generator | None 
     return Factors(first, second * (W.norm() / second.norm()), W.new_empty(0))
 
 
-def spectrum(weight: Tensor, moment: Tensor | None = None, mean: Tensor | None = None) -> Tensor:
+def spectrum(
+    weight: Tensor, moment: Tensor | None = None, mean: Tensor | None = None, output: Tensor | None = None
+) -> Tensor:
     """Singular values (min(d_out, d_in),) of W, or with ``moment`` of W C^(1/2), descending, float64, on the CPU.
 
-    If ``mean`` is also given, C is the covariance.
+    If ``mean`` is also given, C is the covariance. With ``output``, those of Lᵀ W C^(1/2) as in ``two_sided_factors``.
     """
     W = _checked(weight, 1)
+    if output is not None:
+        left = _left_root(output.to(W.device), len(W))
+        W = left[:, None] * W if left.dim() == 1 else left.T @ W
     if moment is None:
         products = gram(W if W.shape[0] < W.shape[1] else W.T)
     elif W.shape[0] <= W.shape[1]:

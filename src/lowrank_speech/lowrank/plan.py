@@ -9,8 +9,8 @@ Exactly one of five criteria decides the ranks:
     reduction  share of the *whole model's* parameters to save: all layers get the same ``keep``, the largest that
                saves enough; if it saves 0.2 % too much, some layers get one rank step more
 
-With ``allocate``, the parameters are then redistributed over the layers so that the least energy is lost overall
-(``lowrank.allocate``). A layer whose factors would not be smaller than its matrix stays dense and is reported.
+A layer whose factors would not be smaller than its matrix stays dense and is reported. ``lowrank.allocate``
+redistributes the parameters of such a plan over the layers.
 """
 
 import math
@@ -19,15 +19,16 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from lowrank_speech.lowrank.allocate import allocate_ranks
-from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size
+from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size, full_rank, rank_size
 
 TOLERANCE = 0.002  # share of the whole model's parameters
 
 
 def largest_rank(shape: Shape, multiple_of: int = 1) -> int:
     """The largest rank (a multiple of ``multiple_of``) at which the factors are smaller than the matrix; 0 if none."""
-    return (dense_size(shape) - 1) // (shape[0] + shape[1]) // multiple_of * multiple_of
+    exact = factored_size(shape, 0)
+    most = (dense_size(shape) - exact - 1) // rank_size(shape)
+    return max(min(most, full_rank(shape)), 0) // multiple_of * multiple_of
 
 
 def plan_ranks(
@@ -40,12 +41,11 @@ def plan_ranks(
     reduction: float | None = None,
     multiple_of: int = 1,
     spectra: Mapping[str, Tensor] | None = None,
-    allocate: bool = False,
 ) -> Plan:
     """Ranks for layers of ``shapes`` (name -> (d_out, d_in)) by exactly one criterion; see the module's table.
 
     ``total_params``: parameters of the whole model, to which ``reduction`` refers. ``spectra``: name -> singular values
-    (min(d_out, d_in),) in descending order; ``energy`` and ``allocate`` need them. ``multiple_of``: ranks are rounded
+    (min(d_out, d_in),) in descending order, which ``energy`` needs. ``multiple_of``: ranks are rounded
     to its multiples (``energy`` up, ``keep`` and ``reduction`` down, ``fraction`` to the nearest).
 
     Raises ValueError if there is not exactly one criterion, a value is out of range, a rank is above a layer's full
@@ -61,10 +61,8 @@ def plan_ranks(
         raise ValueError(f"multiple_of is {multiple_of}; it must be at least 1")
     kind, value = given[0], wishes[given[0]]
     _check(kind, value, multiple_of)
-    if (kind == "energy" or allocate) and spectra is None:
-        raise ValueError(f"{'energy' if kind == 'energy' else 'allocate'} needs the singular values of the layers")
-    if kind == "energy" and allocate:
-        raise ValueError("energy decides the rank of each layer, so it cannot be combined with allocate")
+    if kind == "energy" and spectra is None:
+        raise ValueError("energy needs the singular values of the layers")
     if kind == "reduction":
         ranks = _by_reduction(shapes, total_params, value, multiple_of)
     else:
@@ -73,16 +71,10 @@ def plan_ranks(
             for name, shape in shapes.items()
         }
     ranks = {name: None if r is None or r > largest_rank(shapes[name]) else r for name, r in ranks.items()}
-    wanted = {name: r for name, r in ranks.items() if r is None}
-    if allocate:
-        ranks = allocate_ranks(shapes, spectra, ranks, multiple_of)
     reasons = {}
     for name in [name for name, r in ranks.items() if r is None]:
         limit = largest_rank(shapes[name], multiple_of)
-        if allocate and name not in wanted:
-            reasons[name] = "the allocation keeps it dense"
-        else:
-            reasons[name] = f"its factors would not be smaller than its {shapes[name]} matrix (largest rank: {limit})"
+        reasons[name] = f"its factors would not be smaller than its {shapes[name][:2]} matrix (largest rank: {limit})"
     return Plan({name: r for name, r in ranks.items() if r is not None}, reasons)
 
 
@@ -97,7 +89,7 @@ def _check(kind: str, value: float, multiple_of: int) -> None:
 
 
 def _rank(kind: str, value: float, name: str, shape: Shape, multiple_of: int, spectrum: Tensor | None) -> int:
-    full = min(shape)
+    full = full_rank(shape)
     if kind == "rank":
         if value > full:
             raise ValueError(f"rank {value} is above the full rank {full} of the layer {name!r} {shape}")
@@ -115,7 +107,8 @@ def _rank(kind: str, value: float, name: str, shape: Shape, multiple_of: int, sp
 
 
 def _keep_rank(keep: Fraction, shape: Shape, multiple_of: int) -> int:
-    return max(math.floor(keep * dense_size(shape) / (sum(shape) * multiple_of)), 1) * multiple_of
+    kept = keep * dense_size(shape) - factored_size(shape, 0)
+    return max(math.floor(kept / (rank_size(shape) * multiple_of)), 1) * multiple_of
 
 
 def _by_reduction(shapes: Mapping[str, Shape], total: int, reduction: float, multiple_of: int) -> dict[str, int | None]:
@@ -161,6 +154,7 @@ def _raise_some(ranks: dict[str, int], shapes: Mapping[str, Shape], spare: float
     # Multiples of the golden ratio, modulo 1, spread the raised layers evenly over the model's depth.
     for i in sorted(range(len(names)), key=lambda i: i * 0.6180339887498949 % 1):
         shape, rank = shapes[names[i]], ranks[names[i]] + step
-        if factored_size(shape, step) <= spare and rank <= largest_rank(shape, step):
+        price = step * rank_size(shape)
+        if price <= spare and rank <= largest_rank(shape, step):
             ranks[names[i]] = rank
-            spare -= factored_size(shape, step)
+            spare -= price

@@ -8,29 +8,30 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from lowrank_speech.lowrank.embedding import LowRankEmbedding
 from lowrank_speech.lowrank.linear import LowRankLinear
-from lowrank_speech.lowrank.structure import Shape
+from lowrank_speech.lowrank.structure import Dense, Shape, shape_of
 
 EXAMPLES = 6
 
 
-def shapes_of(layers: Mapping[str, nn.Linear]) -> dict[str, Shape]:
-    """Qualified name -> (d_out, d_in), as ``plan_ranks`` takes it."""
-    return {name: (layer.out_features, layer.in_features) for name, layer in layers.items()}
+def shapes_of(layers: Mapping[str, Dense], exact: int = 0) -> dict[str, Shape]:
+    """Qualified name -> shape, as ``plan_ranks`` takes it. ``exact``: number of exact rows of an embedding."""
+    return {name: shape_of(layer, exact) for name, layer in layers.items()}
 
 
 def linears(model: nn.Module, low_rank: bool = False) -> dict[str, nn.Module]:
     """Qualified name -> module of every ``nn.Linear``, in the model's order.
 
-    With ``low_rank``, a ``LowRankLinear`` is listed as one layer under its own name; otherwise it is left out. Its two
-    inner layers are never listed.
+    With ``low_rank``, a ``LowRankLinear`` is listed as one layer under its own name; otherwise it is left out. The
+    inner layers of a factorised layer are never listed.
     """
     found: dict[str, nn.Module] = {}
     inner: set[int] = set()
     for name, module in model.named_modules():
-        if isinstance(module, LowRankLinear):
+        if isinstance(module, LowRankLinear | LowRankEmbedding):
             inner |= {id(part) for part in module.modules() if part is not module}
-            if low_rank:
+            if low_rank and isinstance(module, LowRankLinear):
                 found[name] = module
         elif isinstance(module, nn.Linear) and id(module) not in inner:
             found[name] = module

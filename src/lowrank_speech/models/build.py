@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.structure import apply_plan
 from lowrank_speech.models.heads.base import Head
 from lowrank_speech.models.heads.registry import DEFAULT, head_class
 from lowrank_speech.models.registry import family_class, family_of
@@ -67,9 +66,17 @@ def build(task: str, config: Any) -> SpeechModel:
 
 
 def skeleton(
-    task: str, config: Any, plan: Mapping[str, int] | None = None, head: Any = None, meta: Meta | None = None
+    task: str,
+    config: Any,
+    plan: Mapping[str, int] | None = None,
+    head: Any = None,
+    meta: Meta | None = None,
+    exact: int = 0,
 ) -> SpeechModel:
-    """A model on the meta device, with tied weights. ``plan``: its low-rank layers; ``head``: settings of its head."""
+    """A model on the meta device, with tied weights.
+
+    ``plan``: its low-rank layers; ``exact``: exact rows of a factorised embedding; ``head``: settings of its head.
+    """
     family = family_of(config.model_type, "config")
     cls = family_class(family)
     with torch.device("meta"):
@@ -78,11 +85,8 @@ def skeleton(
     hf.to("meta")
     hf.tie_weights()
     model = cls(hf, empty_head(cls, task, config, head), meta or Meta(family, task))
-    if plan:
-        with torch.device("meta"):
-            apply_plan(model.body, plan)
-        model.plan = plan
-    return model
+    with torch.device("meta"):
+        return model.factorised(plan, exact)
 
 
 def empty_head(cls: type[SpeechModel], task: str, config: Any, settings: Any = None) -> Head | None:

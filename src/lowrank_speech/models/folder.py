@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.structure import apply_plan
 from lowrank_speech.models.build import assign, quiet_config, skeleton, stored
 from lowrank_speech.models.files import KEY, WEIGHTS, copy_files
 from lowrank_speech.models.heads.registry import head_class
@@ -68,10 +67,8 @@ def structure_of(raw: Mapping[str, Any], where: Path) -> SpeechModel:
     if plan:
         # Older plans have the names of transformers' class; now they are relative to the body.
         plan = {name.removeprefix(model.body_prefix): rank for name, rank in plan.items()}
-        with torch.device("meta"):
-            apply_plan(model.body, plan)
-        model.plan = plan
-    return model
+    with torch.device("meta"):
+        return model.factorised(plan, meta.exact)
 
 
 def _config(family: str, raw: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.structure import apply_plan, densify
 from lowrank_speech.models.heads.base import Head
 from lowrank_speech.models.registry import FAMILIES
 
@@ -38,6 +39,7 @@ class Meta:
     labels: list[str] = field(default_factory=list)  # classify: languages in the order of the outputs
     lang_sha256: str | None = None  # of the token table that the head's outputs stand for
     priors: list[float] = field(default_factory=list)  # classify: share of each label in training
+    exact: int = 0  # rows of a factorised embedding that are not factors
 
 
 class SpeechModel(nn.Module):
@@ -52,6 +54,8 @@ class SpeechModel(nn.Module):
     """Patterns of LoRA's default targets: query, value and feed-forward."""
     KEPT_OUT: ClassVar[Sequence[str]] = ()
     """Patterns of linear layers that always stay dense, because only pretraining uses them."""
+    EMBEDDING: ClassVar[str | None] = None
+    """Name (relative to the body) of the token embedding that is tied to the output projection; None without one."""
 
     def __init__(self, hf: nn.Module, head: Head | None, meta: Meta):
         super().__init__()
@@ -139,6 +143,35 @@ class SpeechModel(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     # -- layers ----------------------------------------------------------------------------------------------------
+
+    def factorised(self, plan: Mapping[str, int] | None, exact: int = 0) -> "SpeechModel":
+        """Replace the layers of ``plan`` by uninitialised factors, and note the plan. Returns itself.
+
+        ``exact``: number of exact rows of the embedding. Raises ValueError if the plan does not fit the model.
+        """
+        if plan:
+            apply_plan(self.body, plan, exact)
+            self.plan, self.meta.exact = plan, exact if self.EMBEDDING in plan else 0
+            self.tie()
+        return self
+
+    def densified(self) -> "SpeechModel":
+        """Multiply all factors out, in place. Returns itself."""
+        densify(self.body)
+        self.plan, self.meta.exact = None, 0
+        self.tie()
+        return self
+
+    def tie(self) -> None:
+        """Give the output projection the weights of the embedding, after the embedding was replaced."""
+
+    def projection(self) -> nn.Linear | None:
+        """The output projection that is tied to the dense embedding; None without one."""
+        return None
+
+    def special_tokens(self) -> list[int]:
+        """Ids of the decoder's special tokens, sorted; empty without a decoder."""
+        return []
 
     @classmethod
     def layer_patterns(cls, layers: str | Sequence[str]) -> tuple[str, ...]:
@@ -333,9 +366,41 @@ class SpeechModel(nn.Module):
         """Codes of the languages that the decoder accepts in its prompt; empty without a decoder."""
         return ()
 
-    def observe(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None, moments: Any) -> None:
-        """Run the model on one utterance so that ``moments`` (``lowrank.moments``) sees the inputs of all its layers.
+    def greedy(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None) -> Tensor | None:
+        """Tokens (1, L) int64 that the decoder reads for one utterance: its prompt and its own greedy output.
 
-        ``language``: the spoken language, one of ``languages``; None: unknown.
+        ``language``: the spoken language, one of ``languages``; None: the model detects it. Returns None without a
+        decoder.
         """
-        self.states(features, lengths)
+        return None
+
+    def outputs(self, features: Tensor, lengths: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """What the model computes for one utterance: logits (N, V), or encoder states (N, D) of a model without a head.
+
+        N: valid frames (CTC), 1 (classification), or the ``tokens`` (1, L) that the decoder reads, from the last one of
+        the prompt on. ``features`` and ``lengths``: see ``states``.
+        """
+        return self.outputs_of(*self.states(features, lengths), tokens)
+
+    def outputs_of(self, states: Tensor, frames: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """``outputs`` from the encoder states (1, F, D) of an utterance and their number (1,)."""
+        if self.head is None:
+            return states[0, : int(frames)]
+        logits = self.head_logits(states, frames)
+        return logits[0, : int(frames)] if self.task == "ctc" else logits
+
+    def after_encoder(self, name: str) -> bool:
+        """Whether a layer (by its name relative to the body) does not change the encoder states."""
+        return False
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether ``outputs`` are logits."""
+        return self.head is not None
+
+    def masks(self, cut: Any) -> dict[str, Tensor]:
+        """Masks (1, F) of valid frames for one utterance, by patterns of layer names (see ``lowrank.moments``).
+
+        Layers without a mask see only valid frames.
+        """
+        return {}

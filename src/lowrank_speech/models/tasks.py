@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.structure import apply_plan
 from lowrank_speech.models.build import assign, drawn, quiet_config, skeleton
 from lowrank_speech.models.heads.registry import DEFAULT, head_class
 from lowrank_speech.models.speech import SpeechModel
@@ -63,8 +62,8 @@ def to_task(
     names = {name for name, _ in new.body.named_modules()}
     plan = {name: rank for name, rank in plan.items() if name in names}
     with torch.device("meta"):
-        apply_plan(new.body, plan)
-    new.plan, new.meta.labels, new.meta.lang_sha256 = plan, list(labels), lang_sha256
+        new.factorised(plan, model.meta.exact)
+    new.meta.labels, new.meta.lang_sha256 = list(labels), lang_sha256
     wanted = new.body.state_dict().keys()
     full = {f"hf.{name}": tensor for name, tensor in state.items() if name in wanted}
     assign(new, full | {f"head.{name}": tensor for name, tensor in new.head.state_dict().items()}, "the base")

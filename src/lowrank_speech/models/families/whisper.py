@@ -14,6 +14,7 @@ from transformers import WhisperForConditionalGeneration, WhisperPreTrainedModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.lowrank.embedding import LowRankEmbedding, TiedProjection
 from lowrank_speech.models.build import config_with
 from lowrank_speech.models.families.layers import groups
 from lowrank_speech.models.heads.registry import DEFAULT, head_class
@@ -24,6 +25,7 @@ RATE, FRAMES = 16_000, 100  # samples and log-mel frames per second
 # Limits a decoder that does not find the end of an utterance; people speak 3 to 5 tokens per second.
 TOKENS_PER_SECOND = 10
 POSITIONS = "encoder.embed_positions.weight"
+EMBEDDING_NAME = "decoder.embed_tokens"
 
 
 class WhisperEncoderModel(WhisperPreTrainedModel):
@@ -42,7 +44,7 @@ class Whisper(SpeechModel):
     FAMILY = "whisper"
     TASKS = ("seq2seq", "classify")
     # "coder" is both encoder and decoder. Attention in the decoder includes the cross-attention ("encoder_attn").
-    LAYERS = groups(
+    LAYERS = {"embedding": (EMBEDDING_NAME,)} | groups(
         {
             "": "*coder.layers.*.fc[12]",
             ":encoder": "*encoder.layers.*.fc[12]",
@@ -54,6 +56,7 @@ class Whisper(SpeechModel):
             ":decoder": "*decoder.layers.*_attn.*_proj",
         },
     )
+    EMBEDDING = EMBEDDING_NAME
     LORA = ("*coder.layers.*_attn.q_proj", "*coder.layers.*_attn.v_proj", "*coder.layers.*.fc[12]")
 
     # -- transformers' classes and names -----------------------------------------------------------------------------
@@ -98,9 +101,39 @@ class Whisper(SpeechModel):
         return self.hf.model if self.task == "seq2seq" else self.hf
 
     def tied(self) -> dict[str, str]:
-        if self.task != "seq2seq" or not self.config.tie_word_embeddings:
+        if self.projection() is None:
             return {}
         return {"proj_out.weight": "model.decoder.embed_tokens.weight"}
+
+    def tie(self) -> None:
+        if self.task != "seq2seq" or not self.config.tie_word_embeddings:
+            return
+        table = self.body.decoder.embed_tokens
+        if isinstance(table, LowRankEmbedding):
+            self.hf.proj_out = TiedProjection(table)
+        else:
+            self.hf.proj_out = nn.Linear(table.embedding_dim, table.num_embeddings, bias=False, device="meta")
+            self.hf.proj_out.weight = table.weight
+
+    def projection(self) -> nn.Linear | None:
+        if self.task != "seq2seq" or not self.config.tie_word_embeddings:
+            return None
+        return self.hf.proj_out if isinstance(self.hf.proj_out, nn.Linear) else None
+
+    def special_tokens(self) -> list[int]:
+        if self.task != "seq2seq":
+            return []
+        said, config = self.hf.generation_config, self.config
+        named = [config.bos_token_id, config.eos_token_id, config.pad_token_id, config.decoder_start_token_id]
+        for name in ("no_timestamps_token_id", "prev_sot_token_id"):
+            named.append(getattr(said, name, None))
+        for name in ("lang_to_id", "task_to_id"):
+            named += (getattr(said, name, None) or {}).values()
+        found = {i for i in named if i is not None and i < config.vocab_size}
+        # The published vocabularies end with all special tokens and time stamps; not all of them have a name there.
+        if min(found) > config.vocab_size // 2:
+            found = set(range(min(found), config.vocab_size))
+        return sorted(found)
 
     def constants(self) -> list[nn.Parameter]:
         """The encoder's position embeddings, which are sinusoids."""
@@ -236,22 +269,47 @@ class Whisper(SpeechModel):
         known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
         return tuple(token[2:-2] for token in known)
 
-    def observe(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None, moments: Any) -> None:
-        """As in the base class. The decoder reads its own greedy output; frames of the window beyond the utterance do
-        not count."""
-        mask = torch.arange(self.config.max_source_positions)[None, :] < self.frames_of(cut)
-        with moments.masked({"*encoder_attn.[kv]_proj": mask, "*encoder.layers.*": mask}):
-            if self.task != "seq2seq" or not any("decoder.layers." in name for name in moments.layers):
-                self.states(features, lengths)
-                return
-            options = {}
-            if self.languages:
-                options = {"task": "transcribe", "language": f"<|{language}|>" if language else None}
-            self.hf.generate(
-                input_features=self.pad_mel(features, lengths),
-                num_beams=1,
-                do_sample=False,
-                return_timestamps=False,
-                max_new_tokens=min(int(cut.duration * TOKENS_PER_SECOND) + 4, self.config.max_target_positions - 4),
-                **options,
-            )
+    def greedy(self, features: Tensor, lengths: Tensor, cut: Any, language: str | None) -> Tensor | None:
+        if self.task != "seq2seq":
+            return None
+        mel, said = self.pad_mel(features, lengths), self.hf.generation_config
+        prompt, options = [self.config.decoder_start_token_id], {}
+        if self.languages:
+            if language is None:
+                tag = int(self.hf.detect_language(input_features=mel, generation_config=said)[0])
+            else:
+                tag = said.lang_to_id[f"<|{language}|>"]
+            names = {i: name for name, i in said.lang_to_id.items()}
+            options = {"task": "transcribe", "language": names[tag]}
+            prompt += [tag, said.task_to_id["transcribe"]]
+        prompt.append(said.no_timestamps_token_id)
+        found = self.hf.generate(
+            input_features=mel,
+            num_beams=1,
+            do_sample=False,
+            return_timestamps=False,
+            max_new_tokens=min(int(cut.duration * TOKENS_PER_SECOND) + 4, self.config.max_target_positions - 4),
+            **options,
+        )
+        special = {*prompt, self.config.eos_token_id}
+        written = [i for i in found[0].tolist() if i not in special]
+        return torch.tensor([prompt + written], device=features.device)
+
+    def outputs_of(self, states: Tensor, frames: Tensor, tokens: Tensor | None = None) -> Tensor:
+        if tokens is None:
+            return super().outputs_of(states, frames)
+        # What follows the tokens of the prompt before the last one is never asked for.
+        prompt = int((tokens[0] == self.hf.generation_config.no_timestamps_token_id).nonzero()[0])
+        return self.decoder_logits(states, tokens)[0, prompt:]
+
+    def after_encoder(self, name: str) -> bool:
+        return name.startswith("decoder.")
+
+    @property
+    def has_logits(self) -> bool:
+        return self.task == "seq2seq" or super().has_logits
+
+    def masks(self, cut: Any) -> dict[str, Tensor]:
+        """Frames of the window beyond the utterance do not count."""
+        valid = torch.arange(self.config.max_source_positions)[None, :] < self.frames_of(cut)
+        return {"*encoder_attn.[kv]_proj": valid, "*encoder.layers.*": valid}
