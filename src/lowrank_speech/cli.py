@@ -9,17 +9,16 @@ Results go to stdout, as text or (``--json``) as one JSON value; errors are one 
 The libraries are imported when a command needs them, so that ``--help`` answers at once.
 """
 
-import contextlib
 import functools
 import importlib.metadata
 import json
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import Characters, Eer, EerOver, Minimum, Resample, ScoreOptions
 from lowrank_speech.settings import read
@@ -214,135 +213,6 @@ def params(
     show(result, lambda: text.params_lines(result), as_json)
 
 
-@app.command("factorise")
-@friendly
-def factorise(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder or hub name.")],
-    out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not exist.")],
-    layers: Annotated[
-        list[str] | None, typer.Option(help="ffn, attention, all, or a name pattern; may be repeated.  [default: ffn]")
-    ] = None,
-    reduction: Annotated[float | None, typer.Option(help="Share of the whole model's parameters to save.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Or: one rank for all layers.")] = None,
-    fraction: Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")] = None,
-    allocate: Annotated[bool, typer.Option("--allocate", help="Choose ranks that lose the least energy.")] = False,
-    multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
-    init: Annotated[Literal["svd", "activation", "random"], typer.Option(help="How to initialise factors.")] = "svd",
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            help="Speech to calibrate on (init activation): Lhotse cuts, a Kaldi data directory, a table (tsv, csv), "
-            "or a folder of audio.",
-            metavar="PATH",
-        ),
-    ] = None,
-    utterances: Annotated[int, typer.Option(help="How many utterances to draw from it.", min=1)] = 64,
-    moments: Annotated[
-        Path | None, typer.Option(help="Instead of --calibrate: moments of the stage calibrate.", metavar="FILE")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed to draw utterances, and for --init random.", min=0)] = 1,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
-    report: Annotated[Path | None, typer.Option(help="Also write the report as JSON.", metavar="FILE")] = None,
-    plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
-    as_json: Json = False,
-) -> None:
-    """Replace linear layers of a model with low-rank factors.
-
-    Give exactly one of --reduction, --rank, --fraction, --keep and --energy. With --calibrate or --moments the report
-    has the error of each layer's output, for any --init.
-    """
-    from lowrank_speech.artefact import write_json
-    from lowrank_speech.lowrank.recipe import Factorise
-
-    recipe = Factorise(
-        layers=tuple(layers or ("ffn",)),
-        rank=rank,
-        fraction=fraction,
-        keep=keep,
-        energy=energy,
-        reduction=reduction,
-        allocate=allocate,
-        multiple_of=multiple_of,
-        init=init,
-    )
-    _check_files(out, init, calibrate, moments, (report, plot))
-    from lowrank_speech.factorising.model import factorise_model
-    from lowrank_speech.models.sources import open_dense
-    from lowrank_speech.scoring import text
-
-    cuts = None
-    if calibrate is not None:
-        from lowrank_speech.factorising.speech import speech_of
-
-        cuts = speech_of(calibrate, utterances, seed)
-    model, folder = open_dense(source, revision)
-    with contextlib.ExitStack() as until_done:
-        if cuts is not None:
-            from lowrank_speech.factorising.calibration import calibrate as calibrated
-
-            # Beside the result: several gigabytes for a large model.
-            out.parent.mkdir(parents=True, exist_ok=True)
-            scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
-            moments = Path(scratch) / "moments.safetensors"
-            calibrated(model, folder, cuts, calibrate, moments, recipe.layers, utterances, seed)
-        try:
-            result = factorise_model(model, recipe, out, folder, moments, seed)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from error
-    if report is not None:
-        write_json(report, result)
-    if plot is not None:
-        from lowrank_speech.reporting.spectra import write_spectra
-
-        write_spectra(plot, result["layers"])
-    show(result, lambda: [*text.factorise_lines(result), "", *_next(out)], as_json)
-
-
-def _next(out: Path) -> list[str]:
-    """The path of the low-rank model, and the next step."""
-    return [
-        f"written: {out}",
-        f"next: fine-tune it, as a base of an experiment (in its config, bases: {{small: {{source: {out}, ...}}}}), or",
-        f"      with python -m lowrank_speech.stages.train --model {out} ... (see its --help)",
-    ]
-
-
-def _check_files(
-    out: Path, init: str, speech: Path | None, moments: Path | None, written: Sequence[Path | None]
-) -> None:
-    """Check the options before anything large is opened."""
-    if out.exists():
-        raise UserError(f"{out} exists: remove it, or name another folder")
-    if speech is not None and moments is not None:
-        raise UserError("give either --calibrate PATH or --moments FILE, not both")
-    if init == "activation" and speech is None and moments is None:
-        raise UserError("--init activation needs --calibrate PATH or --moments FILE")
-    if moments is not None and not moments.is_file():
-        raise UserError(f"--moments: the file {moments} does not exist")
-    if speech is not None:
-        from lowrank_speech.factorising.speech import kind_of
-
-        kind_of(speech)
-    for path in (out, *written):
-        if path is not None:
-            _check_writable(path)
-
-
-def _check_writable(path: Path) -> None:
-    """Raise UserError if ``path``, whose parents may not exist yet, cannot be written."""
-    parent = path.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        # Permissions are not enough: nobody can create files in /proc.
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".lowrank-"):
-            pass
-    except OSError as error:
-        raise UserError(f"{path} cannot be written: {parent}: {error.strerror}; name another path") from error
-
-
 def _options(**keys: Any) -> ScoreOptions:
     """The settings of a scorer. UserError: a value is out of range."""
     return read(ScoreOptions, keys, "")
@@ -352,6 +222,9 @@ def _map(path: Path | None) -> dict[str, str] | None:
     from lowrank_speech.scoring import files
 
     return None if path is None else files.read_map(path)
+
+
+app.command("factorise")(friendly(factorise))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,4 +1,4 @@
-# Second moments of the layers' inputs, only for methods with `init: activation`.
+# Second moments of the layers' inputs, only for methods whose factors depend on them.
 
 
 rule calibrate:

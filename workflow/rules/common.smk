@@ -346,13 +346,23 @@ FACTORISATIONS = {
 
 
 def moments(file):
-    """A file of the calibration, if the factors start from it; else nothing."""
+    """A file of the calibration, if the factors depend on it; else nothing."""
 
     def path(wildcards):
         method = FACTORISATIONS[wildcards.factorisation]
         if not calibrated(method):
             return []
         return f"{layout.calibrate(wildcards.base, calibrate_key(method['factorise']))}/{file}"
+
+    return quick(path)
+
+
+def trial(suffix):
+    """calibration_features, if the low-rank model is tried on them; else nothing."""
+
+    def path(wildcards):
+        section = FACTORISATIONS[wildcards.factorisation]["factorise"]
+        return calibration_features(suffix)(wildcards) if slices.tries(section) else []
 
     return quick(path)
 

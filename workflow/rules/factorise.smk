@@ -9,6 +9,8 @@ rule factorise:
         weights=ancient(f"{layout.base()}/model/model.safetensors"),
         calibrate=moments("calibrate.json"),
         moments=ancient(moments("moments.safetensors")),
+        features=trial("json"),
+        cuts=ancient(trial("jsonl.gz")),
     output:
         weights=f"{layout.factorise()}/model/model.safetensors",
         config=f"{layout.factorise()}/model/config.json",
@@ -20,10 +22,13 @@ rule factorise:
     threads: 1
     resources:
         mem_mb=6000,
+        gpu=gpu("factorise"),
     params:
         cfg=cfg("factorise"),
         code=code("factorise"),
-        paths=options("moments", model="weights", out="config"),
+        runtime=runtime("factorise"),
+        paths=options("moments", "cuts", model="weights", out="config"),
     shell:
-        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --code {params.code} {params.paths}"
+        "python -m lowrank_speech.stages.factorise --cfg {params.cfg:q} --code {params.code}"
+        " --runtime {params.runtime:q} {params.paths}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

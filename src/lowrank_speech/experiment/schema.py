@@ -56,7 +56,7 @@ def schema() -> Node:
     tool.define("score", ScoreOptions)
     tool.define("runtime", Runtime)
     tool.definitions["calibrate"] = _closed(
-        _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers")),
+        _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers", "gradients")),
         tool.of(CalibrateSection),
     )
     tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Settings), tool, ("device",))

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from lowrank_speech.settings import REQUIRED, Seed, key, settings
+from lowrank_speech.settings import REQUIRED, CountOrZero, Seed, key, settings
 
 
 @settings
@@ -58,10 +58,13 @@ class PretrainSection:
 
 @settings
 class CalibrateSection:
-    """Which utterances `init: activation` sees."""
+    """Which utterances calibration sees."""
 
     corpus: str = key(REQUIRED, "corpus of the utterances")
     split: str = key(REQUIRED, "split of the utterances")
+    trial: CountOrZero = key(
+        16, "further utterances, which measure what ranks cost (allocate) and how far a low-rank model is from the base"
+    )
 
 
 @settings

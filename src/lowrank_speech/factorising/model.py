@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.factorising.depth import warnings_of
 from lowrank_speech.factorising.trial import Reference, Trial
 from lowrank_speech.factorising.utterances import Example
 from lowrank_speech.lowrank.factorise import spectra, write_factorised
@@ -68,8 +69,8 @@ def factorise_model(
 
     Returns ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
     ``lowrank.factorise``), ``left_dense`` (name -> reason), ``divergence`` (``factorising.trial``; ``loss`` and
-    ``agreement``; None without examples) and ``allocation`` (None without `allocate`). Raises UserError or ValueError
-    if the recipe does not fit the model.
+    ``agreement``; None without examples), ``warnings`` (lines, see ``factorising.depth``) and ``allocation`` (None
+    without `allocate`). Raises UserError or ValueError if the recipe does not fit the model.
     """
     if recipe.init in ("activation", "two-sided") and moments is None:
         raise UserError(f"init: {recipe.init} needs the second moments of the layers' inputs (calibration)")
@@ -106,6 +107,7 @@ def factorise_model(
         "layers": rows,
         "left_dense": dict(plan.left_dense),
         "divergence": found and found._asdict(),
+        "warnings": warnings_of(rows, found),
         "allocation": allocation,
     }
 

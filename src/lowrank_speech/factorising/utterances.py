@@ -65,6 +65,27 @@ def draw(
     return usable
 
 
+def held_out(
+    model: SpeechModel,
+    folder: Path,
+    cuts: Iterable[Any],
+    what: str | Path,
+    which: tuple[int, int],
+    seed: int,
+    seconds: float | None = None,
+) -> list[Example]:
+    """Utterances that calibration has not seen: the first of ``which`` that ``seed`` draws are left out, then so many.
+
+    The tokens and directions of the utterances that calibration saw are kept best, so on those every low-rank model
+    looks better than it is. If there are too few utterances, some of those are used, with a warning.
+    """
+    (seen, number), set_aside = which, SetAside()
+    drawn = draw(cuts, what, model, seen + number, seed, seconds, set_aside)
+    if len(drawn) < seen + number:
+        log.warning("of %d usable utterances in %s, calibration saw %d: losses look too small", len(drawn), what, seen)
+    return list(examples(model, folder, drawn[-number:], transcribe=True))
+
+
 @torch.no_grad()
 def examples(model: SpeechModel, folder: Path, cuts: Iterable[Any], transcribe: bool) -> Iterator[Example]:
     """The ``cuts`` as the dense ``model`` (of ``folder``) reads them, on its device.

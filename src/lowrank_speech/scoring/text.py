@@ -145,7 +145,20 @@ def factorise_lines(result: dict[str, Any]) -> list[str]:
         shares = [_percent(x[key]) for key in ("energy", "weight_error", "output_error")]
         rows.append([x["name"], x["d_out"], x["d_in"], x["rank"], *shares, x["before"], x["after"]])
     lines += ["", *table(header, rows)]
-    return lines + [f"left dense: {name}: {why}" for name, why in result["left_dense"].items()]
+    lines += [f"left dense: {name}: {why}" for name, why in result["left_dense"].items()]
+    allocation, divergence = result["allocation"], result["divergence"]
+    if allocation:
+        plans = ", ".join(f"{plan} ranks {allocation[plan]['loss']:.4f}" for plan in ("uniform", "allocated"))
+        lines += ["", f"loss above the dense model's, in nats per output: {plans}; kept: {allocation['kept']}"]
+    if divergence and divergence["agreement"] is not None:
+        lines += [
+            "",
+            f"on speech that calibration has not seen: loss {divergence['loss']:.4f} nats per output above the dense "
+            f"model's, same symbol in {_percent(divergence['agreement'])} %",
+        ]
+    elif divergence:
+        lines += ["", f"encoder states differ by {_percent(divergence['loss'])} % of their power"]
+    return lines + [f"warning: {line}" for line in result["warnings"]]
 
 
 def params_lines(result: dict[str, Any]) -> list[str]:

@@ -2,7 +2,8 @@
 
 inputs   --model     model folder of a dense model (stage base)
          --cuts      cuts of one split with the family's features (stage features), .jsonl.gz
-outputs  --out       moments.safetensors: for each layer the mean of x xᵀ, the mean of x, the number of frames
+outputs  --out       moments.safetensors: for each layer the mean of x xᵀ, the mean of x, the number of frames, and with
+                     gradients the mean of g gᵀ of its output
          --manifest  which utterances were used
 
 The model sees some utterances, one at a time, so neither padding nor frames of Whisper's window beyond the utterance
@@ -32,6 +33,7 @@ class Config:
     layers: Layers = key("ffn", "ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
     utterances: Count = key(64, "how many utterances the model sees")
     segment: Segment | None = key(None, "length of the utterances; null: do not cut")
+    gradients: bool = key(False, "also the second moments of the outputs' gradients, for init: two-sided")
 
 
 @settings
@@ -80,6 +82,7 @@ def _calibrate(run: common.Run) -> dict[str, Any]:
         config.utterances,
         config.seed,
         seconds,
+        config.gradients,
     )
 
 

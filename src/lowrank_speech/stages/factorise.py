@@ -1,13 +1,15 @@
-"""Stage factorise: replace linear layers of a model by two low-rank factors.
+"""Stage factorise: replace linear layers, and the embedding of a decoder, by two low-rank factors.
 
 inputs   --model     model folder of a dense model (stage base)
-         --moments   second moments of the layers' inputs (stage calibrate). `init: activation` needs them; with any
-                     init they add the output error of each layer to the report
+         --moments   second moments of the layers' inputs (stage calibrate). `init: activation` and `two-sided` need
+                     them; with any init they add the output error of each layer to the report
+         --cuts      cuts with the family's features, of the split that calibration saw. `allocate` and `sequential`
+                     need them; with any recipe they add how far the low-rank model is from the dense one
 outputs  --out       model folder of the low-rank model; config.json holds the plan
          --manifest  parameters before and after, and a report layer by layer
 
-The keys of the section `factorise` are those of ``lowrank_speech.lowrank.recipe``. Weights are read and written layer
-by layer, so a model can be larger than the memory.
+The keys of the section `factorise` are those of ``lowrank_speech.lowrank.recipe``. Without cuts, weights are read and
+written layer by layer, so a model can be larger than the memory.
 
 python -m lowrank_speech.stages.factorise --cfg '{"seed":1,"factorise":{"layers":"ffn","reduction":0.24}}' --model
     base/model --out factorise/model --manifest factorise/factorise.json
@@ -17,54 +19,94 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.recipe import Factorise
-from lowrank_speech.settings import REQUIRED, Seed, key, settings
+from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise
+from lowrank_speech.settings import REQUIRED, Count, CountOrZero, Seed, key, settings
 from lowrank_speech.stages import common
+from lowrank_speech.stages.task import Segment
 
 log = logging.getLogger(__name__)
+
+
+@settings
+class Trial:
+    """The utterances that measure what ranks cost."""
+
+    utterances: Count = key(16, "how many of --cuts")
+    after: CountOrZero = key(64, "how many the stage calibrate drew with the same seed; these are left out")
+    segment: Segment | None = key(None, "length of the utterances; null: do not cut")
 
 
 @settings
 class Config:
     """The stage's slice."""
 
-    seed: Seed = key(REQUIRED, "seed for init: random; otherwise not used")
+    seed: Seed = key(REQUIRED, "seed to draw the utterances, for init: random, and for the labels of two-sided")
     factorise: Factorise = key(REQUIRED, "layers, ranks and initial values")
+    trial: Trial = key(None, "the utterances of --cuts that are used", default_factory=Trial)
+
+
+@settings
+class Runtime:
+    """How the stage runs."""
+
+    device: Literal["auto", "cpu", "cuda"] = key("auto", "where to measure, with --cuts", runtime=True)
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder to factorise")
     parser.add_argument("--moments", type=Path, help="second moments of the layers' inputs, .safetensors")
+    parser.add_argument("--cuts", type=Path, help="calibration cuts with features, .jsonl.gz")
     parser.add_argument("--out", required=True, type=Path, help="output: model folder")
 
 
 def body(run: common.Run) -> None:
     arguments, config = run.arguments, run.config
     common.existing(arguments.model, "--model")
-    if arguments.moments is not None:
-        common.existing(arguments.moments, "--moments")
-    elif config.factorise.init == "activation":
-        raise UserError("factorise: init: activation needs --moments (stage calibrate)")
+    for name in ("moments", "cuts"):
+        if getattr(arguments, name) is not None:
+            common.existing(getattr(arguments, name), f"--{name}")
+    recipe = config.factorise
+    if recipe.init in CALIBRATED and arguments.moments is None:
+        raise UserError(f"factorise: init: {recipe.init} needs --moments (stage calibrate)")
+    if (recipe.allocate or recipe.sequential) and arguments.cuts is None:
+        wish = "allocate" if recipe.allocate else "sequential"
+        raise UserError(f"factorise: {wish} needs --cuts (calibration speech)")
     try:
-        metrics = _factorise(arguments, config)
+        metrics = _factorise(run)
     except ValueError as error:
         raise UserError(f"factorise {arguments.model}: {error}") from error
     run.finish([arguments.out], metrics)
 
 
-def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
+def _factorise(run: common.Run) -> dict[str, Any]:
     from lowrank_speech.factorising.model import factorise_model
+    from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.folder import load_model
 
+    arguments, config = run.arguments, run.config
     model = load_model(arguments.model)
     if model.plan:
         raise UserError(
             f"factorise: {arguments.model} is already factorised ({len(model.plan)} layers); give the dense model"
         )
-    metrics = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
+    examples = []
+    if arguments.cuts is not None:
+        from lowrank_speech.factorising.utterances import held_out
+        from lowrank_speech.features.store import load_cuts
+
+        device = pick_device(run.runtime.device)
+        run.device = str(device)
+        seconds = config.trial.segment.seconds if config.trial.segment else None
+        which = (config.trial.after, config.trial.utterances)
+        examples = held_out(
+            model.to(device), arguments.model, load_cuts(arguments.cuts), arguments.cuts, which, config.seed, seconds
+        )
+    metrics = factorise_model(
+        model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed, examples
+    )
     for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)
     ranks = [row["rank"] for row in metrics["layers"]]
@@ -73,11 +115,13 @@ def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
         len(ranks), min(ranks), max(ranks), metrics["parameters_before"], metrics["parameters_after"],
         100 * metrics["reduction"],
     )  # fmt: skip
+    for line in metrics["warnings"]:
+        log.warning(line)
     return metrics
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return common.main("factorise", __doc__, Config, add, body, argv)
+    return common.main("factorise", __doc__, Config, add, body, argv, Runtime)
 
 
 if __name__ == "__main__":

@@ -301,11 +301,17 @@ def _check_method(config: Config, name: str) -> None:
         raise ConfigError(
             f"{where}.factorise: give exactly one of {', '.join(WISHES)}; given: {', '.join(given) or 'none'}"
         )
-    if calibrated(method) and "calibrate" not in config:
-        raise ConfigError(
-            f"{where}.factorise.init: activation needs the section `calibrate`, for example "
-            f"calibrate: {{corpus: {next(iter(config['corpora']))}, split: train}}"
-        )
+    if calibrated(method):
+        init = factorise.get("init")
+        why = f"init: {init}" if init in ("activation", "two-sided") else "allocate"
+        if "calibrate" not in config:
+            raise ConfigError(
+                f"{where}.factorise.{why} needs the section `calibrate`, for example "
+                f"calibrate: {{corpus: {next(iter(config['corpora']))}, split: train}}"
+            )
+        tried = next((key for key in ("allocate", "sequential") if factorise.get(key)), None)
+        if tried and config["calibrate"].get("trial") == 0:
+            raise ConfigError(f"calibrate.trial is 0, but {where}.factorise.{tried} needs some utterances; raise it")
 
 
 def _check_system(config: Config, system: System, families: Mapping[str, Any]) -> None:

@@ -51,7 +51,7 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "base":
             found |= _of_base(slices, wildcards)
         case "factorise":
-            found |= set() if slices.factorise(wildcards).cfg["factorise"]["allocate"] else {"lowrank.allocate"}
+            found |= _of_factorise(slices, wildcards)
         case "train":
             found |= _of_train(slices, wildcards)
         case "decode":
@@ -63,6 +63,12 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "export":
             found |= _others(slices, "exports", {wildcards.form})
     return found
+
+
+def _of_factorise(slices: Slices, wildcards: Any) -> set[str]:
+    section = slices.factorise(wildcards).cfg["factorise"]
+    found = set() if section["allocate"] else {"lowrank.allocate"}
+    return found if section["sequential"] else found | {"factorising.sequential"}
 
 
 def _of_base(slices: Slices, wildcards: Any) -> set[str]:

@@ -167,8 +167,9 @@ def training(config: Config, system: System) -> dict[str, Any]:
 
 
 def calibrated(method: Mapping[str, Any]) -> bool:
-    """Whether a method's factors start from the inputs' second moments (stage calibrate)."""
-    return (method.get("factorise") or {}).get("init") == "activation"
+    """Whether a method's factors depend on calibration speech (stage calibrate)."""
+    section = method.get("factorise") or {}
+    return section.get("init") in ("activation", "two-sided") or bool(section.get("allocate"))
 
 
 def factorise_key(section: Mapping[str, Any]) -> str:
@@ -182,10 +183,16 @@ def factorise_key(section: Mapping[str, Any]) -> str:
 
 
 def calibrate_key(section: Mapping[str, Any]) -> str:
-    """Folder name of the moments for a ``factorise`` section: sections that name the same layers share them."""
+    """Folder name of the moments for a ``factorise`` section: sections with the same layers (and init) share them."""
     layers = section.get("layers")
+    seen = {"layers": layers, "gradients": True} if gradients(section) else layers
     readable = re.sub(r"[^A-Za-z0-9]+", "-", layers) if isinstance(layers, str) else "layers"
-    return f"{readable.strip('-') or 'layers'}-{_digest(layers)}"
+    return f"{readable.strip('-') or 'layers'}-{_digest(seen)}"
+
+
+def gradients(section: Mapping[str, Any]) -> bool:
+    """Whether the calibration for a ``factorise`` section needs the gradients of the layers' outputs."""
+    return section.get("init") == "two-sided"
 
 
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")

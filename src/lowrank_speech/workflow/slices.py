@@ -20,6 +20,7 @@ from lowrank_speech.workflow.config import (
     decoders,
     deep_merge,
     factorise_key,
+    gradients,
     overlaps,
     splits_used,
     systems,
@@ -137,16 +138,25 @@ class Slices:
     def calibrate(self, wildcards: Any) -> Slice:
         """How to calibrate, and which layers: those of the factorise sections that share this calibration."""
         sections = (m["factorise"] for m in self.config["methods"].values() if calibrated(m))
-        layers = next(s["layers"] for s in sections if calibrate_key(s) == wildcards.calibration)
-        own, runtime = self._apart("calibrate", _without(self.config["calibrate"], ("corpus", "split")))
-        return Slice({"seed": self.config["seed"], "layers": layers, **own}, runtime)
+        found = next(s for s in sections if calibrate_key(s) == wildcards.calibration)
+        own, runtime = self._apart("calibrate", _without(self.config["calibrate"], ("corpus", "split", "trial")))
+        asked = {"layers": found["layers"]} | ({"gradients": True} if gradients(found) else {})
+        return Slice({"seed": self.config["seed"], **asked, **own}, runtime)
 
     @once
     def factorise(self, wildcards: Any) -> Slice:
         """The factorise section that the folder is named after."""
         sections = (m["factorise"] for m in self.config["methods"].values() if m.get("factorise"))
         found = next(s for s in sections if factorise_key(s) == wildcards.factorisation)
-        return Slice({"seed": self.config["seed"], "factorise": found}, {})
+        cfg = {"seed": self.config["seed"], "factorise": found}
+        if not self.tries(found):
+            return Slice(cfg, {})
+        own, runtime = self._apart("calibrate", self.config["calibrate"])
+        return Slice({**cfg, "trial": _trial(own)}, runtime)
+
+    def tries(self, section: Mapping[str, Any]) -> bool:
+        """Whether the stage factorise reads calibration speech."""
+        return calibrated({"factorise": section}) and bool(self.config["calibrate"]["trial"])
 
     @once
     def train(self, wildcards: Any) -> Slice:
@@ -291,3 +301,8 @@ def _only(keys: Mapping[str, Any], wanted: Iterable[str]) -> Keys:
 
 def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
     return {key: value for key, value in keys.items() if key not in set(unwanted)}
+
+
+def _trial(calibrate: Mapping[str, Any]) -> dict[str, Any]:
+    """The utterances that the stage factorise reads, beside those that calibration has seen."""
+    return {"utterances": calibrate["trial"], "after": calibrate["utterances"], "segment": calibrate["segment"]}
