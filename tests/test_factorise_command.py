@@ -17,6 +17,7 @@ from transformers import WhisperTokenizer
 
 from lowrank_speech import cli
 from lowrank_speech.lowrank.factorise import factorise
+from lowrank_speech.lowrank.layer_factors import Statistics
 from lowrank_speech.lowrank.moments import MomentsFile
 from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.build import unwrap
@@ -88,14 +89,17 @@ def test_equals_the_stages_bit_for_bit(folder, cuts, tmp_path, call):
     cfg = {"seed": 3, "layers": ["attention"], "utterances": 2}
     run(calibrate, cfg, tmp_path / "m.safetensors", model=folder, cuts=cuts)
     wish = {"layers": ["attention"], "keep": 0.5, "allocate": True, "init": "activation"}
-    cfg = {"seed": 3, "factorise": wish}
-    run(stage, cfg, tmp_path / "stage", model=folder, moments=tmp_path / "m.safetensors")
-    words = ("--layers", "attention", "--keep", 0.5, "--allocate", "--init", "activation", "--seed", 3, "--json")
-    code, shown, _ = call(folder, tmp_path / "a", *words, "--calibrate", cuts, "--utterances", 2)
-    assert code == 0
-    again = call(folder, tmp_path / "b", *words, "--moments", tmp_path / "m.safetensors")
-    assert again[1] == shown and json.loads(shown) == json.loads((tmp_path / "stage.json").read_text())["metrics"]
-    assert same_folder(tmp_path / "stage", tmp_path / "a") and same_folder(tmp_path / "a", tmp_path / "b")
+    cfg = {"seed": 3, "factorise": wish, "trial": {"utterances": 2, "after": 2}}
+    run(stage, cfg, tmp_path / "stage", model=folder, moments=tmp_path / "m.safetensors", cuts=cuts)
+    words = ("--layers", "attention", "--keep", 0.5, "--init", "activation", "--seed", 3, "--json")
+    speech = ("--calibrate", cuts, "--utterances", 2, "--trial", 2)
+    code, shown, _ = call(folder, tmp_path / "a", *words, *speech, "--allocate")
+    assert code == 0 and json.loads(shown)["allocation"]["curves"]
+    assert json.loads(shown) == json.loads((tmp_path / "stage.json").read_text())["metrics"]
+    assert same_folder(tmp_path / "stage", tmp_path / "a")
+    call(folder, tmp_path / "b", *words, *speech)
+    call(folder, tmp_path / "c", *words, "--moments", tmp_path / "m.safetensors")
+    assert same_folder(tmp_path / "b", tmp_path / "c")
 
 
 @pytest.mark.parametrize("init", ["svd", "activation", "random"])
@@ -106,7 +110,7 @@ def test_the_stream_equals_the_work_in_memory_bit_for_bit(folder, cuts, tmp_path
     assert code == 0
     plan = {row["name"]: row["rank"] for row in manifest["metrics"]["layers"]}
     moments = MomentsFile(tmp_path / "m.safetensors")
-    options = {"init": init, "moments": moments, "means": moments.means, "seed": 4}
+    options = {"init": init, "seen": Statistics.of(moments), "seed": 4}
     in_memory(load_model(folder), tmp_path / "memory", folder, plan, **options)
     assert same_folder(tmp_path / "memory", tmp_path / "low")
 
@@ -188,7 +192,7 @@ def test_random_factors_have_no_spectra_to_draw(folder, tmp_path, call):
         (("--reduction", 0.99), "out of reach"),
         (("--rank", 31), "would stay dense; set a lower rank"),
         (("--rank", 4, "--layers", "*fc9"), "'*fc9' matches no linear layer"),
-        (("--rank", 4, "--layers", "fnn"), "'fnn'; expected ffn, attention or all"),
+        (("--rank", 4, "--layers", "fnn"), "'fnn'; expected ffn, attention, all"),
         (("--rank", 4, "--init", "activation"), "needs --calibrate PATH or --moments FILE"),
         (("--rank", 4, "--calibrate", "no.jsonl.gz"), "no.jsonl.gz does not exist; give Lhotse cuts"),
         (("--rank", 4, "--moments", "no.safetensors"), "--moments: the file no.safetensors does not exist"),

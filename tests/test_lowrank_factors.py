@@ -14,6 +14,7 @@ from lowrank_speech.lowrank.factors import (
     svd_factors,
     weighted_norm,
 )
+from lowrank_speech.lowrank.layer_factors import Statistics
 from lowrank_speech.lowrank.linear import LowRankLinear
 from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
 from lowrank_speech.lowrank.structure import Plan, apply_plan, densify, low_rank_layers
@@ -193,7 +194,7 @@ def model(seed=0):
 def test_full_rank_reproduces_the_outputs(init):
     net, x = model().double(), matrix(10, 8)
     expected = net(x)
-    rows = factorise(net, {"0": 8, "2": 8, "3": 3}, init, {"0": moment(8), "2": moment(20), "3": moment(8)})
+    rows = factorise(net, {"0": 8, "2": 8, "3": 3}, init, Statistics({"0": moment(8), "2": moment(20), "3": moment(8)}))
     torch.testing.assert_close(net(x), expected)
     assert all(row["weight_error"] < 1e-9 and row["energy"] == pytest.approx(1) for row in rows)
     torch.testing.assert_close(densify(net)(x), expected)
@@ -204,7 +205,7 @@ def test_report_rows_are_what_was_done():
     net = model()
     weight = net[0].weight.detach().double()
     size = sum(p.numel() for p in net.parameters())
-    rows = factorise(net, Plan({"0": 3, "2": 2}), "svd", {"0": moment(8)})
+    rows = factorise(net, Plan({"0": 3, "2": 2}), "svd", Statistics({"0": moment(8)}))
     assert [row["name"] for row in rows] == ["0", "2"] and [row["rank"] for row in rows] == [3, 2]
     assert rows[0]["before"] == 8 * 20 + 20 and rows[0]["after"] == 3 * (8 + 20) + 20
     assert rows[1]["before"] == 8 * 20 and rows[1]["after"] == 2 * (8 + 20)
@@ -237,7 +238,7 @@ def test_the_activation_aware_start_never_loses_more_than_the_svd(seed):
         net = model(seed)
         moments, means, x = calibrated(net, seed)
         dense = net[0].weight.detach().double(), net[0].bias.detach().double()
-        rows = factorise(net, plan, init, moments, means=means)
+        rows = factorise(net, plan, init, Statistics(moments, means))
         low = net[0]
         direct = lost(
             x.double(), *dense, low.first.weight.double(), low.second.weight.double(), low.second.bias.double()
@@ -255,7 +256,7 @@ def test_only_layers_with_a_bias_are_centred():
         net = model()
         moments, means, _ = calibrated(net)
         bias = net[0].bias.clone()
-        factorise(net, {"0": 2, "2": 3}, "activation", moments, means=means if with_means else None)
+        factorise(net, {"0": 2, "2": 3}, "activation", Statistics(moments, means if with_means else {}))
         results[with_means] = net
         assert torch.equal(net[0].second.bias, bias) is not with_means
     a, b = results.values()
@@ -264,7 +265,7 @@ def test_only_layers_with_a_bias_are_centred():
     net = model()
     moments, means, _ = calibrated(net)
     layers = {name: net.get_submodule(name) for name in ("0", "2")}
-    values = spectra(layers, moments, means)
+    values = spectra(layers, "activation", Statistics(moments, means))
     torch.testing.assert_close(values["0"], spectrum(net[0].weight, moments["0"], means["0"]))
     torch.testing.assert_close(values["2"], spectrum(net[2].weight, moments["2"]))
 
@@ -275,7 +276,7 @@ def test_written_factors_are_those_made_in_memory_bit_for_bit(tmp_path, init, dt
     plan = {"2": 4, "0": 3}
     net, same = model().to(dtype), model().to(dtype)
     moments, means, _ = calibrated(model())
-    options = {"init": init, "moments": moments, "means": means, "seed": 5}
+    options = {"init": init, "seen": Statistics(moments, means), "seed": 5}
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     rows = write_factorised(
         tmp_path / "low.safetensors", net, plan, **options, prefix="a.", others={"b": torch.ones(2)}
@@ -349,10 +350,10 @@ def test_plans_that_do_not_fit_are_refused_before_anything_changes():
         assert not low_rank_layers(net)
     with pytest.raises(ValueError, match="needs the second moment of the inputs of '0'"):
         factorise(net, {"0": 2}, "activation")
-    with pytest.raises(ValueError, match="expected svd, activation or random"):
+    with pytest.raises(ValueError, match="expected one of: svd, activation, two-sided, random"):
         factorise(net, {"0": 2}, "lsq")
     factorise(net, {"0": 2})
     with pytest.raises(ValueError, match="already factorised"):
         factorise(net, {"0": 2})
-    with pytest.raises(ValueError, match="the moments lack the layer '0'"):
-        spectra({"0": nn.Linear(2, 2)}, {})
+    with pytest.raises(ValueError, match="the inputs of '0', which calibration did not see"):
+        spectra({"0": nn.Linear(2, 2)}, "activation")

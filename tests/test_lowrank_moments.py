@@ -87,7 +87,7 @@ def test_an_input_changed_in_place_is_another_input():
 def test_a_mask_that_does_not_fit_names_the_layer():
     net = Net()
     moments = Moments(layers(net))
-    expected = pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but the inputs of 'q' have \(3, 5, 4\)")
+    expected = pytest.raises(ValueError, match=r"mask has shape \(3, 4\), but the values at 'q' have \(3, 5, 4\)")
     with expected, moments.hooked(), moments.masked(torch.ones(3, 4, dtype=torch.bool)):
         net(batches()[0])
 

@@ -83,7 +83,7 @@ def test_experiments_write_to_folders_of_their_own():
         (
             "methods.lowrank.factorise.layers",
             "fnn",
-            "methods.lowrank.factorise.layers is 'fnn'; expected ffn, attention or all",
+            "methods.lowrank.factorise.layers is 'fnn'; expected ffn, attention, all",
         ),
         (
             "methods.lowrank.factorise.layers",

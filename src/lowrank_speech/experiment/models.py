@@ -28,10 +28,10 @@ def check_scratch(config: Mapping[str, Any], bases: Iterable[str]) -> None:
 def _check(base: str, section: Mapping[str, Any], factorisations: Mapping[str, Mapping[str, Any]]) -> None:
     import torch
 
-    from lowrank_speech.factorising.model import dense_layers
     from lowrank_speech.lowrank.plan import plan_ranks
     from lowrank_speech.lowrank.recipe import Factorise
     from lowrank_speech.lowrank.select import shapes_of
+    from lowrank_speech.models.layers import dense_layers
     from lowrank_speech.models.scratch import from_scratch
     from lowrank_speech.settings import read
 
@@ -48,6 +48,7 @@ def _check(base: str, section: Mapping[str, Any], factorisations: Mapping[str, M
         try:
             chosen = dense_layers(model, recipe.layers)
             if recipe.energy is None:  # which depends on the weights
-                plan_ranks(shapes_of(chosen), model.parameters_total(), **{**recipe.ranks(), "allocate": False})
+                exact = len(model.special_tokens()) + recipe.exact_rows
+                plan_ranks(shapes_of(chosen, exact), model.parameters_total(), **recipe.ranks())
         except (UserError, ValueError) as error:
             raise UserError(f"{where}: {error} (the base {base})") from error

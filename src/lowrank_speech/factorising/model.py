@@ -4,6 +4,7 @@ Without ``allocate`` and ``sequential``, the weights stay memory-mapped (except 
 result is written layer by layer, so memory holds only one layer at a time.
 """
 
+import contextlib
 import dataclasses
 import logging
 import tempfile
@@ -92,11 +93,14 @@ def factorise_model(
     allocation = None
     if recipe.allocate:
         plan, allocation = allocated(recipe, shapes, plan, Trial(reference, chosen, recipe.init, seen, exact))
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-") as scratch:
+    with contextlib.ExitStack() as until_written:
         if recipe.sequential:
             from lowrank_speech.factorising.sequential import sequential_statistics
 
-            seen = sequential_statistics(model, chosen, plan, recipe.init, examples, Path(scratch), seed, exact)
+            out.parent.mkdir(parents=True, exist_ok=True)
+            scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-")
+            folder = Path(until_written.enter_context(scratch))
+            seen = sequential_statistics(model, chosen, plan, recipe.init, examples, folder, seed, exact)
         rows = save_factorised(model, plan, out, copy_from, init=recipe.init, seen=seen, seed=seed, exact=exact)
     found = reference.divergence(load_model(out).to(next(model.parameters()).device)) if reference else None
     after = before - plan.saving(shapes)

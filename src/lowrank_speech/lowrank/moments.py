@@ -191,6 +191,10 @@ class MomentsFile(Mapping):
             raise KeyError(name)
         return self.read(f"{name}.second")
 
+    def mean(self, name: str) -> Tensor:
+        """Mean of the layer's inputs (d_in,), float64."""
+        return self.means[name]
+
     @property
     def means(self) -> "Part":
         """Name -> mean of the layer's inputs (d_in,), float64."""

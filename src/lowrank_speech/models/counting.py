@@ -9,16 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.counts import count_parameters
 from lowrank_speech.lowrank.plan import plan_ranks
-from lowrank_speech.lowrank.select import select, shapes_of
-from lowrank_speech.lowrank.structure import Plan
+from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.select import shapes_of
+from lowrank_speech.lowrank.structure import Dense, Plan, Shape, dense_size, factored_size
 from lowrank_speech.models.build import skeleton
 from lowrank_speech.models.files import KEY
 from lowrank_speech.models.folder import structure_of
+from lowrank_speech.models.layers import dense_layers
 from lowrank_speech.models.presets import PRESETS, build_meta
 from lowrank_speech.models.registry import family_class, family_of
 from lowrank_speech.models.sources import config_folder
@@ -48,14 +48,16 @@ def count(
         raise UserError("count: give either a model or a preset")
     if model in PRESETS and not Path(model).is_dir():
         model, preset = None, model
-    dense, own = (build_meta(preset), None) if preset is not None else _from_folder(config_folder(model, revision))
+    if preset is not None:
+        dense, own, exact = build_meta(preset), None, 0
+    else:
+        dense, own, exact = _from_folder(config_folder(model, revision))
     if own and (rank is not None or reduction is not None):
         raise UserError(f"{model} is already factorised ({len(own)} layers); count it without rank and reduction")
     total = dense.parameters_total()
     try:
-        patterns = tuple(own) if own else dense.layer_patterns(layers)
-        chosen = select(dense.body, patterns, exclude=dense.KEPT_OUT)
-        shapes = shapes_of(chosen)
+        chosen = dense_layers(dense, tuple(own) if own else layers)
+        shapes = shapes_of(chosen, exact if own else len(dense.special_tokens()) + Factorise.exact_rows)
         if own:
             plan = Plan.from_json(own)
         elif rank is None and reduction is None:
@@ -72,7 +74,7 @@ def count(
         "total_after": after,
         "reduction": 1 - after / total,
         "groups": _groups(dense),
-        "layers": [_row(name, layer, plan.get(name)) for name, layer in chosen.items()],
+        "layers": [_row(name, layer, shapes[name], plan.get(name)) for name, layer in chosen.items()],
         "left_dense": dict(plan.left_dense),
     }
 
@@ -88,16 +90,15 @@ def _groups(model: SpeechModel) -> dict[str, int]:
     return found
 
 
-def _row(name: str, layer: nn.Linear, rank: int | None) -> dict[str, Any]:
-    d_out, d_in = layer.out_features, layer.in_features
-    bias = d_out if layer.bias is not None else 0
-    before = d_out * d_in + bias
-    after = before if rank is None else rank * (d_out + d_in) + bias
-    return {"name": name, "d_out": d_out, "d_in": d_in, "rank": rank, "before": before, "after": after}
+def _row(name: str, layer: Dense, shape: Shape, rank: int | None) -> dict[str, Any]:
+    bias = shape[0] if getattr(layer, "bias", None) is not None else 0
+    before = dense_size(shape) + bias
+    after = before if rank is None else factored_size(shape, rank) + bias
+    return {"name": name, "d_out": shape[0], "d_in": shape[1], "rank": rank, "before": before, "after": after}
 
 
-def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None]:
-    """The dense model on the meta device, and the plan, of a folder written by this package or by transformers."""
+def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None, int]:
+    """The dense model on the meta device, the plan, and the number of exact rows, of a folder of ours or of the hub."""
     from transformers import AutoConfig
 
     file = folder / "config.json"
@@ -105,7 +106,7 @@ def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None]:
     if KEY in raw:
         low = structure_of(raw, file)
         head = None if low.head is None else low.head.settings
-        return skeleton(low.task, low.config, head=head), low.plan
+        return skeleton(low.task, low.config, head=head), low.plan, low.meta.exact
     kind = raw.pop("model_type", None)
     task = family_class(family_of(kind, str(file))).task_of((raw.get("architectures") or [""])[0])
-    return skeleton(task, AutoConfig.for_model(kind, **raw)), None
+    return skeleton(task, AutoConfig.for_model(kind, **raw)), None, 0
