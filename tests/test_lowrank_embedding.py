@@ -112,8 +112,10 @@ def test_whisper_keeps_the_tie_through_saving_copies_and_densifying(tmp_path):
     again = load_model(tmp_path / "low")
     assert again.plan == {name: 30} and again.meta.exact == len(exact)
     assert torch.equal(logits(again), logits(model))
-    assert again.parameters_total() == model.parameters_total() == 10 * 32 + 30 * (30 + 32) + sum(
-        p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n
+    assert (
+        again.parameters_total()
+        == model.parameters_total()
+        == 10 * 32 + 30 * (30 + 32) + sum(p.numel() for n, p in model.named_parameters() if "embed_tokens" not in n)
     )
     twin = copy.deepcopy(again).densified()
     assert twin.plan is None and twin.hf.proj_out.weight is twin.body.decoder.embed_tokens.weight

@@ -96,6 +96,8 @@ def observe(model: SpeechModel, example: Example, moments: Moments, generator: t
 
 def _backward(model: SpeechModel, outputs: Tensor, example: Example, generator: torch.Generator) -> None:
     """The backward pass from ``outputs`` (N, V) or (N, D) of one utterance; see the module."""
+    if not torch.isfinite(outputs).all():
+        raise UserError(f"calibrate: {example.cut.id}: the model's output is not finite; listen to the recording")
     if model.has_logits:
         shares = outputs.detach().float().softmax(-1).cpu()
         labels = torch.multinomial(shares, 1, generator=generator).squeeze(1).to(outputs.device)
@@ -103,8 +105,6 @@ def _backward(model: SpeechModel, outputs: Tensor, example: Example, generator: 
     else:
         direction = torch.randn(outputs.shape, generator=generator).to(outputs)
         loss = (outputs * direction).sum()
-    if not torch.isfinite(loss):
-        raise UserError(f"calibrate: {example.cut.id}: the model's output is not finite; listen to the recording")
     try:
         loss.backward()
     except ValueError as error:  # from a hook of the moments

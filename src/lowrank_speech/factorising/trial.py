@@ -46,7 +46,8 @@ class Reference:
         for i, expected in enumerate(self._outputs):
             found = self._of(model, i, from_states)
             if model.has_logits:
-                loss += float(nn.functional.kl_div(found, expected, log_target=True, reduction="sum"))
+                wide = (found.double(), expected.double())
+                loss += float(nn.functional.kl_div(*wide, log_target=True, reduction="sum"))
                 same += float((found.argmax(-1) == expected.argmax(-1)).sum())
             else:
                 loss += float((found - expected).square().sum() / expected.square().mean()) / expected.shape[-1]

@@ -21,18 +21,20 @@ from lowrank_speech.lowrank.structure import Shape, dense_size, factored_size, f
 
 Point = tuple[int, float, int | None]  # cost, divergence, rank (None: dense)
 Curve = Sequence[tuple[int, float]]  # rank, divergence; by ascending rank
-SHARES = (1.0, 0.75, 0.5, 0.25)  # of the largest useful rank, at which a layer is tried
+TRIALS = 5  # ranks at which a layer is tried
 LEAST = 1e-9  # divergence; the logarithm of less is noise
 
 
 def trial_ranks(shape: Shape, floor: float, multiple_of: int = 1) -> list[int]:
-    """The ranks at which a layer is tried, ascending: shares of the largest useful one, and the least one.
+    """The ranks at which a layer is tried: evenly spaced from the least one to the largest useful one.
 
     ``floor``: least rank as a share of the full rank. Empty if no rank makes the layer smaller.
     """
     least, most = bounds(shape, floor, multiple_of)
-    wanted = {max(least, round(share * most / multiple_of) * multiple_of) for share in SHARES} | {least}
-    return sorted(rank for rank in wanted if rank <= most)
+    if most < least:
+        return []
+    steps = (most - least) // multiple_of
+    return sorted({least + round(i * steps / (TRIALS - 1)) * multiple_of for i in range(TRIALS)})
 
 
 def bounds(shape: Shape, floor: float, multiple_of: int = 1) -> tuple[int, int]:
