@@ -69,7 +69,7 @@ def test_full_rank_diverges_by_nothing_and_leaves_the_model_as_it_was(model, fol
             low.meta.exact = len(exact)
         low.tie()
         expected = reference.divergence(low)
-        assert found.loss == pytest.approx(expected.loss, rel=0.02) and found.loss > 1e-8
+        assert found.loss == pytest.approx(expected.loss, rel=0.02, abs=5e-8) and found.loss > 1e-9
         assert found.agreement == expected.agreement
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
