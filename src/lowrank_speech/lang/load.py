@@ -69,6 +69,10 @@ class Lang:
         """Normalise ``text`` for the token set; "" if nothing is left."""
         return self.normaliser(text, language)
 
+    def written(self, text: str, language: str | None = None) -> str:
+        """``text`` in its own case and punctuation, with its tags replaced."""
+        return self.normaliser.with_tags(text, language)
+
     def usable(self, text: str | None, language: str | None = None) -> str | None:
         """Why an utterance with this raw transcript cannot be used for recognition; None if it can."""
         return unusable(self.normaliser, text, language)

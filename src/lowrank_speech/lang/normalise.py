@@ -117,6 +117,10 @@ class Normaliser:
     def __call__(self, text: str, language: str | None = None) -> str:
         return self._steps_for(language)(text)
 
+    def with_tags(self, text: str, language: str | None = None) -> str:
+        """``text`` as it is, except that tags are replaced, control characters removed and blanks merged."""
+        return self._steps_for(language).with_tags(text)
+
     def holds_tags(self, text: str, language: str | None = None) -> bool:
         """Whether ``text`` has a tag that matches a pattern."""
         return self._steps_for(language).holds_tags(text)
@@ -142,6 +146,7 @@ class _Steps:
         self._replace = str.maketrans(replacements)
         patterns = {self._cased(pattern): text and self._cased(text) for pattern, text in rules.tags.items()}
         self._tags = tags.Tags(patterns)
+        self._written_tags = tags.Tags(rules.tags, ignore_case=rules.case != "keep")
 
     def __call__(self, text: str) -> str:
         before = None
@@ -152,6 +157,10 @@ class _Steps:
             if not self._replace and not self._tags:
                 break
         return text
+
+    def with_tags(self, text: str) -> str:
+        """``text`` with its tags replaced."""
+        return " ".join(self._written_tags(unicodedata.normalize("NFC", text.translate(self._clean))).split())
 
     def holds_tags(self, text: str) -> bool:
         """Whether ``text`` matches a pattern."""
