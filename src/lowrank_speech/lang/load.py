@@ -32,6 +32,7 @@ class Lang:
     languages  sorted codes of the languages in the training transcripts
     sha256     identifies the meaning of a model's outputs: token file and symbols, including special ones; None for
                whisper
+    leading_space   whisper: whether each text begins with a blank
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Lang:
     languages: tuple[str, ...]
     normaliser: Normaliser
     sha256: str | None
+    leading_space: bool = False
 
     @classmethod
     def load(cls, folder: str | Path) -> "Lang":
@@ -56,7 +58,7 @@ class Lang:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not a manifest of the stage lang ({error}); run the stage again") from error
         if name is None:
-            return cls(kind, None, languages, normaliser, None)
+            return cls(kind, None, languages, normaliser, None, metrics.get("leading_space", False))
         found = _verified(folder / name, record)
         if kind == "char":
             tokens = CharTokens.load(folder / name)
