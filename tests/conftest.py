@@ -32,6 +32,15 @@ def speech_data() -> Path:
     return root.resolve()
 
 
+@pytest.fixture(scope="session")
+def speech_models() -> Path:
+    """The folder of published models, $SPEECH_MODELS; skips where it is not set."""
+    root = os.environ.get("SPEECH_MODELS")
+    if not root:
+        pytest.skip("no published models: set SPEECH_MODELS to the folder of whisper-tiny.en")
+    return Path(root).resolve()
+
+
 # Imported where they are used: tests/with_k2 runs where the package is not installed.
 
 

@@ -15,6 +15,8 @@ CONFIGS = {
     "upper": NormaliseConfig(case="upper", hyphens="keep"),
     "keep": NormaliseConfig(case="keep", punctuation="keep"),
     "upper, punctuation": NormaliseConfig(case="upper", punctuation="keep"),
+    "sentence": NormaliseConfig(case="sentence", capitals=("Iı", "Kg")),
+    "sentence, stop": NormaliseConfig(case="sentence", punctuation="keep", final_stop=True, replace={"&": " and "}),
     "replace": NormaliseConfig(replace={"ß": "ss", "&": " and ", "é": "E", "%": "‐x‐"}, keep="$"),
 }
 LANGUAGES = (None, "tr", "de", "ca", "en-GB")
@@ -135,7 +137,7 @@ def test_settings_that_cannot_work(config, message):
 def test_config_from_json():
     given = {"case": "upper", "languages": {"tr": {"punctuation": "keep", "replace": {"&": "VE"}}}}
     config = read(NormaliseConfig, given)
-    assert config.rules("tr") == Rules("upper", "keep", "space", "", {}, {"&": "VE"})
+    assert config.rules("tr") == Rules("upper", "keep", "space", "", {}, {"&": "VE"}, False, ())
     assert NormaliseConfig.from_dict(config.to_dict()) == config
     for wrong in ({"case": "title"}, {"languages": {"tr": {"cases": "upper"}}}, {"languages": {"tr": {"case": "x"}}}):
         with pytest.raises(UserError):

@@ -146,6 +146,10 @@ def test_decode_recognises(world, systems, tmp_path, family):
     assert ref["test-de1"] == "bä" and ref["test-en2"] == "c d" and list(ref) == sorted(ref) and len(ref) == 8
     hyp = [line.split(" ", 1)[0] for line in (tmp_path / "a" / "hyp.txt").read_text().splitlines()]
     assert hyp == list(ref)
+    raw = dict(line.split(" ", 1) for line in (tmp_path / "a" / "ref_raw.txt").read_text().splitlines())
+    assert (raw["test-de1"], raw["test-en2"]) == ("Bä!", "C d") and list(raw) == list(ref)
+    assert len((tmp_path / "a" / "hyp_raw.txt").read_text().splitlines()) == 8
+    assert {"hyp_raw.txt", "ref_raw.txt"} <= set(record["outputs"])
     languages = table(tmp_path / "a" / "languages.tsv")
     assert {row["id"]: row["language"] for row in languages} == {name: name[5:7] for name in ref}
     assert {row["speaker"] for row in table(tmp_path / "a" / "speakers.tsv")} == {"test0", "test1"}

@@ -57,6 +57,36 @@ def page(root: Path) -> str:
     return (root / "report/report.html").read_text(encoding="utf-8")
 
 
+def test_the_normaliser_is_named(tmp_path):
+    cfg = small(tmp_path)
+    path = folder(tmp_path, "score", "wav2vec2/asr/full") / "score.json"
+    emptied = [{"id": f"utt{i}", "ref": "<UM>"} for i in range(5)]
+    edit(path, lambda record: record["metrics"].update(normaliser="whisper-english", emptied_references=emptied))
+    assert report_tree.run(tmp_path, cfg) == 0
+    text = (tmp_path / "report/results.txt").read_text(encoding="utf-8")
+    assert "asr (speech recognition) on wav2vec2, normaliser: whisper-english\n" in text
+    assert (rows(tmp_path)[0]["normaliser"], rows(tmp_path)[0]["numbers"]) == ("whisper-english", "as-written")
+    shown = page(tmp_path)
+    assert "Whisper&#39;s normaliser for English" in shown and "References that normalise to nothing" in shown
+    assert "utt0 (&lt;UM&gt;); utt1 (&lt;UM&gt;); utt2 (&lt;UM&gt;) …" in shown
+
+
+def test_without_a_normaliser_nothing_is_said(tree):
+    text = (tree / "report/results.txt").read_text(encoding="utf-8")
+    assert "normaliser" not in text and "References that normalise to nothing" not in page(tree)
+
+
+def test_results_of_different_normalisers_share_no_table(tmp_path, capsys):
+    cfg = small(tmp_path)
+    cfg["systems"] += small(tmp_path, method="lora")["systems"]
+    path = folder(tmp_path, "score", "wav2vec2/asr/lora") / "score.json"
+    edit(path, lambda record: record["metrics"].update(normaliser="house", numbers="words"))
+    assert report_tree.run(tmp_path, cfg) == 2
+    said = capsys.readouterr().err
+    assert f"{path} was scored with normaliser: house, numbers: words, but " in said
+    assert "with normaliser: none; score both with the same normaliser" in said
+
+
 def test_manifest_names_every_output(tree):
     manifest = json.loads((tree / "report/report.json").read_text())
     names = {"results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"}

@@ -8,12 +8,14 @@ import torch
 from transformers import WhisperTokenizer
 
 from lowrank_speech.decoding.whisper import generate as decoding
+from lowrank_speech.lang.load import Lang
 from lowrank_speech.models import whisper_vocabulary
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.sources import open_dense
-from lowrank_speech.models.text import WhisperTokens
-from lowrank_speech.stages import base
-from stage_world import refused
+from lowrank_speech.models.text import WhisperTokens, decoder_tokens
+from lowrank_speech.stages import base, lang
+from lowrank_speech.training.run import identity
+from stage_world import done, refused
 from test_whisper_window import imported, mels, published, speech
 from test_whisper_window import published as published_whisper
 from tiny_models import plain
@@ -43,6 +45,25 @@ def copy(hub, tmp_path):
 def edit(file, *dropped, **keys):
     raw = json.loads(file.read_text())
     file.write_text(json.dumps({k: v for k, v in raw.items() if k not in dropped} | keys))
+
+
+def test_a_leading_space_as_published_models_write_it(hub, tmp_path):
+    out = imported(hub, tmp_path / "base")
+    plain, spaced = WhisperTokens(out), WhisperTokens(out, leading_space=True)
+    space = plain.encode(" ")
+    assert len(space) == 1 and spaced.encode("ab", "en") == [*space, *plain.encode("ab", "en")] == spaced.encode("ab")
+    assert spaced.encode("ab", "zh-CN") == plain.encode("ab") and spaced.encode("ab", "ja") == plain.encode("ab")
+    assert spaced.decode(spaced.encode("ab", "en")) == " ab"
+    folders = {}
+    for name, keys in {"without": {}, "with": {"leading_space": True}}.items():
+        folder = folders[name] = tmp_path / name
+        cfg = {"seed": 1, "lang": {"kind": "whisper", **keys}}
+        done(lang, cfg, folder / "lang.json", out=folder)
+    model = load_model(out)
+    texts = [decoder_tokens(model, out, Lang.load(folder)).encode("ab", "en") for folder in folders.values()]
+    assert texts == [plain.encode("ab"), spaced.encode("ab")]
+    first, second = (identity({}, None, Lang.load(folder)) for folder in folders.values())
+    assert first != second  # a training with other text does not continue the old one
 
 
 # --- a Trainer's checkpoint

@@ -20,7 +20,16 @@ import typer
 
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.errors import UserError
-from lowrank_speech.scoring.options import Characters, Eer, EerOver, Minimum, Resample, ScoreOptions
+from lowrank_speech.scoring.options import (
+    Characters,
+    Eer,
+    EerOver,
+    Minimum,
+    Normaliser,
+    Numbers,
+    Resample,
+    ScoreOptions,
+)
 from lowrank_speech.settings import read
 
 DEFAULT = ScoreOptions()
@@ -110,6 +119,15 @@ def score_asr(
     characters: Annotated[
         Characters, typer.Option(help="Whether CER counts the space between words.")
     ] = DEFAULT.characters,
+    normaliser: Annotated[
+        Normaliser, typer.Option(help="Normalise both sides first; whisper-english: as Whisper was scored.")
+    ] = DEFAULT.normaliser,
+    numbers: Annotated[
+        Numbers, typer.Option(help="words: spell out digits, in the language of the utterance.")
+    ] = DEFAULT.numbers,
+    language: Annotated[
+        str | None, typer.Option(help="Language of all utterances, for the normaliser.", metavar="CODE")
+    ] = None,
     utt2lang: Utt2lang = None,
     utt2spk: Utt2spk = None,
     resample: Resampled = DEFAULT.resample,
@@ -119,13 +137,17 @@ def score_asr(
 ) -> None:
     """Compute word and character error rates with counts and intervals.
 
-    Words are compared as they are, so normalise both files first. Ids must match.
+    Without --normaliser, words are compared as they are. Ids must match.
     """
+    if language is not None and (utt2lang is not None or normaliser == "none"):
+        raise UserError("--language is the language of all utterances for --normaliser; give it without --utt2lang")
     options = _options(
         bootstrap=bootstrap,
         confidence=confidence,
         resample=resample,
         characters=characters,
+        normaliser=normaliser,
+        numbers=numbers,
         confusions=worst,
         worst=worst,
     )
@@ -134,7 +156,17 @@ def score_asr(
     references, hypotheses = files.read_text(ref), files.read_text(hyp)
     missing = sum(name not in hypotheses for name in references)
     pairs = asr.pair(references, hypotheses, missing_as_empty, names=(str(ref), str(hyp)))
-    result = asr.score(pairs, options, seed, _map(utt2spk), _map(utt2lang)) | {"missing": missing}
+    languages, emptied = _map(utt2lang), None
+    if normaliser != "none":
+        from lowrank_speech.lang.comparison import Comparison
+
+        spoken = dict.fromkeys(pairs, language) if language is not None else languages
+        comparison = Comparison(normaliser, numbers)
+        pairs, emptied = asr.normalised(pairs, comparison, spoken)
+        if comparison.unspelt:
+            some = ", ".join(sorted(comparison.unspelt))
+            typer.echo(f"num2words has no words for some numbers in {some}: they stay digits", err=True)
+    result = asr.score(pairs, options, seed, _map(utt2spk), languages, emptied) | {"missing": missing}
     if per_utterance and as_json:
         table = asr.per_utterance(pairs, characters)
         result["per_utterance"] = [{"id": name, **row} for name, row in table.to_dict("index").items()]

@@ -86,7 +86,7 @@ def quick(function):
     return function
 
 
-# Corpora that have to be read and cannot be found. A dry run accepts them, unless the config has their path.
+# Corpora and models that have to be read and cannot be found: a dry run accepts them, unless the config has their path.
 LOST = {}
 if workflow.is_main_process:
     if blocked := outside.blocked_output(CONFIG["output"], writing=False):
@@ -99,6 +99,7 @@ if workflow.is_main_process:
             refuse(why)
 
     unmade = [base for base in CONFIG["systems"]["bases"] if not os.path.isfile(f"{layout.base(base)}/base.json")]
+    LOST = LOST | outside.lost_bases(unmade, CONFIG)
     try:
         check_scratch(CONFIG, unmade)
     except UserError as error:

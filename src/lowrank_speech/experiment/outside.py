@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech import published
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.corpora import tracking
 from lowrank_speech.errors import UserError
@@ -40,6 +41,16 @@ def located(section: Mapping[str, Any], where: str) -> tuple[Any, Path | None]:
     corpus, data_root = corpora.module(section["kind"]), os.environ.get("SPEECH_DATA")
     config = read(corpus.Config, section, where)
     return config, corpus.locate(config, Path(data_root) if data_root else None)
+
+
+def lost_bases(names: Iterable[str], config: Mapping[str, Any]) -> dict[str, str]:
+    """Key of the config -> why it names no folder below $SPEECH_MODELS, for the ``source`` of the bases ``names``."""
+    sources = {name: config["bases"][name]["source"] for name in names}
+    return {
+        f"bases.{name}.source": f"bases.{name}.source: {published.missing(source)}"
+        for name, source in sources.items()
+        if source != "scratch" and published.is_name(source) and not published.local(source).is_dir()
+    }
 
 
 def blocked_output(folder: str, writing: bool) -> str | None:
@@ -84,7 +95,7 @@ def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
 
 def base_sources(source: str) -> dict[str, str] | None:
     """Name -> path of the files of a local model folder; None: ``source`` is not a folder."""
-    folder = Path(source).expanduser()
+    folder = published.local(source)
     if not folder.is_dir():
         return None
     return {path.name: str(path) for path in imported_files(folder)}

@@ -43,9 +43,12 @@ class Pieces:
 
 @settings.settings
 class WhisperTokenizer:
-    """The tokenizer of a published Whisper, which comes with the model. Only the normaliser can be set."""
+    """The tokenizer of a published Whisper, which comes with the model. Only the text can be set."""
 
     kind: Literal["whisper"] = key(REQUIRED, "the tokenizer of a published Whisper")
+    leading_space: bool = key(
+        False, "begin each text with a blank, as published Whispers write it (except in languages without blanks)"
+    )
     normalise: NormaliseConfig = key(None, NORMALISE, default_factory=NormaliseConfig)
 
 

@@ -32,6 +32,7 @@ class Lang:
     languages  sorted codes of the languages in the training transcripts
     sha256     identifies the meaning of a model's outputs: token file and symbols, including special ones; None for
                whisper
+    leading_space   whisper: whether each text begins with a blank
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Lang:
     languages: tuple[str, ...]
     normaliser: Normaliser
     sha256: str | None
+    leading_space: bool = False
 
     @classmethod
     def load(cls, folder: str | Path) -> "Lang":
@@ -56,7 +58,7 @@ class Lang:
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is not a manifest of the stage lang ({error}); run the stage again") from error
         if name is None:
-            return cls(kind, None, languages, normaliser, None)
+            return cls(kind, None, languages, normaliser, None, metrics.get("leading_space", False))
         found = _verified(folder / name, record)
         if kind == "char":
             tokens = CharTokens.load(folder / name)
@@ -68,6 +70,10 @@ class Lang:
     def normalise(self, text: str, language: str | None = None) -> str:
         """Normalise ``text`` for the token set; "" if nothing is left."""
         return self.normaliser(text, language)
+
+    def written(self, text: str, language: str | None = None) -> str:
+        """``text`` in its own case and punctuation, with its tags replaced."""
+        return self.normaliser.with_tags(text, language)
 
     def usable(self, text: str | None, language: str | None = None) -> str | None:
         """Why an utterance with this raw transcript cannot be used for recognition; None if it can."""

@@ -1,8 +1,8 @@
 """Normalise transcripts for recognition, with the same function in training and in scoring.
 
 The steps, in order: remove control and format characters, turn any white space into a blank, compose (Unicode NFC),
-change the case (by the rules of the language), replace tags and characters, strip punctuation, merge blanks.
-Normalising twice gives the same result as normalising once.
+change the case (by the rules of the language), replace tags and characters, strip punctuation, merge blanks; for text
+like Whisper's, write a sentence (``lang.sentence``). Normalising twice gives the same result as normalising once.
 
 Letters, marks and numbers of every script are kept (Unicode categories L, Mn, Mc, N), so the vowel signs of Devanagari
 or Arabic stay on their letters. Digits are never changed, because it is not known whether "5" is read "five". Only
@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any, Literal
 
-from lowrank_speech.lang import tags
+from lowrank_speech.lang import sentence, tags
 from lowrank_speech.settings import key, settings
 
 UNKNOWN = "\ufffd"
@@ -38,8 +38,13 @@ DOTLESS = ("tr", "az", "crh", "gag")
 """Languages that write i and ı, İ and I."""
 
 
-Case = Literal["lower", "upper", "keep"]
-CASE = "lower, upper or keep, with the dotless i of Turkish and Azerbaijani; upper-case German ß is ẞ"
+Case = Literal["lower", "upper", "keep", "sentence"]
+CASE = (
+    "lower, upper or keep, with the dotless i of Turkish and Azerbaijani; upper-case German ß is ẞ; sentence: text "
+    "that is all upper or all lower case gets a capital at its start and in `capitals`, other text stays"
+)
+FINAL_STOP = "end text that has no final punctuation with a full stop; needs punctuation: keep"
+CAPITALS = "case: sentence: words with capitals anywhere, such as Beijing; English I, weekdays and months are known"
 PUNCTUATION = (
     "strip: punctuation and symbols become blanks, except apostrophes inside words; keep: leave them unchanged"
 )
@@ -59,6 +64,8 @@ class Rules:
     keep: str | None = key(None, KEEP)
     tags: dict[str, str | None] | None = key(None, TAGS)
     replace: dict[str, str] | None = key(None, REPLACE)
+    final_stop: bool | None = key(None, FINAL_STOP)
+    capitals: tuple[str, ...] | None = key(None, CAPITALS)
 
 
 # The Catalan middle dot is part of words (col·lecció). Rules in the config override these.
@@ -75,13 +82,21 @@ class NormaliseConfig:
     keep: str = key("", KEEP)
     tags: dict[str, str | None] = key(None, TAGS, default_factory=dict)
     replace: dict[str, str] = key(None, REPLACE, default_factory=dict)
+    final_stop: bool = key(False, FINAL_STOP)
+    capitals: tuple[str, ...] = key((), CAPITALS)
     languages: dict[str, Rules] = key(
         None, "language code -> rules that differ; en-GB also uses those of en", default_factory=dict
     )
 
     def __post_init__(self) -> None:
-        for code in (None, *self.languages):
-            _check(self.rules(code), code)
+        every = {code: self.rules(code) for code in (None, *self.languages)}
+        for code, rules in every.items():
+            _check(rules, code)
+        words = next((rules.capitals for rules in every.values() if rules.capitals), ())
+        if words and not any(rules.case == "sentence" for rules in every.values()):
+            raise ValueError(
+                f"capitals: {words[0]!r} has an effect only with case: sentence; set it, or remove the key"
+            )
 
     def rules(self, language: str | None) -> Rules:
         """The rules of one language (None: unknown language), with a value for each key."""
@@ -117,6 +132,10 @@ class Normaliser:
     def __call__(self, text: str, language: str | None = None) -> str:
         return self._steps_for(language)(text)
 
+    def with_tags(self, text: str, language: str | None = None) -> str:
+        """``text`` as it is, except that tags are replaced, control characters removed and blanks merged."""
+        return self._steps_for(language).with_tags(text)
+
     def holds_tags(self, text: str, language: str | None = None) -> bool:
         """Whether ``text`` has a tag that matches a pattern."""
         return self._steps_for(language).holds_tags(text)
@@ -137,11 +156,16 @@ class _Steps:
     def __init__(self, rules: Rules, language: str | None):
         self._rules, self._language = rules, language
         self._clean, self._strip = _Cleaning(), _Stripping(rules.hyphens, rules.keep)
+        primary = _codes(language)[-1] if language else None
+        how = (primary, rules.capitals, primary in DOTLESS)
+        self._sentence = sentence.Sentence(*how) if rules.case == "sentence" else None
+        self._primary = primary
         # Tags and characters are looked up after the change of case, so keys and replacements change their case, too.
         replacements = {character: self._cased(value) for character, value in rules.replace.items()}
         self._replace = str.maketrans(replacements)
         patterns = {self._cased(pattern): text and self._cased(text) for pattern, text in rules.tags.items()}
-        self._tags = tags.Tags(patterns)
+        self._tags = tags.Tags(patterns, ignore_case=rules.case == "sentence")
+        self._written_tags = tags.Tags(rules.tags, ignore_case=rules.case != "keep")
 
     def __call__(self, text: str) -> str:
         before = None
@@ -152,6 +176,10 @@ class _Steps:
             if not self._replace and not self._tags:
                 break
         return text
+
+    def with_tags(self, text: str) -> str:
+        """``text`` with its tags replaced."""
+        return " ".join(self._written_tags(unicodedata.normalize("NFC", text.translate(self._clean))).split())
 
     def holds_tags(self, text: str) -> bool:
         """Whether ``text`` matches a pattern."""
@@ -165,7 +193,12 @@ class _Steps:
         text = self._tags(self._cased(text)).translate(self._replace)
         if self._rules.punctuation == "strip":
             text = _inside_words(text.translate(self._strip))
-        return unicodedata.normalize("NFC", " ".join(text.split()))
+        text = unicodedata.normalize("NFC", " ".join(text.split()))
+        if self._sentence is not None:
+            text = self._sentence(text, _cased(text, "lower", self._language))
+        if self._rules.final_stop:
+            text = sentence.ended(text, self._primary)
+        return unicodedata.normalize("NFC", text)
 
 
 def _codes(language: str | None) -> list[str]:
@@ -181,13 +214,17 @@ def _check(rules: Rules, language: str | None) -> None:
                 f"{where}keep: {character!r} cannot be kept, because it has a special meaning (as blanks, |, ▁ and ▅ "
                 f"have); remove it. For ' and - see `hyphens` and `punctuation: keep`"
             )
+    if rules.final_stop and rules.punctuation == "strip":
+        raise ValueError(f"{where}final_stop: punctuation: strip would remove the full stop; set punctuation: keep")
     try:
         tags.check(rules.tags)
+        sentence.check(rules.capitals)
     except ValueError as error:
         raise ValueError(f"{where}{error}") from error
     texts: dict[str, str | None] = {}
     for pattern, text in rules.tags.items():
-        if texts.setdefault(_cased(pattern, rules.case, language), text) != text:
+        case = "lower" if rules.case == "sentence" else rules.case
+        if texts.setdefault(_cased(pattern, case, language), text) != text:
             raise ValueError(f"{where}tags: {pattern!r} occurs twice in different case, with different texts; keep one")
     strip = _Stripping(rules.hyphens, rules.keep)
     for name, value in rules.replace.items():

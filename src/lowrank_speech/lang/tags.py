@@ -31,10 +31,11 @@ def found_tags(text: str) -> list[str]:
 class Tags:
     """Replaces tags in a text by ``patterns`` (pattern -> text, or None to remove), with a blank on either side."""
 
-    def __init__(self, patterns: Mapping[str, str | None]):
+    def __init__(self, patterns: Mapping[str, str | None], ignore_case: bool = False):
+        flags = re.IGNORECASE if ignore_case else 0
         ordered = sorted(patterns, key=_specificity)
         self._texts = [patterns[pattern] or "" for pattern in ordered]
-        self._pattern = re.compile("|".join(f"({_regex(pattern)})" for pattern in ordered)) if ordered else None
+        self._pattern = re.compile("|".join(f"({_regex(pattern)})" for pattern in ordered), flags) if ordered else None
 
     def __bool__(self) -> bool:
         return self._pattern is not None

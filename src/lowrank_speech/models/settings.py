@@ -16,7 +16,12 @@ class BaseSettings:
     family: FamilyName = key(
         REQUIRED, "wav2vec2 (also XLS-R, MMS, HuBERT, WavLM, data2vec-audio), w2v-bert (w2v-BERT 2.0), or whisper"
     )
-    source: str = key(REQUIRED, "hub name, folder, or scratch: a small model that is pretrained here", min_length=1)
+    source: str = key(
+        REQUIRED,
+        "hub name (owner/name), folder, name of a folder below $SPEECH_MODELS, or scratch: a small model that is "
+        "pretrained here",
+        min_length=1,
+    )
     revision: str | None = key(None, "hub name: the commit to use")
     window: Positive | None = key(
         None, "published Whisper: seconds to which utterances are padded, a multiple of 0.02; null: as published"

@@ -1,7 +1,8 @@
 """Load a published model from a local folder or the hub.
 
 huggingface_hub resolves hub names (cache first; ``revision`` pins the commit). Code that comes with a model is never
-executed (``trust_remote_code`` stays off). The stage's manifest records what was resolved.
+executed (``trust_remote_code`` stays off). The stage's manifest records what was resolved. A name
+without owner is a folder below $SPEECH_MODELS (``published``).
 """
 
 import json
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lowrank_speech import published
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.build import quiet_config, wrap
 from lowrank_speech.models.files import KEY, LEGAL
@@ -37,15 +39,18 @@ class Source:
 
 
 def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERNS) -> Source:
-    """Find ``source``: an existing folder, or a hub name at ``revision`` (first in the cache, then in the network).
+    """Find ``source``: an existing folder (also below $SPEECH_MODELS), or a hub name at ``revision`` (first in the
+    cache, then in the network).
 
     ``patterns``: which files to fetch from the hub. Raises UserError if the model is not found.
     """
-    folder = Path(source).expanduser()
+    folder = published.local(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise UserError(f"base model {source}: the folder has no config.json; give the folder of a model")
+            raise UserError(f"base model {folder}: the folder has no config.json; give the folder of a model")
         return Source(folder, revision)
+    if published.is_name(source):
+        raise UserError(f"base model {source}: {published.missing(source)}")
     if not _HUB_NAME.fullmatch(source):
         raise UserError(f"base model {source}: neither a folder nor a hub name of the form owner/name")
     from huggingface_hub import snapshot_download
@@ -65,11 +70,12 @@ def resolve(source: str, revision: str | None, patterns: Sequence[str] = PATTERN
 
 def config_folder(model: str, revision: str | None = None) -> Path:
     """A folder with the config.json of ``model``, a folder or a hub name; fetches only that file from the hub."""
-    folder = Path(model).expanduser()
+    folder = published.local(model)
     if folder.is_dir() or _HUB_NAME.fullmatch(model):
         return resolve(model, revision, ["config.json"]).folder
     raise UserError(
         f"{model} is not a model folder, a hub name of the form owner/name, or a preset (--preset lists them)"
+        + (f"; {published.missing(model)}" if published.is_name(model) else "")
     )
 
 
@@ -102,10 +108,10 @@ def import_model(found: Source, family: str) -> SpeechModel:
     if task == "classify" and "body" in cls.TASKS:  # the labels are not ours: load the encoder, for a new head
         task = "body"
         log.warning("discarding the head of %s (%s): its classes do not belong to a task here", found.folder, named)
-    published = cls.published(config, task)
+    name = cls.published(config, task)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # weights that the checkpoint lacks are random, but the same at each import
-        hf, info = getattr(transformers, published).from_pretrained(
+        hf, info = getattr(transformers, name).from_pretrained(
             found.folder,
             config=quiet_config(config),
             dtype=torch.float32,
@@ -121,7 +127,7 @@ def import_model(found: Source, family: str) -> SpeechModel:
         )
     model = wrap(hf.eval(), Meta(family, task))
     model.imported(found.folder)
-    log.info("imported %s as %s: %d parameters", found.folder, published, model.parameters_total())
+    log.info("imported %s as %s: %d parameters", found.folder, name, model.parameters_total())
     return model
 
 

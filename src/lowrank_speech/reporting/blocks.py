@@ -54,6 +54,7 @@ class Block:
     costs   index of the first cost column
     rows    kind (chance, unadapted, adapted) and cells
     best    (row, column) of the cells with the lowest error of the adapted systems
+    scored  the normaliser of scoring, if there is one
     """
 
     task: str
@@ -65,10 +66,11 @@ class Block:
     costs: int
     rows: tuple[tuple[str, tuple[str, ...]], ...]
     best: frozenset[tuple[int, int]]
+    scored: str = ""
 
     @property
     def title(self) -> str:
-        return f"{self.task} ({TYPES[self.type]}) on {self.base}"
+        return f"{self.task} ({TYPES[self.type]}) on {self.base}{self.scored and f', {self.scored}'}"
 
     @property
     def groups(self) -> list[tuple[str, int]]:
@@ -212,6 +214,7 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
         len(columns) - len(_COSTS),
         (*above, *made),
         frozenset((len(above) + row, column) for row, column in best),
+        next((r.normaliser for r in results if r.metrics["normaliser"] not in (None, "none")), ""),
     )
 
 

@@ -106,6 +106,22 @@ def _rows(path: Path) -> Iterable[tuple[str, str, str]]:
             yield (row.get("id") or units.DASH, row.get("reason") or units.DASH, row.get("detail") or "")
 
 
+def emptied_table(systems: Sequence[System]) -> Table | None:
+    """References of which the normaliser of scoring left nothing, for each test set; None if there are none."""
+    rows = {}
+    for result in (result for system in systems for result in system.results):
+        emptied = result.score.get("emptied_references") or ()
+        if emptied:
+            shown = "; ".join(f"{one.get('id')} ({one.get('ref')})" for one in emptied[:EXAMPLES])
+            shown += " …" if len(emptied) > EXAMPLES else ""
+            rows.setdefault((result.system.task, result.test), (shown, units.count(float(len(emptied)))))
+    if not rows:
+        return None
+    note = "They are scored: every word of their hypotheses is an insertion. score.json lists all of them."
+    table = tuple((*where, *row) for where, row in rows.items())
+    return Table("References that normalise to nothing", ("task", "test", "for example", "utterances"), table, 3, note)
+
+
 def stopped_table(systems: Sequence[System]) -> Table | None:
     """Hypotheses that the decoder stopped before the end of text; None if there are none."""
     rows = []

@@ -143,7 +143,7 @@ def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
             (
                 "WER, CER",
                 "Substitutions, deletions and insertions of the minimum-cost alignment, divided by the number of words "
-                f"(characters) in the references; references and hypotheses are normalised in the same way{note}.",
+                f"(characters) in the references; {_normalised(types['asr'])}{note}.",
             )
         )
     if "lid" in types:
@@ -173,6 +173,24 @@ def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
             "plus the frozen front end or the network if their outputs were stored beforehand. Without reading data.",
         ),
     ]
+
+
+NORMALISERS = {
+    "house": "in lower case without punctuation",
+    "whisper-basic": "as by Whisper's normaliser for any language: in lower case without punctuation and symbols",
+    "whisper-english": "as by Whisper's normaliser for English (other languages: its basic one): in lower case without "
+    "punctuation and fillers, with American spelling and numbers as digits",
+}
+"""Normaliser of scoring -> how its text is written."""
+
+
+def _normalised(score: dict[str, Any]) -> str:
+    """How references and hypotheses were normalised."""
+    kind = score.get("normaliser") or "none"
+    if kind == "none":
+        return "references and hypotheses are normalised in the same way"
+    numbers = ", after digits were spelt out" if score.get("numbers") == "words" else ""
+    return f"references and hypotheses are compared {NORMALISERS.get(kind, f'as by {kind}')}{numbers}"
 
 
 def _variants(score: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech.errors import UserError
 from lowrank_speech.reporting.manifests import finite, load_cost, load_manifest, read_history, total
 
 METRICS = {
@@ -42,6 +43,7 @@ COLUMNS = (
     *("peak_bytes", "device", *_FROM_TRAIN[3:]),
     *(*_FROM_DECODE, "rtf_total", "peak_bytes_decode"),
     *("set_aside_train", "set_aside_decode", "stopped"),
+    *("normaliser", "numbers"),
 )
 """Columns of results.csv; names and order are stable."""
 
@@ -93,6 +95,12 @@ class Result:
         """Error by the primary metric: the word error rate, or 1 - accuracy."""
         value = self.metrics[self.metric]
         return value if value is None or self.system.type == "asr" else 1.0 - value
+
+    @property
+    def normaliser(self) -> str:
+        """What both sides of a recognition result went through before their words were compared."""
+        numbers = ", numbers: words" if self.metrics["numbers"] == "words" else ""
+        return f"normaliser: {self.metrics['normaliser'] or 'none'}{numbers}"
 
     @property
     def confidence(self) -> float | None:
@@ -160,12 +168,28 @@ def read_systems(root: Path, names: Mapping[SystemName, tuple[Sequence[str], Seq
     """Read all systems under ``root``; ``names``: system -> its test sets and its decoders.
 
     Unadapted bases come first within their task and base; otherwise the order of tasks, bases and methods is that of
-    ``names``. UserError: a manifest does not exist or is not valid; the message has the command that makes it.
+    ``names``. UserError: a manifest does not exist or is not valid (the message has the command that makes it), or
+    results of a task were scored with different normalisers.
     """
     systems = [read_system(root, name, tests, decoders) for name, (tests, decoders) in names.items()]
     tasks = list(dict.fromkeys(name.task for name in names))
     bases = list(dict.fromkeys(name.base for name in names))
+    _check_alike(root, systems)
     return sorted(systems, key=lambda s: (tasks.index(s.name.task), bases.index(s.name.base), not s.unadapted))
+
+
+def _check_alike(root: Path, systems: Iterable[System]) -> None:
+    """Raise UserError if results of a task were scored with different normalisers: their error rates would share a
+    column, although they count different words."""
+    first: dict[str, Result] = {}
+    for result in (result for system in systems for result in system.results):
+        other = first.setdefault(result.system.task, result)
+        if result.normaliser != other.normaliser:
+            mine, theirs = (root / "score" / str(one) / "score.json" for one in (result, other))
+            raise UserError(
+                f"{mine} was scored with {result.normaliser}, but {theirs} with {other.normaliser}; score both "
+                f"with the same normaliser"
+            )
 
 
 def read_system(root: Path, name: SystemName, tests: Sequence[str], decoders: Sequence[str]) -> System:
@@ -209,6 +233,7 @@ def read_result(root: Path, name: SystemName, system: Mapping[str, Any], decoder
     for metric in METRICS[name.type]:
         low, high = (score.get("interval") or {}).get(metric) or (None, None)
         metrics |= {metric: finite(score.get(metric)), f"{metric}_low": finite(low), f"{metric}_high": finite(high)}
+    metrics |= {key: score.get(key) for key in ("normaliser", "numbers")}
     for key in _CHANCE:
         metrics[f"chance_{key}"] = finite((score.get("chance") or {}).get(key))
     metrics["peak_bytes_decode"] = finite(costs["decode"].get("peak_bytes"))

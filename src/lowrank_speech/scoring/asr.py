@@ -1,6 +1,7 @@
 """Error rates of speech recognition: WER and CER with counts, confidence intervals, breakdowns and confusions.
 
-Words are compared exactly, including case, punctuation and Unicode form, so normalise them first. Characters are the
+Words are compared exactly, including case, punctuation and Unicode form, so normalise them first (:func:`normalised`
+applies a function to both sides). Characters are the
 Unicode code points of the words joined by single spaces; ``ScoreOptions.characters`` says whether the spaces count. The
 alignment is kaldialign's, with cost 1 for all errors. The total number of errors is the Levenshtein distance; if
 several alignments have it, the numbers of substitutions, deletions and insertions are those of one of them.
@@ -10,7 +11,7 @@ denominator is 0.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import kaldialign
@@ -51,6 +52,34 @@ def pair(
     if not any(ref.values()):
         raise ValueError(f"{names[0]}: all {len(ref)} references are empty, so error rates are not defined")
     return {name: (list(words), list(hyp.get(name, ()))) for name, words in ref.items()}
+
+
+def normalised(
+    pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]],
+    normalise: Callable[[str, str | None], str],
+    languages: Mapping[str, str] | None = None,
+) -> tuple[dict[str, tuple[list[str], list[str]]], dict[str, str]]:
+    """Normalise both sides of ``pairs``; also returns the references of which nothing is left, as they were.
+
+    ``normalise(text, language)`` returns the text to compare; the language is None if ``languages`` (id -> language)
+    does not know it. Emptied references stay in the pairs: every word of their hypotheses is an insertion. ValueError:
+    nothing is left of any reference.
+    """
+    result: dict[str, tuple[list[str], list[str]]] = {}
+    emptied: dict[str, str] = {}
+    for name, (ref, hyp) in pairs.items():
+        language = None if languages is None else languages.get(name)
+        ref_words, hyp_words = (normalise(" ".join(words), language).split() for words in (ref, hyp))
+        if ref and not ref_words:
+            emptied[name] = " ".join(ref)
+        result[name] = ref_words, hyp_words
+    if not any(ref for ref, _ in result.values()):
+        name, text = next(iter(emptied.items()))
+        raise ValueError(
+            f"the normaliser leaves nothing of all {len(emptied)} references, such as {text!r} of {name!r}; choose "
+            f"another one"
+        )
+    return result, emptied
 
 
 def _more(names: Sequence[str]) -> str:
@@ -161,9 +190,11 @@ def score(
     seed: int,
     speakers: Mapping[str, str] | None = None,
     languages: Mapping[str, str] | None = None,
+    emptied: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """All metrics as JSON values: those of :func:`summary`, breakdowns, confusions, and the settings used.
 
+    ``pairs`` are already normalised as ``options`` says; ``emptied``: the second result of :func:`normalised`.
     ``by_language`` and ``by_speaker`` are present if a map (id -> language, id -> speaker) is given. ``language_mean``
     (all languages have the same weight) is present with two languages or more.
     """
@@ -175,7 +206,10 @@ def score(
         "resampled": drawn,
         "units": len(np.unique(units)),
         "character_counting": options.characters,
+        "normaliser": options.normaliser,
+        "numbers": options.numbers,
         "empty_references": int((table["words"] == 0).sum()),
+        "emptied_references": [{"id": name, "ref": ref} for name, ref in (emptied or {}).items()],
         "confusions": confusions(pairs, options.confusions),
         "worst": worst(table, options.worst),
     }

@@ -12,6 +12,8 @@ Characters = Literal["with-spaces", "without-spaces"]
 Eer = Literal["rocch", "nearest"]
 EerOver = Literal["pooled", "languages"]
 Minimum = Literal["common", "per-language"]
+Normaliser = Literal["none", "house", "whisper-basic", "whisper-english"]
+Numbers = Literal["as-written", "words"]
 Resample = Literal["auto", "utterances", "speakers"]
 
 
@@ -44,6 +46,16 @@ class ScoreOptions:
         "with-spaces",
         description="whether CER counts the space between two words as a character, as jiwer and ESPnet do",
     )
+    normaliser: Normaliser = Field(
+        "none",
+        description="normalises references and hypotheses before their words are compared; none: as decoded, house: "
+        "lower case without punctuation, whisper-basic and whisper-english: as Whisper was scored (docs/stages.md)",
+    )
+    numbers: Numbers = Field(
+        "as-written",
+        description="words: spell out digits first, in the language of the utterance; whisper-english does the "
+        "opposite in English",
+    )
     confusions: Most = Field(20, description="number of most frequent word errors to list")
     worst: Most = Field(10, description="number of worst utterances to list")
     minimum: Minimum = Field(
@@ -58,6 +70,10 @@ class ScoreOptions:
     )
     c_miss: Cost = Field(1.0, description="cost of a miss")
     c_fa: Cost = Field(1.0, description="cost of a false alarm")
+
+    def __post_init__(self) -> None:
+        if self.numbers == "words" and self.normaliser == "none":
+            raise ValueError("numbers is words, but normaliser is none; set normaliser: house or whisper-basic")
 
     @property
     def betas(self) -> tuple[float, ...]:

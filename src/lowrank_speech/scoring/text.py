@@ -60,6 +60,7 @@ def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
         f"%SER {100 * result['ser']:.2f} [ {result['utterances_wrong']} / {result['utterances']} ]"
         f"{_interval(result, 'ser')}",
         f"Scored {result['utterances']} utterances, {missing} not present in hyp.",
+        *_normalised(result),
     ]
     for what in ("language", "speaker"):
         groups = result.get(f"by_{what}")
@@ -69,6 +70,18 @@ def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
     mean = result.get("language_mean")
     if mean:
         lines.append(f"mean over languages: %WER {100 * mean['wer']:.2f}, %CER {100 * mean['cer']:.2f}")
+    return lines
+
+
+def _normalised(result: dict[str, Any]) -> list[str]:
+    """The normaliser, if there is one, and the references of which it left nothing."""
+    if result["normaliser"] == "none":
+        return []
+    numbers = ", numbers in words" if result["numbers"] == "words" else ""
+    lines = [f"Text normalised by {result['normaliser']}{numbers}."]
+    if emptied := result["emptied_references"]:
+        shown = ", ".join(f"{one['id']} ({one['ref']!r})" for one in emptied)
+        lines.append(f"References that normalise to nothing (all words of their hypotheses are insertions): {shown}")
     return lines
 
 

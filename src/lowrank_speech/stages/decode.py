@@ -6,6 +6,7 @@ inputs   --model      the system's model folder (stage train)
          --lang       recognition: token set (stage lang)
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
+           hyp_raw.txt, ref_raw.txt   recognition: the same before normalisation, with tags replaced
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
                                  probability, or null), and optionally: nbest (text and score of each, the best first),
                                  words (text, start, end in seconds, score), language (if the decoder detected it),
@@ -153,25 +154,30 @@ class _Work:
         cuts = list(usable_text(self.cuts, lang, self.set_aside))
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
         found = self._decoded(cuts, lang)
-        hyp, ref, rows, unseen = [], [], [], Counter()
+        texts: dict[str, list[str]] = {"hyp": [], "ref": [], "hyp_raw": [], "ref_raw": []}
+        rows, unseen = [], Counter()
         for cut, hypothesis in found:
             supervision = cut.supervisions[0]
             reference = lang.normalise(supervision.text, supervision.language)
             unseen.update(lang.tokens.unseen(reference) if lang.tokens is not None else ())
-            text = lang.normalise(hypothesis.text, supervision.language)
-            hyp.append(f"{cut.id} {text}".rstrip() + "\n")
-            ref.append(f"{cut.id} {reference}\n")
+            texts["hyp"].append(lang.normalise(hypothesis.text, supervision.language))
+            texts["ref"].append(reference)
+            texts["hyp_raw"].append(lang.written(hypothesis.text, supervision.language))
+            texts["ref_raw"].append(lang.written(supervision.text, supervision.language))
             rows.append(_row(cut.id, hypothesis, partial(lang.normalise, language=supervision.language)))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
             log.warning("the references have characters that the token set lacks; each is an error: %s", shown)
-        write_text(out / "hyp.txt", "".join(hyp))
-        write_text(out / "ref.txt", "".join(ref))
+        names = [cut.id for cut, _ in found]
+        for stem, lines in texts.items():
+            write_text(
+                out / f"{stem}.txt", "".join(f"{n} {t}".rstrip() + "\n" for n, t in zip(names, lines, strict=True))
+            )
         write_text(out / "hypotheses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        outputs = [out / "hyp.txt", out / "ref.txt", out / "hypotheses.jsonl"]
+        outputs = [*(out / f"{stem}.txt" for stem in texts), out / "hypotheses.jsonl"]
         outputs += [_map(out, cuts, "language"), _map(out, cuts, "speaker")]
-        metrics = {"utterances": len(hyp), "unseen_characters": dict(sorted(unseen.items()))}
-        return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], outputs[2])
+        metrics = {"utterances": len(names), "unseen_characters": dict(sorted(unseen.items()))}
+        return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], out / "hypotheses.jsonl")
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
         from lowrank_speech.lang.select import known_language, require

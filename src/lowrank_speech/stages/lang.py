@@ -12,7 +12,8 @@ outputs  --out       folder with
 kind     char            characters, for CTC unless `for: seq2seq` is set
          sentencepiece   pieces, for the decoder of a Whisper from scratch unless `for: ctc` is set. CTC can also use a
                          set for seq2seq, but not its special symbols
-         whisper         the tokenizer that comes with a published Whisper; only the normaliser can be set
+         whisper         the tokenizer that comes with a published Whisper; only the text can be set: the normaliser,
+                         and whether it begins with a blank (``leading_space``)
 
 Equal transcripts and settings give equal files, byte for byte.
 
@@ -75,6 +76,7 @@ def body(run: common.Run) -> None:
         transcripts.read(path)
     outputs = _reports(arguments.out, transcripts) if arguments.cuts else []
     numbers = {"kind": lang.kind, "for": getattr(lang, "for_", "seq2seq"), "normalise": lang.normalise.to_dict()}
+    numbers |= {"leading_space": lang.leading_space} if lang.kind == "whisper" else {}
     numbers |= transcripts.numbers()
     if lang.kind != "whisper":
         transcripts.require(arguments.cuts)

@@ -123,6 +123,7 @@ def body(run: common.Run) -> None:
         data.corpora_table(root, splits),
         data.overlap_table(root, tasks),
         data.set_aside_table(root, splits, systems),
+        data.emptied_table(systems),
         data.stopped_table(systems),
         data.base_table(root, systems),
     ]

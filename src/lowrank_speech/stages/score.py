@@ -1,8 +1,9 @@
 """Stage score: hypotheses or language scores against references -> error rates and costs with intervals.
 
 inputs   --decoded   the folder of the stage decode
-           asr       hyp.txt and ref.txt (Kaldi text: id word word ...); languages.tsv (id, language) for the breakdown,
-                     and speakers.tsv (id, speaker) for resampling whole speakers, if they have rows
+           asr       hyp.txt and ref.txt (Kaldi text: id word word ...); hyp_raw.txt and ref_raw.txt instead if there
+                     is a ``normaliser``; languages.tsv (id, language) for it and for the breakdown, and speakers.tsv
+                     (id, speaker) for resampling whole speakers, if they have rows
            lid       scores.tsv (id, and log-likelihoods in a column per language), labels.tsv (id, language);
                      speakers.tsv as for asr
 outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary and eer;
@@ -15,7 +16,7 @@ outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accur
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,18 +43,54 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 
 def score_asr(decoded: Path, config: Config) -> dict[str, Any]:
-    """The metrics of hyp.txt against ref.txt in ``decoded``. Raises the readers' and the scorer's ValueError."""
+    """The metrics of the hypotheses against the references in ``decoded``. Raises the readers' and the scorer's
+    ValueError."""
     from lowrank_speech.scoring import asr, files
 
-    ref, hyp = decoded / "ref.txt", decoded / "hyp.txt"
+    options, languages = config.score, optional_map(decoded / "languages.tsv")
+    # A normaliser needs the text as it was: without "$" and ".", $20.50 is two numbers.
+    raw = "" if options.normaliser == "none" else "_raw"
+    ref, hyp = decoded / f"ref{raw}.txt", decoded / f"hyp{raw}.txt"
+    for path in (ref, hyp):
+        if raw and not path.is_file():
+            raise UserError(
+                f"{path} does not exist, but score.normaliser: {options.normaliser} needs it; run the stage decode "
+                f"again, or set normaliser: none"
+            )
     pairs = asr.pair(files.read_text(ref), files.read_text(hyp), names=(str(ref), str(hyp)))
+    emptied: dict[str, str] = {}
+    if raw:
+        from lowrank_speech.lang.comparison import Comparison
+
+        comparison = Comparison(options.normaliser, options.numbers)
+        pairs, emptied = asr.normalised(pairs, comparison, languages)
+        tell(comparison.unspelt, emptied, str(ref))
     return asr.score(
         pairs,
-        config.score,
+        options,
         config.seed,
         speakers=optional_map(decoded / "speakers.tsv"),
-        languages=optional_map(decoded / "languages.tsv"),
+        languages=languages,
+        emptied=emptied,
     )
+
+
+def tell(unspelt: Collection[str], emptied: Mapping[str, str], where: str) -> None:
+    """Log languages in which numbers stay digits, and references of which a normaliser left nothing."""
+    if unspelt:
+        log.warning(
+            "%s: num2words has no words for some numbers in %s: they stay digits", where, ", ".join(sorted(unspelt))
+        )
+    if emptied:
+        name, text = next(iter(emptied.items()))
+        log.warning(
+            "%s: the normaliser leaves nothing of %d references, such as %r of %s, so all words of their hypotheses "
+            "are insertions; emptied_references in the manifest lists them",
+            where,
+            len(emptied),
+            text,
+            name,
+        )
 
 
 def score_lid(decoded: Path, config: Config) -> dict[str, Any]:

@@ -152,7 +152,8 @@ def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Pa
     """What decides the result of a training besides its cuts: settings, code, text, and the initial model."""
     parts = [canonical_json(cfg), code or ""]
     if lang is not None:
-        parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, lang.normaliser.config.to_dict()]))
+        text = [lang.normaliser.config.to_dict(), lang.leading_space]
+        parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, *text]))
     if model is not None:
         parts += [f"{path.name} {sha256(path)}" for path in files_read(model)]
     return parts

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech import published
 from lowrank_speech.workflow.config import (
     DEFAULT_DECODERS,
     DEV,
@@ -174,10 +175,13 @@ def _check_window(base: Mapping[str, Any], where: str, families: Mapping[str, An
 
 def _check_source(base: Mapping[str, Any], where: str) -> None:
     source = base["source"]
-    folder = Path(source).expanduser()
+    folder = published.local(source)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ConfigError(f"{where}.source: the folder {source} has no config.json; name a model folder")
+            raise ConfigError(f"{where}.source: the folder {folder} has no config.json; name a model folder")
+    elif published.is_name(source):
+        if published.is_set():  # else it may be set only where the jobs run; see experiment.outside.lost_bases
+            raise ConfigError(f"{where}.source: {published.missing(source)}")
     elif not _HUB_NAME.fullmatch(source):
         raise ConfigError(
             f"{where}.source: {source} is neither an existing folder nor a hub name (owner/name); correct it"
@@ -187,7 +191,7 @@ def _check_source(base: Mapping[str, Any], where: str) -> None:
 def _model_config(source: str) -> Mapping[str, Any]:
     """The config.json of a local model folder; empty for a hub name, or if the file cannot be read."""
     try:
-        return json.loads((Path(source).expanduser() / "config.json").read_text(encoding="utf-8"))
+        return json.loads((published.local(source) / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

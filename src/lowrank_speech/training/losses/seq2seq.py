@@ -31,7 +31,7 @@ class Seq2seq(Loss):
                     "unknown language",
                     f"{utterance.language!r}; the model knows {', '.join(sorted(tokens.language_ids))}",
                 )
-        prompt, text = tokens.prompt(language), [*tokens.encode(utterance.text), tokens.eot]
+        prompt, text = tokens.prompt(language), [*tokens.encode(utterance.text, utterance.language), tokens.eot]
         read = len(prompt) + len(text) - 1  # the decoder reads all tokens but the last
         if limit is not None and read > limit:
             return Reason("text longer than the decoder", f"{read} tokens, the decoder takes at most {limit}")
