@@ -3,6 +3,7 @@
 B batch, F frames, C mel bands, D hidden size, L target length, V vocabulary.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -283,6 +284,9 @@ class Whisper(SpeechModel):
             options = {"task": "transcribe", "language": names[tag]}
             prompt += [tag, said.task_to_id["transcribe"]]
         prompt.append(said.no_timestamps_token_id)
+        # Silence warnings about arguments, which would come with each utterance.
+        for name in ("generation", "models.whisper"):
+            logging.getLogger(f"transformers.{name}").setLevel(logging.ERROR)
         found = self.hf.generate(
             input_features=mel,
             num_beams=1,
