@@ -28,6 +28,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
     DEV,
+    System,
     calibrate_key,
     calibrated,
     complete,
@@ -38,6 +39,7 @@ from lowrank_speech.workflow.config import (
     splits_used,
     systems,
     task_splits,
+    teacher,
     tests,
 )
 from lowrank_speech.workflow.paths import Layout
@@ -365,6 +367,20 @@ def start_of(system, file=None):
     else:
         folder, manifest = layout.factorise(system.base, factorise_key(section)), "factorise.json"
     return f"{folder}/model/{file}" if file else f"{folder}/{manifest}"
+
+
+def teacher_of(file):
+    """A file of the model that a system learns from: its base, or another system; nothing without `distil`."""
+
+    def path(wildcards):
+        if CONFIG["methods"][wildcards.method].get("distil") is None:
+            return []
+        system = teacher(CONFIG, System(wildcards.base, wildcards.task, wildcards.method))
+        if system is None:
+            return f"{layout.base(wildcards.base)}/{file or 'base.json'}"
+        return f"{layout.train(*system)}/{file or 'train.json'}"
+
+    return path
 
 
 def emissions(file):

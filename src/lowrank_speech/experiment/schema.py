@@ -28,6 +28,7 @@ from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import calibrate, emissions, report
 from lowrank_speech.stages.task import Task
 from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.distil_settings import DistilSettings
 from lowrank_speech.training.losses import registry as losses
 
 FILE = Path(__file__).resolve().parents[3] / "workflow" / "schemas" / "config.schema.json"
@@ -50,6 +51,7 @@ def schema() -> Node:
         ("factorise", Factorise),
         ("constraint", ConstraintSettings),
         ("lora", LoraSettings),
+        ("distil", DistilSettings),
         ("report", report.ReportConfig),
     ):
         tool.define(name, cls)
@@ -173,6 +175,7 @@ def _method(tool: Schemas) -> Node:
         "factorise": ref("factorise"),
         "constraint": ref("constraint"),
         "lora": ref("lora"),
+        "distil": ref("distil"),
         "training": partial(ref("training")),
     }
     tool.definitions["method"] = node

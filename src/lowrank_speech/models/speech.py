@@ -292,6 +292,10 @@ class SpeechModel(nn.Module):
         """The valid lengths (B,) int64 that ``states`` returns for the same inputs, without computing states."""
         raise NotImplementedError
 
+    def layer_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The valid lengths (B,) int64 of the states after each encoder layer, for the inputs of ``states``."""
+        return self.output_lengths(features, lengths)
+
     def head_logits(self, states: Tensor, frames: Tensor) -> Tensor:
         """The task head's logits for encoder states (B, F, D) with (B,) valid frames.
 

@@ -77,7 +77,8 @@ class Trainer:
         check_precision(config.precision, self.device)
         self.checkpoints, self.state = Checkpoints(folder), State()
         self.activations: int | None = None
-        self.objective = objective.to(self.device)
+        with explained(None, config):
+            self.objective = objective.to(self.device)
         if config.dropout is not None:
             set_dropout(model, config.dropout)
         if not config.train_front_end:
@@ -207,10 +208,9 @@ class Trainer:
             if result is None:
                 state.sums.skipped += 1
             else:
-                state.sums.loss += result.task_sum
-                state.sums.units += result.units
-                state.sums.impossible += result.impossible
+                state.sums.add(result)
                 values = {"loss": result.task_sum / max(result.units, 1), "gradient_norm": self.stepper.norm}
+                values |= {f"loss_{name}": total / max(n, 1) for name, (total, n) in result.shown.items()}
                 self.curves.add(self.step, "step", values)
             self.progress.step(state.epoch + 1, state.sums.mean, speech)
             due = self.ranks.first and time.monotonic() - self.last_save >= 60 * self.runtime.save_minutes
@@ -226,6 +226,7 @@ class Trainer:
         """Evaluate, add a row to the history, and move to the start of the next epoch."""
         state, number = self.state, self.state.epoch + 1
         row = {"step": self.step, "epoch": number, "loss": state.sums.mean, "skipped": state.sums.skipped}
+        row |= state.sums.means
         row["lr"] = self.stepper.optimiser.param_groups[0]["lr"]
         if self.constraint is not None:
             row["deviation"] = self.deviation()

@@ -148,12 +148,12 @@ class Run:
         return sorted(path for path in self.scratch.iterdir() if path not in (self.folder, self.scratch / "lock"))
 
 
-def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Path | None = None) -> list[str]:
-    """What decides the result of a training besides its cuts: settings, code, text, and the initial model."""
+def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, *models: Path) -> list[str]:
+    """What decides the result of a training besides its cuts: settings, code, text, the initial model, a teacher."""
     parts = [canonical_json(cfg), code or ""]
     if lang is not None:
         parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, lang.normaliser.config.to_dict()]))
-    if model is not None:
+    for model in models:
         parts += [f"{path.name} {sha256(path)}" for path in files_read(model)]
     return parts
 

@@ -14,7 +14,7 @@ from lowrank_speech.training.losses.objective import Objective
 from lowrank_speech.training.memory.bytes import peak_bytes
 from lowrank_speech.training.process.distributed import Ranks
 from lowrank_speech.training.process.rng import rng_state, set_rng_state
-from lowrank_speech.training.step import Stepper
+from lowrank_speech.training.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,30 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Sums:
-    """Sums over an epoch so far: the task's loss and its units, impossible targets, skipped steps."""
+    """Sums over an epoch so far: the task's loss and its units, impossible targets, skipped steps.
+
+    ``shown``: name -> sum and units of the terms that the objective shows.
+    """
 
     loss: float = 0.0
     units: int = 0
     impossible: int = 0
     skipped: int = 0
+    shown: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, result: StepResult) -> None:
+        """Add an update."""
+        self.loss += result.task_sum
+        self.units += result.units
+        self.impossible += result.impossible
+        for name, (total, units) in result.shown.items():
+            before = self.shown.get(name, (0.0, 0))
+            self.shown[name] = [before[0] + total, before[1] + units]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The shown terms per unit, by the names of the history."""
+        return {f"loss_{name}": total / max(units, 1) for name, (total, units) in self.shown.items()}
 
     @property
     def mean(self) -> float | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech.workflow.config import (
+    BASE,
     DEFAULT_DECODERS,
     DEV,
     WISHES,
@@ -23,6 +24,7 @@ from lowrank_speech.workflow.config import (
     lang_splits,
     systems,
     task_splits,
+    teacher,
     tests,
     training,
 )
@@ -288,6 +290,8 @@ def _check_method(config: Config, name: str) -> None:
         raise ConfigError(f"{where}.lora is missing; adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
     if method["adapt"] != "lora" and method.get("lora") is not None:
         raise ConfigError(f"{where}.lora: it has no effect with adapt: {method['adapt']}; remove it or set adapt: lora")
+    if method.get("distil") is not None:
+        _check_distil(config, name)
     factorise = method.get("factorise")
     if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
         raise ConfigError(
@@ -306,6 +310,26 @@ def _check_method(config: Config, name: str) -> None:
             f"{where}.factorise.init: activation needs the section `calibrate`, for example "
             f"calibrate: {{corpus: {next(iter(config['corpora']))}, split: train}}"
         )
+
+
+def _check_distil(config: Config, name: str) -> None:
+    """Refuse teachers that do not exist, are not trained, or learn from this method themselves."""
+    methods, where = config["methods"], f"methods.{name}.distil"
+    distil, adapt = methods[name]["distil"], methods[name]["adapt"]
+    if adapt == "none" or (adapt == "head" and distil.get("hidden")):
+        what = "model" if adapt == "none" else "encoder, so hidden has no effect"
+        raise ConfigError(f"{where}: adapt: {adapt} does not train the {what}; set adapt: full or lora, or remove it")
+    chain = [name]
+    while (teacher := (methods[chain[-1]].get("distil") or {}).get("teacher", BASE)) != BASE:
+        at = f"methods.{chain[-1]}.distil.teacher"
+        _known(at, teacher, [BASE, *methods])
+        if methods[teacher]["adapt"] == "none":
+            raise ConfigError(f"{at}: {teacher!r} has adapt: none, so it is not trained; name base or another method")
+        if teacher in chain:
+            raise ConfigError(f"{at}: {' learns from '.join([*chain, teacher])}; a teacher cannot learn from itself")
+        chain.append(teacher)
+    if BASE in methods and len(chain) == 1:
+        raise ConfigError(f"{where}.teacher: {BASE!r} is the base of the system, but also a method; rename the method")
 
 
 def _check_system(config: Config, system: System, families: Mapping[str, Any]) -> None:
@@ -329,11 +353,37 @@ def _check_system(config: Config, system: System, families: Mapping[str, Any]) -
             f"training.train_front_end: the system {name} reads stored features, or has no front end; set "
             f"bases.{system.base}.features: waveform (families with a front end: {', '.join(able)})"
         )
+    _check_teacher(config, system, recipe, families)
     own = _lang_kind(config, system.base) == "whisper"
     if task["type"] == "asr" and recipe.get("ctc_weight") and own:
         raise ConfigError(
             f"training.ctc_weight: the system {name} uses Whisper's own tokenizer, but CTC needs a token set of kind "
             f"char or sentencepiece; set ctc_weight: 0"
+        )
+
+
+def _check_teacher(config: Config, system: System, recipe: Mapping[str, Any], families: Mapping[str, Any]) -> None:
+    """Refuse a teacher outside of the grid, and a base as a teacher without the outputs that the student needs."""
+    distil = config["methods"][system.method].get("distil")
+    if distil is None:
+        return
+    where, base = f"methods.{system.method}.distil", config["bases"][system.base]
+    if distil.get("hidden") and recipe.get("compile"):
+        raise ConfigError(f"{where}.hidden: states within compiled layers cannot be read; set training.compile: false")
+    if (chosen := teacher(config, system)) is not None:
+        if chosen.method not in config["systems"]["methods"]:
+            raise ConfigError(
+                f"{where}.teacher: {chosen.method!r} is not in systems.methods, so its systems are not trained; add it"
+            )
+        return
+    # A published base has no CTC head for the token set, and only a trained system has outputs for languages.
+    published = base["source"] != "scratch" and _published(base["source"])
+    headless = config["tasks"][system.task]["type"] == "lid" and (base["source"] == "scratch" or published)
+    headless |= published and families[base["family"]]["recognises_by"] == "ctc"
+    if headless and distil.get("logits", 1):
+        raise ConfigError(
+            f"{where}.teacher: the base {system.base} has no outputs for the task {system.task} to learn from; name a "
+            f"method as the teacher, or set logits: 0 and a weight for hidden"
         )
 
 

@@ -17,6 +17,10 @@ DEV = "dev"
 """The name under which a task's dev split is decoded, like a test set."""
 
 
+BASE = "base"
+"""The value of ``distil.teacher`` that stands for the system's base."""
+
+
 class ConfigError(ValueError):
     """An invalid setting. The message is one line with the key, the value, and what to write instead."""
 
@@ -139,6 +143,12 @@ def needs_lang(config: Config, base: str) -> bool:
     """Whether the grid needs the base's token set: to pretrain it, or to recognise speech."""
     scratch = config["bases"][base]["source"] == "scratch"
     return scratch or any(config["tasks"][task]["type"] == "asr" for task in config["systems"]["tasks"])
+
+
+def teacher(config: Config, system: System) -> System | None:
+    """The system that is the teacher of ``system``; None without one, or if the base is the teacher."""
+    name = (config["methods"][system.method].get("distil") or {}).get("teacher", BASE)
+    return None if name == BASE else system._replace(method=name)
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------

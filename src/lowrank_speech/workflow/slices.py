@@ -166,6 +166,8 @@ class Slices:
             cfg["lora"] = method["lora"]
         if method["adapt"] == "full" and method.get("factorise"):
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
+        if method.get("distil"):
+            cfg["distil"] = method["distil"]
         return Slice(cfg, runtime)
 
     @once
