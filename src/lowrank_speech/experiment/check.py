@@ -14,6 +14,7 @@ from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.truncate_settings import Progressive
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import read
@@ -27,6 +28,7 @@ METHOD_PARTS = {
     "factorise": Factorise,
     "constraint": ConstraintSettings,
     "lora": LoraSettings,
+    "progressive": Progressive,
     "distil": DistilSettings,
 }
 """The sections of a method, and their classes."""

@@ -19,6 +19,7 @@ from lowrank_speech.lang.config import KINDS as LANGS
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.truncate_settings import Progressive
 from lowrank_speech.models.heads import registry as heads
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.models.settings import BaseSettings
@@ -51,6 +52,7 @@ def schema() -> Node:
         ("factorise", Factorise),
         ("constraint", ConstraintSettings),
         ("lora", LoraSettings),
+        ("progressive", Progressive),
         ("distil", DistilSettings),
         ("report", report.ReportConfig),
     ):
@@ -175,6 +177,7 @@ def _method(tool: Schemas) -> Node:
         "factorise": ref("factorise"),
         "constraint": ref("constraint"),
         "lora": ref("lora"),
+        "progressive": ref("progressive"),
         "distil": ref("distil"),
         "training": partial(ref("training")),
     }

@@ -22,14 +22,20 @@ from lowrank_speech.models.speech import SpeechModel
 
 
 def save_factorised(
-    model: SpeechModel, plan: Mapping[str, int], folder: str | Path, copy_from: str | Path | None = None, **options: Any
+    model: SpeechModel,
+    plan: Mapping[str, int],
+    folder: str | Path,
+    copy_from: str | Path | None = None,
+    target: Mapping[str, int] | None = None,
+    **options: Any,
 ) -> list[dict[str, Any]]:
     """Factorise the dense ``model`` by ``plan`` and write it layer by layer, without changing ``model``.
 
+    ``target``: the ranks that a training has to reach from those of ``plan``; the folder notes them.
     ``options`` (``init``, ``moments``, ``seed``, ``means``) and the returned rows: see ``lowrank.factorise``. The
     folder is the same as after factorising in memory and ``save_model``.
     """
-    meta = dataclasses.replace(model.meta, plan=dict(plan))
+    meta = dataclasses.replace(model.meta, plan=dict(plan), target=dict(target) if target else None)
     state, prefix, body = model.state_dict(), model.body_prefix, set(model.body.state_dict())
     names = {name: model.disk_name(name) for name in stored(model)}
     others = {theirs: state[own] for own, theirs in names.items() if theirs.removeprefix(prefix) not in body}
@@ -38,9 +44,18 @@ def save_factorised(
 
 
 def factorise_model(
-    model: SpeechModel, recipe: Factorise, out: Path, copy_from: Path, moments: Path | None = None, seed: int = 0
+    model: SpeechModel,
+    recipe: Factorise,
+    out: Path,
+    copy_from: Path,
+    moments: Path | None = None,
+    seed: int = 0,
+    start: float | None = None,
 ) -> dict[str, Any]:
     """Factorise ``model`` by ``recipe`` into the folder ``out``, without changing ``model``.
+
+    ``start``: give the layers at least this share of their full rank, and note the ranks of ``recipe`` as the target of
+    a training that truncates them; the rows are then those of the larger ranks, with the target as ``final_rank``.
 
     ``copy_from``: the folder of ``model``. ``moments``: file of second moments; `init: activation` needs it, and with
     any init it adds the output error of each layer to the report. ``seed`` is for `init: random`. Returns
@@ -62,7 +77,13 @@ def factorise_model(
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
     if not plan:
         raise UserError(f"all {len(chosen)} layers would stay dense; set a lower rank")
-    rows = save_factorised(model, plan, out, copy_from, init=recipe.init, moments=seen, seed=seed, means=means)
+    options = {"init": recipe.init, "moments": seen, "seed": seed, "means": means}
+    if start is None:
+        rows = save_factorised(model, plan, out, copy_from, **options)
+    else:
+        larger = _start(plan, shapes, start)
+        rows = save_factorised(model, larger, out, copy_from, target=plan, **options)
+        rows = [{**row, "final_rank": plan[row["name"]]} for row in rows]
     after = before - plan.saving(shapes)
     return {
         "parameters_before": before,
@@ -71,3 +92,14 @@ def factorise_model(
         "layers": rows,
         "left_dense": dict(plan.left_dense),
     }
+
+
+def _start(plan: Mapping[str, int], shapes: Mapping[str, tuple[int, int]], share: float) -> dict[str, int]:
+    """The ranks of ``plan``, raised to ``share`` of the full ranks. Raises UserError if none is raised."""
+    larger = {name: max(rank, round(share * min(shapes[name]))) for name, rank in plan.items()}
+    if larger == dict(plan):
+        raise UserError(
+            f"progressive.start: {share:g} of the full ranks is below the ranks of factorise, so nothing would be "
+            f"truncated; raise it (1: full rank), or remove progressive"
+        )
+    return larger

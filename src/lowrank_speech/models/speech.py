@@ -38,6 +38,7 @@ class Meta:
     labels: list[str] = field(default_factory=list)  # classify: languages in the order of the outputs
     lang_sha256: str | None = None  # of the token table that the head's outputs stand for
     priors: list[float] = field(default_factory=list)  # classify: share of each label in training
+    target: dict[str, int] | None = None  # like plan: the ranks that a training has to reach (progressive truncation)
 
 
 class SpeechModel(nn.Module):

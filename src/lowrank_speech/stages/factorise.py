@@ -17,7 +17,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import Factorise
@@ -33,6 +35,9 @@ class Config:
 
     seed: Seed = key(REQUIRED, "seed for init: random; otherwise not used")
     factorise: Factorise = key(REQUIRED, "layers, ranks and initial values")
+    start: Annotated[float, Field(gt=0, le=1)] | None = key(
+        None, "progressive truncation: ranks to start with, as a share of each layer's full rank; null: the ranks"
+    )
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +69,8 @@ def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
         raise UserError(
             f"factorise: {arguments.model} is already factorised ({len(model.plan)} layers); give the dense model"
         )
-    metrics = factorise_model(model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed)
+    recipe, start = config.factorise, config.start
+    metrics = factorise_model(model, recipe, arguments.out, arguments.model, arguments.moments, config.seed, start)
     for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)
     ranks = [row["rank"] for row in metrics["layers"]]

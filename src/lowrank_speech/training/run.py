@@ -114,8 +114,9 @@ class Run:
         metrics: Path,
         constraint: Any = None,
         memory: float = 0.0,
+        truncation: Any = None,
     ) -> Outcome:
-        """Initialise the heads of auxiliary losses and train to the end. See ``Trainer.run``.
+        """Initialise the heads of auxiliary losses and train to the end. See ``Trainer`` and ``Trainer.run``.
 
         ``memory``: seconds of speech whose inputs stay in memory.
         """
@@ -132,6 +133,7 @@ class Run:
             self.events,
             self.ranks,
             self.runtime,
+            truncation,
         )
         return trainer.run(usable.train, usable.dev, metrics)
 

@@ -63,6 +63,7 @@ class State:
     sums, history       sums of the current epoch, and a row for each earlier one
     best, best_metric   weights of the best evaluation (``keep: best``) and its metric
     recent              weights of the last evaluations (``average``)
+    truncations         number of truncations so far (``truncation``)
     blank_evaluations   evaluations in a row in which CTC's output was only blank
     speech, seconds     seconds of speech trained on, and seconds spent in steps
     """
@@ -76,6 +77,7 @@ class State:
     best: Weights | None = None
     best_metric: float = float("inf")
     recent: list[Weights] = field(default_factory=list)
+    truncations: int = 0
     blank_evaluations: int = 0
     speech: float = 0.0
     seconds: float = 0.0
@@ -91,6 +93,7 @@ class Parts(NamedTuple):
     stepper: Stepper
     ranks: Ranks
     device: torch.device
+    truncation: Any = None
 
     @property
     def ctc(self) -> str | None:
@@ -142,6 +145,8 @@ def unpack(path: Path, saved: dict[str, Any], parts: Parts) -> State:
             f"{path} belongs to a run that computed CTC with {saved['ctc']}, but here CTC runs with {parts.ctc}; "
             f"continue where that run started, or remove {path.parent} to start again"
         )
+    if parts.truncation is not None:
+        parts.truncation.fit(saved["state"]["truncations"], parts.stepper.optimiser)
     put(saved["model"], parts.model)
     parts.objective.load_state_dict(saved["objective"])
     parts.stepper.load_state_dict(saved["stepper"])

@@ -293,6 +293,12 @@ def _check_method(config: Config, name: str) -> None:
     if method.get("distil") is not None:
         _check_distil(config, name)
     factorise = method.get("factorise")
+    if method.get("progressive") is not None and (factorise is None or method["adapt"] != "full"):
+        why = "it has no `factorise`" if factorise is None else f"adapt: {method['adapt']} does not train the factors"
+        raise ConfigError(
+            f"{where}.progressive: it truncates factors while they train, but {why}; it needs `factorise` and "
+            f"adapt: full"
+        )
     if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
         raise ConfigError(
             f"{where}.constraint: it keeps the first factors semi-orthogonal in full fine-tuning, so it needs "
@@ -354,6 +360,12 @@ def _check_system(config: Config, system: System, families: Mapping[str, Any]) -
             f"bases.{system.base}.features: waveform (families with a front end: {', '.join(able)})"
         )
     _check_teacher(config, system, recipe, families)
+    progressive = config["methods"][system.method].get("progressive")
+    if progressive is not None and recipe.get("optimiser", "adamw") != "adamw":
+        raise ConfigError(
+            f"training.optimiser: methods.{system.method}.progressive cannot truncate the state of "
+            f"{recipe['optimiser']}; set training.optimiser: adamw for the system {name}"
+        )
     own = _lang_kind(config, system.base) == "whisper"
     if task["type"] == "asr" and recipe.get("ctc_weight") and own:
         raise ConfigError(

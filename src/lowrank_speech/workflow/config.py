@@ -181,14 +181,21 @@ def calibrated(method: Mapping[str, Any]) -> bool:
     return (method.get("factorise") or {}).get("init") == "activation"
 
 
-def factorise_key(section: Mapping[str, Any]) -> str:
+def start_share(method: Mapping[str, Any]) -> float | None:
+    """The share of the full ranks with which a method starts; None: with the ranks of ``factorise``."""
+    return (method.get("progressive") or {}).get("start")
+
+
+def factorise_key(section: Mapping[str, Any], start: float | None = None) -> str:
     """Folder name of the low-rank model of a ``factorise`` section, such as ``rank512-1f0c9a3e``.
+
+    ``start``: see ``start_share``.
 
     The name depends only on the section. So methods with equal sections share one model, and renaming, reordering or
     adding methods reruns nothing.
     """
     wish = next((key for key in WISHES if section.get(key) is not None), "")
-    return f"{wish}{section.get(wish, '')}-{_digest(section)}"
+    return f"{wish}{section.get(wish, '')}-{_digest(section if start is None else [section, start])}"
 
 
 def calibrate_key(section: Mapping[str, Any]) -> str:
