@@ -28,7 +28,7 @@ from tiny_training import (
     setup_of,
     weights,
 )
-from workflow_config import edited, sliced, wildcards
+from workflow_config import checked, edited, sliced, wildcards
 from workflow_config import refused as config_refused
 
 TASKS = ("ctc", "seq2seq", "classify")
@@ -329,6 +329,8 @@ def test_teachers_that_cannot_teach_are_refused():
     config["methods"]["base"] = config["methods"]["full"]
     config["methods"]["aware"]["distil"] = {"hidden": 1, "logits": 0}
     assert "also a method; rename the method" in config_refused(config)
+    config["methods"]["base"] = {"adapt": "none"}
+    checked(config)
 
 
 def test_only_a_system_with_a_teacher_depends_on_distillation():

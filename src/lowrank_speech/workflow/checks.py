@@ -334,7 +334,8 @@ def _check_distil(config: Config, name: str) -> None:
         if teacher in chain:
             raise ConfigError(f"{at}: {' learns from '.join([*chain, teacher])}; a teacher cannot learn from itself")
         chain.append(teacher)
-    if BASE in methods and len(chain) == 1:
+    # A method that only evaluates the base is often called base, and means the same.
+    if len(chain) == 1 and BASE in methods and (methods[BASE]["adapt"] != "none" or methods[BASE].get("factorise")):
         raise ConfigError(f"{where}.teacher: {BASE!r} is the base of the system, but also a method; rename the method")
 
 
