@@ -73,7 +73,10 @@ def _factorise(arguments: argparse.Namespace, config: Config) -> dict[str, Any]:
     metrics = factorise_model(model, recipe, arguments.out, arguments.model, arguments.moments, config.seed, start)
     for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)
-    ranks = [row["rank"] for row in metrics["layers"]]
+    ranks = [row.get("final_rank", row["rank"]) for row in metrics["layers"]]
+    if start is not None:
+        larger = [row["rank"] for row in metrics["layers"]]
+        log.info("a training starts at ranks %d to %d and truncates them to:", min(larger), max(larger))
     log.info(
         "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",
         len(ranks), min(ranks), max(ranks), metrics["parameters_before"], metrics["parameters_after"],
