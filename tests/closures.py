@@ -8,7 +8,7 @@ from typing import Any
 
 from lowrank_speech.fingerprints import PACKAGE, closure
 from lowrank_speech.workflow import closures
-from lowrank_speech.workflow.config import calibrate_key, calibrated, factorise_key, results, splits_used
+from lowrank_speech.workflow.config import calibrate_key, calibrated, factorise_key, results, splits_used, start_share
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WITHOUT_HASH = {"fingerprints", "settings_errors"}
@@ -21,7 +21,7 @@ def jobs(slices: Slices) -> Iterator[tuple[str, Any]]:
     every: list[dict[str, str]] = [split._asdict() for split in splits_used(config)]
     every += [{"lang": lang} for lang in config["langs"]] + [{"task": task} for task in config["systems"]["tasks"]]
     factorising = [method for method in config["methods"].values() if method.get("factorise")]
-    keys = [{"factorisation": factorise_key(method["factorise"])} for method in factorising]
+    keys = [{"factorisation": factorise_key(method["factorise"], start_share(method))} for method in factorising]
     keys += [{"calibration": calibrate_key(method["factorise"])} for method in factorising if calibrated(method)]
     every += [{"base": base, **key} for base in config["systems"]["bases"] for key in ({}, *keys)]
     every += [result._asdict() | {"form": form} for result in results(config) for form in ("dense", "lowrank")]

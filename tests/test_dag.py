@@ -15,7 +15,15 @@ from lowrank_speech.corpora import registry
 from lowrank_speech.settings import read
 from lowrank_speech.stages import common
 from lowrank_speech.workflow import results as shown
-from lowrank_speech.workflow.config import calibrated, complete, factorise_key, results, splits_used, systems
+from lowrank_speech.workflow.config import (
+    calibrated,
+    complete,
+    factorise_key,
+    results,
+    splits_used,
+    start_share,
+    systems,
+)
 from workflow_tree import REPOSITORY, Tree, tiny_config
 
 CONFIGS = ["config.yaml", *(f"workflow/experiments/{p.name}" for p in (REPOSITORY / "workflow/experiments").iterdir())]
@@ -33,7 +41,7 @@ def test_number_of_jobs(tree, name):
     config = complete(yaml.safe_load((REPOSITORY / name).read_text(encoding="utf-8")))
     grid = systems(config)
     factorised = {
-        (s.base, factorise_key(config["methods"][s.method]["factorise"]))
+        (s.base, factorise_key((method := config["methods"][s.method])["factorise"], start_share(method)))
         for s in grid
         if "factorise" in config["methods"][s.method]
     }

@@ -200,6 +200,16 @@ CONFIG_EDITS = {
     "key of the task": (put("tasks.lid.segment.seconds", 2), systems(8)),
     "lora": (put("methods.lowrank_lora.lora.rank", 3), systems(4)),
     "constraint": (put("methods.lowrank.constraint.probability", 0.5), systems(4)),
+    "progressive truncation": (put("methods.aware.progressive", {}), {"factorise": 2, **systems(4)}),
+    "its schedule": (
+        several(put("methods.aware.progressive", {}), put("methods.aware.progressive.stages", 2)),
+        {"factorise": 2, **systems(4)},
+    ),
+    "a teacher": (put("methods.lowrank.distil", {"teacher": "full"}), systems(4)),
+    "a teacher that trains otherwise": (
+        several(put("methods.lowrank.distil", {"teacher": "full"}), put("methods.full.training", {"lr": 0.002})),
+        systems(8),
+    ),
     "calibration": (put("calibrate.utterances", 5), {"calibrate": 2, "factorise": 2, **systems(4)}),
     "factorisation of one of two that share": (
         put("methods.lowrank.factorise.reduction", 0.3),
@@ -335,6 +345,8 @@ CODE_EDITS = {
     "classification loss": ("training/losses/language.py", statement, systems(8)),
     "LoRA": ("lowrank/lora.py", statement, systems(4)),
     "constraint": ("lowrank/constraint.py", statement, systems(8)),
+    "truncation, which no method uses": ("lowrank/truncate.py", statement, {}),
+    "distillation, which no method uses": ("training/losses/distil.py", statement, {}),
     "ranks": ("lowrank/plan.py", statement, {"factorise": 4, **systems(12)}),
     "allocation of ranks": ("lowrank/allocate.py", statement, {}),
     "factors": ("lowrank/factors.py", statement, {"factorise": 4, **systems(12)}),

@@ -14,7 +14,7 @@ from lhotse import CutSet
 from safetensors.torch import load_file
 
 from lowrank_speech.errors import STOPPED
-from lowrank_speech.stages import train
+from lowrank_speech.stages import factorise, train
 from stage_world import done, refused, train_cfg, train_paths
 
 
@@ -55,6 +55,27 @@ def test_two_processes_train_what_one_trains_with_twice_the_batches(world, tmp_p
     for a, b in zip(*rows, strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+
+
+@pytest.mark.slow
+def test_two_processes_truncate_and_learn_from_a_teacher_as_one_does(world, systems, tmp_path):
+    recipe = {"batch_seconds": 0.7, "keep": "last", "weight_decay": 0.0}
+    started = {"model": tmp_path / "factorised", "teacher": systems["wav2vec2", "asr"].model}
+    cfg = {"seed": 1, "factorise": {"layers": "ffn", "fraction": 0.25}, "start": 1.0}
+    done(factorise, cfg, tmp_path / "f.json", model=world.base["wav2vec2"], out=started["model"])
+    keys = {"progressive": {"stages": 2}, "distil": {"hidden": 0.5}}
+    one = train_cfg(training=recipe | {"accumulate": 2}, **keys)
+    two = train_cfg(training=recipe | {"processes": 2}, **keys)
+    paths = train_paths(world, "wav2vec2", tmp_path / "one", **started)
+    alone = done(train, one, tmp_path / "one" / "train.json", **paths)
+    found = torchrun(world, two, tmp_path / "two", **started)
+    assert found.returncode == 0, found.stderr
+    record = json.loads((tmp_path / "two" / "train.json").read_text(encoding="utf-8"))
+    for key in ("steps", "parameters_total", "parameters_trained", "parameters_teacher"):
+        assert record["metrics"][key] == alone["metrics"][key], key
+    rows = [[json.loads(r) for r in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("one", "two")]
+    for a, b in zip(*rows, strict=True):
+        assert a["loss_hidden"] > 0 and a == pytest.approx(b, rel=1e-2, abs=1e-3)
 
 
 @pytest.mark.slow

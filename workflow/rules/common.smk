@@ -28,6 +28,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
     DEV,
+    System,
     calibrate_key,
     calibrated,
     complete,
@@ -36,8 +37,10 @@ from lowrank_speech.workflow.config import (
     overlaps,
     results,
     splits_used,
+    start_share,
     systems,
     task_splits,
+    teacher,
     tests,
 )
 from lowrank_speech.workflow.paths import Layout
@@ -342,7 +345,9 @@ def calibration_features(suffix):
 
 
 FACTORISATIONS = {
-    factorise_key(method["factorise"]): method for method in CONFIG["methods"].values() if method.get("factorise")
+    factorise_key(method["factorise"], start_share(method)): method
+    for method in CONFIG["methods"].values()
+    if method.get("factorise")
 }
 
 
@@ -368,14 +373,41 @@ def trial(suffix):
     return quick(path)
 
 
+def truncation_moments(file):
+    """A file of the calibration, if a training truncates factors that started from it; else nothing."""
+
+    def path(wildcards):
+        method = CONFIG["methods"][wildcards.method]
+        if start_share(method) is None or not calibrated(method):
+            return []
+        return f"{layout.calibrate(wildcards.base, calibrate_key(method['factorise']))}/{file}"
+
+    return path
+
+
 def start_of(system, file=None):
     """The model that a system's training starts from: its manifest, or a file of its model folder."""
-    section = CONFIG["methods"][system.method].get("factorise")
+    method = CONFIG["methods"][system.method]
+    section, start = method.get("factorise"), start_share(method)
     if section is None:
         folder, manifest = layout.base(system.base), "base.json"
     else:
-        folder, manifest = layout.factorise(system.base, factorise_key(section)), "factorise.json"
+        folder, manifest = layout.factorise(system.base, factorise_key(section, start)), "factorise.json"
     return f"{folder}/model/{file}" if file else f"{folder}/{manifest}"
+
+
+def teacher_of(file):
+    """A file of the model that a system learns from: its base, or another system; nothing without `distil`."""
+
+    def path(wildcards):
+        if CONFIG["methods"][wildcards.method].get("distil") is None:
+            return []
+        system = teacher(CONFIG, System(wildcards.base, wildcards.task, wildcards.method))
+        if system is None:
+            return f"{layout.base(wildcards.base)}/{file or 'base.json'}"
+        return f"{layout.train(*system)}/{file or 'train.json'}"
+
+    return path
 
 
 def emissions(file):

@@ -9,7 +9,11 @@ rule train:
         train=task_features("train", "json"),
         dev=task_features("dev", "json"),
         lang=task_lang,
+        teacher=teacher_of(None),
+        calibrate=truncation_moments("calibrate.json"),
         weights=ancient(lambda wildcards: start_of(wildcards, "model.safetensors")),
+        teacher_weights=ancient(teacher_of("model/model.safetensors")),
+        moments=ancient(truncation_moments("moments.safetensors")),
         train_cuts=ancient(task_features("train", "jsonl.gz")),
         dev_cuts=ancient(task_features("dev", "jsonl.gz")),
     output:
@@ -31,7 +35,15 @@ rule train:
         code=code("train"),
         runtime=runtime("train"),
         launcher=launcher("train"),
-        paths=options("train_cuts", "dev_cuts", model="weights", lang="lang", out="manifest"),
+        paths=options(
+            "train_cuts",
+            "dev_cuts",
+            "moments",
+            model="weights",
+            lang="lang",
+            teacher="teacher_weights",
+            out="manifest",
+        ),
         scratch=scratch_folder,
         tensorboard=tensorboard_folder,
     shell:

@@ -14,13 +14,24 @@ from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.truncate_settings import Progressive
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import read
 from lowrank_speech.stages import report
 from lowrank_speech.training.config import TrainConfig
+from lowrank_speech.training.distil_settings import DistilSettings
 from lowrank_speech.workflow.config import System, systems
 from lowrank_speech.workflow.slices import Slices
+
+METHOD_PARTS = {
+    "factorise": Factorise,
+    "constraint": ConstraintSettings,
+    "lora": LoraSettings,
+    "progressive": Progressive,
+    "distil": DistilSettings,
+}
+"""The sections of a method, and their classes."""
 
 
 def check(slices: Slices) -> None:
@@ -33,7 +44,7 @@ def check(slices: Slices) -> None:
             own = {k: v for k, v in section.items() if k not in ("corpora", "splits")}
             read_lang(own, f"langs.{name}")
         for name, section in config["methods"].items():
-            for part, cls in (("factorise", Factorise), ("constraint", ConstraintSettings), ("lora", LoraSettings)):
+            for part, cls in METHOD_PARTS.items():
                 if section.get(part) is not None:
                     read(cls, section[part], f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")

@@ -19,6 +19,7 @@ from lowrank_speech.lang.config import KINDS as LANGS
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.truncate_settings import Progressive
 from lowrank_speech.models.heads import registry as heads
 from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.models.settings import BaseSettings
@@ -28,6 +29,7 @@ from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import calibrate, emissions, report
 from lowrank_speech.stages.task import Task
 from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.distil_settings import DistilSettings
 from lowrank_speech.training.losses import registry as losses
 
 FILE = Path(__file__).resolve().parents[3] / "workflow" / "schemas" / "config.schema.json"
@@ -50,6 +52,8 @@ def schema() -> Node:
         ("factorise", Factorise),
         ("constraint", ConstraintSettings),
         ("lora", LoraSettings),
+        ("progressive", Progressive),
+        ("distil", DistilSettings),
         ("report", report.ReportConfig),
     ):
         tool.define(name, cls)
@@ -173,6 +177,8 @@ def _method(tool: Schemas) -> Node:
         "factorise": ref("factorise"),
         "constraint": ref("constraint"),
         "lora": ref("lora"),
+        "progressive": ref("progressive"),
+        "distil": ref("distil"),
         "training": partial(ref("training")),
     }
     tool.definitions["method"] = node

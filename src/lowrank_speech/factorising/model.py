@@ -22,7 +22,7 @@ from lowrank_speech.lowrank.moments import MomentsFile
 from lowrank_speech.lowrank.plan import plan_ranks
 from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.lowrank.select import shapes_of
-from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size
+from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size, full_rank
 from lowrank_speech.models.build import stored
 from lowrank_speech.models.folder import load_model, model_folder
 from lowrank_speech.models.layers import dense_layers
@@ -37,14 +37,17 @@ def save_factorised(
     folder: str | Path,
     copy_from: str | Path | None = None,
     exact: Sequence[int] = (),
+    target: Mapping[str, int] | None = None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Factorise the dense ``model`` by ``plan`` and write it layer by layer, without changing ``model``.
 
-    ``exact``, ``options`` (``init``, ``seen``, ``seed``) and the returned rows: see ``lowrank.factorise``. The folder
-    is the same as after factorising in memory and ``save_model``.
+    ``target``: the ranks that a training has to reach from those of ``plan``; the folder notes them. ``exact``,
+    ``options`` (``init``, ``seen``, ``seed``) and the returned rows: see ``lowrank.factorise``. The folder is the same
+    as after factorising in memory and ``save_model``.
     """
-    meta = dataclasses.replace(model.meta, plan=dict(plan), exact=len(exact) if model.EMBEDDING in plan else 0)
+    noted, exact_rows = dict(target) if target else None, len(exact) if model.EMBEDDING in plan else 0
+    meta = dataclasses.replace(model.meta, plan=dict(plan), target=noted, exact=exact_rows)
     state, prefix, body = model.state_dict(), model.body_prefix, set(model.body.state_dict())
     names = {name: model.disk_name(name) for name in stored(model)}
     others = {theirs: state[own] for own, theirs in names.items() if theirs.removeprefix(prefix) not in body}
@@ -60,6 +63,7 @@ def factorise_model(
     moments: Path | None = None,
     seed: int = 0,
     examples: Sequence[Example] = (),
+    start: float | None = None,
 ) -> dict[str, Any]:
     """Factorise ``model`` by ``recipe`` into the folder ``out``, without changing ``model``.
 
@@ -67,6 +71,10 @@ def factorise_model(
     it, and with any init it adds the output error of each layer to the report. ``examples``: calibration utterances;
     `allocate` and `sequential` need them, and with any recipe they add the divergence. ``seed`` is for `init: random`
     and for the labels of `two-sided`.
+
+    ``start``: give the linear layers at least this share of their full rank, and note the ranks of ``recipe`` as the
+    target of a training that truncates them; the rows are then those of the larger ranks, with the target as
+    ``final_rank``, and the divergence is not measured.
 
     Returns ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
     ``lowrank.factorise``), ``left_dense`` (name -> reason), ``divergence`` (``factorising.trial``; ``loss`` and
@@ -101,8 +109,16 @@ def factorise_model(
             scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-")
             folder = Path(until_written.enter_context(scratch))
             seen = sequential_statistics(model, chosen, plan, recipe.init, examples, folder, seed, exact)
-        rows = save_factorised(model, plan, out, copy_from, init=recipe.init, seen=seen, seed=seed, exact=exact)
-    found = reference.divergence(load_model(out).to(next(model.parameters()).device)) if reference else None
+        options = {"init": recipe.init, "seen": seen, "seed": seed, "exact": exact}
+        if start is None:
+            rows = save_factorised(model, plan, out, copy_from, **options)
+        else:
+            larger = _start(plan, shapes, start)
+            rows = save_factorised(model, larger, out, copy_from, target=plan, **options)
+            rows = [{**row, "final_rank": plan[row["name"]]} for row in rows]
+    found = None
+    if reference is not None and start is None:
+        found = reference.divergence(load_model(out).to(next(model.parameters()).device))
     after = before - plan.saving(shapes)
     return {
         "parameters_before": before,
@@ -154,3 +170,18 @@ def allocated(
     )  # fmt: skip
     report = {"curves": {name: [list(p) for p in curve] for name, curve in measured.items()}, "kept": kept}
     return plan if kept == "allocated" else uniform, report | {name: d._asdict() for name, d in found.items()}
+
+
+def _start(plan: Mapping[str, int], shapes: Mapping[str, Shape], share: float) -> dict[str, int]:
+    """The ranks of ``plan``, those of linear layers raised to ``share`` of the full ranks.
+
+    Raises UserError if none is raised.
+    """
+    linear = {name for name, shape in shapes.items() if len(shape) == 2}
+    larger = {n: max(r, round(share * full_rank(shapes[n]))) if n in linear else r for n, r in plan.items()}
+    if larger == dict(plan):
+        raise UserError(
+            f"progressive.start: {share:g} of the full ranks is below the ranks of factorise, so nothing would be "
+            f"truncated; raise it (1: full rank), or remove progressive"
+        )
+    return larger

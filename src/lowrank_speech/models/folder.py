@@ -128,6 +128,8 @@ def model_folder(
         config = json.loads(model.config.to_json_string(use_diff=False))
         config["architectures"] = [model.architecture]
         config[KEY] = dataclasses.asdict(meta)
+        if meta.target is None:  # only models before a progressive truncation have one
+            del config[KEY]["target"]
         if not model.known_head:
             config[KEY]["head"] = resolved(model.head.settings)
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)

@@ -40,6 +40,7 @@ class Meta:
     lang_sha256: str | None = None  # of the token table that the head's outputs stand for
     priors: list[float] = field(default_factory=list)  # classify: share of each label in training
     exact: int = 0  # rows of a factorised embedding that are not factors
+    target: dict[str, int] | None = None  # like plan: the ranks that a training has to reach (progressive truncation)
 
 
 class SpeechModel(nn.Module):
@@ -324,6 +325,10 @@ class SpeechModel(nn.Module):
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         """The valid lengths (B,) int64 that ``states`` returns for the same inputs, without computing states."""
         raise NotImplementedError
+
+    def layer_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
+        """The valid lengths (B,) int64 of the states after each encoder layer, for the inputs of ``states``."""
+        return self.output_lengths(features, lengths)
 
     def head_logits(self, states: Tensor, frames: Tensor) -> Tensor:
         """The task head's logits for encoder states (B, F, D) with (B,) valid frames.

@@ -63,6 +63,8 @@ def to_task(
     plan = {name: rank for name, rank in plan.items() if name in names}
     with torch.device("meta"):
         new.factorised(plan, model.meta.exact)
+    if model.meta.target:
+        new.meta.target = {name: rank for name, rank in model.meta.target.items() if name in names}
     new.meta.labels, new.meta.lang_sha256 = list(labels), lang_sha256
     wanted = new.body.state_dict().keys()
     full = {f"hf.{name}": tensor for name, tensor in state.items() if name in wanted}

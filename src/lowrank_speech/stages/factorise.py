@@ -19,7 +19,9 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise
@@ -46,6 +48,9 @@ class Config:
     seed: Seed = key(REQUIRED, "seed to draw the utterances, for init: random, and for the labels of two-sided")
     factorise: Factorise = key(REQUIRED, "layers, ranks and initial values")
     trial: Trial = key(None, "the utterances of --cuts that are used", default_factory=Trial)
+    start: Annotated[float, Field(gt=0, le=1)] | None = key(
+        None, "progressive truncation: ranks to start with, as a share of each layer's full rank; null: the ranks"
+    )
 
 
 @settings
@@ -92,7 +97,7 @@ def _factorise(run: common.Run) -> dict[str, Any]:
         raise UserError(
             f"factorise: {arguments.model} is already factorised ({len(model.plan)} layers); give the dense model"
         )
-    examples = []
+    examples, start = [], config.start
     if arguments.cuts is not None:
         from lowrank_speech.factorising.utterances import held_out
         from lowrank_speech.features.store import load_cuts
@@ -105,11 +110,14 @@ def _factorise(run: common.Run) -> dict[str, Any]:
             model.to(device), arguments.model, load_cuts(arguments.cuts), arguments.cuts, which, config.seed, seconds
         )
     metrics = factorise_model(
-        model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed, examples
+        model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed, examples, start
     )
     for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)
-    ranks = [row["rank"] for row in metrics["layers"]]
+    ranks = [row.get("final_rank", row["rank"]) for row in metrics["layers"]]
+    if start is not None:
+        larger = [row["rank"] for row in metrics["layers"]]
+        log.info("a training starts at ranks %d to %d and truncates them to:", min(larger), max(larger))
     log.info(
         "%d layers at ranks %d to %d: %d -> %d parameters, %.2f %% fewer",
         len(ranks), min(ranks), max(ranks), metrics["parameters_before"], metrics["parameters_after"],

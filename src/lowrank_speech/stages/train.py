@@ -3,6 +3,8 @@
 inputs   --model       model folder (stage base or factorise)
          --train-cuts, --dev-cuts   cuts with the family's features (stage features)
          --lang        recognition: token set (stage lang)
+         --teacher     `distil`: model folder of the teacher (stage base or train)
+         --moments     `progressive`: second moments of the layers' inputs (stage calibrate), to weigh truncations by
 outputs  --out         folder with
            model/          the adapted model, complete; LoRA merged into the weights
            adapter/        LoRA only: the adapter in peft's own format
@@ -31,11 +33,13 @@ from lowrank_speech.artefact import atomic, write_text
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
+from lowrank_speech.lowrank.truncate_settings import Progressive
 from lowrank_speech.process import leave
 from lowrank_speech.settings import REQUIRED, Seed, key, settings
 from lowrank_speech.stages import common
 from lowrank_speech.stages.task import Task
 from lowrank_speech.training.config import Runtime, TrainConfig
+from lowrank_speech.training.distil_settings import DistilSettings
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +55,10 @@ class Config:
     constraint: ConstraintSettings | None = key(
         None, "the constraint on the factors of a factorised model; null: its defaults"
     )
+    progressive: Progressive | None = key(
+        None, "truncations that bring a model, made with `start` by factorise, to its final ranks"
+    )
+    distil: DistilSettings | None = key(None, "what to learn from a teacher")
     training: TrainConfig = key(None, "the recipe", default_factory=TrainConfig)
 
 
@@ -59,6 +67,8 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train-cuts", required=True, type=Path, help="cuts to train on, .jsonl.gz")
     parser.add_argument("--dev-cuts", required=True, type=Path, help="cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
+    parser.add_argument("--teacher", type=Path, help="distil: model folder of the teacher")
+    parser.add_argument("--moments", type=Path, help="progressive: second moments of the layers' inputs, .safetensors")
     parser.add_argument("--out", required=True, type=Path, help="output: the system's folder")
     parser.add_argument("--tensorboard", type=Path, help="folder of event files, for `tensorboard: true`")
     parser.add_argument("--scratch", required=True, type=Path, help="folder of unfinished runs")
@@ -72,6 +82,19 @@ def body(run: common.Run) -> None:
         if arguments.lang is None:
             raise UserError("train: a recognition task needs --lang, the folder of a token set")
         common.existing(arguments.lang, "--lang")
+    if (arguments.teacher is None) != (config.distil is None):
+        raise UserError(
+            "train: distil needs --teacher, the model folder of the teacher"
+            if arguments.teacher is None
+            else "train: --teacher has no effect without the section distil; add it, or remove --teacher"
+        )
+    if config.distil is not None:
+        common.existing(arguments.teacher, "--teacher")
+        _check_distil(config)
+    if config.progressive is not None:
+        _check_progressive(config)
+    if arguments.moments is not None:
+        common.existing(arguments.moments, "--moments")
     from lowrank_speech.training.process.signals import job
 
     with job(arguments.scratch) as this:
@@ -106,6 +129,13 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     # Adapters, auxiliary heads and dropout draw from torch's own generator.
     torch.manual_seed(config.seed)
     base = load_model(arguments.model)
+    if bool(base.meta.target) != (config.progressive is not None):
+        raise UserError(
+            f"train: {arguments.model} has larger ranks than planned, to be truncated while it trains; add the section "
+            f"progressive, or factorise without `start`"
+            if base.meta.target
+            else f"train: {arguments.model} has no ranks to reach; factorise it with `start`, or remove progressive"
+        )
     lang = Lang.load(arguments.lang) if task.type == "asr" else None
     training = Run(
         recipe,
@@ -114,7 +144,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         arguments.scratch,
         arguments.train_cuts,
         arguments.dev_cuts,
-        identity(run.cfg, run.code, lang, arguments.model),
+        identity(run.cfg, run.code, lang, arguments.model, *filter(None, [arguments.teacher])),
         task.segment and task.segment.seconds,
         arguments.tensorboard,
     )
@@ -127,12 +157,21 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     elif kind == "ctc":
         materials.tokens = lang.tokens
     objective = make_objective(kind, materials)
+    teacher = None
+    if config.distil is not None:
+        from lowrank_speech.training.losses.distil import Distilled, Teacher
+
+        teacher = Teacher(load_model(arguments.teacher), config.distil, recipe.precision, str(arguments.teacher))
+        teacher.check(base, kind, lang and lang.sha256, config.task.languages and materials.labels)
+        objective = Distilled(objective, teacher)
     usable = training.usable(base, objective)
     if kind == "classify":
         model, new_head = to_task(base, "classify", len(usable.labels), usable.labels, seed=config.seed)
         # The classifier learns posteriors under these priors; decoding divides them out again.
         counts = usable.languages.counts
         model.meta.priors = [counts[label] / len(usable.train) for label in usable.labels]
+        if teacher is not None:
+            teacher.check(base, kind, labels=usable.labels)
     elif kind == "ctc":
         model, new_head = to_task(base, "ctc", lang.tokens.size, lang_sha256=lang.sha256, seed=config.seed)
     else:
@@ -142,7 +181,9 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     metrics_file = out / "metrics.jsonl"
     if any(p.requires_grad for p in model.parameters()):
         inputs = inputs_of(arguments.model)
-        outcome = training.train(model, objective, usable, inputs, metrics_file, _constraint(model, config))
+        constraint, truncation = _constraint(model, config), _truncation(model, config, arguments.moments)
+        outcome = training.train(model, objective, usable, inputs, metrics_file, constraint, truncation=truncation)
+        model.meta.target = None
     else:
         log.info("adapt: none, and the base has the task's head: nothing to train")
         outcome = Outcome({"parameters_trained": 0}, {"seconds_train": 0.0, "peak_bytes": None, "device": "cpu"})
@@ -171,7 +212,20 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         "labels": usable.labels if kind == "classify" else None,
         "set_aside": training.set_aside.counts(),
     }
+    if teacher is not None:
+        metrics["parameters_teacher"] = teacher.model.parameters_total()
+        outcome.cost["bytes"]["teacher"] = teacher.bytes
     return training, outputs, metrics, outcome.cost
+
+
+def _check_distil(config: Config) -> None:
+    """Raise UserError if the system cannot learn from a teacher as ``distil`` says."""
+    if config.adapt == "none":
+        raise UserError("distil: adapt: none does not train the model; set adapt: full, lora or head, or remove distil")
+    if config.distil.hidden and config.adapt == "head":
+        raise UserError("distil.hidden: adapt: head does not train the encoder; set hidden: 0, or adapt: full or lora")
+    if config.distil.hidden and config.training.compile:
+        raise UserError("distil.hidden: the states within compiled layers cannot be read; set compile: false")
 
 
 def _constraint(model: Any, config: Config) -> Any:
@@ -182,6 +236,23 @@ def _constraint(model: Any, config: Config) -> Any:
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
 
     return SemiOrthogonal(model.body, c.mode, c.scale, c.probability, c.every, config.seed)
+
+
+def _check_progressive(config: Config) -> None:
+    """Raise UserError if the training cannot truncate the factors."""
+    if config.adapt != "full":
+        raise UserError(f"progressive: adapt: {config.adapt} does not train the factors; set adapt: full, or remove it")
+    if config.training.optimiser != "adamw":
+        raise UserError("progressive: the state of adamw8bit cannot be truncated; set training.optimiser: adamw")
+
+
+def _truncation(model: Any, config: Config, moments: Path | None) -> Any:
+    """The truncations of ``progressive``, or None."""
+    if config.progressive is None:
+        return None
+    from lowrank_speech.training.truncation import Truncation
+
+    return Truncation(model, config.progressive, moments)
 
 
 def _merge(model: Any, peft_model: Any, folder: Path) -> None:

@@ -53,8 +53,8 @@ class Trainer:
 
     ``key``: identifies settings, inputs and code; ``folder``: where states are saved; ``events``: where TensorBoard's
     files go, if they are wanted; ``ranks``: the processes that share the work. ``constraint`` (optional) has
-    ``step()``, ``deviation()``, ``state_dict()`` and ``load_state_dict()``. Raises UserError if every parameter is
-    frozen.
+    ``step()``, ``deviation()``, ``state_dict()`` and ``load_state_dict()``. ``truncation`` (optional) lowers ranks
+    while the model trains (``training.truncation``). Raises UserError if every parameter is frozen.
     """
 
     def __init__(
@@ -70,14 +70,17 @@ class Trainer:
         events: Path | None = None,
         ranks: Ranks | None = None,
         runtime: Runtime | None = None,
+        truncation: Any = None,
     ):
+        self.truncation = truncation
         self.config, self.runtime, self.seed = config, runtime or Runtime(), seed
         self.loader, self.constraint, self.events = loader, constraint, events
         self.device, self.ranks = pick_device(self.runtime.device), ranks or Ranks()
         check_precision(config.precision, self.device)
         self.checkpoints, self.state = Checkpoints(folder), State()
         self.activations: int | None = None
-        self.objective = objective.to(self.device)
+        with explained(None, config):
+            self.objective = objective.to(self.device)
         if config.dropout is not None:
             set_dropout(model, config.dropout)
         if not config.train_front_end:
@@ -95,7 +98,7 @@ class Trainer:
         if config.compile:
             compile_layers(model, static=config.compile_buckets is not None)
         self.stepper = Stepper(model, objective, config, self.device, seed, constraint, self.ranks)
-        self.parts = Parts(key, model, self.objective, self.stepper, self.ranks, self.device)
+        self.parts = Parts(key, model, self.objective, self.stepper, self.ranks, self.device, truncation)
         self.ranks.copy_from_first(self.stepper.parameters)
         if not self.ranks.first:  # each process draws its own dropout
             torch.manual_seed(seed + self.ranks.rank)
@@ -199,6 +202,8 @@ class Trainer:
         dealt = self.loader.train(train, *how, skip=state.batch, rank=rank, world=world)
         for batches in grouped(dealt, self.config.accumulate * world):
             start = time.perf_counter()
+            if self.truncation is not None:
+                self._truncate(self.truncation.due(self.step, state.steps))
             result = self.stepper.step(batches, state.steps)
             state.seconds += time.perf_counter() - start
             speech = sum(cut.duration for batch in batches for cut in batch["cuts"])
@@ -207,10 +212,9 @@ class Trainer:
             if result is None:
                 state.sums.skipped += 1
             else:
-                state.sums.loss += result.task_sum
-                state.sums.units += result.units
-                state.sums.impossible += result.impossible
+                state.sums.add(result)
                 values = {"loss": result.task_sum / max(result.units, 1), "gradient_norm": self.stepper.norm}
+                values |= {f"loss_{name}": total / max(n, 1) for name, (total, n) in result.shown.items()}
                 self.curves.add(self.step, "step", values)
             self.progress.step(state.epoch + 1, state.sums.mean, speech)
             due = self.ranks.first and time.monotonic() - self.last_save >= 60 * self.runtime.save_minutes
@@ -225,13 +229,20 @@ class Trainer:
     def _end_of_epoch(self, dev: Cuts) -> None:
         """Evaluate, add a row to the history, and move to the start of the next epoch."""
         state, number = self.state, self.state.epoch + 1
+        last = number == self.config.epochs or self.step >= state.steps
+        if self.truncation is not None and last:  # the run may have had fewer steps than were planned
+            self._truncate(self.truncation.stages)
         row = {"step": self.step, "epoch": number, "loss": state.sums.mean, "skipped": state.sums.skipped}
+        row |= state.sums.means
         row["lr"] = self.stepper.optimiser.param_groups[0]["lr"]
         if self.constraint is not None:
             row["deviation"] = self.deviation()
+        if self.truncation is not None:
+            row["parameters"] = self.model.parameters_total()
+            row["truncations_left"] = self.truncation.stages - state.truncations
         if self.objective.backend is not None:
             row["ctc_impossible"] = state.sums.impossible
-        due = number % self.config.evaluate_every == 0 or number == self.config.epochs or self.step >= state.steps
+        due = number % self.config.evaluate_every == 0 or last
         # Until the evaluation is over, the state must stay that of the epoch's last step.
         found = self._evaluate(dev) if due else None
         if state.sums.impossible:
@@ -245,11 +256,18 @@ class Trainer:
             row |= {} if found.blank is None else {"dev_blank": found.blank}
             shown = "-" if row["loss"] is None else f"{row['loss']:.4f}"
             log.info("epoch %d: loss %s, dev loss %.4f, dev error %.4f", number, shown, found.loss, found.metric)
-            note(state, found, self.model, self.config)
+            if not row.get("truncations_left"):
+                note(state, found, self.model, self.config)
             watch_blank(state, found, self.step, self.config)
         state.history.append(row)
         self.curves.add(self.step, "epoch", row)
         state.epoch, state.batch, state.sums = number, 0, Sums()
+
+    def _truncate(self, number: int) -> None:
+        """Truncate until ``number`` truncations are done."""
+        if number > self.state.truncations:
+            self.truncation.apply(number, self.stepper.optimiser, self.ranks)
+            self.state.truncations = number
 
     def _evaluate(self, dev: Cuts) -> Dev:
         batches = self.loader.all(dev, 2 * self.config.batch_seconds, rank=self.ranks.rank, world=self.ranks.world)

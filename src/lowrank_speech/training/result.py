@@ -36,10 +36,11 @@ def note(state: State, found: Dev, model: nn.Module, config: TrainConfig) -> Non
 
 
 def out_of_patience(state: State, config: TrainConfig) -> bool:
-    """Whether the last ``patience`` evaluations were no better than an earlier one."""
+    """Whether the last ``patience`` evaluations were no better than an earlier one, both of the final ranks."""
     if config.patience is None:
         return False
-    dev = [row["dev_metric"] for row in state.history if "dev_metric" in row]
+    final = (row for row in state.history if not row.get("truncations_left"))
+    dev = [row["dev_metric"] for row in final if "dev_metric" in row]
     return bool(dev) and len(dev) - 1 - dev.index(min(dev)) >= config.patience
 
 

@@ -114,8 +114,9 @@ class Run:
         metrics: Path,
         constraint: Any = None,
         memory: float = 0.0,
+        truncation: Any = None,
     ) -> Outcome:
-        """Initialise the heads of auxiliary losses and train to the end. See ``Trainer.run``.
+        """Initialise the heads of auxiliary losses and train to the end. See ``Trainer`` and ``Trainer.run``.
 
         ``memory``: seconds of speech whose inputs stay in memory.
         """
@@ -132,6 +133,7 @@ class Run:
             self.events,
             self.ranks,
             self.runtime,
+            truncation,
         )
         return trainer.run(usable.train, usable.dev, metrics)
 
@@ -148,13 +150,13 @@ class Run:
         return sorted(path for path in self.scratch.iterdir() if path not in (self.folder, self.scratch / "lock"))
 
 
-def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, model: Path | None = None) -> list[str]:
-    """What decides the result of a training besides its cuts: settings, code, text, and the initial model."""
+def identity(cfg: dict[str, Any], code: str | None, lang: Lang | None, *models: Path) -> list[str]:
+    """What decides the result of a training besides its cuts: settings, code, text, the initial model, a teacher."""
     parts = [canonical_json(cfg), code or ""]
     if lang is not None:
         text = [lang.normaliser.config.to_dict(), lang.leading_space]
         parts.append(canonical_json([lang.kind, lang.sha256, lang.languages, *text]))
-    if model is not None:
+    for model in models:
         parts += [f"{path.name} {sha256(path)}" for path in files_read(model)]
     return parts
 

@@ -14,7 +14,7 @@ from lowrank_speech.training.losses.objective import Objective
 from lowrank_speech.training.memory.bytes import peak_bytes
 from lowrank_speech.training.process.distributed import Ranks
 from lowrank_speech.training.process.rng import rng_state, set_rng_state
-from lowrank_speech.training.step import Stepper
+from lowrank_speech.training.step import Stepper, StepResult
 
 log = logging.getLogger(__name__)
 
@@ -23,12 +23,30 @@ Weights = dict[str, Tensor]
 
 @dataclass
 class Sums:
-    """Sums over an epoch so far: the task's loss and its units, impossible targets, skipped steps."""
+    """Sums over an epoch so far: the task's loss and its units, impossible targets, skipped steps.
+
+    ``shown``: name -> sum and units of the terms that the objective shows.
+    """
 
     loss: float = 0.0
     units: int = 0
     impossible: int = 0
     skipped: int = 0
+    shown: dict[str, list[float]] = field(default_factory=dict)
+
+    def add(self, result: StepResult) -> None:
+        """Add an update."""
+        self.loss += result.task_sum
+        self.units += result.units
+        self.impossible += result.impossible
+        for name, (total, units) in result.shown.items():
+            before = self.shown.get(name, (0.0, 0))
+            self.shown[name] = [before[0] + total, before[1] + units]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The shown terms per unit, by the names of the history."""
+        return {f"loss_{name}": total / max(units, 1) for name, (total, units) in self.shown.items()}
 
     @property
     def mean(self) -> float | None:
@@ -45,6 +63,7 @@ class State:
     sums, history       sums of the current epoch, and a row for each earlier one
     best, best_metric   weights of the best evaluation (``keep: best``) and its metric
     recent              weights of the last evaluations (``average``)
+    truncations         number of truncations so far (``truncation``)
     blank_evaluations   evaluations in a row in which CTC's output was only blank
     speech, seconds     seconds of speech trained on, and seconds spent in steps
     """
@@ -58,6 +77,7 @@ class State:
     best: Weights | None = None
     best_metric: float = float("inf")
     recent: list[Weights] = field(default_factory=list)
+    truncations: int = 0
     blank_evaluations: int = 0
     speech: float = 0.0
     seconds: float = 0.0
@@ -73,6 +93,7 @@ class Parts(NamedTuple):
     stepper: Stepper
     ranks: Ranks
     device: torch.device
+    truncation: Any = None
 
     @property
     def ctc(self) -> str | None:
@@ -124,6 +145,8 @@ def unpack(path: Path, saved: dict[str, Any], parts: Parts) -> State:
             f"{path} belongs to a run that computed CTC with {saved['ctc']}, but here CTC runs with {parts.ctc}; "
             f"continue where that run started, or remove {path.parent} to start again"
         )
+    if parts.truncation is not None:
+        parts.truncation.fit(saved["state"]["truncations"], parts.stepper.optimiser)
     put(saved["model"], parts.model)
     parts.objective.load_state_dict(saved["objective"])
     parts.stepper.load_state_dict(saved["stepper"])

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -46,11 +46,15 @@ def schedule(step: int, steps: int, config: TrainConfig) -> float:
 
 @dataclass(frozen=True)
 class StepResult:
-    """The task's loss sum and its units over all batches of all processes in an update; see ``Losses``."""
+    """The task's loss sum and its units over all batches of all processes in an update; see ``Losses``.
+
+    ``shown``: name -> sum and units of the terms that the objective shows.
+    """
 
     task_sum: float
     units: int
     impossible: int
+    shown: dict[str, tuple[float, int]] = field(default_factory=dict)
 
 
 class Stepper:
@@ -102,7 +106,8 @@ class Stepper:
         own = [batch for batch in batches if "features" in batch]
         whole = self._units(own) if len(batches) > 1 else None
         self.steps += 1
-        sums, bad = [0.0, 0.0, 0.0], None
+        names = self.objective.shown
+        sums, bad = [0.0] * (3 + 2 * len(names)), None
         with self._body_frozen() if frozen_body else contextlib.nullcontext():
             for batch in own:
                 with explained(batch, self.config), compiling(self.config.compile):
@@ -113,7 +118,10 @@ class Stepper:
                         break
                     if total.requires_grad:  # while the body is frozen, this loss may have nothing to train
                         self.scaler.scale(total).backward()
-                sums = [a + b for a, b in zip(sums, (losses.task_sum, losses.units, losses.impossible), strict=True)]
+                found = [losses.task_sum, losses.units, losses.impossible]
+                for _, mean, units in losses.terms[len(losses.terms) - len(names) :]:
+                    found += [mean.item() * max(units, 1), units]
+                sums = [a + b for a, b in zip(sums, found, strict=True)]
         *sums, bad_ranks = self.ranks.sum([*sums, float(bad is not None)])
         if bad_ranks:
             return self._skip("loss", bad or "not finite in another process", own)
@@ -122,7 +130,8 @@ class Stepper:
         with explained(largest, self.config) if own else contextlib.nullcontext():
             if not self._update(constrained=not frozen_body):
                 return self._skip("gradient's norm", self.norm, own)
-        return StepResult(sums[0], int(sums[1]), int(sums[2]))
+        shown = {name: (sums[3 + 2 * i], int(sums[4 + 2 * i])) for i, name in enumerate(names)}
+        return StepResult(sums[0], int(sums[1]), int(sums[2]), shown)
 
     def _update(self, constrained: bool) -> bool:
         """Update the weights; returns False, without an update, if the gradients are not finite.
@@ -154,7 +163,7 @@ class Stepper:
 
     def _units(self, own: Sequence[dict[str, Any]]) -> list[int]:
         """Units of each term of the loss, over all batches of all processes in this update."""
-        counts = [0] * len(self.objective.losses)
+        counts = [0] * len(self.objective.weights)
         for batch in own:
             counts = [a + b for a, b in zip(counts, self.objective.units(self.model, batch), strict=True)]
         return [int(n) for n in self.ranks.sum(counts)]

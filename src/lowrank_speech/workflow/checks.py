@@ -12,6 +12,7 @@ from typing import Any
 
 from lowrank_speech import published
 from lowrank_speech.workflow.config import (
+    BASE,
     DEFAULT_DECODERS,
     DEV,
     WISHES,
@@ -24,6 +25,7 @@ from lowrank_speech.workflow.config import (
     lang_splits,
     systems,
     task_splits,
+    teacher,
     tests,
     training,
 )
@@ -292,7 +294,15 @@ def _check_method(config: Config, name: str) -> None:
         raise ConfigError(f"{where}.lora is missing; adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
     if method["adapt"] != "lora" and method.get("lora") is not None:
         raise ConfigError(f"{where}.lora: it has no effect with adapt: {method['adapt']}; remove it or set adapt: lora")
+    if method.get("distil") is not None:
+        _check_distil(config, name)
     factorise = method.get("factorise")
+    if method.get("progressive") is not None and (factorise is None or method["adapt"] != "full"):
+        why = "it has no `factorise`" if factorise is None else f"adapt: {method['adapt']} does not train the factors"
+        raise ConfigError(
+            f"{where}.progressive: it truncates factors while they train, but {why}; it needs `factorise` and "
+            f"adapt: full"
+        )
     if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
         raise ConfigError(
             f"{where}.constraint: it keeps the first factors semi-orthogonal in full fine-tuning, so it needs "
@@ -318,6 +328,27 @@ def _check_method(config: Config, name: str) -> None:
             raise ConfigError(f"calibrate.trial is 0, but {where}.factorise.{tried} needs some utterances; raise it")
 
 
+def _check_distil(config: Config, name: str) -> None:
+    """Refuse teachers that do not exist, are not trained, or learn from this method themselves."""
+    methods, where = config["methods"], f"methods.{name}.distil"
+    distil, adapt = methods[name]["distil"], methods[name]["adapt"]
+    if adapt == "none" or (adapt == "head" and distil.get("hidden")):
+        what = "model" if adapt == "none" else "encoder, so hidden has no effect"
+        raise ConfigError(f"{where}: adapt: {adapt} does not train the {what}; set adapt: full or lora, or remove it")
+    chain = [name]
+    while (teacher := (methods[chain[-1]].get("distil") or {}).get("teacher", BASE)) != BASE:
+        at = f"methods.{chain[-1]}.distil.teacher"
+        _known(at, teacher, [BASE, *methods])
+        if methods[teacher]["adapt"] == "none":
+            raise ConfigError(f"{at}: {teacher!r} has adapt: none, so it is not trained; name base or another method")
+        if teacher in chain:
+            raise ConfigError(f"{at}: {' learns from '.join([*chain, teacher])}; a teacher cannot learn from itself")
+        chain.append(teacher)
+    # A method that only evaluates the base is often called base, and means the same.
+    if len(chain) == 1 and BASE in methods and (methods[BASE]["adapt"] != "none" or methods[BASE].get("factorise")):
+        raise ConfigError(f"{where}.teacher: {BASE!r} is the base of the system, but also a method; rename the method")
+
+
 def _check_system(config: Config, system: System, families: Mapping[str, Any]) -> None:
     base, task = config["bases"][system.base], config["tasks"][system.task]
     if task["type"] == "asr" and base.get("lang") is None:
@@ -339,11 +370,43 @@ def _check_system(config: Config, system: System, families: Mapping[str, Any]) -
             f"training.train_front_end: the system {name} reads stored features, or has no front end; set "
             f"bases.{system.base}.features: waveform (families with a front end: {', '.join(able)})"
         )
+    _check_teacher(config, system, recipe, families)
+    progressive = config["methods"][system.method].get("progressive")
+    if progressive is not None and recipe.get("optimiser", "adamw") != "adamw":
+        raise ConfigError(
+            f"training.optimiser: methods.{system.method}.progressive cannot truncate the state of "
+            f"{recipe['optimiser']}; set training.optimiser: adamw for the system {name}"
+        )
     own = _lang_kind(config, system.base) == "whisper"
     if task["type"] == "asr" and recipe.get("ctc_weight") and own:
         raise ConfigError(
             f"training.ctc_weight: the system {name} uses Whisper's own tokenizer, but CTC needs a token set of kind "
             f"char or sentencepiece; set ctc_weight: 0"
+        )
+
+
+def _check_teacher(config: Config, system: System, recipe: Mapping[str, Any], families: Mapping[str, Any]) -> None:
+    """Refuse a teacher outside of the grid, and a base as a teacher without the outputs that the student needs."""
+    distil = config["methods"][system.method].get("distil")
+    if distil is None:
+        return
+    where, base = f"methods.{system.method}.distil", config["bases"][system.base]
+    if distil.get("hidden") and recipe.get("compile"):
+        raise ConfigError(f"{where}.hidden: states within compiled layers cannot be read; set training.compile: false")
+    if (chosen := teacher(config, system)) is not None:
+        if chosen.method not in config["systems"]["methods"]:
+            raise ConfigError(
+                f"{where}.teacher: {chosen.method!r} is not in systems.methods, so its systems are not trained; add it"
+            )
+        return
+    # A published base has no CTC head for the token set, and only a trained system has outputs for languages.
+    published = base["source"] != "scratch" and _published(base["source"])
+    headless = config["tasks"][system.task]["type"] == "lid" and (base["source"] == "scratch" or published)
+    headless |= published and families[base["family"]]["recognises_by"] == "ctc"
+    if headless and distil.get("logits", 1):
+        raise ConfigError(
+            f"{where}.teacher: the base {system.base} has no outputs for the task {system.task} to learn from; name a "
+            f"method as the teacher, or set logits: 0 and a weight for hidden"
         )
 
 

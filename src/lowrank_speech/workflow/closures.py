@@ -16,6 +16,7 @@ from lowrank_speech.workflow.slices import NAMES, Slices
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 """Modules that never affect a result."""
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
+TRUNCATION = ("training.truncation", "lowrank.truncate")
 ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
 """Stages that load models."""
 ADAPTED = ("train", "emissions", "decode", "export")
@@ -78,7 +79,8 @@ def _of_base(slices: Slices, wildcards: Any) -> set[str]:
     cfg, family = slices.base(wildcards).cfg, slices.schema["families"][base["family"]]
     task = family["recognises_by"]
     gabor = set() if family["front_end"] and cfg["front_end"] == "gabor" else {"models.gabor"}
-    return {"models.sources", *LORA, "lowrank.constraint"} | gabor | _recipe(slices, task, cfg["pretrain"])
+    never = {"models.sources", *LORA, *TRUNCATION, "lowrank.constraint", "training.losses.distil"}
+    return never | gabor | _recipe(slices, task, cfg["pretrain"])
 
 
 def _of_train(slices: Slices, wildcards: Any) -> set[str]:
@@ -86,6 +88,10 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
     found = set() if cfg["adapt"] == "lora" else set(LORA)
     if cfg.get("constraint", {"mode": "none"})["mode"] == "none":
         found.add("lowrank.constraint")
+    if not cfg.get("progressive"):
+        found |= set(TRUNCATION)
+    if not cfg.get("distil"):
+        found.add("training.losses.distil")
     return found | _recipe(slices, slices.model_task(wildcards), cfg["training"])
 
 

@@ -17,6 +17,10 @@ DEV = "dev"
 """The name under which a task's dev split is decoded, like a test set."""
 
 
+BASE = "base"
+"""The value of ``distil.teacher`` that stands for the system's base."""
+
+
 class ConfigError(ValueError):
     """An invalid setting. The message is one line with the key, the value, and what to write instead."""
 
@@ -141,6 +145,12 @@ def needs_lang(config: Config, base: str) -> bool:
     return scratch or any(config["tasks"][task]["type"] == "asr" for task in config["systems"]["tasks"])
 
 
+def teacher(config: Config, system: System) -> System | None:
+    """The system that is the teacher of ``system``; None without one, or if the base is the teacher."""
+    name = (config["methods"][system.method].get("distil") or {}).get("teacher", BASE)
+    return None if name == BASE else system._replace(method=name)
+
+
 # -- overrides ---------------------------------------------------------------------------------------------------------
 
 
@@ -172,14 +182,21 @@ def calibrated(method: Mapping[str, Any]) -> bool:
     return section.get("init") in ("activation", "two-sided") or bool(section.get("allocate"))
 
 
-def factorise_key(section: Mapping[str, Any]) -> str:
+def start_share(method: Mapping[str, Any]) -> float | None:
+    """The share of the full ranks with which a method starts; None: with the ranks of ``factorise``."""
+    return (method.get("progressive") or {}).get("start")
+
+
+def factorise_key(section: Mapping[str, Any], start: float | None = None) -> str:
     """Folder name of the low-rank model of a ``factorise`` section, such as ``rank512-1f0c9a3e``.
+
+    ``start``: see ``start_share``.
 
     The name depends only on the section. So methods with equal sections share one model, and renaming, reordering or
     adding methods reruns nothing.
     """
     wish = next((key for key in WISHES if section.get(key) is not None), "")
-    return f"{wish}{section.get(wish, '')}-{_digest(section)}"
+    return f"{wish}{section.get(wish, '')}-{_digest(section if start is None else [section, start])}"
 
 
 def calibrate_key(section: Mapping[str, Any]) -> str:

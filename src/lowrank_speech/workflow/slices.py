@@ -23,6 +23,7 @@ from lowrank_speech.workflow.config import (
     gradients,
     overlaps,
     splits_used,
+    start_share,
     systems,
     tests,
     training,
@@ -145,10 +146,10 @@ class Slices:
 
     @once
     def factorise(self, wildcards: Any) -> Slice:
-        """The factorise section that the folder is named after."""
-        sections = (m["factorise"] for m in self.config["methods"].values() if m.get("factorise"))
-        found = next(s for s in sections if factorise_key(s) == wildcards.factorisation)
-        cfg = {"seed": self.config["seed"], "factorise": found}
+        """The factorise section that the folder is named after, the ranks to start with, the utterances for trials."""
+        given = ((m["factorise"], start_share(m)) for m in self.config["methods"].values() if m.get("factorise"))
+        found, start = next(pair for pair in given if factorise_key(*pair) == wildcards.factorisation)
+        cfg = {"seed": self.config["seed"], "factorise": found} | ({} if start is None else {"start": start})
         if not self.tries(found):
             return Slice(cfg, {})
         own, runtime = self._apart("calibrate", self.config["calibrate"])
@@ -176,6 +177,10 @@ class Slices:
             cfg["lora"] = method["lora"]
         if method["adapt"] == "full" and method.get("factorise"):
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
+        if method.get("progressive"):
+            cfg["progressive"] = method["progressive"]
+        if method.get("distil"):
+            cfg["distil"] = method["distil"]
         return Slice(cfg, runtime)
 
     @once
@@ -214,9 +219,10 @@ class Slices:
         """The title, the systems in their order (and where their low-rank model lies), the corpora to describe."""
         rows = []
         for system in systems(self.config):
-            factorise = self.config["methods"][system.method].get("factorise")
+            method = self.config["methods"][system.method]
+            factorise = method.get("factorise")
             task = self.config["tasks"][system.task]
-            shared = {"factorisation": factorise_key(factorise)} if factorise else {}
+            shared = {"factorisation": factorise_key(factorise, start_share(method))} if factorise else {}
             rows.append({**system._asdict(), "type": task["type"], **shared})
         tasks = {
             task: {"decoders": decoders(self.config, task), "tests": list(tests(self.config, task))}

@@ -84,3 +84,6 @@ class W2vBert(Encoder):
 
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         return self.after_adapter(lengths)
+
+    def layer_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
+        return lengths  # the adapter comes after the layers

@@ -124,6 +124,9 @@ class Wav2vec2(Encoder):
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         return self.after_adapter(self._front_lengths(features, lengths))
 
+    def layer_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
+        return self._front_lengths(features, lengths)  # the adapter comes after the layers
+
     def _front_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         return self.conv_lengths(lengths) if features.dim() == 2 else lengths
 

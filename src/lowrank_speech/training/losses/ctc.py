@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.select import Reason
 from lowrank_speech.models.device import pick_device
+from lowrank_speech.models.heads.base import within
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import CtcConfig
 from lowrank_speech.training.losses.ctc_losses import ctc_losses, import_k2, k2_version, possible_targets
@@ -65,18 +66,24 @@ class Ctc(Loss):
         self, model: SpeechModel, states: Tensor, frames: Tensor, target: tuple[Tensor, Tensor], errors: bool = False
     ) -> Term:
         labels, sizes = target
-        logits = model.head_logits(states, frames) if self.head is None else self.head(states)
+        logits = self.logits(model, states, frames, target)
         try:
             losses, possible = self.backend(logits, frames, labels, sizes)
         except ValueError as error:
             raise TargetError(str(error)) from error
         units = int(sizes[possible].sum())
         found = self.errors(logits, frames, target) if errors else None
-        return Term(losses.sum() / max(units, 1), units, int((~possible).sum()), found)
+        return Term(losses.sum() / max(units, 1), units, int((~possible).sum()), found, logits)
 
     def units(self, target: tuple[Tensor, Tensor], frames: Callable[[], Tensor]) -> int:
         labels, sizes = target
         return int(sizes[possible_targets(frames().cpu(), labels.split(sizes.tolist()))].sum())
+
+    def logits(self, model: SpeechModel, states: Tensor, frames: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        return model.head_logits(states, frames) if self.head is None else self.head(states)
+
+    def predicted(self, target: tuple[Tensor, Tensor], frames: Tensor, size: int) -> Tensor:
+        return within(frames, size)
 
     def errors(self, logits: Tensor, frames: Tensor, target: tuple[Tensor, Tensor]) -> Errors:
         """Edit distance between the targets and the greedy paths of ``logits`` (B, F, V)."""

@@ -57,17 +57,22 @@ class Classify(Loss):
         return torch.tensor([index[language] for language in targets])
 
     def forward(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Tensor, errors: bool = False) -> Term:
-        if self.head is None:
-            logits, smoothing = model.head_logits(states, frames).float(), self.materials.recipe.label_smoothing
-        else:
-            mask = torch.arange(states.shape[1], device=states.device)[None, :] < frames[:, None]
-            pooled = (states * mask[..., None]).sum(1) / frames[:, None]
-            logits, smoothing = self.head(pooled).float(), 0.0
+        logits = self.logits(model, states, frames, target).float()
+        smoothing = self.materials.recipe.label_smoothing if self.head is None else 0.0
         loss = F.cross_entropy(logits, target.to(states.device), label_smoothing=smoothing)
-        return Term(loss, len(target), errors=self.errors(logits, frames, target) if errors else None)
+        return Term(loss, len(target), errors=self.errors(logits, frames, target) if errors else None, logits=logits)
 
     def units(self, target: Tensor, frames: Callable[[], Tensor]) -> int:
         return len(target)
+
+    def logits(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Tensor) -> Tensor:
+        if self.head is None:
+            return model.head_logits(states, frames)
+        mask = torch.arange(states.shape[1], device=states.device)[None, :] < frames[:, None]
+        return self.head((states * mask[..., None]).sum(1) / frames[:, None])
+
+    def predicted(self, target: Tensor, frames: Tensor, size: int) -> Tensor:
+        return torch.ones(len(target), dtype=torch.bool, device=frames.device)
 
     def errors(self, logits: Tensor, frames: Tensor, target: Tensor) -> Errors:
         """Count the utterances whose target differs from the argmax of ``logits`` (B, labels)."""

@@ -5,6 +5,7 @@
     collate   targets of a batch -> tensors
     forward   the loss of a batch, and with ``errors`` the counts for the dev metric
     units     over how many labels (tokens, utterances) that loss is a mean, without computing it
+    logits    the model's predictions behind the loss, and ``predicted``, which of them count: for distillation
 
 To add a loss, write a file with a subclass of ``Loss`` and name it in ``registry``.
 
@@ -82,12 +83,16 @@ class Errors(NamedTuple):
 
 
 class Term(NamedTuple):
-    """A loss over a batch: mean per unit, number of units, number of utterances left out, counts for the dev metric."""
+    """A loss over a batch: mean per unit, number of units, number of utterances left out, counts for the dev metric.
+
+    ``logits``: those that the loss was computed from; None if it has none to distil (see ``Loss.logits``).
+    """
 
     mean: Tensor
     units: int
     impossible: int = 0
     errors: Errors | None = None
+    logits: Tensor | None = None
 
 
 class TargetError(ValueError):
@@ -134,4 +139,15 @@ class Loss(nn.Module):
 
     def units(self, target: Any, frames: Callable[[], Tensor]) -> int:
         """The number of units of a batch; ``frames()`` returns the (B,) valid frames of its encoder states."""
+        raise NotImplementedError
+
+    def logits(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Any) -> Tensor:
+        """The logits (B, ..., V) of ``model`` from which ``forward`` computes the loss; arguments as there."""
+        raise NotImplementedError
+
+    def predicted(self, target: Any, frames: Tensor, size: int) -> Tensor:
+        """Which logits are predictions: bool, of the shape of ``logits`` without V, on the device of ``frames``.
+
+        Padding and prompts are not. ``size``: the number of frames with padding.
+        """
         raise NotImplementedError

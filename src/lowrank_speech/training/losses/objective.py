@@ -25,7 +25,8 @@ class Losses:
     """The losses of a batch: ``total``, the mean to differentiate; the sum and number of units of the task's loss.
 
     ``impossible``: number of utterances that CTC leaves out, because their target needs more frames than they have.
-    ``terms``: the summands of ``total``, each with its weight, its mean over the batch, and the units in that mean.
+    ``terms``: the summands of ``total``, each with its weight, its mean over the batch, and the units in that mean. A
+    weight of 0 leaves a term out of ``total``, even if the term is not finite.
     ``errors``: the counts for the dev metric, if they were requested.
     """
 
@@ -42,15 +43,19 @@ class Losses:
         The shares of all batches add up to the ``total`` of one batch with all their utterances.
         """
         # Empty targets have a loss and no units.
-        parts = [w * mean * (max(units, 1) / max(n, 1)) for (w, mean, units), n in zip(self.terms, whole, strict=True)]
-        return torch.stack(parts).sum()
+        terms = zip(self.terms, whole, strict=True)
+        return torch.stack([w * mean * (max(units, 1) / max(n, 1)) for (w, mean, units), n in terms if w]).sum()
 
 
 class Objective(nn.Module):
     """The weighted sum of ``losses``; the first one is the task's. See ``make_objective``.
 
+    ``shown``: names of the last terms, whose means the history shows beside the task's loss (see ``distil``).
+
     Before the first step, call ``prepare`` for each cut (a run that continues has prepared cuts), ``check``, ``build``.
     """
+
+    shown: tuple[str, ...] = ()
 
     def __init__(self, weights: Sequence[float], losses: Sequence[Loss], materials: Materials):
         super().__init__()
@@ -106,18 +111,19 @@ class Objective(nn.Module):
         Features and lengths have the shapes of those in ``batches`` and must be on the model's device.
         """
         states, frames = model.states(features, lengths)
+        return summed(self.weights, self.terms(model, states, frames, cuts, errors))
+
+    def terms(
+        self, model: SpeechModel, states: Tensor, frames: Tensor, cuts: Sequence[Any], errors: bool = False
+    ) -> list[Term]:
+        """The terms of ``losses`` for encoder states (B, F, D) with (B,) valid frames; ``errors``: see ``forward``."""
         found: list[Term] = []
         for loss, target in zip(self.losses, self._targets(cuts), strict=True):
             try:
                 found.append(loss(model, states, frames, target, errors=errors and not found))
             except TargetError as error:
                 raise UserError(f"{error}; the batch: {', '.join(cut.id for cut in cuts)}") from error
-        total, first = found[0].mean, found[0]
-        for weight, term in zip(self.weights[1:], found[1:], strict=True):
-            total = total + weight * term.mean
-        terms = tuple((w, term.mean, term.units) for w, term in zip(self.weights, found, strict=True))
-        task_sum = first.mean.item() * max(first.units, 1)
-        return Losses(total, task_sum, first.units, sum(term.impossible for term in found), terms, first.errors)
+        return found
 
     def units(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
         """The units of each term of a batch's loss, in the order of ``Losses.terms``, without computing the loss."""
@@ -132,6 +138,16 @@ class Objective(nn.Module):
     def _targets(self, cuts: Sequence[Any]) -> list[Any]:
         given = [targets_of(cut) for cut in cuts]
         return [loss.collate([targets[loss.name] for targets in given]) for loss in self.losses]
+
+
+def summed(weights: Sequence[float], found: Sequence[Term]) -> Losses:
+    """The weighted sum of the terms ``found``, the first of which is the task's loss."""
+    first, terms = found[0], tuple((w, t.mean, t.units) for w, t in zip(weights, found, strict=True))
+    total, *others = (mean if w == 1 else w * mean for w, mean, _ in terms if w)
+    for term in others:
+        total = total + term
+    task_sum = first.mean.item() * max(first.units, 1)
+    return Losses(total, task_sum, first.units, sum(term.impossible for term in found), terms, first.errors)
 
 
 def make_objective(task: str, materials: Materials) -> Objective:

@@ -56,8 +56,8 @@ class Seq2seq(Loss):
     def forward(
         self, model: SpeechModel, states: Tensor, frames: Tensor, target: tuple[Tensor, Tensor], errors: bool = False
     ) -> Term:
-        inputs, labels = (t.to(states.device) for t in target)
-        logits = model.decoder_logits(states, inputs)
+        labels = target[1].to(states.device)
+        logits = self.logits(model, states, frames, target)
         loss = F.cross_entropy(
             logits.float().flatten(0, 1),
             labels.flatten(),
@@ -65,10 +65,16 @@ class Seq2seq(Loss):
             label_smoothing=self.materials.recipe.label_smoothing,
         )
         found = self.errors(logits, frames, target) if errors else None
-        return Term(loss, int((labels != IGNORE).sum()), errors=found)
+        return Term(loss, int((labels != IGNORE).sum()), errors=found, logits=logits)
 
     def units(self, target: tuple[Tensor, Tensor], frames: Callable[[], Tensor]) -> int:
         return int((target[1] != IGNORE).sum())
+
+    def logits(self, model: SpeechModel, states: Tensor, frames: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        return model.decoder_logits(states, target[0].to(states.device))
+
+    def predicted(self, target: tuple[Tensor, Tensor], frames: Tensor, size: int) -> Tensor:
+        return (target[1] != IGNORE).to(frames.device)
 
     def errors(self, logits: Tensor, frames: Tensor, target: tuple[Tensor, Tensor]) -> Errors:
         """Count the target tokens that differ from the argmax of ``logits`` (B, L, V)."""
