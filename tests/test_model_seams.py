@@ -24,7 +24,8 @@ from lowrank_speech.models.tasks import to_task
 from tiny_models import MEMBERS, WAV2VEC2, member, plain, speech
 
 MAKING = {
-    f"lowrank_speech.lowrank.{name}" for name in ("factors", "factorise", "allocate", "plan", "moments", "tensors")
+    f"lowrank_speech.lowrank.{name}"
+    for name in ("factors", "layer_factors", "factorise", "allocate", "plan", "moments", "tensors")
 }
 HUB = {f"lowrank_speech.models.{name}" for name in ("sources", "window", "scratch", "gabor", "dropout")}
 
@@ -38,7 +39,7 @@ def test_loading_training_and_decoding_import_neither_the_making_of_factors_nor_
 
 
 def test_the_constraint_and_the_hub_import_stand_apart():
-    own = {"structure", "linear", "orthonormal", "constraint"}
+    own = {"structure", "linear", "embedding", "orthonormal", "constraint"}
     found = {name.rpartition(".")[2] for name in closure("lowrank_speech.lowrank.constraint")}
     assert found - {"lowrank_speech", "lowrank"} == own
     assert not closure("lowrank_speech.models.sources") & (MAKING | HUB - {"lowrank_speech.models.sources"})
