@@ -134,6 +134,29 @@ def stopped_table(systems: Sequence[System]) -> Table | None:
     return Table("Hypotheses that the decoder stopped", header, tuple(rows), 2, note) if rows else None
 
 
+def cut_table(systems: Sequence[System]) -> Table | None:
+    """How far low-rank models are from their dense bases before any training; None if calibration measured none."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for system in systems:
+        name, metrics = system.name, system.manifests.get("factorise", {}).get("metrics", {})
+        found, warnings = metrics.get("divergence"), metrics.get("warnings") or []
+        if found or warnings:
+            key = (name.base, name.factorisation or name.method)
+            loss, agreement = finite((found or {}).get("loss")), finite((found or {}).get("agreement"))
+            shown = ("-" if loss is None else f"{loss:.3f}", units.percent(agreement))
+            cells = ["", "; ".join(warnings) or "-", units.percent(finite(metrics.get("reduction"))), *shown]
+            row = rows.setdefault(key, cells)
+            row[0] = ", ".join(dict.fromkeys(filter(None, [*row[0].split(", "), name.method])))
+    note = (
+        "Before training, on speech that calibration has not seen: loss above the dense model's on its own transcripts, "
+        "in nats per token (per frame with CTC; without a head, the error of the encoder states over their power), and "
+        "the share of tokens for which both prefer the same one."
+    )
+    header = ("base", "methods", "what to expect", "fewer parameters, %", "loss above dense", "same token, %")
+    table = tuple((base, *cells) for (base, _), cells in rows.items())
+    return Table("Low-rank models before training", header, table, 3, note) if rows else None
+
+
 def layer_tables(systems: Sequence[System]) -> list[Table]:
     """Layer-by-layer results of factorisation: one table per base and low-rank model, with the columns of the stage."""
     users: dict[tuple[str, str], list[System]] = {}

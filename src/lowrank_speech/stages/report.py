@@ -125,6 +125,7 @@ def body(run: common.Run) -> None:
         data.set_aside_table(root, splits, systems),
         data.emptied_table(systems),
         data.stopped_table(systems),
+        data.cut_table(systems),
         data.base_table(root, systems),
     ]
     layers = data.layer_tables(systems)
