@@ -148,7 +148,7 @@ def cut_table(systems: Sequence[System]) -> Table | None:
             row = rows.setdefault(key, cells)
             row[0] = ", ".join(dict.fromkeys(filter(None, [*row[0].split(", "), name.method])))
     note = (
-        "Before training, on speech that calibration has not seen: loss above the dense model's on its own transcripts, "
+        "Before training, on speech that calibration did not see: loss above the dense model's on its own transcripts, "
         "in nats per token (per frame with CTC; without a head, the error of the encoder states over their power), and "
         "the share of tokens for which both prefer the same one."
     )
