@@ -89,7 +89,7 @@ def test_equals_the_stages_bit_for_bit(folder, cuts, tmp_path, call):
     cfg = {"seed": 3, "layers": ["attention"], "utterances": 2}
     run(calibrate, cfg, tmp_path / "m.safetensors", model=folder, cuts=cuts)
     wish = {"layers": ["attention"], "keep": 0.5, "allocate": True, "init": "activation"}
-    cfg = {"seed": 3, "factorise": wish, "trial": {"utterances": 2, "after": 2}}
+    cfg = {"seed": 3, "factorise": wish, "trial": {"utterances": 2}}
     run(stage, cfg, tmp_path / "stage", model=folder, moments=tmp_path / "m.safetensors", cuts=cuts)
     words = ("--layers", "attention", "--keep", 0.5, "--init", "activation", "--seed", 3, "--json")
     speech = ("--calibrate", cuts, "--utterances", 2, "--trial", 2)

@@ -151,7 +151,7 @@ def test_full_rank_reproduces_the_dense_outputs(folder):
 
 @pytest.mark.parametrize("wish", [{"rank": 8}, {"reduction": 0.1}, {"energy": 0.7}, {"keep": 0.5, "allocate": True}])
 def test_stage_writes_a_folder_that_loads_bit_for_bit(folder, cuts, tmp_path, wish):
-    cfg = {"seed": 1, "factorise": {"layers": "all", **wish}, "trial": {"utterances": 2, "after": 2}}
+    cfg = {"seed": 1, "factorise": {"layers": "all", **wish}, "trial": {"utterances": 2}}
     speech = {"cuts": cuts} if "allocate" in wish else {}
     code, manifest = run(stage, cfg, tmp_path / "low", model=folder, **speech)
     assert code == 0

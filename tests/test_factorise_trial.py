@@ -7,16 +7,17 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.factorising import calibration
 from lowrank_speech.factorising.calibration import calibrate
 from lowrank_speech.factorising.depth import warnings_of
 from lowrank_speech.factorising.model import exact_rows, factorise_model
 from lowrank_speech.factorising.sequential import blocks, sequential_statistics
 from lowrank_speech.factorising.trial import Divergence, Reference, Trial
-from lowrank_speech.factorising.utterances import examples, held_out
+from lowrank_speech.factorising.utterances import examples, held_out, seen_again
 from lowrank_speech.features.store import load_cuts
 from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.layer_factors import Statistics
-from lowrank_speech.lowrank.moments import MomentsFile
+from lowrank_speech.lowrank.moments import MomentsFile, utterances_of
 from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.lowrank.select import shapes_of
 from lowrank_speech.lowrank.structure import full_rank
@@ -207,15 +208,26 @@ def test_exact_rows_are_special_then_frequent_then_first(model, folder, cuts, tm
     assert found == set(others[:3])
 
 
-def test_trial_utterances_are_not_those_of_the_calibration(model, folder, cuts, caplog):
-    all_ids = {cut.id for cut in load_cuts(cuts)}
-    number = len(all_ids)
-    found = held_out(model, folder, load_cuts(cuts), cuts, (number - 1, 1), 1)
-    seen = held_out(model, folder, load_cuts(cuts), cuts, (0, number - 1), 1)
-    assert len(found) == 1 and {e.cut.id for e in seen} == all_ids - {found[0].cut.id}
-    assert "losses look too small" not in caplog.text
-    assert len(held_out(model, folder, load_cuts(cuts), cuts, (number, 2), 1)) == 2
+def test_trial_utterances_are_not_those_of_the_calibration(model, folder, cuts, caplog, tmp_path):
+    where = (model, folder, load_cuts(cuts), cuts)
+    number = len(list(load_cuts(cuts)))
+    ids = calibrate(*where, tmp_path / "m.safetensors", "ffn", number - 1, seed=1)["utterances"]
+    assert utterances_of(tmp_path / "m.safetensors") == number - 1 and utterances_of(None) == 0
+    assert [example.cut.id for example in seen_again(*where, number - 1, 1)] == ids
+    caplog.set_level("WARNING", "lowrank_speech")
+    found = [example.cut.id for example in held_out(*where, 1, number - 1, 1)]
+    assert len(found) == 1 and not set(found) & set(ids) and "losses look too small" not in caplog.text
+    assert len(held_out(*where, 2, number - 1, 1)) == 2
     assert "losses look too small" in caplog.text
+
+
+def test_calibration_takes_as_many_utterances_as_the_layers_need(model, folder, cuts, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr(calibration, "LEAST", 1)
+    out, where, used = tmp_path / "m.safetensors", (model, folder, load_cuts(cuts), cuts), {}
+    for enough in (0, 1000):
+        monkeypatch.setattr(calibration, "ENOUGH", enough)
+        used[enough] = len(calibrate(*where, out, "ffn", None, seed=1)["utterances"])
+    assert used == {0: 1, 1000: len(list(load_cuts(cuts)))}
 
 
 def test_a_plan_that_keeps_little_is_said():

@@ -52,7 +52,9 @@ def factorise(
             metavar="PATH",
         ),
     ] = None,
-    utterances: Annotated[int, typer.Option(help="How many utterances to draw from it.", min=1)] = 64,
+    utterances: Annotated[
+        int | None, typer.Option(help="How many utterances to draw from it.  [default: as many as needed]", min=1)
+    ] = None,
     trial: Annotated[
         int, typer.Option(help="How many further ones measure the loss of the result, and of ranks.", min=0)
     ] = 16,
@@ -92,26 +94,29 @@ def factorise(
     from lowrank_speech.models.sources import open_dense
     from lowrank_speech.scoring import text
 
-    cuts, examples = None, []
+    cuts, tried, again = None, [], []
     if calibrate is not None:
+        from lowrank_speech.factorising.calibration import MOST
         from lowrank_speech.factorising.speech import speech_of
 
-        cuts = list(speech_of(calibrate, utterances + trial, seed))
+        cuts = list(speech_of(calibrate, (utterances or MOST) + trial, seed))
     model, folder = open_dense(source, revision)
     with contextlib.ExitStack() as until_done:
         if cuts is not None:
             from lowrank_speech.factorising.calibration import calibrate as calibrated
-            from lowrank_speech.factorising.utterances import held_out
+            from lowrank_speech.factorising.utterances import held_out, seen_again
 
             # Beside the result: several gigabytes for a large model.
             out.parent.mkdir(parents=True, exist_ok=True)
             scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
             moments, gradients = Path(scratch) / "moments.safetensors", init == "two-sided"
-            calibrated(model, folder, cuts, calibrate, moments, recipe.layers, utterances, seed, gradients=gradients)
-            if trial:
-                examples = held_out(model, folder, cuts, calibrate, (utterances, trial), seed)
+            where = (model, folder, cuts, calibrate)
+            found = calibrated(*where, moments, recipe.layers, utterances, seed, gradients=gradients)
+            seen = len(found["utterances"])
+            tried = held_out(*where, trial, seen, seed) if trial else []
+            again = seen_again(*where, seen, seed) if sequential else []
         try:
-            result = factorise_model(model, recipe, out, folder, moments, seed, examples)
+            result = factorise_model(model, recipe, out, folder, moments, seed, tried, again)
         except ValueError as error:
             raise UserError(f"{source}: {error}") from error
     if report is not None:

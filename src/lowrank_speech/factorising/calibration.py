@@ -8,7 +8,7 @@ model without a head it is that of the encoder states in a random direction. The
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ from lowrank_speech.models.speech import SpeechModel
 
 log = logging.getLogger(__name__)
 
+LEAST, MOST = 64, 512
+"""How many utterances calibration sees if no number is given."""
+ENOUGH = 2
+"""Frames per input that each layer should see. A decoder has one frame for each token: with 64 utterances of Whisper
+tiny, moments of its feed-forward layers lack full rank, and factors diverge from the dense model nine times as far."""
+
 
 def calibrate(
     model: SpeechModel,
@@ -33,7 +39,7 @@ def calibrate(
     what: str | Path,
     out: Path,
     layers: str | Sequence[str],
-    utterances: int,
+    utterances: int | None,
     seed: int,
     seconds: float | None = None,
     gradients: bool = False,
@@ -41,42 +47,54 @@ def calibrate(
     """Compute the moments of ``layers`` over some of ``cuts`` on the device of ``model``, and write them to ``out``.
 
     ``folder``: the model's folder; ``what``: the source of the cuts, for messages; ``utterances``: how many cuts
-    ``seed`` draws, whatever their order; ``seconds``: cut them to at most this length; ``gradients``: see the module.
-    Returns ``utterances`` (ids), ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. Raises UserError if no
-    cut is usable, or a gradient is not finite.
+    ``seed`` draws, whatever their order (None: ``LEAST``, and more until each layer has seen ``ENOUGH`` times as many
+    frames as it has inputs, up to ``MOST``); ``seconds``: cut them to at most this length; ``gradients``: see the
+    module. Returns ``utterances`` (ids), ``seconds_speech``, ``frames`` (by layer) and ``set_aside``. Raises UserError
+    if no cut is usable, or a gradient is not finite.
     """
     chosen, set_aside = dense_layers(model, layers), SetAside()
-    cuts = draw(cuts, what, model, utterances, seed, seconds, set_aside)
+    drawn = draw(cuts, what, model, utterances or MOST, seed, seconds, set_aside)
+    if len(drawn) < (utterances or LEAST):
+        asked = utterances or f"at least {LEAST}"
+        log.warning("%s has only %d usable utterances, %s were requested", what, len(drawn), asked)
     tables = [name for name, layer in chosen.items() if isinstance(layer, nn.Embedding)]
     moments = Moments(observed(model, chosen), gradients, diagonal=tables)
     needs_decoder = any("decoder." in name for name in chosen) or gradients
-    generator = torch.Generator().manual_seed(seed)
+    generator, used = torch.Generator().manual_seed(seed), []
     written: list[int] = []
-    for example in examples(model, folder, cuts, needs_decoder):
+    for example in examples(model, folder, drawn, needs_decoder):
         observe(model, example, moments, generator)
+        used.append(example.cut)
         if example.tokens is not None:
             written += example.tokens[0].tolist()
-    counts = {
-        f"{name}.tokens": torch.bincount(torch.tensor(written), minlength=len(chosen[name].weight)) for name in tables
-    }
+        if utterances is None and len(used) >= LEAST and not _starved(moments, chosen, ENOUGH):
+            break
+    others = {f"{n}.tokens": torch.bincount(torch.tensor(written), minlength=len(chosen[n].weight)) for n in tables}
     with atomic(out) as temporary:
-        moments.save(temporary, counts)
-    speech = sum(cut.duration for cut in cuts)
-    frames = min(moments.count.values())
-    log.info("%d layers, %d utterances, %.1f s, at least %d frames", len(chosen), len(cuts), speech, frames)
-    widest = max(layer.weight.shape[1] for layer in chosen.values())
-    if frames < widest:
+        moments.save(temporary, others | {"utterances": torch.tensor(len(used))})
+    speech = sum(cut.duration for cut in used)
+    log.info(
+        "%d layers, %d utterances, %.1f s, at least %d frames",
+        len(chosen), len(used), speech, min(moments.count.values()),
+    )  # fmt: skip
+    if starved := _starved(moments, chosen, 1):
+        name = starved[0]
         log.warning(
-            "%d frames are too few for layers of up to %d inputs: their second moments lack full rank; use more "
-            "utterances",
-            frames, widest,
+            "%d frames are too few for the %d inputs of %s (and %d other layers): their second moments lack full rank, "
+            "so the factors fit only this speech; use more utterances",
+            moments.count[name], chosen[name].weight.shape[1], name, len(starved) - 1,
         )  # fmt: skip
     return {
-        "utterances": [cut.id for cut in cuts],
+        "utterances": [cut.id for cut in used],
         "seconds_speech": round(speech, 3),
         "frames": dict(moments.count),
         "set_aside": [list(row) for row in set_aside.rows],
     }
+
+
+def _starved(moments: Moments, layers: Mapping[str, nn.Module], times: int) -> list[str]:
+    """The layers that have seen fewer than ``times`` as many frames as they have inputs."""
+    return [name for name, layer in layers.items() if moments.count[name] < times * layer.weight.shape[1]]
 
 
 def observe(model: SpeechModel, example: Example, moments: Moments, generator: torch.Generator) -> None:

@@ -62,15 +62,16 @@ def factorise_model(
     copy_from: Path,
     moments: Path | None = None,
     seed: int = 0,
-    examples: Sequence[Example] = (),
+    trial: Sequence[Example] = (),
+    calibration: Sequence[Example] = (),
     start: float | None = None,
 ) -> dict[str, Any]:
     """Factorise ``model`` by ``recipe`` into the folder ``out``, without changing ``model``.
 
     ``copy_from``: the folder of ``model``. ``moments``: file of second moments; `init: activation` and `two-sided` need
-    it, and with any init it adds the output error of each layer to the report. ``examples``: calibration utterances;
-    `allocate` and `sequential` need them, and with any recipe they add the divergence. ``seed`` is for `init: random`
-    and for the labels of `two-sided`.
+    it, and with any init it adds the output error of each layer to the report. ``trial``: utterances that
+    calibration has not seen; `allocate` needs them, and with any recipe they add the divergence. ``calibration``: those
+    that it has seen, for `sequential`. ``seed`` is for `init: random` and for the labels of `two-sided`.
 
     ``start``: give the linear layers at least this share of their full rank, and note the ranks of ``recipe`` as the
     target of a training that truncates them; the rows are then those of the larger ranks, with the target as
@@ -78,13 +79,13 @@ def factorise_model(
 
     Returns ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
     ``lowrank.factorise``), ``left_dense`` (name -> reason), ``divergence`` (``factorising.trial``; ``loss`` and
-    ``agreement``; None without examples), ``warnings`` (lines, see ``factorising.depth``) and ``allocation`` (None
+    ``agreement``; None without trial), ``warnings`` (lines, see ``factorising.depth``) and ``allocation`` (None
     without `allocate`). Raises UserError or ValueError if the recipe does not fit the model.
     """
     if recipe.init in ("activation", "two-sided") and moments is None:
         raise UserError(f"init: {recipe.init} needs the second moments of the layers' inputs (calibration)")
-    for wish in ("allocate", "sequential"):
-        if getattr(recipe, wish) and not examples:
+    for wish, speech in (("allocate", trial), ("sequential", calibration)):
+        if getattr(recipe, wish) and not speech:
             raise UserError(f"{wish} needs calibration speech")
     before = model.parameters_total()
     chosen = dense_layers(model, recipe.layers)
@@ -97,7 +98,7 @@ def factorise_model(
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
     if not plan:
         raise UserError(f"all {len(chosen)} layers would stay dense; set a lower rank")
-    reference = Reference(model, examples) if examples else None
+    reference = Reference(model, trial) if trial else None
     allocation = None
     if recipe.allocate:
         plan, allocation = allocated(recipe, shapes, plan, Trial(reference, chosen, recipe.init, seen, exact))
@@ -108,7 +109,7 @@ def factorise_model(
             out.parent.mkdir(parents=True, exist_ok=True)
             scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-")
             folder = Path(until_written.enter_context(scratch))
-            seen = sequential_statistics(model, chosen, plan, recipe.init, examples, folder, seed, exact)
+            seen = sequential_statistics(model, chosen, plan, recipe.init, calibration, folder, seed, exact)
         options = {"init": recipe.init, "seen": seen, "seed": seed, "exact": exact}
         if start is None:
             rows = save_factorised(model, plan, out, copy_from, **options)

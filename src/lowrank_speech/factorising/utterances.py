@@ -41,8 +41,9 @@ def draw(
     seed: int,
     seconds: float | None,
     set_aside: SetAside,
+    last: bool = False,
 ) -> list[Any]:
-    """Draw ``utterances`` of the usable cuts by ``seed``, whatever their order.
+    """Draw up to ``utterances`` of the usable cuts by ``seed``, whatever their order; ``last``: those drawn last.
 
     ``what``: the source of the cuts, for messages; ``seconds``: cut them to at most this length. Raises UserError if no
     cut is usable.
@@ -50,7 +51,8 @@ def draw(
     cuts = sorted(segment(CutSet(cuts), seconds, seed), key=lambda cut: cut.id)
     random.Random(seed).shuffle(cuts)
     usable = []
-    for cut in list(fits_window(cuts, model.window_seconds, set_aside)):  # a list, to set aside all that do not fit
+    fitting = list(fits_window(cuts, model.window_seconds, set_aside))  # a list, to set aside all that do not fit
+    for cut in reversed(fitting) if last else fitting:
         if len(usable) == utterances:
             break
         if not getattr(cut, "has_features", False) and cut.sampling_rate != RATE:
@@ -60,8 +62,6 @@ def draw(
         else:
             usable.append(cut)
     require(usable, f"calibrate: {what}", set_aside)
-    if len(usable) < utterances:
-        log.warning("%s has only %d usable utterances, %d were requested", what, len(usable), utterances)
     return usable
 
 
@@ -70,20 +70,38 @@ def held_out(
     folder: Path,
     cuts: Iterable[Any],
     what: str | Path,
-    which: tuple[int, int],
+    number: int,
+    seen: int,
     seed: int,
     seconds: float | None = None,
 ) -> list[Example]:
-    """Utterances that calibration has not seen: the first of ``which`` that ``seed`` draws are left out, then so many.
+    """Up to ``number`` utterances that calibration, which saw ``seen``, did not see: those that ``seed`` draws last.
 
     The tokens and directions of the utterances that calibration saw are kept best, so on those every low-rank model
     looks better than it is. If there are too few utterances, some of those are used, with a warning.
     """
-    (seen, number), set_aside = which, SetAside()
-    drawn = draw(cuts, what, model, seen + number, seed, seconds, set_aside)
+    drawn = draw(cuts, what, model, seen + number, seed, seconds, SetAside(), last=True)
     if len(drawn) < seen + number:
-        log.warning("of %d usable utterances in %s, calibration saw %d: losses look too small", len(drawn), what, seen)
-    return list(examples(model, folder, drawn[-number:], transcribe=True))
+        log.warning(
+            "%s has only %d usable utterances, of which calibration saw %d: losses look too small; give it more, or "
+            "calibrate on fewer",
+            what, len(drawn), seen,
+        )  # fmt: skip
+    return list(examples(model, folder, drawn[:number], transcribe=True))
+
+
+def seen_again(
+    model: SpeechModel,
+    folder: Path,
+    cuts: Iterable[Any],
+    what: str | Path,
+    seen: int,
+    seed: int,
+    seconds: float | None = None,
+) -> list[Example]:
+    """The ``seen`` utterances that calibration with the same ``seed`` and ``seconds`` saw."""
+    drawn = draw(cuts, what, model, seen, seed, seconds, SetAside())
+    return list(examples(model, folder, drawn, transcribe=True))
 
 
 @torch.no_grad()

@@ -220,6 +220,14 @@ class MomentsFile(Mapping):
         return len(self._names)
 
 
+def utterances_of(path: str | Path | None) -> int:
+    """How many utterances the moments in ``path`` are from; 0 without a file, or if it does not say."""
+    if path is None:
+        return 0
+    file = MomentsFile(path)
+    return int(file.read("utterances")) if file.has("utterances") else 0
+
+
 class Part(Mapping):
     """One part (``mean``, ``output``) of a ``MomentsFile``, by the layers' names."""
 

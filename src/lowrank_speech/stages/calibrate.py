@@ -31,7 +31,9 @@ class Config:
 
     seed: Seed = key(REQUIRED, "seed to draw the utterances")
     layers: Layers = key("ffn", "ffn, attention, all (Whisper: also ffn:encoder ...), or name patterns")
-    utterances: Count = key(64, "how many utterances the model sees")
+    utterances: Count | None = key(
+        None, "how many utterances the model sees; null: at least 64, and as many as its layers need, up to 512"
+    )
     segment: Segment | None = key(None, "length of the utterances; null: do not cut")
     gradients: bool = key(False, "also the second moments of the outputs' gradients, for init: two-sided")
 

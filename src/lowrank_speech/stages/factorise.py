@@ -25,7 +25,7 @@ from pydantic import Field
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise
-from lowrank_speech.settings import REQUIRED, Count, CountOrZero, Seed, key, settings
+from lowrank_speech.settings import REQUIRED, Count, Seed, key, settings
 from lowrank_speech.stages import common
 from lowrank_speech.stages.task import Segment
 
@@ -36,8 +36,7 @@ log = logging.getLogger(__name__)
 class Trial:
     """The utterances that measure what ranks cost."""
 
-    utterances: Count = key(16, "how many of --cuts")
-    after: CountOrZero = key(64, "how many the stage calibrate drew with the same seed; these are left out")
+    utterances: Count = key(16, "how many of --cuts, other than those that calibration with the same seed saw")
     segment: Segment | None = key(None, "length of the utterances; null: do not cut")
 
 
@@ -97,20 +96,30 @@ def _factorise(run: common.Run) -> dict[str, Any]:
         raise UserError(
             f"factorise: {arguments.model} is already factorised ({len(model.plan)} layers); give the dense model"
         )
-    examples, start = [], config.start
+    trial, calibration, start = [], [], config.start
     if arguments.cuts is not None:
-        from lowrank_speech.factorising.utterances import held_out
+        from lowrank_speech.factorising.utterances import held_out, seen_again
         from lowrank_speech.features.store import load_cuts
+        from lowrank_speech.lowrank.moments import utterances_of
 
         device = pick_device(run.runtime.device)
         run.device = str(device)
+        seen = utterances_of(arguments.moments)
         seconds = config.trial.segment.seconds if config.trial.segment else None
-        which = (config.trial.after, config.trial.utterances)
-        examples = held_out(
-            model.to(device), arguments.model, load_cuts(arguments.cuts), arguments.cuts, which, config.seed, seconds
-        )
+        where = (model.to(device), arguments.model, load_cuts(arguments.cuts), arguments.cuts)
+        trial = held_out(*where, config.trial.utterances, seen, config.seed, seconds)
+        if config.factorise.sequential:
+            calibration = seen_again(*where, seen, config.seed, seconds)
     metrics = factorise_model(
-        model, config.factorise, arguments.out, arguments.model, arguments.moments, config.seed, examples, start
+        model,
+        config.factorise,
+        arguments.out,
+        arguments.model,
+        arguments.moments,
+        config.seed,
+        trial,
+        calibration,
+        start,
     )
     for name, reason in metrics["left_dense"].items():
         log.warning("%s stays dense: %s", name, reason)

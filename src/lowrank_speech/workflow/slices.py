@@ -311,4 +311,4 @@ def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
 
 def _trial(calibrate: Mapping[str, Any]) -> dict[str, Any]:
     """The utterances that the stage factorise reads, beside those that calibration has seen."""
-    return {"utterances": calibrate["trial"], "after": calibrate["utterances"], "segment": calibrate["segment"]}
+    return {"utterances": calibrate["trial"], "segment": calibrate["segment"]}
