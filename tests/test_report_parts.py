@@ -191,6 +191,19 @@ def test_layers_of_a_method_stand_once():
     assert table.note == "d stays dense: the rank is too high"
 
 
+def test_what_to_expect_of_a_cut_stands_once_for_all_methods_that_share_it():
+    metrics = {"reduction": 0.24, "divergence": {"loss": 0.7, "agreement": 0.81}, "warnings": ["needs fine-tuning"]}
+    cut = {"factorise": {"metrics": metrics}}
+    lossless = {"factorise": {"metrics": {"reduction": 0.1, "divergence": {"loss": 0.02, "agreement": None}}}}
+    systems = [make("full"), make("low", manifests=cut), make("other", manifests=lossless)]
+    table = data.cut_table([*systems, make("low", task="lid", manifests=cut)])
+    assert table.rows == (
+        ("wav2vec2", "low", "needs fine-tuning", "24.0", "0.700", "81.0"),
+        ("wav2vec2", "other", "-", "10.0", "0.020", "–"),
+    )
+    assert data.cut_table(systems[:1]) is None
+
+
 def test_confusion_matrix_has_its_sums():
     system = make("full", task="lid", score={"languages": ["de", "en"], "confusion": [[3, 1.5], [0, 4]]})
     ((_, (table,)),) = mistakes([system], 5)
