@@ -36,7 +36,7 @@ def factorise(
     floor: Annotated[float, typer.Option(help="With --allocate: the least rank, as a share of the full one.")] = 0.1,
     exact_rows: Annotated[
         int, typer.Option(help="Frequent tokens whose rows of the embedding are kept.", min=0)
-    ] = 1000,
+    ] = 4000,
     multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
     init: Annotated[
         Literal["svd", "activation", "two-sided", "random"], typer.Option(help="How to initialise factors.")
