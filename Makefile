@@ -61,7 +61,7 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader memory trainer inference planning)
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader padding memory trainer inference planning)
 
 bench-%: $(STAMP)
 	python $(firstword $(wildcard benchmarks/$*.py benchmarks/bench_$*.py)) $(ARGS)
