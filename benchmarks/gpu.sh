@@ -21,13 +21,20 @@ if [ -n "$missing" ]; then
     echo "not installed: ${missing//$'\n'/, }"
     "$python" -m venv --system-site-packages .venv-gpu
     "$python" benchmarks/gpu.py installed > .venv-gpu/constraints.txt
+    pip() {
+        timeout "$1" .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 \
+            --constraint .venv-gpu/constraints.txt "${@:2}"
+    }
     mapfile -t packages <<< "$missing"
-    if timeout 120 .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 \
-        --constraint .venv-gpu/constraints.txt "${packages[@]}"; then
-        python=.venv-gpu/bin/python
-    else
-        echo "could not install them (pip's message is above): what needs them is left for a later call" >&2
-        rm -rf .venv-gpu
+    if ! pip 120 "${packages[@]}"; then # one of them may not fit the installed torch: try them one by one
+        failed=()
+        for package in "${packages[@]}"; do
+            pip 60 "$package" 2> /dev/null || failed+=("$package")
+            # No index answers, or it is slow.
+            [ "${#failed[@]}" -ge 3 ] || [ $(($(date +%s) - STARTED)) -gt 180 ] && break
+        done
+        echo "could not install all of them (pip's message is above); pieces that need them wait for a later call" >&2
     fi
+    python=.venv-gpu/bin/python
 fi
 exec "$python" benchmarks/gpu.py run --started "$STARTED" "$@"
