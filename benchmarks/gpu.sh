@@ -22,18 +22,19 @@ if [ -n "$missing" ]; then
     "$python" -m venv --system-site-packages .venv-gpu
     "$python" benchmarks/gpu.py installed > .venv-gpu/constraints.txt
     pip() {
-        timeout "$1" .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --retries 0 --timeout 10 \
+        timeout "$1" .venv-gpu/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 --timeout 10 \
             --constraint .venv-gpu/constraints.txt "${@:2}"
     }
     mapfile -t packages <<< "$missing"
-    if ! pip 120 "${packages[@]}"; then # one of them may not fit the installed torch: try them one by one
-        failed=()
-        for package in "${packages[@]}"; do
-            pip 60 "$package" 2> /dev/null || failed+=("$package")
-            # No index answers, or it is slow.
-            [ "${#failed[@]}" -ge 3 ] || [ $(($(date +%s) - STARTED)) -gt 180 ] && break
-        done
-        echo "could not install all of them (pip's message is above); pieces that need them wait for a later call" >&2
+    if ! pip 120 "${packages[@]}" 2> >(tee .venv-gpu/pip.log >&2); then
+        # Where an index answers, one package may not fit the installed torch: try them one by one.
+        if ! grep -qi "connection\|timed out\|name resolution" .venv-gpu/pip.log; then
+            for package in "${packages[@]}"; do
+                [ $(($(date +%s) - STARTED)) -gt 180 ] && break
+                pip 60 "$package" 2> /dev/null || echo "could not install $package" >&2
+            done
+        fi
+        echo "could not install all of them (see above); pieces that need them wait for a later call" >&2
     fi
     python=.venv-gpu/bin/python
 fi
