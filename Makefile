@@ -3,6 +3,7 @@
 # make test-k2 run the tests that need k2, under Python 3.9 with the only k2 in the package index (sets up .venv-k2 first)
 # make lint    check the style of Python and Snakemake files
 # make bench   run the benchmarks (benchmarks/README.md); the machine should be idle. make bench-layer runs one of them
+# make bench-gpu run the measurements on a GPU, nine minutes per call (OUT=folder; REHEARSE=1: at small size on the CPU)
 #
 #   make run CONFIG=workflow/experiments/digits.yaml     another experiment
 #   make run ARGS=-n                                     further arguments for snakemake; -n: a dry run
@@ -25,7 +26,7 @@ PYTHON39 ?= $(shell for python in python3.9 \
     "$$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 9))' 2>/dev/null && { echo "$$python"; break; }; done)
 K2_STAMP := .venv-k2/installed
 
-.PHONY: setup run test test-k2 lint bench
+.PHONY: setup run test test-k2 lint bench bench-gpu
 .DEFAULT_GOAL := run
 
 setup: $(STAMP)
@@ -61,7 +62,11 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader memory trainer inference planning)
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc loader padding memory trainer inference planning)
+
+# Uses the Python that is there, see benchmarks/gpu.sh; .venv need not exist.
+bench-gpu:
+	benchmarks/gpu.sh $(if $(REHEARSE),--rehearse) $(or $(OUT),gpu-results) $(ARGS)
 
 bench-%: $(STAMP)
 	python $(firstword $(wildcard benchmarks/$*.py benchmarks/bench_$*.py)) $(ARGS)

@@ -15,6 +15,7 @@ to 6 GB. The variant with 8-bit AdamW needs bitsandbytes. Exact sizes of tensors
     sum          of the four: the peak when gradients of several batches are accumulated
     at once      the peak for a single batch, whose gradients replace activations during the backward pass
     rss          peak memory of the process during the steps (VmHWM, reset before), with libraries and allocator
+    CUDA         max_memory_allocated during the steps, only with --device cuda
 
 The time per step is the median over --repeats, after one warm-up step.
 """
@@ -22,10 +23,9 @@ The time per step is the median over --repeats, after one warm-up step.
 import argparse
 import importlib.util
 import json
-import pathlib
 import statistics
-import time
 import weakref
+from functools import partial
 from types import SimpleNamespace
 
 import torch
@@ -35,6 +35,7 @@ from torch.utils._pytree import tree_leaves
 import speech
 import timing
 from lowrank_speech.errors import UserError
+from lowrank_speech.models.device import pick_device
 
 MIB = 2**20
 # low rank (feed-forward layers at half of the width: 512, -24 %), LoRA, further keys of the training config
@@ -138,14 +139,14 @@ def build(arguments):
         lora_on(model, LoraSettings(rank=8))
     recipe = TrainConfig(**settings)
     lang = Lang("char", CharTokens.build(LETTERS), ("en",), Normaliser(NormaliseConfig()), "0" * 64)
-    objective = make_objective("ctc", Materials(recipe, lang, lang.tokens, device="cpu")).build(model)
+    objective = make_objective("ctc", Materials(recipe, lang, lang.tokens, device=arguments.device)).build(model)
     if recipe.frozen_dtype != "fp32":
         FrozenWeights(model, torch.bfloat16, None).hold()
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     set_dropout(model, arguments.dropout)
-    model.train()
-    return Stepper(model, objective, recipe, torch.device("cpu"), 1)
+    model.to(arguments.device).train()
+    return Stepper(model, objective.to(arguments.device), recipe, torch.device(arguments.device), 1)
 
 
 def measure(arguments):
@@ -160,14 +161,11 @@ def measure(arguments):
     cuts = [SimpleNamespace(id=f"u{i}", duration=seconds, custom=targets) for i in range(utterances)]
     lengths = torch.full((utterances,), int(16_000 * seconds))
     batch = {"cuts": cuts, "features": torch.randn(utterances, int(lengths[0])), "lengths": lengths}
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
-    times = []
-    for _ in range(arguments.repeats + 1):
-        start = time.perf_counter()
-        stepper.step([batch], 100)
-        times.append(time.perf_counter() - start)
-    status = pathlib.Path("/proc/self/status").read_text()
-    rss = next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+    clock = speech.Clock(arguments.device)
+    clock.begin()
+    step = partial(stepper.step, [batch], 100)
+    times = [timing.seconds(step, arguments.device) for _ in range(arguments.repeats + 1)]
+    clock.end()
     with Alive() as alive:
         total = stepper.losses(batch).total
         total.backward()
@@ -180,7 +178,8 @@ def measure(arguments):
         **found,
         "sum": sum(found.values()),
         "at once": found["weights"] + found["optimiser"] + alive.peak([]),
-        "rss": rss,
+        "rss": clock.rss,
+        "CUDA": clock.cuda,
         "trained": sum(p.numel() for p in stepper.parameters),
         "seconds": statistics.median(times[1:]),
         "threads": torch.get_num_threads(),
@@ -190,6 +189,9 @@ def measure(arguments):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variant", choices=VARIANTS, help="run only this variant, print JSON")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS), help="default: all")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default: cpu")
+    parser.add_argument("--json", type=timing.file, metavar="FILE", help="append the rows as JSON lines, in bytes")
     parser.add_argument("--preset", default="xls-r-300m", help="a model of the wav2vec 2.0 family; default: xls-r-300m")
     parser.add_argument("--layers", type=timing.positive(int), help="use fewer layers")
     parser.add_argument("--utterances", type=timing.positive(int), default=1, help="default: 1")
@@ -204,6 +206,7 @@ def main():
         return
     if arguments.dropout >= 1:
         parser.error(f"argument --dropout: {arguments.dropout:g} is not valid; it must be below 1")
+    pick_device(arguments.device)
     speech.shape(arguments.preset, arguments.layers, "wav2vec2")
     if arguments.variant:
         if not possible(arguments.variant):
@@ -213,16 +216,20 @@ def main():
     model = arguments.preset + (f" with {arguments.layers} layers" if arguments.layers else "")
     shape = f"{model}, {arguments.utterances} x {arguments.seconds:g} s, dropout {arguments.dropout:g}"
     print(f"{shape}, {arguments.threads} thread(s), torch {torch.__version__}\n")
-    print("| variant | trained M | " + " | ".join(PARTS) + " | s per step | sum / dense | at once / dense |")
-    print("|---" * (len(PARTS) + 5) + "|")
+    parts = (*PARTS, *(["CUDA"] if arguments.device == "cuda" else []))
+    print("| variant | trained M | " + " | ".join(parts) + " | s per step | sum / dense | at once / dense |")
+    print("|---" * (len(parts) + 5) + "|")
     first = None
-    for name in filter(possible, VARIANTS):
+    for name in filter(possible, arguments.variants):
         found = speech.own_process(__file__, {"variant": name}, arguments)
+        if arguments.json:
+            with arguments.json.open("a", encoding="utf-8") as out:
+                out.write(json.dumps({"benchmark": shape, "variant": name, **found}) + "\n")
         first = first or found
-        cells = [f"{found['trained'] / 1e6:.1f}", *(f"{found[part] / MIB:.0f}" for part in PARTS)]
+        cells = [f"{found['trained'] / 1e6:.1f}", *(f"{found[part] / MIB:.0f}" for part in parts)]
         cells += [f"{found['seconds']:.2f}", *(f"{found[part] / first[part]:.1%}" for part in ("sum", "at once"))]
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
-    for name in VARIANTS:
+    for name in arguments.variants:
         if not possible(name):
             print(f"\nleft out: {name} ({WITHOUT})")
 

@@ -14,7 +14,7 @@ trains adapters of rank 8 on query, value and feed-forward, and a CTC head (with
                          and normalised inputs from .npy, whereas ours decodes the audio files of the corpus
     trainer, by length   with group_by_length, given lengths, in groups of 50 batches or of all batches if fewer
     ours, same batches   our step on the batches of the first row; computes the front end in pieces (front_end.py)
-    + by duration        dynamic buckets, sized to give the same number of updates in a pass
+    + by duration        our batches by duration, sized to give the same number of updates in a pass
     + front end stored   reads the output of the frozen convolutions from the store (`features: conv`)
     and checkpointing    recomputes each layer's activations
     and bf16             LoRA: computes in bf16 (as the trainer's bf16 row does) and stores frozen weights in bf16
@@ -28,6 +28,11 @@ Whisper pads every utterance to its window, so batching by length does not matte
     + a short window     of the longest utterance, in whole seconds (`bases.<name>.window`). This changes the function
                          of the model, which then needs fine-tuning, as here
     and checkpointing ... as above
+
+Only with --rows, because compiling takes minutes on a CPU (the time is mostly in the two warm-up updates):
+
+    trainer, by length, compiled; trainer, compiled     with torch_compile
+    and compiled                                        with `training.compile`
 
 Each row runs in its own process: two warm-up updates, then one pass over the same utterances.
 
@@ -63,6 +68,7 @@ from lowrank_speech.models.device import pick_device
 
 BF16 = {"precision": "bf16", "frozen_dtype": "bf16"}
 CHECKPOINTS = {"gradient_checkpointing": True}
+COMPILE = {"compile": True}
 # engine, batches, read from the store, further settings
 TRAINER = {
     "trainer": ("trainer", "random", False, {}),
@@ -71,25 +77,30 @@ TRAINER = {
     "trainer, by length, bf16": ("trainer", "length", False, {"bf16": True}),
 }
 WAV2VEC2 = TRAINER | {
+    "trainer, by length, compiled": ("trainer", "length", False, {"torch_compile": True}),
     "ours, same batches": ("ours", "random", False, {}),
     "+ by duration": ("ours", "duration", False, {}),
     "+ front end stored": ("ours", "duration", True, {}),
     "and checkpointing": ("ours", "duration", True, CHECKPOINTS),
     "and bf16": ("ours", "duration", True, BF16),
     "and both": ("ours", "duration", True, BF16 | CHECKPOINTS),
+    "and compiled": ("ours", "duration", True, COMPILE),
 }
 SHORT = {"window": True}
 WHISPER = {
     "trainer": TRAINER["trainer"],
     "trainer, checkpointing": ("trainer", "random", False, CHECKPOINTS),
     "trainer, bf16": ("trainer", "random", False, {"bf16": True}),
+    "trainer, compiled": ("trainer", "random", False, {"torch_compile": True}),
     "ours, same batches": ("ours", "random", False, {}),
     "+ log-mel stored": ("ours", "random", True, {}),
     "+ a short window": ("ours", "random", True, SHORT),
     "and checkpointing": ("ours", "random", True, SHORT | CHECKPOINTS),
     "and bf16": ("ours", "random", True, SHORT | BF16),
     "and both": ("ours", "random", True, SHORT | BF16 | CHECKPOINTS),
+    "and compiled": ("ours", "random", True, SHORT | COMPILE),
 }
+NOT_BY_DEFAULT = ("trainer, by length, compiled", "trainer, compiled", "and compiled")
 LORA_ALONE = ("trainer, by length, bf16", "trainer, bf16", "and bf16", "and both")
 
 
@@ -209,7 +220,7 @@ def main():
     parser.add_argument(
         "--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"], help="default: both"
     )
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="default: all but the compiled ones")
     parser.add_argument("--utterances", type=timing.positive(int), default=48, help="default: 48")
     parser.add_argument("--batch", type=timing.positive(int), default=8, help="utterances per update; default: 8")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="default: fp32")
@@ -232,7 +243,8 @@ def main():
         print(prepare(arguments, Path(folder)), flush=True)
         print(speech.own_process(__file__, {"row": None, "folder": folder}, arguments), flush=True)
         for method in arguments.methods:
-            chosen = [name for name in arguments.rows or known if method == "lora" or name not in LORA_ALONE]
+            rows = arguments.rows or [name for name in known if name not in NOT_BY_DEFAULT]
+            chosen = [name for name in rows if method == "lora" or name not in LORA_ALONE]
             rounds = []
             for seed in range(arguments.rounds):
                 rounds.append({})

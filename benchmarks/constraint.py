@@ -18,20 +18,23 @@ from lowrank_speech.lowrank.constraint import SemiOrthogonal
 from lowrank_speech.lowrank.structure import apply_plan
 from lowrank_speech.models.build import build
 from lowrank_speech.models.counting import count
+from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.presets import PRESETS
 from lowrank_speech.models.speech import SpeechModel
 
 AMX = module.AMX  # the updates below change it
 
 
-def low_rank_model(device: str) -> SpeechModel:
-    """XLS-R 300M with a CTC head and random weights; the first factors are orthonormal."""
+def low_rank_model(device: str, layers: int) -> SpeechModel:
+    """``layers`` layers of XLS-R 300M, a CTC head, random weights; the first factors are orthonormal."""
     from transformers import Wav2Vec2Config
 
     torch.manual_seed(0)
-    model = build("ctc", Wav2Vec2Config(**PRESETS["xls-r-300m"].config, layerdrop=0.0))
+    shape = PRESETS["xls-r-300m"].config | {"num_hidden_layers": layers}
+    model = build("ctc", Wav2Vec2Config(**shape, layerdrop=0.0))
     found = count(preset="xls-r-300m", layers="ffn", rank=512)
-    plan = {row["name"]: row["rank"] for row in found["layers"]}
+    built = {name for name, _ in model.body.named_modules()}
+    plan = {row["name"]: row["rank"] for row in found["layers"] if row["name"] in built}
     apply_plan(model.body, plan)
     for name in plan:
         layer = model.body.get_submodule(name)
@@ -42,9 +45,9 @@ def low_rank_model(device: str) -> SpeechModel:
     return model.to(device).train()
 
 
-def share(device: str, rounds: int, utterances: int) -> list[dict]:
+def share(device: str, rounds: int, utterances: int, layers: int) -> list[dict]:
     """The rows of one device, for batches of ``utterances``."""
-    model = low_rank_model(device)
+    model = low_rank_model(device, layers)
     for parameter in model.front_end():
         parameter.requires_grad_(False)
     constraint = SemiOrthogonal(model, probability=1.0)
@@ -79,7 +82,7 @@ def share(device: str, rounds: int, utterances: int) -> list[dict]:
             "utterances": utterances,
             "kind": kind,
             "step s": step_time,
-            "all 48 layers s": update_time,
+            f"all {len(model.plan)} layers s": update_time,
         }
         rows.append(row | {"share %": 100 * update_time / 4 / step_time})
     return rows
@@ -88,9 +91,12 @@ def share(device: str, rounds: int, utterances: int) -> list[dict]:
 def main() -> None:
     parser = timing.options(__doc__, rounds=9)
     parser.add_argument("--utterances", nargs="+", type=timing.positive(int), default=[1, 4], help="default: 1 4")
+    parser.add_argument("--layers", type=timing.positive(int), default=24, help="fewer for a quick check; default: 24")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="default: both, if there is CUDA")
     arguments = parser.parse_args()
-    cases = [(device, n) for device in timing.devices() for n in arguments.utterances]
-    rows = [row for device, n in cases for row in share(device, arguments.rounds, n)]
+    devices = [pick_device(arguments.device).type] if arguments.device else timing.devices()
+    cases = [(device, n) for device in devices for n in arguments.utterances]
+    rows = [row for device, n in cases for row in share(device, arguments.rounds, n, arguments.layers)]
     timing.show("constraint in a training step", rows, arguments.json)
 
 

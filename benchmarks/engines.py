@@ -231,7 +231,7 @@ def our_stepper(arguments, lora, window=None, **settings):
     from lowrank_speech.lowrank.lora_settings import LoraSettings
     from lowrank_speech.models.window import shorten
     from lowrank_speech.training.adapt import freeze_for, lora_on
-    from lowrank_speech.training.memory.layers import checkpoint_layers
+    from lowrank_speech.training.memory.layers import checkpoint_layers, compile_layers
     from lowrank_speech.training.memory.precision import FrozenWeights
     from lowrank_speech.training.step import Stepper
 
@@ -249,4 +249,6 @@ def our_stepper(arguments, lora, window=None, **settings):
     if recipe.gradient_checkpointing:
         checkpoint_layers(model)
     model.to(arguments.device).train()
+    if recipe.compile:
+        compile_layers(model)
     return Stepper(model, loss.build(model), recipe, torch.device(arguments.device), 1)

@@ -1,15 +1,25 @@
 """Static lengths for torch.compile: their values, unchanged results, and few graphs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from lhotse.dataset.sampling.dynamic_bucketing import estimate_duration_buckets
 
 from lowrank_speech.training.config import TrainConfig
-from lowrank_speech.training.memory.layers import as_before, compile_layers, length_buckets
+from lowrank_speech.training.memory.layers import as_before, bucket_bounds, compile_layers, length_buckets
 from tiny_models import member, speech
 from tiny_training import drawn_cuts, drawn_trainer, low_rank
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+@pytest.mark.parametrize("number", [2, 3, 7, 50, 333])
+def test_bounds_of_buckets_are_those_that_lhotse_estimates(number):
+    for durations in (np.random.default_rng(number).lognormal(1.0, 0.5, number), np.full(number, 2.0)):
+        cuts, buckets = [SimpleNamespace(duration=float(s)) for s in durations], min(10, max(2, number // 20))
+        assert bucket_bounds(durations, buckets) == estimate_duration_buckets(cuts, buckets)
 
 
 def test_buckets_share_the_speech_and_hold_the_longest():

@@ -39,7 +39,7 @@ RECIPE = {
     "keep": "last",
 }
 RUNTIME = {"save_minutes": 1e-6, "device": "cpu"}  # a state after every step
-FIRST, SECOND = 6, 6  # steps of the first and of the second epoch
+FIRST, SECOND = 5, 5  # steps of the first and of the second epoch
 EVALUATION = 3  # batches of dev
 
 

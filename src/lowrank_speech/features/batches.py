@@ -13,8 +13,8 @@ processes make the same batch.
 
 import contextlib
 import os
-import warnings
 import zlib
+from array import array
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.dataset import DynamicBucketingSampler
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -35,11 +34,6 @@ from lowrank_speech.features.store import read_features
 
 if TYPE_CHECKING:
     from lowrank_speech.features.augment import Augmentation
-
-# Lhotse warns of each cut that is longer than a batch; the training logs how many there are.
-warnings.filterwarnings("ignore", message="We have exceeded the max_duration constraint")
-
-BUFFER = 20_000  # cuts among which Lhotse's sampler draws
 
 Cuts = KeptCuts | ListedCuts | CutSet
 
@@ -177,26 +171,6 @@ def _one_thread() -> Iterator[None]:
             torch.set_num_threads(before)
 
 
-class _Length:
-    """A stand-in for a cut in Lhotse's sampler, which reads the duration and stores ``dataloading_info``."""
-
-    __slots__ = ("dataloading_info", "duration", "number")
-
-    def __init__(self, number: int, duration: float):
-        self.number, self.duration = number, duration
-
-
-class _Lengths:
-    def __init__(self, durations: np.ndarray, seed: int, epoch: int):
-        self.durations, self.order = durations, np.arange(len(durations))
-        if len(durations) > BUFFER:
-            # Lhotse only shuffles the cuts in its buffer, so in a longer corpus it would only mix neighbours.
-            self.order = np.random.default_rng([seed, epoch]).permutation(len(durations)).astype(np.int32)
-
-    def __iter__(self) -> Iterator[_Length]:
-        return (_Length(int(i), float(self.durations[i])) for i in self.order)
-
-
 def batch_indices(
     cuts: KeptCuts | ListedCuts,
     batch_seconds: float,
@@ -204,64 +178,57 @@ def batch_indices(
     epoch: int,
     quadratic_seconds: float | None = None,
 ) -> Iterator[list[int]]:
-    """The batches of one epoch as lists of cut indices, from Lhotse's dynamic buckets by duration.
+    """The batches of one epoch as lists of cut indices: cuts of similar durations in a batch, batches in random order.
 
-    Order and batches depend only on ``seed`` and ``epoch``. The longest cut times the number of cuts is at most
-    ``batch_seconds``, unless a single cut is longer. If the last cut of Lhotse's batch is too long to fit, it moves to
-    a later batch, with other cuts of its length. With ``quadratic_seconds`` q, a cut of d seconds counts as d + d² / q,
-    so long cuts get smaller batches.
+    Depends only on durations, ``seed`` and ``epoch``. The longest cut times the number of cuts is at most
+    ``batch_seconds``, unless a single cut is longer. With ``quadratic_seconds`` q, a cut of d seconds counts as
+    d + d² / q, so long cuts get smaller batches.
+
+    All cuts stand in a line by duration, each takes as much of it as it is long, and every epoch moves each cut forward
+    by a random stretch of up to ``_stretch`` seconds. Batches are cut from the line, one after the other, as full as
+    possible, and then shuffled. So each cut meets all others of its length over the epochs, and only one batch is
+    incomplete.
+
+    Lhotse's DynamicBucketingSampler pads up to eight times as much with its ten buckets. With a hundred it pads as
+    little, but takes 30 times as long, exceeds ``batch_seconds`` and, in a corpus of few batches, makes half-full ones
+    of the same cuts in every epoch (benchmarks/RESULTS-loader.md).
     """
-    sizes = cuts.durations if quadratic_seconds is None else cuts.durations + cuts.durations**2 / quadratic_seconds
-    late: list[int] = []
-    for batch in _lhotses(cuts, batch_seconds, seed, epoch, quadratic_seconds):
-        if len(batch) > 1 and len(batch) * sizes[batch].max() > batch_seconds:
-            late.append(batch.pop())
-        yield batch
-        full = len(late) > 1 and len(late) * sizes[late].max() > batch_seconds
-        if full:
-            yield late[:-1]
-            late = late[-1:]
-    if late:
-        yield late
+    sizes = np.asarray(cuts.durations)
+    if quadratic_seconds is not None:
+        sizes = sizes + sizes**2 / quadratic_seconds
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(sizes)).astype(np.int32)  # so that equal durations come in random order
+    order = order[np.argsort(sizes[order], kind="stable")]
+    places = np.cumsum(sizes[order])
+    if len(places):
+        places += _stretch(places[-1], batch_seconds) * generator.random(len(places))
+    order = order[np.argsort(places, kind="stable")]
+    ends = _ends(sizes, order, batch_seconds)
+    for number in generator.permutation(len(ends)).tolist():
+        yield order[ends[number - 1] if number else 0 : ends[number]].tolist()
 
 
-def _lhotses(
-    cuts: KeptCuts | ListedCuts, batch_seconds: float, seed: int, epoch: int, quadratic_seconds: float | None
-) -> Iterator[list[int]]:
-    """The batches of Lhotse's sampler; only the last cut of each may be too long to fit."""
-    if len(cuts) < 2:  # Lhotse needs at least two buckets
-        yield from [[0]] * len(cuts)
-        return
-    sampler = DynamicBucketingSampler(
-        _Lengths(cuts.durations, seed, epoch),
-        max_duration=batch_seconds,
-        quadratic_duration=quadratic_seconds,
-        duration_bins=bucket_bounds(cuts.durations),
-        buffer_size=BUFFER,
-        shuffle=True,
-        seed=1000 * seed,  # Lhotse adds the epoch
-        rank=0,
-        world_size=1,
-    )
-    sampler.set_epoch(epoch)
-    for batch in sampler:
-        yield [length.number for length in batch]
+def _stretch(total: float, batch_seconds: float) -> float:
+    """How many seconds a cut may move in the line by duration of ``total`` seconds.
 
-
-def bucket_bounds(durations: np.ndarray, number: int | None = None) -> list[float]:
-    """The lower bounds in seconds of at most ``number`` buckets except the first one, in ascending order.
-
-    Each bucket holds an equal share of the speech; by default there are up to ten buckets of at least twenty
-    utterances. Lhotse would estimate the bounds from the first 10,000 cuts, which may all be of similar length.
+    A hundredth of the line costs at most 3 % of padding. Cuts change partners if it is at least four batches; a corpus
+    of few batches would pad too much with more than a sixth of the line.
     """
-    ordered, bounds, begin = np.sort(durations), [], 0.0
-    total = np.cumsum(ordered)
-    share = total[-1] / (number or min(10, max(2, len(durations) // 20)))
-    # As in lhotse's estimate_duration_buckets, a bucket ends when it has more than its share.
-    while (last := int(np.searchsorted(total, begin + share, side="right"))) + 1 < len(ordered):
-        bounds.append(float(ordered[last + 1]))
-        begin = total[last]
-    return bounds
+    return min(max(4 * batch_seconds, total / 100), total / 6)
+
+
+def _ends(sizes: np.ndarray, order: np.ndarray, batch_seconds: float) -> "array[int]":
+    """Where the batches end in ``order``: each takes cuts while the largest size times their number fits."""
+    ends, begin, longest = array("q"), 0, 0.0
+    for first in range(0, len(order), 2**16):  # Python's floats need much more memory than NumPy's
+        for i, size in enumerate(sizes[order[first : first + 2**16]].tolist(), first):
+            longest = max(longest, size)
+            if i > begin and longest * (i + 1 - begin) > batch_seconds:
+                ends.append(i)
+                begin, longest = i, size
+    if begin < len(order):
+        ends.append(len(order))
+    return ends
 
 
 def longest_first(cuts: KeptCuts | ListedCuts, batch_seconds: float) -> Iterator[list[int]]:

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.features.batches import bucket_bounds
 from lowrank_speech.models.speech import SpeechModel
 
 
@@ -83,13 +82,27 @@ def _for_each_length(layer: nn.Module, backend: str | Callable) -> Callable:
 def length_buckets(seconds: Sequence[float] | np.ndarray, number: int, rate: float) -> tuple[int, ...]:
     """At most ``number`` lengths to which batches are padded, in frames at ``rate`` Hz, in ascending order.
 
-    Each bucket gets an equal share of the speech, as in Lhotse's buckets; the longest utterance fits the last one.
+    Each bucket gets an equal share of the speech; the longest utterance fits the last one.
     """
     ordered = np.sort(seconds)
     last = np.searchsorted(ordered, bucket_bounds(ordered, number)) - 1
     ends = ordered[np.append(last[last >= 0], -1)]
     # A front end's last frame may cover a little more than the recording.
     return tuple(sorted({math.ceil(s * rate) + 1 for s in ends.tolist()}))
+
+
+def bucket_bounds(durations: np.ndarray, number: int) -> list[float]:
+    """The lower bounds in seconds of at most ``number`` buckets except the first one, in ascending order.
+
+    Each bucket holds an equal share of the speech, as in lhotse's estimate_duration_buckets: it ends when it has more.
+    """
+    ordered, bounds, begin = np.sort(durations), [], 0.0
+    total = np.cumsum(ordered)
+    share = total[-1] / number
+    while (last := int(np.searchsorted(total, begin + share, side="right"))) + 1 < len(ordered):
+        bounds.append(float(ordered[last + 1]))
+        begin = total[last]
+    return bounds
 
 
 @contextlib.contextmanager
