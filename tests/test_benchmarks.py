@@ -166,6 +166,7 @@ def test_the_ctc_benchmark(main, capsys):
 
 
 BAD = [
+    ("allocation", "", "the following arguments are required: model, --speech"),
     ("bench_trainer", "--preset nix", "--preset nix: expected one of: small, "),
     ("bench_trainer", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: expected one of: small, "),
     ("bench_trainer", "--device cuda", "torch sees no CUDA device"),
