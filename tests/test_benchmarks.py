@@ -167,6 +167,9 @@ def test_the_ctc_benchmark(main, capsys):
 
 BAD = [
     ("allocation", "", "the following arguments are required: model, --speech"),
+    ("gpu", "", "the following arguments are required: command"),
+    ("padding", "--rounds 0", "argument --rounds: '0' "),
+    ("profile_step", "--rounds 0", "argument --rounds: '0' "),
     ("bench_trainer", "--preset nix", "--preset nix: expected one of: small, "),
     ("bench_trainer", "--preset w2v-bert-2.0", "--preset w2v-bert-2.0: expected one of: small, "),
     ("bench_trainer", "--device cuda", "torch sees no CUDA device"),
