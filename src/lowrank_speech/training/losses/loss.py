@@ -133,7 +133,8 @@ class Loss(nn.Module):
     def untranscribed(self, tokens: Sequence[int] | None) -> Any:
         """A target for ``logits`` and ``predicted`` alone, of an utterance without a transcript; JSON-serialisable.
 
-        ``tokens``: what the decoder reads, its prompt included; None without a decoder.
+        ``tokens``: what the decoder reads, its prompt included; None if no decoder reads, because there is none, or
+        because only the encoder learns.
         """
         raise NotImplementedError
 
