@@ -124,6 +124,20 @@ def test_small_batches_give_the_gradient_of_a_large_one(task, tmp_path):
     torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_a_training_without_any_transcript_has_no_loss_of_the_task_and_still_trains(task, tmp_path):
+    trainer = drawn_trainer(task, tmp_path, TrainConfig(epochs=6, batch_seconds=1.0, lr=0.005, keep="last"))
+    teacher = Teacher(setup_of(task, 2)[0], SETTINGS, "fp32")
+    trainer.objective = trainer.stepper.objective = DistilledUntranscribed(trainer.objective, teacher)
+    trainer.parts = trainer.parts._replace(objective=trainer.objective)
+    cuts = [without_transcript(cut, trainer.objective.task) for cut in drawn_cuts()]
+    trainer.run(cuts, drawn_cuts(), tmp_path / "metrics.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["loss"] is None and row["skipped"] == 0 and row["dev_loss"] > 0 for row in rows)
+    for name in ("loss_logits", "loss_hidden"):
+        assert 0 < rows[-1][name] < 0.8 * rows[0][name]
+
+
 # --- the transcripts of the teacher
 
 
