@@ -40,7 +40,7 @@ def run(stage, cfg, manifest, **paths):
     """(exit code, manifest with the run's ``cost``) of a stage's ``main``."""
     arguments = ["--cfg", json.dumps(cfg), "--manifest", str(manifest)]
     for name, path in paths.items():
-        arguments += [f"--{name.replace('_', '-')}", str(path)]
+        arguments += [f"--{name.replace('_', '-')}", *map(str, path if isinstance(path, list) else [path])]
     code = stage.main(arguments)
     return code, json.loads(manifest.read_text(encoding="utf-8")) | {"cost": read_cost(manifest)} if code == 0 else None
 

@@ -48,7 +48,15 @@ def test_splits_that_share_nothing(tmp_path, train):
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("train", "test"), ("train", "dev"), ("pretrain", "test"), ("pretrain", "dev"), ("dev", "test")]
+    ("one", "other"),
+    [
+        ("train", "test"),
+        ("train", "dev"),
+        ("pretrain", "test"),
+        ("pretrain", "dev"),
+        ("dev", "test"),
+        ("untranscribed", "dev"),
+    ],
 )
 def test_equal_samples_under_two_names(tmp_path, capfd, train, one, other):
     test = index(tmp_path, "d", "test", [("x", "s8", "8"), ("y", "s9", "2")])
@@ -77,7 +85,15 @@ def test_an_id_twice_in_one_corpus(tmp_path, capfd, train):
 def test_what_may_be_shared(tmp_path, train):
     again = index(tmp_path, "c", "more", [("a", "s1", "1")])
     one, other = (index(tmp_path, "c", name, [("x", "s8", "8")]) for name in ("test", "other"))
-    splits = [("pretrain", train), ("train", train), ("train", again), ("test", one), ("test", other), ("test", other)]
+    splits = [
+        ("pretrain", train),
+        ("train", train),
+        ("untranscribed", train),
+        ("train", again),
+        ("test", one),
+        ("test", other),
+        ("test", other),
+    ]
     assert run(tmp_path, *splits) == 0
 
 
@@ -96,7 +112,10 @@ def test_speakers_are_reported(tmp_path, capfd, train):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("tset={path}", "--split: expected ROLE=FILE with a role of pretrain, train, dev, test, got 'tset="),
+        (
+            "tset={path}",
+            "--split: expected ROLE=FILE with a role of pretrain, train, untranscribed, dev, test, got 'tset=",
+        ),
         ("{path}", "--split: expected ROLE=FILE"),
         ("test=nowhere.index.tsv", "--split: nowhere.index.tsv does not exist"),
         ("test={other}", "not an index of the stage corpus"),

@@ -206,6 +206,10 @@ CONFIG_EDITS = {
         {"factorise": 2, **systems(4)},
     ),
     "a teacher": (put("methods.lowrank.distil", {"teacher": "full"}), systems(4)),
+    "a teacher, and speech for it alone": (
+        put("methods.lowrank.distil", {"teacher": "full", "untranscribed": {"corpus": "babel", "split": "pretrain"}}),
+        {"overlap": 2, "features": 2, **systems(4)},
+    ),
     "a teacher that trains otherwise": (
         several(put("methods.lowrank.distil", {"teacher": "full"}), put("methods.full.training", {"lr": 0.002})),
         systems(8),
@@ -347,6 +351,8 @@ CODE_EDITS = {
     "constraint": ("lowrank/constraint.py", statement, systems(8)),
     "truncation, which no method uses": ("lowrank/truncate.py", statement, {}),
     "distillation, which no method uses": ("training/losses/distil.py", statement, {}),
+    "speech for a teacher alone, which no method uses": ("training/losses/untranscribed.py", statement, {}),
+    "its transcripts": ("training/data/untranscribed.py", statement, {}),
     "ranks": ("lowrank/plan.py", statement, {"factorise": 4, **systems(12)}),
     "allocation of ranks": ("lowrank/allocate.py", statement, {}),
     "factors": ("lowrank/factors.py", statement, {"factorise": 4, **systems(12)}),

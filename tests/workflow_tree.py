@@ -33,7 +33,7 @@ cfg = json.loads(flags["--cfg"][0])
 json.loads(flags.get("--runtime", ["{}"])[0])
 out = flags.get("--out", [""])[0]
 manifest = flags["--manifest"][0]
-for name in ("--cuts", "--train-cuts", "--dev-cuts", "--moments"):
+for name in ("--cuts", "--train-cuts", "--dev-cuts", "--untranscribed-cuts", "--moments"):
     assert all(os.path.isfile(path) for path in flags.get(name, [])), (name, flags[name])
 model = ["model.safetensors", "config.json"]
 split = flags.get("--split", [""])[0]

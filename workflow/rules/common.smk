@@ -42,6 +42,7 @@ from lowrank_speech.workflow.config import (
     task_splits,
     teacher,
     tests,
+    untranscribed,
 )
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.results import errors
@@ -331,6 +332,16 @@ def features_file(base, split, suffix):
 def task_features(key, suffix):
     """features_file of the split that a task names as `key` (train, dev)."""
     return quick(lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix))
+
+
+def untranscribed_features(suffix):
+    """features_file of the splits of which a system learns only what its teacher computes."""
+
+    def paths(wildcards):
+        splits = untranscribed(CONFIG, System(wildcards.base, wildcards.task, wildcards.method))
+        return [features_file(wildcards.base, split, suffix) for split in splits]
+
+    return paths
 
 
 def test_features(suffix):

@@ -8,6 +8,7 @@ rule train:
         start=start_of,
         train=task_features("train", "json"),
         dev=task_features("dev", "json"),
+        untranscribed=untranscribed_features("json"),
         lang=task_lang,
         teacher=teacher_of(None),
         calibrate=truncation_moments("calibrate.json"),
@@ -16,6 +17,7 @@ rule train:
         moments=ancient(truncation_moments("moments.safetensors")),
         train_cuts=ancient(task_features("train", "jsonl.gz")),
         dev_cuts=ancient(task_features("dev", "jsonl.gz")),
+        untranscribed_cuts=ancient(untranscribed_features("jsonl.gz")),
     output:
         weights=f"{layout.train()}/model/model.safetensors",
         config=f"{layout.train()}/model/config.json",
@@ -38,6 +40,7 @@ rule train:
         paths=options(
             "train_cuts",
             "dev_cuts",
+            "untranscribed_cuts",
             "moments",
             model="weights",
             lang="lang",

@@ -46,7 +46,8 @@ def check(slices: Slices) -> None:
         for name, section in config["methods"].items():
             for part, cls in METHOD_PARTS.items():
                 if section.get(part) is not None:
-                    read(cls, section[part], f"methods.{name}.{part}")
+                    own = {k: v for k, v in section[part].items() if k != "untranscribed"}
+                    read(cls, own, f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         _check_jobs(slices)

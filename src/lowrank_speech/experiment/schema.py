@@ -9,6 +9,7 @@ from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.experiment.sections import (
     BaseSection,
     CalibrateSection,
+    DistilSection,
     LangSection,
     MethodSection,
     PretrainSection,
@@ -53,10 +54,11 @@ def schema() -> Node:
         ("constraint", ConstraintSettings),
         ("lora", LoraSettings),
         ("progressive", Progressive),
-        ("distil", DistilSettings),
         ("report", report.ReportConfig),
     ):
         tool.define(name, cls)
+    tool.definitions["distil"] = _closed(tool.of(DistilSettings), tool.of(DistilSection))
+    tool.definitions["distil"]["properties"]["untranscribed"] |= {"minItems": 1, "uniqueItems": True}
     tool.define("score", ScoreOptions)
     tool.define("runtime", Runtime)
     tool.definitions["calibrate"] = _closed(

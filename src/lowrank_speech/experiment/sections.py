@@ -48,6 +48,15 @@ class MethodSection:
 
 
 @settings
+class DistilSection:
+    """Which speech a method learns from its teacher alone."""
+
+    untranscribed: SplitName | tuple[SplitName, ...] | None = key(
+        None, "a split of further speech, or a list of them: only the teacher's terms count there, never transcripts"
+    )
+
+
+@settings
 class PretrainSection:
     """Where a base from scratch is pretrained."""
 

@@ -1,12 +1,13 @@
 """Stage overlap: check whether the splits of a task share utterances, audio or speakers.
 
-inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train, dev, test
+inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train,
+                     untranscribed (distillation), dev, test
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
-No utterance of a training role (pretrain, train) may occur in dev or test, and no utterance of dev in test. Two
-utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an utterance, the
-stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
+No utterance of a training role (pretrain, train, untranscribed) may occur in dev or test, and no utterance of dev in
+test. Two utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an
+utterance, the stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
     --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lowrank_speech")
 
-ROLES = ("pretrain", "train", "dev", "test")
-TRAINING = {"pretrain", "train"}
+ROLES = ("pretrain", "train", "untranscribed", "dev", "test")
+TRAINING = {"pretrain", "train", "untranscribed"}
 """Roles that may share anything. Any other two roles may share no utterance."""
 COLUMNS = ("id", "speaker", "sha256")
 SUFFIX = ".index.tsv"
@@ -77,7 +78,8 @@ def body(run: common.Run) -> None:
     """Read, compare, write."""
     arguments = run.arguments
     splits = [read_split(text) for text in dict.fromkeys(arguments.split)]
-    apart = [(a, b) for a, b in itertools.combinations(splits, 2) if a.role != b.role and {a.role, b.role} != TRAINING]
+    pairs = itertools.combinations(splits, 2)
+    apart = [(a, b) for a, b in pairs if a.role != b.role and not {a.role, b.role} <= TRAINING]
     rows = [row for one, other in apart for row in shared(one, other)]
     listed = arguments.manifest.with_name("shared.tsv")
     write_table(listed, HEADER, rows)

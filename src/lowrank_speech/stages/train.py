@@ -4,6 +4,7 @@ inputs   --model       model folder (stage base or factorise)
          --train-cuts, --dev-cuts   cuts with the family's features (stage features)
          --lang        recognition: token set (stage lang)
          --teacher     `distil`: model folder of the teacher (stage base or train)
+         --untranscribed-cuts   `distil`: further cuts with features, of which only the teacher's terms count
          --moments     `progressive`: second moments of the layers' inputs (stage calibrate), to weigh truncations by
 outputs  --out         folder with
            model/          the adapted model, complete; LoRA merged into the weights
@@ -68,6 +69,9 @@ def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dev-cuts", required=True, type=Path, help="cuts that choose the epoch, .jsonl.gz")
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     parser.add_argument("--teacher", type=Path, help="distil: model folder of the teacher")
+    parser.add_argument(
+        "--untranscribed-cuts", nargs="+", default=[], type=Path, help="distil: cuts to learn from the teacher alone"
+    )
     parser.add_argument("--moments", type=Path, help="progressive: second moments of the layers' inputs, .safetensors")
     parser.add_argument("--out", required=True, type=Path, help="output: the system's folder")
     parser.add_argument("--tensorboard", type=Path, help="folder of event files, for `tensorboard: true`")
@@ -88,6 +92,10 @@ def body(run: common.Run) -> None:
             if arguments.teacher is None
             else "train: --teacher has no effect without the section distil; add it, or remove --teacher"
         )
+    if arguments.untranscribed_cuts and config.distil is None:
+        raise UserError("train: --untranscribed-cuts needs the section distil: only a teacher can say what they teach")
+    for path in arguments.untranscribed_cuts:
+        common.existing(path, "--untranscribed-cuts")
     if config.distil is not None:
         common.existing(arguments.teacher, "--teacher")
         _check_distil(config)
@@ -111,9 +119,11 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     """The training, outputs, metrics and cost; None in a process that writes nothing, if there are several."""
     import torch
 
+    from lowrank_speech.features.batches import Loader
     from lowrank_speech.features.inputs import inputs_of
     from lowrank_speech.lang.load import Lang
     from lowrank_speech.lang.tokenizer_files import tokenizer_files
+    from lowrank_speech.models.device import pick_device
     from lowrank_speech.models.dropout import set_dropout
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.tasks import to_task
@@ -147,6 +157,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         identity(run.cfg, run.code, lang, arguments.model, *filter(None, [arguments.teacher])),
         task.segment and task.segment.seconds,
         arguments.tensorboard,
+        arguments.untranscribed_cuts,
     )
     materials = Materials(recipe, lang, labels=sorted(task.languages or ()), device=runtime.device)
     kind = "classify" if lang is None else base.recognises_by
@@ -157,19 +168,29 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     elif kind == "ctc":
         materials.tokens = lang.tokens
     objective = make_objective(kind, materials)
-    teacher = None
+    teacher, writer, inputs = None, None, inputs_of(arguments.model)
     if config.distil is not None:
         from lowrank_speech.training.losses.distil import Distilled, Teacher
 
         teacher = Teacher(load_model(arguments.teacher), config.distil, recipe.precision, str(arguments.teacher))
         teacher.check(base, kind, lang and lang.sha256, config.task.languages and materials.labels)
-        objective = Distilled(objective, teacher)
-    usable = training.usable(base, objective)
+        if not arguments.untranscribed_cuts:
+            objective = Distilled(objective, teacher)
+        else:
+            # Imported here, so that the code hash of a training without such cuts can leave it out.
+            from lowrank_speech.training.data.untranscribed import Writer
+            from lowrank_speech.training.losses.untranscribed import DistilledUntranscribed
+
+            objective = DistilledUntranscribed(objective, teacher)
+            if kind == "seq2seq" and config.distil.logits:
+                writer = Writer(teacher.model, Loader(inputs), pick_device(runtime.device), recipe.precision)
+    usable = training.usable(base, objective, writer)
+    transcribed = len(usable.train) - usable.untranscribed
     if kind == "classify":
         model, new_head = to_task(base, "classify", len(usable.labels), usable.labels, seed=config.seed)
         # The classifier learns posteriors under these priors; decoding divides them out again.
         counts = usable.languages.counts
-        model.meta.priors = [counts[label] / len(usable.train) for label in usable.labels]
+        model.meta.priors = [counts[label] / transcribed for label in usable.labels]
         if teacher is not None:
             teacher.check(base, kind, labels=usable.labels)
     elif kind == "ctc":
@@ -180,7 +201,6 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     peft_model = lora_on(model, config.lora) if config.adapt == "lora" else None
     metrics_file = out / "metrics.jsonl"
     if any(p.requires_grad for p in model.parameters()):
-        inputs = inputs_of(arguments.model)
         constraint, truncation = _constraint(model, config), _truncation(model, config, arguments.moments)
         outcome = training.train(model, objective, usable, inputs, metrics_file, constraint, truncation=truncation)
         model.meta.target = None
@@ -206,13 +226,17 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         "new_head": new_head,
         "parameters_total": model.parameters_total(),
         "parameters_dense": model.dense_parameters(),
-        "utterances_train": len(usable.train),
+        "utterances_train": transcribed,
         "utterances_dev": len(usable.dev),
         "seconds_speech": round(float(usable.train.durations.sum()), 3),
         "labels": usable.labels if kind == "classify" else None,
         "set_aside": training.set_aside.counts(),
     }
     if teacher is not None:
+        if arguments.untranscribed_cuts:
+            metrics["utterances_untranscribed"] = usable.untranscribed
+            seconds = usable.train.durations[transcribed:].sum()
+            metrics["seconds_untranscribed"] = round(float(seconds), 3)
         metrics["parameters_teacher"] = teacher.model.parameters_total()
         outcome.cost["bytes"]["teacher"] = teacher.bytes
     return training, outputs, metrics, outcome.cost

@@ -140,7 +140,8 @@ class Trainer:
             finally:
                 self.progress.close()
                 self.curves.close()
-            if not any(row["loss"] is not None for row in state.history):
+            means = ["loss", *(f"loss_{name}" for name in self.objective.shown)]
+            if not any(row.get(mean) is not None for row in state.history for mean in means):
                 raise UserError(
                     f"none of {self.step} steps changed the weights: no loss or gradient was finite; listen to the "
                     f"recordings of the utterances named above, or lower lr and head_lr"

@@ -28,7 +28,7 @@ from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.files import files_read
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import Runtime, TrainConfig
-from lowrank_speech.training.data.prepared import prepared
+from lowrank_speech.training.data.prepared import are_prepared, prepared
 from lowrank_speech.training.data.splits import Split, Usable, augmentation, usable_cuts
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.losses.objective import Objective
@@ -46,6 +46,7 @@ class Run:
     """A training by ``recipe``. ``identity``: what else decides its result besides recipe, seed and cuts, as text.
 
     ``seconds``: cut utterances to at most this length. ``events``: folder for TensorBoard's files, if they are wanted.
+    ``untranscribed``: further training cuts, of which only the terms of a teacher count.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Run:
         identity: Sequence[str],
         seconds: float | None = None,
         events: Path | None = None,
+        untranscribed: Sequence[Path] = (),
     ):
         if runtime.tensorboard and events is None:
             raise UserError("tensorboard: true needs --tensorboard, the folder for the event files")
@@ -69,12 +71,13 @@ class Run:
             Split("the training cuts", train_cuts, recipe, seconds, seed),
             Split("the dev cuts", dev_cuts, None, seconds),
         )
+        self.untranscribed = [Split("untranscribed", path, recipe, seconds, seed) for path in untranscribed]
         self.augmentation = augmentation(recipe)
         self.set_aside = SetAside()
         # Name, size and time of noise recordings: reading all of them at every start would take minutes.
         self.sources = recipe.noise.recordings() if recipe.noise is not None else {}
         noise = [canonical_json([name, *file_state(path)]) for name, path in self.sources.items()]
-        self.key = _key([*identity, *map(_cuts_digest, (train_cuts, dev_cuts)), *noise])
+        self.key = _key([*identity, *map(_cuts_digest, (train_cuts, dev_cuts, *untranscribed)), *noise])
         self.scratch, self.folder = scratch, scratch / self.key[:SHOWN]
         for other in self._others():
             if KEY.fullmatch(other.name) and not Checkpoints(other).files():
@@ -82,18 +85,35 @@ class Run:
             else:
                 log.info("keeping %s: an unfinished run with other settings, inputs or code", other)
 
-    def usable(self, model: SpeechModel, objective: Objective) -> Usable:
+    def usable(self, model: SpeechModel, objective: Objective, writer: Any = None) -> Usable:
         """The cuts that can be used, with their targets. Only the first of several processes reads the manifests.
 
-        A run that continues reuses the cuts that it prepared before.
+        A run that continues reuses the cuts that it prepared before. ``writer``: transcribes what is ``untranscribed``
+        (``data.untranscribed.Writer``), if a decoder reads it; for that, each process does its share.
         """
+        more = None
+        if self.untranscribed:
+            # Imported here, so that the code hash of a training without such cuts can leave it out.
+            from lowrank_speech.training.data.untranscribed import Untranscribed
+
+            more = Untranscribed(self.untranscribed, self.folder, self.ranks, writer)
+            if not are_prepared(self.folder, self.key):
+                more.transcribe(model)
+            self.ranks.wait()
 
         def make() -> Usable:
             try:
                 return prepared(
                     self.folder,
                     self.key,
-                    lambda: usable_cuts(self.splits, model, objective, self.folder, self.set_aside),
+                    lambda: usable_cuts(
+                        self.splits,
+                        model,
+                        objective,
+                        self.folder,
+                        self.set_aside,
+                        () if more is None else more.usable(model, objective.task, self.set_aside),
+                    ),
                     self.set_aside,
                 )
             except UserError:

@@ -28,6 +28,7 @@ from lowrank_speech.workflow.config import (
     teacher,
     tests,
     training,
+    untranscribed,
 )
 from lowrank_speech.workflow.schema import Schema, nearest
 
@@ -391,6 +392,7 @@ def _check_teacher(config: Config, system: System, recipe: Mapping[str, Any], fa
     if distil is None:
         return
     where, base = f"methods.{system.method}.distil", config["bases"][system.base]
+    _check_untranscribed(config, system, f"{where}.untranscribed")
     if distil.get("hidden") and recipe.get("compile"):
         raise ConfigError(f"{where}.hidden: states within compiled layers cannot be read; set training.compile: false")
     if (chosen := teacher(config, system)) is not None:
@@ -408,6 +410,22 @@ def _check_teacher(config: Config, system: System, recipe: Mapping[str, Any], fa
             f"{where}.teacher: the base {system.base} has no outputs for the task {system.task} to learn from; name a "
             f"method as the teacher, or set logits: 0 and a weight for hidden"
         )
+
+
+def _check_untranscribed(config: Config, system: System, where: str) -> None:
+    """Refuse splits that do not exist, that occur twice, or that the task trains, evaluates or tests on."""
+    splits = untranscribed(config, system)
+    roles = {split: f"the {name} split" for name, split in task_splits(config, system.task).items()}
+    roles |= dict.fromkeys(tests(config, system.task).values(), "a test split")
+    for number, split in enumerate(splits):
+        _known_split(config, where, split, "split")
+        if split in splits[:number]:
+            raise ConfigError(f"{where}: {split.split!r} of corpora.{split.corpus} occurs twice; remove one")
+        if split in roles:
+            raise ConfigError(
+                f"{where}.split: {split.split!r} of corpora.{split.corpus} is {roles[split]} of tasks.{system.task}; "
+                f"choose a split that the task does not use"
+            )
 
 
 def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any]) -> None:

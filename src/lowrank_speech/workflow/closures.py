@@ -11,12 +11,14 @@ from weakref import WeakKeyDictionary
 
 from lowrank_speech import fingerprints
 from lowrank_speech.fingerprints import PACKAGE
+from lowrank_speech.workflow.config import System, untranscribed
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 """Modules that never affect a result."""
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
 TRUNCATION = ("training.truncation", "lowrank.truncate")
+DISTILLATION = ("training.losses.distil", "training.losses.untranscribed", "training.data.untranscribed")
 ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
 """Stages that load models."""
 ADAPTED = ("train", "emissions", "decode", "export")
@@ -79,7 +81,7 @@ def _of_base(slices: Slices, wildcards: Any) -> set[str]:
     cfg, family = slices.base(wildcards).cfg, slices.schema["families"][base["family"]]
     task = family["recognises_by"]
     gabor = set() if family["front_end"] and cfg["front_end"] == "gabor" else {"models.gabor"}
-    never = {"models.sources", *LORA, *TRUNCATION, "lowrank.constraint", "training.losses.distil"}
+    never = {"models.sources", *LORA, *TRUNCATION, "lowrank.constraint", *DISTILLATION}
     return never | gabor | _recipe(slices, task, cfg["pretrain"])
 
 
@@ -91,7 +93,9 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
     if not cfg.get("progressive"):
         found |= set(TRUNCATION)
     if not cfg.get("distil"):
-        found.add("training.losses.distil")
+        found |= set(DISTILLATION)
+    elif not untranscribed(slices.config, System(wildcards.base, wildcards.task, wildcards.method)):
+        found |= set(DISTILLATION[1:])
     return found | _recipe(slices, slices.model_task(wildcards), cfg["training"])
 
 

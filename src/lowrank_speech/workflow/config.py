@@ -107,16 +107,18 @@ DEFAULT_DECODERS = {"asr": "greedy", "lid": "scores"}
 
 
 def overlaps(config: Config, task: str) -> dict[str, list[Split]]:
-    """Role (train, dev, test, pretrain) -> the splits that affect a task's results; for the overlap check."""
+    """Role (train, dev, test, pretrain; untranscribed, if there are any) -> the splits that affect a task's results."""
     roles = {name: [split] for name, split in task_splits(config, task).items()}
     roles["test"] = list(dict.fromkeys(tests(config, task).values()))
     scratch = [config["bases"][base] for base in config["systems"]["bases"]]
     found = [Split(b["pretrain"]["corpus"], b["pretrain"]["train"]) for b in scratch if b["source"] == "scratch"]
-    return roles | {"pretrain": sorted(set(found) - {roles["train"][0]})}
+    roles["pretrain"] = sorted(set(found) - {roles["train"][0]})
+    heard = sorted({split for s in systems(config) if s.task == task for split in untranscribed(config, s)})
+    return roles | ({"untranscribed": heard} if heard else {})
 
 
 def splits_used(config: Config) -> list[Split]:
-    """All splits that the grid needs, sorted: of tasks, pretraining, token sets and calibration."""
+    """All splits that the grid needs, sorted: of tasks, pretraining, token sets, calibration and distillation."""
     grid, found = config["systems"], set()
     for task in grid["tasks"]:
         found.update(task_splits(config, task).values(), tests(config, task).values())
@@ -126,6 +128,8 @@ def splits_used(config: Config) -> list[Split]:
             found.update(Split(base["pretrain"]["corpus"], base["pretrain"][key]) for key in ("train", "dev"))
         if needs_lang(config, name):
             found.update(lang_splits(config, base["lang"]))
+    for system in systems(config):
+        found.update(untranscribed(config, system))
     if any(calibrated(config["methods"][method]) for method in grid["methods"]):
         found.add(Split(config["calibrate"]["corpus"], config["calibrate"]["split"]))
     return sorted(found)
@@ -149,6 +153,13 @@ def teacher(config: Config, system: System) -> System | None:
     """The system that is the teacher of ``system``; None without one, or if the base is the teacher."""
     name = (config["methods"][system.method].get("distil") or {}).get("teacher", BASE)
     return None if name == BASE else system._replace(method=name)
+
+
+def untranscribed(config: Config, system: System) -> list[Split]:
+    """The splits of which ``system`` learns only what its teacher computes (``distil.untranscribed``)."""
+    given = (config["methods"][system.method].get("distil") or {}).get("untranscribed") or []
+    corpus = config["tasks"][system.task]["corpus"]
+    return [Split(s.get("corpus") or corpus, s["split"]) for s in ([given] if isinstance(given, Mapping) else given)]
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------

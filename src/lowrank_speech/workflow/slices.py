@@ -180,7 +180,7 @@ class Slices:
         if method.get("progressive"):
             cfg["progressive"] = method["progressive"]
         if method.get("distil"):
-            cfg["distil"] = method["distil"]
+            cfg["distil"] = _without(method["distil"], ("untranscribed",))  # its splits come as files
         return Slice(cfg, runtime)
 
     @once

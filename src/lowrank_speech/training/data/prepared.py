@@ -37,6 +37,7 @@ def prepared(folder: Path, key: str, make: Callable[[], Usable], set_aside: SetA
             "counts": dict(usable.languages.counts),
             "without": usable.languages.without,
             "labels": usable.labels,
+            "untranscribed": usable.untranscribed,
             "set_aside": set_aside.rows,
         }
         write_json(folder / RECORD, record)
@@ -44,7 +45,14 @@ def prepared(folder: Path, key: str, make: Callable[[], Usable], set_aside: SetA
     set_aside.rows.extend(map(tuple, record["set_aside"]))
     train, dev = (KeptCuts(folder / name) for name in SPLITS)
     log.info("using the cuts that an earlier run prepared")
-    return Usable(train, dev, Languages(Counter(record["counts"]), record["without"]), record["labels"])
+    languages = Languages(Counter(record["counts"]), record["without"])
+    return Usable(train, dev, languages, record["labels"], record["untranscribed"])
+
+
+def are_prepared(folder: Path, key: str) -> bool:
+    """Whether ``prepared`` would read what an earlier run wrote."""
+    record = _read(folder)
+    return record is not None and record["key"] == key
 
 
 def _read(folder: Path) -> dict[str, Any] | None:

@@ -1,8 +1,9 @@
 """Select the cuts that a training can use, with their targets, and set the others aside before the first step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ class Split:
     """A split, whose cuts can be read several times.
 
     ``what``: its name in messages; ``recipe``: only for the training split, whose speed may change; ``seconds``: cut
-    utterances to at most this length, at a position drawn from ``seed`` (None: the middle).
+    utterances to at most this length, at a position drawn from ``seed`` (None: the middle); ``number``: of its usable
+    cuts, once ``usable_cuts`` has seen them.
     """
 
     what: str
@@ -32,6 +34,7 @@ class Split:
     recipe: TrainConfig | None
     seconds: float | None = None
     seed: int | None = None
+    number: int = 0
 
     def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
         """Yield the cuts that fit the model's window. Raises UserError if they have stored features to augment."""
@@ -70,19 +73,28 @@ class Split:
 class Usable:
     """The usable cuts of both splits, on disk. Processes can send this object to each other.
 
-    ``languages``: of the training cuts; ``labels``: the languages that the losses distinguish.
+    ``languages``: of the transcribed training cuts; ``labels``: the languages that the losses distinguish;
+    ``untranscribed``: number of cuts of which only a teacher's terms count, the last ones of ``train``.
     """
 
     train: KeptCuts
     dev: KeptCuts
     languages: Languages
     labels: list[str]
+    untranscribed: int = 0
 
 
 def usable_cuts(
-    splits: Sequence[Split], model: SpeechModel, objective: Objective, folder: Path, set_aside: SetAside
+    splits: Sequence[Split],
+    model: SpeechModel,
+    objective: Objective,
+    folder: Path,
+    set_aside: SetAside,
+    untranscribed: Iterable[Any] = (),
 ) -> Usable:
     """Write the usable cuts of the training and the dev split to ``folder`` in one pass.
+
+    ``untranscribed``: cuts that the training uses too, after those of its split.
 
     Fills the objective's ``labels`` if the config does not name them. Raises UserError if a split has no usable cut, or
     if the training cuts do not suffice for a loss.
@@ -94,17 +106,20 @@ def usable_cuts(
             pass
         labels[:] = sorted(found.counts)
 
-    def kept(name: str, split: Split, cuts: Iterator[Any]) -> KeptCuts:
-        made = keep(cuts, folder / name)
-        require(made, f"{split.what}, {split.path}", set_aside)
-        return made
+    def some(split: Split, cuts: Iterable[Any]) -> Iterator[Any]:
+        split.number = 0
+        for cut in cuts:
+            split.number += 1
+            yield cut
+        require(range(split.number), f"{split.what}, {split.path}", set_aside)
 
-    kept_train = kept(SPLITS[0], train, languages.over(train.usable(model, objective, set_aside)))
+    transcribed = some(train, languages.over(train.usable(model, objective, set_aside)))
+    kept_train = keep(chain(transcribed, untranscribed), folder / SPLITS[0])
     if objective.wants_labels and not labels:
         labels[:] = languages.spoken()
-    kept_dev = kept(SPLITS[1], dev, dev.usable(model, objective, set_aside))
+    kept_dev = keep(some(dev, dev.usable(model, objective, set_aside)), folder / SPLITS[1])
     objective.check(languages)
-    return Usable(kept_train, kept_dev, languages, list(labels))
+    return Usable(kept_train, kept_dev, languages, list(labels), len(kept_train) - train.number)
 
 
 def augmentation(recipe: TrainConfig) -> Any:

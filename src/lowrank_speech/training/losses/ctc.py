@@ -53,6 +53,9 @@ class Ctc(Loss):
             return Reason("CTC target longer than its frames", f"{needed} needed, {utterance.frames} frames")
         return ids
 
+    def untranscribed(self, tokens: Sequence[int] | None) -> list[int]:
+        return []  # every frame is a prediction
+
     def build(self, model: SpeechModel) -> None:
         if self.auxiliary:
             self.head = nn.Linear(model.width, self.materials.tokens.size)
@@ -60,7 +63,8 @@ class Ctc(Loss):
 
     def collate(self, targets: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
         """Concatenated labels of all utterances, (sum of lengths,) int64, and the lengths (B,) int64."""
-        return torch.tensor([i for row in targets for i in row]), torch.tensor([len(row) for row in targets])
+        labels = torch.tensor([i for row in targets for i in row], dtype=torch.int64)
+        return labels, torch.tensor([len(row) for row in targets])
 
     def forward(
         self, model: SpeechModel, states: Tensor, frames: Tensor, target: tuple[Tensor, Tensor], errors: bool = False

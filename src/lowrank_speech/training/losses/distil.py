@@ -39,6 +39,9 @@ from lowrank_speech.training.losses.loss import Loss, Term
 from lowrank_speech.training.losses.objective import Losses, Objective, summed
 from lowrank_speech.training.memory.precision import DTYPES, FrozenWeights
 
+Encoded = tuple[Tensor, Tensor]
+"""Encoder states (B, F, D), and their valid lengths (B,)."""
+
 # -- the two losses ----------------------------------------------------------------------------------------------------
 
 
@@ -177,17 +180,10 @@ class Distilled(Objective):
         with outputs_of(encoder_layers(model) if hidden else ()) as own:
             states, frames = model.states(features, lengths)
         found = self.terms(model, states, frames, cuts, errors)
-        target = self._targets(cuts)[0]
-        with torch.no_grad():
-            teacher = self.teacher.model
-            with outputs_of(encoder_layers(teacher) if hidden else ()) as theirs:
-                states_t, frames_t = teacher.states(features, lengths)
-            logits = self.task.logits(teacher, states_t, frames_t, target) if self.teacher.settings.logits else None
-        if logits is not None:
-            chosen = self.task.predicted(target, frames, states.shape[1])
-            with torch.autocast(features.device.type, enabled=False):
-                apart = divergence(found[0].logits[chosen], logits[chosen], self.teacher.settings.temperature)
-            found.append(Term(apart.sum() / max(len(apart), 1), len(apart)))
+        with torch.no_grad(), outputs_of(encoder_layers(self.teacher.model) if hidden else ()) as theirs:
+            encoded = self.teacher.model.states(features, lengths)
+        if self.teacher.settings.logits:
+            found.append(self.apart(model, found[0].logits, (states, frames), encoded, cuts))
         if hidden:
             inside = model.layer_lengths(features, lengths)
             with torch.autocast(features.device.type, enabled=False):
@@ -195,8 +191,29 @@ class Distilled(Objective):
             found.append(Term(apart, int(inside.sum())))
         return summed(self.weights, found)
 
+    def apart(
+        self, model: SpeechModel, logits: Tensor | None, own: Encoded, theirs: Encoded, cuts: Sequence[Any]
+    ) -> Term:
+        """The divergence between ``model`` and the teacher, from what their encoders compute, ``own`` and ``theirs``.
+
+        ``logits``: those of ``model``, if they are known.
+        """
+        (states, frames), target = own, self._targets(cuts)[0]
+        if logits is None:
+            logits = self.task.logits(model, states, frames, target)
+        with torch.no_grad():
+            wanted = self.task.logits(self.teacher.model, *theirs, target)
+        chosen = self.task.predicted(target, frames, states.shape[1])
+        with torch.autocast(states.device.type, enabled=False):
+            found = divergence(logits[chosen], wanted[chosen], self.teacher.settings.temperature)
+        return Term(found.sum() / max(len(found), 1), len(found))
+
     def units(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
-        counts, features, lengths = super().units(model, batch), batch["features"], batch["lengths"]
+        return super().units(model, batch) + self.units_of_teacher(model, batch)
+
+    def units_of_teacher(self, model: SpeechModel, batch: dict[str, Any]) -> list[int]:
+        """The units of the teacher's terms; see ``units``."""
+        counts, features, lengths = [], batch["features"], batch["lengths"]
         if self.teacher.settings.logits:
             frames = model.output_lengths(features, lengths).cpu()
             target = self._targets(batch["cuts"])[0]

@@ -15,6 +15,8 @@ from lowrank_speech.lang.select import Languages, Reason, known_or_reason
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.losses.loss import Errors, Loss, Materials, Term, Utterance
 
+IGNORE = -100  # torch's ignore_index
+
 
 class Classify(Loss):
     name = "language"
@@ -30,6 +32,9 @@ class Classify(Loss):
         """The language's code. An auxiliary loss takes the set of languages from the training cuts."""
         labels = self.materials.labels
         return known_or_reason(utterance.language, labels) if labels or not self.auxiliary else utterance.language
+
+    def untranscribed(self, tokens: Sequence[int] | None) -> None:
+        return None  # nobody said which language it is
 
     def check(self, languages: Languages) -> None:
         labels = self.materials.labels
@@ -51,9 +56,9 @@ class Classify(Loss):
         if self.auxiliary:
             self.head = nn.Linear(model.width, len(self.materials.labels))
 
-    def collate(self, targets: Sequence[str]) -> Tensor:
-        """Label indices (B,) int64 of the languages."""
-        index = {label: i for i, label in enumerate(self.materials.labels)}
+    def collate(self, targets: Sequence[str | None]) -> Tensor:
+        """Label indices (B,) int64 of the languages; IGNORE if the language is None."""
+        index = {label: i for i, label in enumerate(self.materials.labels)} | {None: IGNORE}
         return torch.tensor([index[language] for language in targets])
 
     def forward(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Tensor, errors: bool = False) -> Term:

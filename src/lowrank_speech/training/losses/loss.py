@@ -5,7 +5,8 @@
     collate   targets of a batch -> tensors
     forward   the loss of a batch, and with ``errors`` the counts for the dev metric
     units     over how many labels (tokens, utterances) that loss is a mean, without computing it
-    logits    the model's predictions behind the loss, and ``predicted``, which of them count: for distillation
+    logits    the model's predictions behind the loss, and ``predicted``, which of them count: for distillation.
+              ``untranscribed`` makes their target where there is no transcript
 
 To add a loss, write a file with a subclass of ``Loss`` and name it in ``registry``.
 
@@ -128,6 +129,14 @@ class Loss(nn.Module):
 
     def build(self, model: SpeechModel) -> None:
         """Initialise the loss's own head with torch's generator; called once, when the model is complete."""
+
+    def untranscribed(self, tokens: Sequence[int] | None) -> Any:
+        """A target for ``logits`` and ``predicted`` alone, of an utterance without a transcript; JSON-serialisable.
+
+        ``tokens``: what the decoder reads, its prompt included; None if no decoder reads, because there is none, or
+        because only the encoder learns.
+        """
+        raise NotImplementedError
 
     def collate(self, targets: Sequence[Any]) -> Any:
         """Tensors of the targets of a batch."""

@@ -37,6 +37,14 @@ class Seq2seq(Loss):
             return Reason("text longer than the decoder", f"{read} tokens, the decoder takes at most {limit}")
         return [prompt, text]
 
+    def untranscribed(self, tokens: Sequence[int] | None) -> list[list[int]] | None:
+        """The tokens of the prompt, and the others with the end token."""
+        if tokens is None:
+            return None
+        known = self.materials.tokens
+        prompt = len(known.prompt(next(iter(known.language_ids), None)))
+        return [list(tokens[:prompt]), [*tokens[prompt:], known.eot]]
+
     def collate(self, targets: Sequence[list[list[int]]]) -> tuple[Tensor, Tensor]:
         """Decoder input (B, L) and labels (B, L), int64: prompt, text, end of text.
 
