@@ -2,6 +2,8 @@
 
 # ruff: noqa: F811  (fixtures of another test file)
 
+import dataclasses
+import inspect
 import json
 import logging
 import subprocess
@@ -15,10 +17,11 @@ from safetensors.torch import load_file
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import WhisperTokenizer
 
-from lowrank_speech import cli
+from lowrank_speech import cli, cli_factorise
 from lowrank_speech.lowrank.factorise import factorise
 from lowrank_speech.lowrank.layer_factors import Statistics
 from lowrank_speech.lowrank.moments import MomentsFile
+from lowrank_speech.lowrank.recipe import Factorise
 from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.build import unwrap
 from lowrank_speech.models.folder import load_model, save_model
@@ -83,6 +86,13 @@ def test_text_report_and_plot(folder, tmp_path, call):
     image = Image.open(plot)
     assert image.format == "PNG" and image.width > 400 and len(set(image.convert("RGB").getdata())) > 20
     assert sorted(p.name for p in out.parent.iterdir()) == ["low"]  # nothing is left beside it
+
+
+def test_defaults_are_those_of_the_recipe():
+    options = {name: p.default for name, p in inspect.signature(cli_factorise.factorise).parameters.items()}
+    assert options["layers"] is None  # ffn
+    keys = [field.name for field in dataclasses.fields(Factorise) if field.name != "layers"]
+    assert {key: options[key] for key in keys} == {key: getattr(Factorise, key) for key in keys}
 
 
 def test_equals_the_stages_bit_for_bit(folder, cuts, tmp_path, call):

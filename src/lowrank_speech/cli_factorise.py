@@ -33,10 +33,12 @@ def factorise(
     allocate: Annotated[
         bool, typer.Option("--allocate", help="Choose ranks by what they cost, measured on --calibrate.")
     ] = False,
-    floor: Annotated[float, typer.Option(help="With --allocate: the least rank, as a share of the full one.")] = 0.1,
+    floor: Annotated[float, typer.Option(help="With --allocate: the least rank, as a share of the full one.")] = (
+        Factorise.floor
+    ),
     exact_rows: Annotated[
         int, typer.Option(help="Frequent tokens whose rows of the embedding are kept.", min=0)
-    ] = 4000,
+    ] = Factorise.exact_rows,
     multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
     init: Annotated[
         Literal["svd", "activation", "two-sided", "random"], typer.Option(help="How to initialise factors.")

@@ -54,7 +54,7 @@ class Factorise:
         0.1, ge=0, lt=1, description="with allocate: the least rank of a layer, as a share of its full rank"
     )
     exact_rows: int = Field(
-        1000,
+        4000,
         ge=0,
         le=MOST,
         description="frequent tokens whose rows of the embedding are kept, beside all special tokens",
