@@ -22,6 +22,7 @@ from tiny_training import (
     drawn_cuts,
     drawn_trainer,
     full,
+    interrupt,
     lora,
     low_rank,
     objective_of,
@@ -51,18 +52,6 @@ def batch_of(task, cuts=None):
 
 def losses_of(task, student, objective, batch):
     return objective(student.train(), batch["features"], batch["lengths"], batch["cuts"])
-
-
-def interrupt(trainer, step):
-    """End the training before the update number ``step``."""
-    real = trainer.stepper.step
-
-    def stepped(*arguments):
-        if trainer.step == step:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    trainer.stepper.step = stepped
 
 
 # --- the two losses

@@ -28,7 +28,7 @@ from lowrank_speech.training.process.rng import rng_state, set_rng_state
 from lowrank_speech.training.process.signals import ASKING
 from lowrank_speech.training.result import mean
 from lowrank_speech.training.state import changing, copied, put
-from tiny_training import make_cuts, trainer_of
+from tiny_training import interrupt, make_cuts, trainer_of
 from training_driver import EVALUATION, FIRST, SECOND
 
 TESTS = Path(__file__).parent
@@ -159,14 +159,7 @@ def run_to(folder, cuts, steps=None, **changed):
     """A trainer of three epochs in ``folder`` that is stopped after ``steps`` steps, or runs to its end."""
     runtime = {"save_minutes": 1e-6} | changed
     trainer = trainer_of("ctc", folder / "scratch", TrainConfig(epochs=3, batch_seconds=0.7), **runtime)
-    real = trainer.stepper.step
-
-    def step(*arguments):
-        if trainer.step == steps:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    trainer.stepper.step = step
+    interrupt(trainer, steps)
     if steps is None:
         trainer.run(cuts, cuts, folder / "metrics.jsonl")
     else:

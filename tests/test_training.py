@@ -34,6 +34,7 @@ from tiny_training import (
     TEXTS,
     drawn_cuts,
     drawn_trainer,
+    interrupt,
     lang_of,
     low_rank,
     make_cuts,
@@ -625,14 +626,7 @@ def test_curves_of_a_killed_run_go_on_where_its_state_is(cuts, tmp_path, monkeyp
     def run(steps):
         trainer = trainer_of("ctc", tmp_path / "scratch", config)
         trainer.events = events
-        real = trainer.stepper.step
-
-        def step(*arguments):
-            if trainer.step == steps:
-                raise KeyboardInterrupt
-            return real(*arguments)
-
-        trainer.stepper.step = step
+        interrupt(trainer, steps)
         return trainer, trainer.run(cuts, cuts, tmp_path / "metrics.jsonl")
 
     with pytest.raises(KeyboardInterrupt):

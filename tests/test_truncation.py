@@ -24,7 +24,7 @@ from lowrank_speech.training.truncation import Truncation
 from lowrank_speech.workflow import closures
 from lowrank_speech.workflow.config import factorise_key
 from stage_world import done, refused, train_cfg, train_paths
-from tiny_training import drawn, drawn_cuts, low_rank, objective_of, setup_of, weights
+from tiny_training import drawn, drawn_cuts, interrupt, low_rank, objective_of, setup_of, weights
 from workflow_config import edited, sliced, wildcards
 from workflow_config import refused as config_refused
 
@@ -242,18 +242,6 @@ def test_a_run_that_was_interrupted_around_a_truncation_ends_with_the_same_bytes
     (one, rows), (other, same_rows) = ends
     assert rows == same_rows and one.keys() == other.keys()
     assert all(torch.equal(one[key], other[key]) for key in one)
-
-
-def interrupt(trainer, step):
-    """End the training before the update number ``step``, after the truncations that precede it."""
-    real = trainer.stepper.step
-
-    def stepped(*arguments):
-        if trainer.step == step:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    trainer.stepper.step = stepped
 
 
 def test_a_run_with_fewer_steps_than_planned_also_ends_with_the_final_ranks(tmp_path):

@@ -8,6 +8,8 @@ import pytest
 from lowrank_speech.errors import UserError
 from lowrank_speech.experiment import outside
 from lowrank_speech.experiment.models import check_scratch
+from lowrank_speech.lowrank import recipe
+from lowrank_speech.workflow import config
 from workflow_config import REMOVED, checked, edited, refused
 from workflow_tree import tiny_config, write_ocean
 
@@ -370,3 +372,9 @@ def test_a_model_from_scratch_that_cannot_be_made_is_refused_before_the_first_jo
 def test_energy_and_allocation_need_no_weights_to_be_checked():
     for keys in ({"energy": 0.9}, {"reduction": 0.2, "allocate": True}):
         scratch(edited("methods.lowrank.factorise", keys))
+
+
+def test_the_workflow_knows_the_words_of_the_recipe():
+    """It imports none of the package's libraries, so it has its own copies."""
+    for name in ("CALIBRATED", "WISHES"):
+        assert getattr(config, name) == getattr(recipe, name)

@@ -154,5 +154,17 @@ def low_rank_lora(model):
     lora(model)
 
 
+def interrupt(trainer, step):
+    """End the training before the update number ``step``, after what precedes it; None: never."""
+    real = trainer.stepper.step
+
+    def stepped(*arguments):
+        if trainer.step == step:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    trainer.stepper.step = stepped
+
+
 def weights(trainer):
     return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}

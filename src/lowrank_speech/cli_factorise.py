@@ -8,12 +8,12 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from lowrank_speech.errors import UserError
-from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise
+from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise, Init
 
 
 def factorise(
@@ -40,9 +40,7 @@ def factorise(
         int, typer.Option(help="Frequent tokens whose rows of the embedding are kept.", min=0)
     ] = Factorise.exact_rows,
     multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
-    init: Annotated[
-        Literal["svd", "activation", "two-sided", "random"], typer.Option(help="How to initialise factors.")
-    ] = "svd",
+    init: Annotated[Init, typer.Option(help="How to initialise factors.")] = "svd",
     sequential: Annotated[
         bool, typer.Option("--sequential", help="Calibrate each block on the factorised blocks before it.")
     ] = False,

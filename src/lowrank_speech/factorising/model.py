@@ -20,7 +20,7 @@ from lowrank_speech.lowrank.factorise import spectra, write_factorised
 from lowrank_speech.lowrank.layer_factors import Statistics, check_seen
 from lowrank_speech.lowrank.moments import MomentsFile
 from lowrank_speech.lowrank.plan import plan_ranks
-from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise
 from lowrank_speech.lowrank.select import shapes_of
 from lowrank_speech.lowrank.structure import Plan, Shape, dense_size, factored_size, full_rank
 from lowrank_speech.models.build import stored
@@ -82,7 +82,7 @@ def factorise_model(
     ``agreement``; None without trial), ``warnings`` (lines, see ``factorising.depth``) and ``allocation`` (None
     without `allocate`). Raises UserError or ValueError if the recipe does not fit the model.
     """
-    if recipe.init in ("activation", "two-sided") and moments is None:
+    if recipe.init in CALIBRATED and moments is None:
         raise UserError(f"init: {recipe.init} needs the second moments of the layers' inputs (calibration)")
     for wish, speech in (("allocate", trial), ("sequential", calibration)):
         if getattr(recipe, wish) and not speech:
@@ -98,7 +98,8 @@ def factorise_model(
     plan = plan_ranks(shapes, before, **recipe.ranks(), spectra=values)
     if not plan:
         raise UserError(f"all {len(chosen)} layers would stay dense; set a lower rank")
-    reference = Reference(model, trial) if trial else None
+    # A start at larger ranks is not measured, so it needs the dense outputs only for the allocation.
+    reference = Reference(model, trial) if trial and (recipe.allocate or start is None) else None
     allocation = None
     if recipe.allocate:
         plan, allocation = allocated(recipe, shapes, plan, Trial(reference, chosen, recipe.init, seen, exact))

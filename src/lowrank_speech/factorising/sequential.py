@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from lowrank_speech.factorising.calibration import observe
 from lowrank_speech.factorising.utterances import Example
-from lowrank_speech.lowrank.layer_factors import Statistics, nested_of
+from lowrank_speech.lowrank.layer_factors import Statistics, as_before, nested_of
 from lowrank_speech.lowrank.moments import Moments, MomentsFile
 from lowrank_speech.lowrank.structure import Dense
 from lowrank_speech.models.layers import observed
@@ -41,9 +41,8 @@ def sequential_statistics(
     """
     wanted = {name: layer for name, layer in layers.items() if name in plan}
     files: dict[str, MomentsFile] = {}
-    before = [(p, p.data) for layer in wanted.values() for p in layer.parameters()]
     generator = torch.Generator().manual_seed(seed)
-    try:
+    with as_before(wanted.values()):
         for number, block in enumerate(tqdm(list(blocks(wanted)), desc="blocks", unit="block", disable=None)):
             chosen = {name: wanted[name] for name in block}
             tables = [name for name, layer in chosen.items() if isinstance(layer, nn.Embedding)]
@@ -56,9 +55,6 @@ def sequential_statistics(
             for name, layer in chosen.items():
                 nested_of(name, layer, init, Statistics.of(file), exact).put(layer, plan[name])
             files |= dict.fromkeys(block, file)
-    finally:
-        for parameter, data in before:
-            parameter.data = data
     return Statistics(_Joined(files), _Joined(files, "means"), _Joined(files, "outputs"))
 
 

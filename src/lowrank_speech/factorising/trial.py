@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lowrank_speech.factorising.utterances import Example
-from lowrank_speech.lowrank.layer_factors import Statistics, check_seen, nested_of
+from lowrank_speech.lowrank.layer_factors import Statistics, as_before, check_seen, nested_of
 from lowrank_speech.lowrank.structure import Dense
 from lowrank_speech.models.speech import SpeechModel
 
@@ -86,12 +86,8 @@ class Trial:
 
     def divergence(self, ranks: Mapping[str, int]) -> Divergence:
         """The divergence with the layers of ``ranks`` at their ranks, and all others dense."""
-        layers, model = [self.layers[name] for name in ranks], self.dense.model
-        before = [[(p, p.data) for p in layer.parameters()] for layer in layers]
-        try:
+        model = self.dense.model
+        with as_before(self.layers[name] for name in ranks):
             for name, rank in ranks.items():
                 self._nested[name].put(self.layers[name], rank)
             return self.dense.divergence(model, from_states=all(model.after_encoder(name) for name in ranks))
-        finally:
-            for parameter, data in (pair for pairs in before for pair in pairs):
-                parameter.data = data

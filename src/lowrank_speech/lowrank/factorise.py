@@ -10,7 +10,7 @@ weights one by one, so a model with memory-mapped weights is never entirely in m
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +19,10 @@ from tqdm import tqdm
 from lowrank_speech.lowrank.embedding import place_of
 from lowrank_speech.lowrank.factors import bias_shift, spectrum, weighted_norm
 from lowrank_speech.lowrank.layer_factors import Statistics, check_seen, factors_of, statistics_of, weight_of
-from lowrank_speech.lowrank.recipe import CALIBRATED
+from lowrank_speech.lowrank.recipe import CALIBRATED, Init
 from lowrank_speech.lowrank.structure import Dense, Plan, dense_layer, empty, replace
 from lowrank_speech.lowrank.tensors import TensorWriter
 
-Init = Literal["svd", "activation", "two-sided", "random"]
 POINTS = 64  # number of singular values of a layer in the report
 
 

@@ -4,9 +4,10 @@ factors_of    at one rank, with orthonormal rows in the first factor
 nested_of     at every rank at once, to try ranks: the product at rank k is ``second[:, :k] @ first[:k]``
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,10 @@ from lowrank_speech.lowrank.factors import (
     two_sided_factors,
 )
 from lowrank_speech.lowrank.moments import MomentsFile
-from lowrank_speech.lowrank.recipe import CALIBRATED
+from lowrank_speech.lowrank.recipe import CALIBRATED, Init
 from lowrank_speech.lowrank.structure import Dense
 
-INITS = ("svd", "activation", "two-sided", "random")
+INITS = get_args(Init)
 # Share of the mean power of the decoder's states that is added to every direction before an embedding is factorised.
 # Its rows are also inputs of the decoder, of which the states say nothing.
 EMBEDDING_RIDGE = 0.1
@@ -72,6 +73,7 @@ def weight_of(layer: Dense, exact: Sequence[int] = ()) -> Tensor:
 
 
 def kept_rows(layer: nn.Embedding, exact: Sequence[int]) -> Tensor:
+    """The rows (V,) bool of an embedding that become factors: all but the ``exact`` ones."""
     return place_of(layer.num_embeddings, exact) >= len(exact)
 
 
@@ -141,6 +143,17 @@ class Nested(NamedTuple):
             shift = (layer.weight.detach() - weight).double() @ self.mean.to(weight.device)
             layer.bias.data = (layer.bias.detach().double() + shift).to(layer.bias.dtype)
         layer.weight.data = weight
+
+
+@contextlib.contextmanager
+def as_before(layers: Iterable[Dense]) -> Iterator[None]:
+    """Give the layers their weights and biases back at the end, whatever ``Nested.put`` did to them inside."""
+    before = [(parameter, parameter.data) for layer in layers for parameter in layer.parameters()]
+    try:
+        yield
+    finally:
+        for parameter, data in before:
+            parameter.data = data
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ PARTS = ("second", "mean", "count")
 
 
 class Moments:
-    """Accumulates the inputs of ``layers`` (name -> ``nn.Linear``), and with ``gradients`` those of their outputs.
+    """Accumulates the inputs of ``layers`` (name -> ``nn.Linear``), and with ``gradients`` their outputs' gradients.
 
     ``diagonal``: layers with too many outputs for a matrix.
     """

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+Init = Literal["svd", "activation", "two-sided", "random"]
 CALIBRATED = ("activation", "two-sided")
 """Values of ``init`` that need statistics of calibration speech."""
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")
@@ -60,7 +61,7 @@ class Factorise:
         description="frequent tokens whose rows of the embedding are kept, beside all special tokens",
     )
     multiple_of: int = Field(1, ge=1, le=MOST, description="ranks are multiples of this")
-    init: Literal["svd", "activation", "two-sided", "random"] = Field(
+    init: Init = Field(
         "svd",
         description="how to initialise the factors; activation and two-sided need calibration; random: for comparison",
     )
@@ -82,8 +83,3 @@ class Factorise:
     def ranks(self) -> dict[str, Any]:
         """The arguments of ``plan_ranks``."""
         return {name: getattr(self, name) for name in WISHES} | {"multiple_of": self.multiple_of}
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the factors depend on calibration speech."""
-        return self.init in CALIBRATED or self.allocate

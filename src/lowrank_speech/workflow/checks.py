@@ -13,6 +13,7 @@ from typing import Any
 from lowrank_speech import published
 from lowrank_speech.workflow.config import (
     BASE,
+    CALIBRATED,
     DEFAULT_DECODERS,
     DEV,
     WISHES,
@@ -318,7 +319,7 @@ def _check_method(config: Config, name: str) -> None:
         )
     if calibrated(method):
         init = factorise.get("init")
-        why = f"init: {init}" if init in ("activation", "two-sided") else "allocate"
+        why = f"init: {init}" if init in CALIBRATED else "allocate"
         if "calibrate" not in config:
             raise ConfigError(
                 f"{where}.factorise.{why} needs the section `calibrate`, for example "

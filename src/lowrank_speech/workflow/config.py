@@ -187,10 +187,14 @@ def training(config: Config, system: System) -> dict[str, Any]:
 # -- shared artefacts --------------------------------------------------------------------------------------------------
 
 
+CALIBRATED = ("activation", "two-sided")
+"""Values of ``factorise.init`` that need calibration speech."""
+
+
 def calibrated(method: Mapping[str, Any]) -> bool:
     """Whether a method's factors depend on calibration speech (stage calibrate)."""
     section = method.get("factorise") or {}
-    return section.get("init") in ("activation", "two-sided") or bool(section.get("allocate"))
+    return section.get("init") in CALIBRATED or bool(section.get("allocate"))
 
 
 def start_share(method: Mapping[str, Any]) -> float | None:
