@@ -170,4 +170,4 @@ def test_keys_of_losses_that_a_recipe_does_not_use_are_not_in_its_slice():
     found = sliced(config).train(names).cfg["training"]
     assert found["ctc"]["prior_scale"] == 0.3 and "delay_penalty" not in found["ctc"]
     config["training"] |= {"loss": "lfmmi"}
-    assert sliced(config).train(names).cfg["training"]["lfmmi"] == {"order": 2, "den_scale": 1.0}
+    assert sliced(config).train(names).cfg["training"]["lfmmi"] == {"order": 3, "den_scale": 1.0}

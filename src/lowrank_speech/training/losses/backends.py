@@ -27,16 +27,14 @@ class Backend:
 def choose_backend(config: CtcConfig, device: Any, loss: str = "CTC", obstacle: str | None = None) -> Backend:
     """The back end for ``config`` on ``device``; ``auto`` uses k2 if it works. Raises UserError if ``k2`` does not.
 
-    ``loss``: what it computes, for messages; ``obstacle``: why k2 cannot compute it, even if it works.
+    ``loss``: what it computes, for messages; ``obstacle``: why k2 cannot compute it, even if it works (not for
+    ``auto``).
     """
     torch_one = Backend("torch", str(torch.__version__))
     if config.backend == "torch":
         return torch_one
     if obstacle is not None:
-        if config.backend == "k2":
-            raise UserError(f"training.ctc.backend: {obstacle}; set backend: torch")
-        log.info("%s runs with torch: %s", loss, obstacle)
-        return torch_one
+        raise UserError(f"training.ctc.backend: {obstacle}; set backend: torch")
     try:
         k2 = import_k2(device.type)
     except ImportError as error:

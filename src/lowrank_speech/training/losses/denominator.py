@@ -38,7 +38,7 @@ DENSE = 1024
 """Up to this many contexts, transitions are a dense matrix."""
 KEPT = 1 << 28
 """Bytes of forward sums to keep. If there are more, the backward pass computes them again, piece by piece."""
-MOST_ARCS = 25_000
+MOST_ARCS = 8_000
 """k2 stores all arcs for every frame of every utterance (16 x 500 frames: 8 GB), so it gets no graph with more."""
 
 
@@ -71,7 +71,7 @@ class Graph:
     final: Tensor
 
     def __post_init__(self) -> None:
-        self._moves = None
+        self._moves, self._fsa = None, None
 
     def to(self, device: torch.device) -> Graph:
         """This graph on ``device``."""
@@ -325,10 +325,11 @@ def log_totals_k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, graph: Grap
     """
     if arc_number(graph) > MOST_ARCS:
         raise ValueError(f"LF-MMI: the graph has {arc_number(graph)} arcs; k2 takes at most {MOST_ARCS}")
-    arcs, scores = arcs_of(graph)
-    fsa = k2.Fsa(torch.cat([arcs[:, :3], scores.view(torch.int32)[:, None]], 1)).to(log_probs.device)
-    fsa = k2.arc_sort(k2.create_fsa_vec([fsa]))
-    graphs = k2.index_fsa(fsa, torch.zeros(len(frames), dtype=torch.int32, device=log_probs.device))
+    if graph._fsa is None:
+        arcs, scores = arcs_of(graph)
+        fsa = k2.Fsa(torch.cat([arcs[:, :3], scores.view(torch.int32)[:, None]], 1)).to(log_probs.device)
+        graph._fsa = k2.arc_sort(k2.create_fsa_vec([fsa]))
+    graphs = k2.index_fsa(graph._fsa, torch.zeros(len(frames), dtype=torch.int32, device=log_probs.device))
     # k2 wants segments [utterance, first frame, frames] on the CPU, by decreasing frames.
     order = frames.argsort(descending=True, stable=True)
     segments = torch.stack([order, torch.zeros_like(order), frames[order]], dim=1).to(torch.int32)
