@@ -94,8 +94,8 @@ def test_sparse_transitions_are_the_dense_ones(order):
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_the_denominator_is_the_sum_over_all_paths(order, sparse, monkeypatch):
-    if sparse:
-        monkeypatch.setattr(denominator, "DENSE", 0)
+    monkeypatch.setattr(denominator, "SMALL", -1 if sparse else 1000)
+    monkeypatch.setattr(denominator, "DENSE", -1)
     ngram = NGram.of(FEW, 4, order)
     frames = torch.tensor([4, 6, 1, 3])
     log_probs = 2 * torch.randn(4, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(order))
@@ -107,7 +107,8 @@ def test_the_denominator_is_the_sum_over_all_paths(order, sparse, monkeypatch):
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("pieces", [False, True])
 def test_its_gradient_is_that_of_the_sum_over_all_paths(sparse, pieces, monkeypatch):
-    monkeypatch.setattr(denominator, "DENSE", 0 if sparse else 1000)
+    monkeypatch.setattr(denominator, "SMALL", -1 if sparse else 1000)
+    monkeypatch.setattr(denominator, "DENSE", -1)
     monkeypatch.setattr(denominator, "KEPT", 0 if pieces else 1 << 28)
     ngram = NGram.of(FEW, 4, 3)
     frames, weights = torch.tensor([4, 6, 5]), torch.tensor([1.0, 3.0, -2.0], dtype=torch.float64)

@@ -34,8 +34,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-DENSE = 1024
-"""Up to this many contexts, transitions are a dense matrix."""
+SMALL, DENSE = 128, 1024
+"""Up to ``SMALL`` contexts, transitions are a dense matrix; up to ``DENSE``, if they have an eighth of all arcs."""
 KEPT = 1 << 28
 """Bytes of forward sums to keep. If there are more, the backward pass computes them again, piece by piece."""
 MOST_ARCS = 8_000
@@ -81,7 +81,9 @@ class Graph:
     def moves(self) -> _Dense | _Sparse:
         """The transitions as matrices on the graph's device; made once."""
         if self._moves is None:
-            self._moves = (_Dense if len(self.last) <= DENSE else _Sparse)(self)
+            size = len(self.last)
+            dense = size <= SMALL or (size <= DENSE and 8 * self.arcs.shape[1] >= size**2)
+            self._moves = _Dense(self) if dense else _Sparse(self)
         return self._moves
 
     def probabilities(self, repeats: bool = True) -> Tensor:
