@@ -15,7 +15,10 @@ from typing import Any
 
 import numpy as np
 
-HEADERS = {"language", "lang", "label", "speaker", "spk"}
+from lowrank_speech.scoring import tables
+
+HEADERS = {"language", "lang", "label", "speaker", "spk", "seconds", "duration", "source"}
+IDS = frozenset({"id", "utt", "segment"})
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -83,10 +86,12 @@ def read_map(path: str | Path) -> dict[str, str]:
     The first line is a header if its first field is id, utt or segment and its second field is language, lang, label,
     speaker or spk. ValueError: a line does not have two fields, an id occurs twice, or the file is empty.
     """
+    if tables.is_large(path) and (plain := tables.mapping(path, frozenset(HEADERS), IDS)) is not None:
+        return plain
     table, first = _Table(path), True
     for number, line in _lines(path):
         fields = [f.strip() for f in line.split("\t")] if "\t" in line else _words(line)
-        header = first and len(fields) == 2 and fields[0].lower() in {"id", "utt", "segment"}
+        header = first and len(fields) == 2 and fields[0].lower() in IDS
         first = False
         if header and fields[1].lower() in HEADERS:
             continue
@@ -105,6 +110,10 @@ def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
     or an id occurs twice, a line has the wrong number of fields, or a value is not a number. The scorer checks whether
     the numbers are valid scores.
     """
+    if tables.is_large(path) and (plain := tables.scores(path)) is not None:
+        ids, languages, scores = plain
+        if not all(_is_number(name) for name in languages):
+            return ids, languages, scores
     table, languages, tabs = _Table(path), None, False
     for number, line in _lines(path):
         if languages is None:

@@ -14,13 +14,19 @@ EerOver = Literal["pooled", "languages"]
 Minimum = Literal["common", "per-language"]
 Normaliser = Literal["none", "house", "whisper-basic", "whisper-english"]
 Numbers = Literal["as-written", "words"]
-Resample = Literal["auto", "utterances", "speakers"]
+Resample = Literal["auto", "utterances", "speakers", "sources"]
 
 
 def _none_or_several(number: int) -> int:
     if number == 1:
         raise ValueError("is 1; it must be 0 (no intervals) or at least 2")
     return number
+
+
+def _rising(edges: tuple[float, ...]) -> tuple[float, ...]:
+    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+        raise ValueError(f"is {list(edges)}; each edge must be above the one before")
+    return edges
 
 
 Most = Annotated[int, Field(ge=0, le=1_000_000)]
@@ -40,7 +46,9 @@ class ScoreOptions:
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the (percentile) intervals")
     resample: Resample = Field(
-        "auto", description="units that are drawn with replacement; auto: speakers if they are known, else utterances"
+        "auto",
+        description="units that are drawn with replacement; auto: speakers if they are known, else utterances; sources: "
+        "language recognition, all segments of a source together",
     )
     characters: Characters = Field(
         "with-spaces",
@@ -70,6 +78,9 @@ class ScoreOptions:
     )
     c_miss: Cost = Field(1.0, description="cost of a miss")
     c_fa: Cost = Field(1.0, description="cost of a false alarm")
+    durations: Annotated[tuple[Cost, ...], AfterValidator(_rising)] = Field(
+        (5.0, 20.0), description="edges in seconds between the durations for which costs are shown apart"
+    )
 
     def __post_init__(self) -> None:
         if self.numbers == "words" and self.normaliser == "none":
