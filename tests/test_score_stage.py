@@ -65,6 +65,7 @@ def test_lid(tmp_path):
         "act_cprimary": 1.0,
         "min_cprimary": 1.0,
         "eer": 0.5,
+        "cllr": 1.0,
     }
 
 

@@ -22,6 +22,8 @@ Language 20, 2006 (Cllr and its minimum); Fawcett and Niculescu-Mizil, "PAV and 
 68, 2007; PYLLR (bsxfan), whose PAV and ROCCH these formulae follow.
 """
 
+from typing import Any
+
 import numpy as np
 
 
@@ -62,8 +64,8 @@ def hull(p_miss: np.ndarray, p_fa: np.ndarray) -> np.ndarray:
     return kept[chain]
 
 
-def _turn(ax, ay, bx, by, cx, cy):  # noqa: ANN001, ANN202: floats or arrays
-    """Positive if the path a, b, c turns to the left, that is, b is below the line from a to c."""
+def _turn(ax: Any, ay: Any, bx: Any, by: Any, cx: Any, cy: Any) -> Any:
+    """Positive if the path a, b, c (floats or arrays) turns to the left, that is, b is below the line from a to c."""
     return (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
 
 

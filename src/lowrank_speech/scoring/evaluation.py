@@ -22,7 +22,7 @@ from lowrank_speech.scoring.trials import Curve, Trials, eer
 
 EERS = {"rocch": eer_rocch, "nearest": eer_nearest}
 METRICS = ("accuracy", "macro_accuracy", "act_cprimary", "min_cprimary", "eer", "cllr")
-EXACT = 200_000
+EXACT = 50_000
 """Trials up to which all thresholds are tried in every resample."""
 
 

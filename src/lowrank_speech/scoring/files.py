@@ -21,7 +21,7 @@ HEADERS = {"language", "lang", "label", "speaker", "spk", "seconds", "duration",
 IDS = frozenset({"id", "utt", "segment"})
 
 
-def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield number (from 1) and text of each line that is not blank."""
     path = Path(path)
     try:
@@ -40,12 +40,12 @@ def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
             raise ValueError(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; convert it") from error
 
 
-def _words(line: str) -> list[str]:
-    """Split at ASCII white space only."""
+def words(line: str) -> list[str]:
+    """The fields of a line, split at ASCII white space only."""
     return [word.decode("utf-8") for word in line.encode("utf-8").split()]
 
 
-class _Table:
+class Table:
     """Value and line of each id in a file; an id may occur only once."""
 
     def __init__(self, path: str | Path):
@@ -60,7 +60,7 @@ class _Table:
                     f"{self.path}:{number}: id {name!r} is also in line {first}, with the same value; remove one line"
                 )
             raise ValueError(
-                f"{self.path}:{number}: id {name!r} has {_shown(value)!r} here and {_shown(before)!r} in line {first}; "
+                f"{self.path}:{number}: id {name!r} has {shown(value)!r} here and {shown(before)!r} in line {first}; "
                 "keep one of the two lines"
             )
         self.line[name], self.value[name] = number, value
@@ -71,10 +71,10 @@ def read_text(path: str | Path) -> dict[str, list[str]]:
 
     ValueError: the file does not exist, is not UTF-8, has an id twice, or no line.
     """
-    table = _Table(path)
-    for number, line in _lines(path):
-        name, *words = _words(line)
-        table.add(name, number, words)
+    table = Table(path)
+    for number, line in lines(path):
+        name, *spoken = words(line)
+        table.add(name, number, spoken)
     if not table.value:
         raise ValueError(f"{path}: the file has no utterance; expected lines 'id word word ...'")
     return table.value
@@ -88,9 +88,9 @@ def read_map(path: str | Path) -> dict[str, str]:
     """
     if tables.is_large(path) and (plain := tables.mapping(path, frozenset(HEADERS), IDS)) is not None:
         return plain
-    table, first = _Table(path), True
-    for number, line in _lines(path):
-        fields = [f.strip() for f in line.split("\t")] if "\t" in line else _words(line)
+    table, first = Table(path), True
+    for number, line in lines(path):
+        fields = [f.strip() for f in line.split("\t")] if "\t" in line else words(line)
         header = first and len(fields) == 2 and fields[0].lower() in IDS
         first = False
         if header and fields[1].lower() in HEADERS:
@@ -112,13 +112,13 @@ def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
     """
     if tables.is_large(path) and (plain := tables.scores(path)) is not None:
         ids, languages, scores = plain
-        if not all(_is_number(name) for name in languages):
+        if not all(is_number(name) for name in languages):
             return ids, languages, scores
-    table, languages, tabs = _Table(path), None, False
-    for number, line in _lines(path):
+    table, languages, tabs = Table(path), None, False
+    for number, line in lines(path):
         if languages is None:
             tabs = "\t" in line
-        fields = [f.strip() for f in line.split("\t")] if tabs else _words(line)
+        fields = [f.strip() for f in line.split("\t")] if tabs else words(line)
         if languages is None:
             languages = _header(path, number, fields)
             continue
@@ -130,7 +130,7 @@ def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
         try:
             scores = [float(f) for f in fields[1:]]
         except ValueError:
-            column, value = next((c, v) for c, v in zip(languages, fields[1:], strict=True) if not _is_number(v))
+            column, value = next((c, v) for c, v in zip(languages, fields[1:], strict=True) if not is_number(v))
             raise ValueError(
                 f"{path}:{number}: segment {fields[0]!r}, language {column!r}: {value!r} is not a number; "
                 "expected a log-likelihood"
@@ -147,7 +147,7 @@ def _header(path: str | Path, number: int, fields: list[str]) -> list[str]:
     languages = fields[1:]
     if not languages or not all(languages):
         raise ValueError(f"{path}:{number}: expected a header 'id language language ...', got {fields}")
-    if all(_is_number(name) for name in languages):
+    if all(is_number(name) for name in languages):
         raise ValueError(f"{path}:{number}: the header is missing; put 'id' and the language names in the first line")
     for name in languages:
         if languages.count(name) > 1:
@@ -155,13 +155,13 @@ def _header(path: str | Path, number: int, fields: list[str]) -> list[str]:
     return languages
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for messages, shortened."""
     text = value if isinstance(value, str) else " ".join(map(str, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

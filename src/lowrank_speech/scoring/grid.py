@@ -123,9 +123,7 @@ def sums(trials: Trials, units: Sequence[Units], linear: np.ndarray, grid: np.nd
     hit[1] /= segments
     alarm[1] /= segments * (n - 1)
     one, zero = np.ones((2, number, 1)), np.zeros((2, number, 1))
-    return Sums(
-        size, values, np.concatenate([zero, 1 - hit, one], axis=2), np.concatenate([one, alarm, zero], axis=2)
-    )
+    return Sums(size, values, np.concatenate([zero, 1 - hit, one], axis=2), np.concatenate([one, alarm, zero], axis=2))
 
 
 def _table(

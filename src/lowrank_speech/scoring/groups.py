@@ -5,6 +5,7 @@ the languages that have segments in it. With fewer than two languages, it has ac
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,13 +35,11 @@ def duration_bins(
         except ValueError:
             seconds[i] = np.nan
         if not 0 < seconds[i] < np.inf:
-            raise ValueError(
-                f"{name}: segment {one!r} has the duration {durations[one]!r}; expected seconds, above 0"
-            )
+            raise ValueError(f"{name}: segment {one!r} has the duration {durations[one]!r}; expected seconds, above 0")
     if not edges:
         return seconds, np.zeros(len(ids), dtype=int), ["all"]
     names = [f"below {edges[0]:g} s"]
-    names += [f"{low:g} to {high:g} s" for low, high in zip(edges, edges[1:], strict=False)]
+    names += [f"{low:g} to {high:g} s" for low, high in pairwise(edges)]
     return seconds, np.searchsorted(edges, seconds, side="right"), [*names, f"{edges[-1]:g} s or more"]
 
 

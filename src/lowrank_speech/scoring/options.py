@@ -3,6 +3,7 @@
 Imports only pydantic, so that the command line can show defaults without loading NumPy.
 """
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field
@@ -11,6 +12,7 @@ from pydantic.dataclasses import dataclass
 Characters = Literal["with-spaces", "without-spaces"]
 Eer = Literal["rocch", "nearest"]
 EerOver = Literal["pooled", "languages"]
+Form = Literal["table", "lines", "lre07"]
 Minimum = Literal["common", "per-language"]
 Normaliser = Literal["none", "house", "whisper-basic", "whisper-english"]
 Numbers = Literal["as-written", "words"]
@@ -24,7 +26,7 @@ def _none_or_several(number: int) -> int:
 
 
 def _rising(edges: tuple[float, ...]) -> tuple[float, ...]:
-    if any(low >= high for low, high in zip(edges, edges[1:], strict=False)):
+    if any(low >= high for low, high in pairwise(edges)):
         raise ValueError(f"is {list(edges)}; each edge must be above the one before")
     return edges
 
@@ -47,8 +49,8 @@ class ScoreOptions:
     confidence: float = Field(0.95, gt=0, lt=1, description="confidence level of the (percentile) intervals")
     resample: Resample = Field(
         "auto",
-        description="units that are drawn with replacement; auto: speakers if they are known, else utterances; sources: "
-        "language recognition, all segments of a source together",
+        description="units that are drawn with replacement; auto: speakers if they are known, else utterances; "
+        "sources: only in language recognition",
     )
     characters: Characters = Field(
         "with-spaces",

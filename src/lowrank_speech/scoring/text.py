@@ -9,6 +9,11 @@ Standard library only. The functions format the results of :func:`lowrank_speech
 from collections.abc import Sequence
 from typing import Any
 
+MATRIX = 20
+"""Languages up to which the confusion matrix is shown."""
+PAIRS = 5
+"""Pairs of languages to show."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Align columns: text to the left, numbers to the right, None as "-"; no trailing blanks."""
@@ -118,8 +123,8 @@ def confusion_lines(found: dict[str, list]) -> list[str]:
 
 
 def lid_lines(result: dict[str, Any]) -> list[str]:
-    """Accuracy, C_primary and EER with intervals and chance levels, then a table of languages and the confusions."""
-    chance, n = result["chance"], len(result["languages"])
+    """Accuracies, costs, EER and Cllr with intervals and chance, then tables: languages, parts, pairs, confusions."""
+    chance, bits, n = result["chance"], result["detection_cllr"], len(result["languages"])
     right = sum(result["confusion"][i][i] for i in range(n))
     threshold = {"common": "one threshold for all languages", "per-language": "one threshold per language"}
     over = {"pooled": "pooled over languages", "languages": "mean over languages"}
@@ -134,6 +139,9 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
         f" ({threshold[result['minimum']]})",
         f"%EER {100 * result['eer']:.2f}{_interval(result, 'eer')}"
         f" ({ {'rocch': 'ROCCH', 'nearest': 'nearest point'}[result['eer_kind']] }, {over[result['eer_over']]})",
+        f"Cllr {result['cllr']:.4f}{_interval(result, 'cllr', 1, 4)} bits (chance {chance['cllr']:.4f}); of detection "
+        f"{bits['actual']:.4f}, minimum {bits['minimum']:.4f} (chance 1)",
+        f"C_avg as in LRE07 {_priors(result['lre07_cavg'])}",
         f"Scored {result['segments']} segments of {n} languages.",
     ]
     priors = list(result["act_cavg"])
@@ -144,8 +152,44 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
         rates = [100 * one[kind][p] for p in priors for kind in ("p_miss", "p_fa")]
         rows.append([name, one["segments"], 100 * one["accuracy"], 100 * one["eer"], *rates])
     lines += ["", *table(header, rows)]
+    lines += [*_parts(result, "duration"), *_parts(result, "source"), *_pairs(result["pairs"])]
+    if n > MATRIX:
+        return [*lines, "", f"(--json has the confusions of all {n} languages)"]
     counts = [[name, *row] for name, row in zip(result["languages"], result["confusion"], strict=True)]
     return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
+
+
+def _priors(costs: dict[str, dict[str, float]]) -> str:
+    """Actual and minimum cost at each prior."""
+    both = zip(costs["actual"].items(), costs["minimum"].values(), strict=True)
+    return "; ".join(f"at P = {p}: actual {actual:.4f}, minimum {minimum:.4f}" for (p, actual), minimum in both)
+
+
+def _parts(result: dict[str, Any], what: str) -> list[str]:
+    """A table of the parts of the test set by duration or source, if there are any."""
+    parts = result.get(f"by_{what}")
+    if not parts:
+        return []
+    header = [what, "segments", "languages", "%accuracy", "C_primary", "interval", "minimum", "%EER", "Cllr"]
+    rows = []
+    for name, part in parts.items():
+        limits = part["interval"]["act_cprimary"]
+        shown = None if limits is None else f"{limits[0]:.4f} - {limits[1]:.4f}"
+        costs = [None if part[key] is None else f"{part[key]:.4f}" for key in ("act_cprimary", "min_cprimary")]
+        rows.append(
+            [
+                *(name, part["segments"], part["languages"], 100 * part["accuracy"]),
+                *(costs[0], shown, costs[1], _percent(part["eer"]), part["cllr"]),
+            ]
+        )
+    return ["", *table(header, rows)]
+
+
+def _pairs(pairs: dict[str, Any]) -> list[str]:
+    """The pairs of languages that are hardest to tell apart."""
+    rows = [[f"{a} - {b}", f"{actual:.4f}", f"{minimum:.4f}"] for a, b, actual, minimum in pairs["worst"][:PAIRS]]
+    mean = f"mean over {pairs['pairs']} pairs: cost actual {pairs['actual']:.4f}, minimum {pairs['minimum']:.4f}"
+    return ["", *table(["worst pairs", "actual", "minimum"], rows), mean]
 
 
 def factorise_lines(result: dict[str, Any]) -> list[str]:

@@ -14,6 +14,9 @@ outputs  --out        folder with
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
+           durations.tsv         language recognition: the seconds of each utterance
+           sources.tsv           language recognition: the source of each utterance, if supervisions have one
+                                 (``custom: source``); else only the header
            speakers.tsv          the speaker of each utterance
            set_aside.tsv         utterances that cannot be scored, with the reason
          --manifest   number of utterances, hypotheses that the decoder stopped, real-time factors
@@ -190,7 +193,10 @@ class _Work:
         write_table(out / "scores.tsv", ("id", *labels), table)
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
-        return [out / "scores.tsv", out / "labels.tsv", _map(out, cuts, "speaker")], {"utterances": len(found)}
+        write_table(out / "durations.tsv", ("id", "seconds"), [(cut.id, f"{cut.duration:.3f}") for cut, _ in found])
+        names = ("scores.tsv", "labels.tsv", "durations.tsv")
+        outputs = [*(out / name for name in names), _map(out, cuts, "source"), _map(out, cuts, "speaker")]
+        return outputs, {"utterances": len(found)}
 
 
 def _row(name: str, hypothesis: Hypothesis, normalise: Callable[[str], str]) -> dict[str, Any]:
@@ -220,12 +226,18 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """Write languages.tsv or speakers.tsv; only its header if any utterance lacks the value."""
-    rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
+    """Write languages.tsv, speakers.tsv or sources.tsv; only its header if any utterance lacks the value."""
+    rows = sorted((cut.id, str(_value(cut.supervisions[0], what) or "")) for cut in cuts)
     if not all(value for _, value in rows):
         rows = []
     write_table(out / f"{what}s.tsv", ("id", what), rows)
     return out / f"{what}s.tsv"
+
+
+def _value(supervision: Any, what: str) -> Any:
+    """A field of a supervision, or a value of its ``custom``."""
+    custom = supervision.custom or {}
+    return custom.get(what) if what == "source" else getattr(supervision, what)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,10 @@ inputs   --decoded   the folder of the stage decode
                      is a ``normaliser``; languages.tsv (id, language) for it and for the breakdown, and speakers.tsv
                      (id, speaker) for resampling whole speakers, if they have rows
            lid       scores.tsv (id, and log-likelihoods in a column per language), labels.tsv (id, language);
-                     speakers.tsv as for asr
-outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary and eer;
-                     and ``interval`` with [low, high] of each
+                     speakers.tsv as for asr; durations.tsv (id, seconds) and sources.tsv (id, source), if they have
+                     rows, for costs by duration and source
+outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary, eer and
+                     cllr; and ``interval`` with [low, high] of each
 
     python -m lowrank_speech.stages.score --cfg '{"seed": 1, "type": "asr", "score": {"bootstrap": 1000}}' \\
         --decoded exp/default/decode/wav2vec2/asr/full/greedy/test \\
@@ -105,6 +106,8 @@ def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
         config.seed,
         speakers=optional_map(decoded / "speakers.tsv"),
         names=(str(scores), str(labels)),
+        durations=optional_map(decoded / "durations.tsv"),
+        sources=optional_map(decoded / "sources.tsv"),
     )
 
 

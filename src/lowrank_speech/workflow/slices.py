@@ -287,7 +287,7 @@ RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
 
 SCORED = {
     "asr": ("characters", "normaliser", "numbers", "confusions", "worst"),
-    "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
+    "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa", "durations"),
 }
 """Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
 
