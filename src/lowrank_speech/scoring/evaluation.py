@@ -102,6 +102,8 @@ class Evaluation(_Common):
         o = self.options
         counts = np.ones((1, len(self.truth))) if weights is None else weights
         own = np.eye(self.n)[self.truth]
+        with np.errstate(invalid="ignore"):  # a loss can be infinite, and its segment not drawn
+            loss = segment_weights(self.truth, self.n, counts) @ self.survey.loss / self.n
         return np.stack(
             [
                 counts @ self.survey.right / counts.sum(axis=1),
@@ -109,7 +111,7 @@ class Evaluation(_Common):
                 self.actual(counts).mean(axis=1),
                 self.minimum(o.minimum, counts).mean(axis=1),
                 self.eer(o.eer, o.eer_over, counts),
-                segment_weights(self.truth, self.n, counts) @ self.survey.loss / self.n,
+                loss,
             ],
             axis=1,
         )

@@ -112,7 +112,8 @@ def sums(trials: Trials, units: Sequence[Units], linear: np.ndarray, grid: np.nd
         for start in range(0, unit.number, UNITS):
             stop = min(start + UNITS, unit.number)
             table = _table(trials, j, unit, linear, grid, start, stop)
-            total += weights[:, start:stop].astype(np.float32) @ table
+            with np.errstate(invalid="ignore"):  # a loss can be infinite, and its segment not drawn
+                total += weights[:, start:stop].astype(np.float32) @ table
         size[:, j], values[:, j] = total[:, 0], total[:, 1 : 1 + width]
         accepted, alarms = total[:, 1 + width : 1 + width + k], total[:, 1 + width + k :]
         hit[0] += accepted / size[:, j : j + 1] / n

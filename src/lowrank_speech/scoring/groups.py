@@ -11,11 +11,34 @@ from typing import Any
 import numpy as np
 
 from lowrank_speech.scoring import bootstrap
-from lowrank_speech.scoring.evaluation import METRICS, evaluation
+from lowrank_speech.scoring.evaluation import METRICS, Evaluation, LargeEvaluation, evaluation
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.scoring.survey import Survey
 
-COSTS = ("act_cprimary", "min_cprimary", "eer")
+
+def named(values: np.ndarray) -> dict[str, float | None]:
+    """The values (6,) of ``METRICS`` by name."""
+    return dict(zip(METRICS, map(finite, values), strict=True))
+
+
+def finite(value: float) -> float | None:
+    """None instead of an infinite value, which JSON does not know: Cllr, if a true language has likelihood 0."""
+    return float(value) if np.isfinite(value) else None
+
+
+def intervals(
+    whole: Evaluation | LargeEvaluation,
+    values: Mapping[str, float | None],
+    units: np.ndarray,
+    options: ScoreOptions,
+    seed: int,
+) -> tuple[dict[str, list[float] | None], dict[str, float] | None]:
+    """The interval of each of the ``METRICS`` (None: there is none), and the bounds of the grid's error."""
+    if not options.bootstrap or not bootstrap.varies(units, whole.truth):
+        return dict.fromkeys(METRICS), None
+    resampled, error = whole.resampled(units, seed)
+    limits = {name: bootstrap.interval(v, options.confidence) for name, v in zip(METRICS, resampled.T, strict=True)}
+    return {name: None if values[name] is None else limits[name] for name in METRICS}, error
 
 
 def duration_bins(
@@ -77,21 +100,15 @@ def summary(
     (number), ``lacking`` (languages without segments)."""
     present = np.unique(survey.truth[rows])
     part = evaluation(survey.subset(rows, present, options.betas), options)
-    several = len(present) > 1
-    if several:
-        values = dict(zip(METRICS, map(float, part.metrics()[0]), strict=True))
+    if len(present) > 1:
+        values = named(part.metrics()[0])
+        limits, _ = intervals(part, values, units, options, seed)
     else:
         right = float(part.survey.right.mean())
         values = dict.fromkeys(METRICS) | {"accuracy": right, "macro_accuracy": right}
-        values["cllr"] = float(part.survey.loss.mean())
-    intervals: dict[str, list[float] | None] = dict.fromkeys(METRICS)
-    if several and options.bootstrap and bootstrap.varies(units, part.truth):
-        resampled, _ = part.resampled(units, seed)
-        intervals = {
-            name: bootstrap.interval(v, options.confidence) for name, v in zip(METRICS, resampled.T, strict=True)
-        }
+        values["cllr"], limits = finite(part.survey.loss.mean()), dict.fromkeys(METRICS)
     return values | {
-        "interval": intervals,
+        "interval": limits,
         "segments": len(rows),
         "languages": len(present),
         "lacking": [language for i, language in enumerate(languages) if i not in set(present.tolist())],

@@ -25,6 +25,8 @@ from lowrank_speech.scoring.evaluation import EERS, METRICS, Evaluation, LargeEv
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.scoring.survey import Survey
 
+__all__ = ["METRICS", "check", "score"]
+
 
 def check(
     ids: Sequence[str],
@@ -106,7 +108,8 @@ def score(
     ``by_language`` the rates of each language, ``confusion`` the decisions (rows: true language), ``lre07_cavg`` the
     costs in that form, ``detection_cllr`` (actual, minimum), ``pairs`` the costs of pairs, ``accepted`` for each prior
     the share of the segments of a language (row) accepted as a language (column), ``det`` and ``reliability`` points to
-    draw, ``grid_error`` how far intervals of many trials can be off (None: exact).
+    draw, ``grid_error`` how far intervals of many trials can be off (None: exact). Cllr is None if it is infinite: a
+    true language has likelihood 0.
 
     Arguments and errors as in :func:`check`; ``speakers`` maps id -> speaker, ``durations`` id -> seconds (text),
     ``sources`` id -> source: with them, there are also ``by_duration`` and ``by_source``.
@@ -119,8 +122,8 @@ def score(
     pair_costs = pairs.summary(*pairs.pair_costs(scores, truth), list(languages))
     del scores  # a large table; the rest works on the ratios
     whole = evaluation(survey, options)
-    values = dict(zip(METRICS, map(float, whole.metrics()[0]), strict=True))
-    intervals, grid_error = _intervals(whole, units, options, seed)
+    values = groups.named(whole.metrics()[0])
+    intervals, grid_error = groups.intervals(whole, values, units, options, seed)
     priors = [f"{p:g}" for p in options.p_target]
     actual, minimum = whole.actual()[0], whole.minimum(options.minimum)[0]
     bits, least = whole.detection_cllr()
@@ -142,7 +145,7 @@ def score(
             kind: {f"{p:g}": float(options.c_miss * p * c) for p, c in zip(options.p_target, cost, strict=True)}
             for kind, cost in (("actual", actual), ("minimum", minimum))
         },
-        "detection_cllr": {"actual": bits, "minimum": least},
+        "detection_cllr": {"actual": groups.finite(bits), "minimum": least},
         "variants": {
             "min_cprimary": {kind: float(whole.minimum(kind).mean()) for kind in ("common", "per-language")},
             "eer": {kind: {over: float(whole.eer(kind, over)[0]) for over in ("pooled", "languages")} for kind in EERS},
@@ -212,16 +215,6 @@ def chance(truth: np.ndarray, options: ScoreOptions) -> dict[str, float]:
     }
 
 
-def _intervals(
-    whole: Evaluation | LargeEvaluation, units: np.ndarray, options: ScoreOptions, seed: int
-) -> tuple[dict[str, list[float] | None], dict[str, float] | None]:
-    """The interval of each of the ``METRICS`` (None: there is none), and the bounds of the grid's error."""
-    if not options.bootstrap or not bootstrap.varies(units, whole.truth):
-        return dict.fromkeys(METRICS), None
-    values, error = whole.resampled(units, seed)
-    return {name: bootstrap.interval(v, options.confidence) for name, v in zip(METRICS, values.T, strict=True)}, error
-
-
 def _by_language(
     whole: Evaluation | LargeEvaluation, languages: Sequence[str], priors: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
@@ -236,7 +229,7 @@ def _by_language(
             "segments": int(whole.sizes[i]),
             "accuracy": float(right[i]),
             "eer": float(eers[i]),
-            "cllr": float(loss[i]),
+            "cllr": groups.finite(loss[i]),
             "p_miss": {p: float(1 - r[i, i]) for p, r in zip(priors, rates, strict=True)},
             "p_fa": {p: float(r[others, i].mean()) for p, r in zip(priors, rates, strict=True)},
         }

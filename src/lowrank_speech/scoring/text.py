@@ -139,8 +139,8 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
         f" ({threshold[result['minimum']]})",
         f"%EER {100 * result['eer']:.2f}{_interval(result, 'eer')}"
         f" ({ {'rocch': 'ROCCH', 'nearest': 'nearest point'}[result['eer_kind']] }, {over[result['eer_over']]})",
-        f"Cllr {result['cllr']:.4f}{_interval(result, 'cllr', 1, 4)} bits (chance {chance['cllr']:.4f}); of detection "
-        f"{bits['actual']:.4f}, minimum {bits['minimum']:.4f} (chance 1)",
+        f"Cllr {_bits(result['cllr'])}{_interval(result, 'cllr', 1, 4)} bits (chance {chance['cllr']:.4f}); of "
+        f"detection {_bits(bits['actual'])}, minimum {bits['minimum']:.4f} (chance 1)",
         f"C_avg as in LRE07 {_priors(result['lre07_cavg'])}",
         f"Scored {result['segments']} segments of {n} languages.",
     ]
@@ -157,6 +157,10 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
         return [*lines, "", f"(--json has the confusions of all {n} languages)"]
     counts = [[name, *row] for name, row in zip(result["languages"], result["confusion"], strict=True)]
     return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
+
+
+def _bits(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4f}"
 
 
 def _priors(costs: dict[str, dict[str, float]]) -> str:
