@@ -25,19 +25,25 @@ def lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield number (from 1) and text of each line that is not blank."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            # Not text mode, which also splits at characters that transcripts may contain (U+0085, U+2028).
+            for number, line in enumerate(file, start=1):
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, _decoded(path, number, line)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: the file does not exist; check the path") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from error
-    # Not str.splitlines, which also splits at characters that transcripts may contain (U+0085, U+2028).
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; convert it") from error
+
+
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; convert it") from error
 
 
 def words(line: str) -> list[str]:
