@@ -183,6 +183,7 @@ class _Work:
         return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], out / "hypotheses.jsonl")
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
+        from lowrank_speech.decoding.sources import spoken_seconds
         from lowrank_speech.lang.select import known_language, require
 
         labels = self.source.model.meta.labels
@@ -193,7 +194,8 @@ class _Work:
         write_table(out / "scores.tsv", ("id", *labels), table)
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
-        write_table(out / "durations.tsv", ("id", "seconds"), [(cut.id, f"{cut.duration:.3f}") for cut, _ in found])
+        seconds = [(cut.id, f"{spoken_seconds(cut):.3f}") for cut, _ in found]
+        write_table(out / "durations.tsv", ("id", "seconds"), seconds)
         names = ("scores.tsv", "labels.tsv", "durations.tsv")
         outputs = [*(out / name for name in names), _map(out, cuts, "source"), _map(out, cuts, "speaker")]
         return outputs, {"utterances": len(found)}
