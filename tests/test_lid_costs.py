@@ -169,6 +169,20 @@ def test_pairs_against_loops():
     assert worst["worst"][0][3] == pytest.approx(minimum.max(), abs=1e-5)
 
 
+def test_of_very_many_pairs_only_the_worst_have_a_minimum(monkeypatch):
+    scores, truth = case(np.random.default_rng(15), 200, 8)
+    actual, minimum = pairs.pair_costs(scores, truth)
+    monkeypatch.setattr(pairs, "ALL", 10)
+    monkeypatch.setattr(pairs, "MOST", 5)
+    same, some = pairs.pair_costs(scores, truth)
+    assert same.tolist() == actual.tolist()
+    known = np.triu(~np.isnan(some), 1)
+    assert known.sum() == 5 and some[known].tolist() == minimum[known].tolist()
+    assert actual[known].min() >= actual[np.triu(np.isnan(some), 1)].max()
+    found = pairs.summary(same, some, list("abcdefgh"), 3)
+    assert found["minimum"] is None and all(0 < row[3] <= 0.5 for row in found["worst"])
+
+
 def test_likelihood_zero_on_both_sides_of_a_pair_is_a_tie():
     actual, minimum = pairs.pair_costs(np.array([[0, -np.inf, -np.inf]] * 3), np.arange(3))
     assert actual[1, 2] == minimum[1, 2] == 0.5  # and the segments of l1 are always taken for l0

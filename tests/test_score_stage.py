@@ -73,7 +73,7 @@ def test_lid_by_duration_and_source(tmp_path):
     files = {
         "scores_tsv": "id\ten\tde\na\t0\t-5\nb\t-5\t0\nc\t0\t-1\nd\t0\t-1\n",
         "labels_tsv": "id\tlanguage\na\ten\nb\tde\nc\tde\nd\ten\n",
-        "durations_tsv": "id\tseconds\na\t3.0\nb\t3.5\nc\t12.0\nd\t11.0\n",
+        "seconds_tsv": "id\tseconds\na\t3.0\nb\t3.5\nc\t12.0\nd\t11.0\n",
         "sources_tsv": "id\tsource\n",
     }
     folder = decoded(tmp_path / "d", **files)

@@ -8,28 +8,45 @@ Actual: threshold 0 (a tie counts half). Minimum: the best threshold of the pair
 Source: NIST, "The 2011 NIST Language Recognition Evaluation Plan".
 """
 
+from typing import Any
+
 import numpy as np
 
 SINGLE = 20_000_000
-"""Trials from which differences are float32."""
+"""Trials up to which differences are float64."""
+ALL, MOST = 20_000, 1_000
+"""Pairs up to which all have a minimum cost, and how many have one if there are more."""
 
 
 def pair_costs(scores: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Actual and minimum cost (N, N) of each pair, symmetric with diagonal 0, from log-likelihoods (S, N)."""
+    """Actual and minimum cost (N, N) of each pair, symmetric with diagonal 0, from log-likelihoods (S, N).
+
+    With more than ``ALL`` pairs, the minimum is computed only for the ``MOST`` pairs with the highest actual costs,
+    which include all that a system confuses; the others are NaN.
+    """
     n = scores.shape[1]
     dtype = np.float64 if scores.size <= SINGLE else np.float32
     won = [_margins(scores[truth == j], j).astype(dtype) for j in range(n)]
-    actual, minimum = np.zeros((n, n)), np.zeros((n, n))
-    for a in range(n):
-        for b in range(a):
-            target, other = won[a][b], -won[b][a]  # l_a - l_b of the segments of a, and of those of b
-            lost = (target < 0).mean() + (target == 0).mean() / 2 + (other > 0).mean() + (other == 0).mean() / 2
-            u = np.unique(target)
-            miss = np.searchsorted(np.sort(target), u, side="left") / len(target)
-            alarm = 1 - np.searchsorted(np.sort(other), u, side="left") / len(other)
-            actual[a, b] = actual[b, a] = lost / 2
-            minimum[a, b] = minimum[b, a] = min(1.0, (miss + alarm).min()) / 2
+    lost = np.stack([(margins < 0).mean(axis=1) + (margins == 0).mean(axis=1) / 2 for margins in won])
+    np.fill_diagonal(lost, 0.0)
+    actual = (lost + lost.T) / 2
+    first, second = np.triu_indices(n, 1)
+    minimum = np.zeros((n, n))
+    if len(first) > ALL:
+        minimum[first, second] = minimum[second, first] = np.nan
+        chosen = np.argsort(-actual[first, second], kind="stable")[:MOST]
+        first, second = first[chosen], second[chosen]
+    for a, b in zip(first, second, strict=True):
+        minimum[a, b] = minimum[b, a] = _minimum(won[a][b], -won[b][a])
     return actual, minimum
+
+
+def _minimum(target: np.ndarray, other: np.ndarray) -> float:
+    """Cost at the best threshold, from l_a - l_b of the segments of a and of those of b."""
+    u = np.unique(target)
+    miss = np.searchsorted(np.sort(target), u, side="left") / len(target)
+    alarm = 1 - np.searchsorted(np.sort(other), u, side="left") / len(other)
+    return min(1.0, float((miss + alarm).min())) / 2
 
 
 def _margins(scores: np.ndarray, j: int) -> np.ndarray:
@@ -40,16 +57,15 @@ def _margins(scores: np.ndarray, j: int) -> np.ndarray:
     return np.ascontiguousarray(margins)
 
 
-def summary(
-    actual: np.ndarray, minimum: np.ndarray, languages: list[str], most: int = 50
-) -> dict[str, float | int | list]:
-    """As JSON values: means over all pairs, and the ``most`` worst pairs by minimum cost, the worst first."""
+def summary(actual: np.ndarray, minimum: np.ndarray, languages: list[str], most: int = 50) -> dict[str, Any]:
+    """As JSON values: means over all pairs (None: not computed), and the ``most`` worst pairs by minimum cost."""
     first, second = np.triu_indices(len(languages), 1)
-    order = np.lexsort((second, first, -actual[first, second], -minimum[first, second]))[:most]
+    least = minimum[first, second]
+    order = np.lexsort((second, first, -actual[first, second], -np.nan_to_num(least, nan=-1.0)))[:most]
     return {
         "pairs": len(first),
         "actual": float(actual[first, second].mean()),
-        "minimum": float(minimum[first, second].mean()),
+        "minimum": None if np.isnan(least).any() else float(least.mean()),
         "worst": [
             [languages[first[k]], languages[second[k]], *(_short(m[first[k], second[k]]) for m in (actual, minimum))]
             for k in order

@@ -192,7 +192,8 @@ def _parts(result: dict[str, Any], what: str) -> list[str]:
 def _pairs(pairs: dict[str, Any]) -> list[str]:
     """The pairs of languages that are hardest to tell apart."""
     rows = [[f"{a} - {b}", f"{actual:.4f}", f"{minimum:.4f}"] for a, b, actual, minimum in pairs["worst"][:PAIRS]]
-    mean = f"mean over {pairs['pairs']} pairs: cost actual {pairs['actual']:.4f}, minimum {pairs['minimum']:.4f}"
+    least = "" if pairs["minimum"] is None else f", minimum {pairs['minimum']:.4f}"
+    mean = f"mean over {pairs['pairs']} pairs: cost actual {pairs['actual']:.4f}{least}"
     return ["", *table(["worst pairs", "actual", "minimum"], rows), mean]
 
 

@@ -14,7 +14,7 @@ outputs  --out        folder with
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
-           durations.tsv         language recognition: the seconds of each utterance
+           seconds.tsv         language recognition: the seconds of each utterance
            sources.tsv           language recognition: the source of each utterance, if supervisions have one
                                  (``custom: source``); else only the header
            speakers.tsv          the speaker of each utterance
@@ -195,8 +195,8 @@ class _Work:
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
         seconds = [(cut.id, f"{spoken_seconds(cut):.3f}") for cut, _ in found]
-        write_table(out / "durations.tsv", ("id", "seconds"), seconds)
-        names = ("scores.tsv", "labels.tsv", "durations.tsv")
+        write_table(out / "seconds.tsv", ("id", "seconds"), seconds)
+        names = ("scores.tsv", "labels.tsv", "seconds.tsv")
         outputs = [*(out / name for name in names), _map(out, cuts, "source"), _map(out, cuts, "speaker")]
         return outputs, {"utterances": len(found)}
 

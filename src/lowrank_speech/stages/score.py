@@ -5,7 +5,7 @@ inputs   --decoded   the folder of the stage decode
                      is a ``normaliser``; languages.tsv (id, language) for it and for the breakdown, and speakers.tsv
                      (id, speaker) for resampling whole speakers, if they have rows
            lid       scores.tsv (id, and log-likelihoods in a column per language), labels.tsv (id, language);
-                     speakers.tsv as for asr; durations.tsv (id, seconds) and sources.tsv (id, source), if they have
+                     speakers.tsv as for asr; seconds.tsv (id, seconds) and sources.tsv (id, source), if they have
                      rows, for costs by duration and source
 outputs  --manifest  metrics: wer, cer, ser and counts, or accuracy, macro_accuracy, act_cprimary, min_cprimary, eer and
                      cllr; and ``interval`` with [low, high] of each
@@ -106,7 +106,7 @@ def score_lid(decoded: Path, config: Config) -> dict[str, Any]:
         config.seed,
         speakers=optional_map(decoded / "speakers.tsv"),
         names=(str(scores), str(labels)),
-        durations=optional_map(decoded / "durations.tsv"),
+        durations=optional_map(decoded / "seconds.tsv"),
         sources=optional_map(decoded / "sources.tsv"),
     )
 
