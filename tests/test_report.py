@@ -90,6 +90,7 @@ def test_results_of_different_normalisers_share_no_table(tmp_path, capsys):
 def test_manifest_names_every_output(tree):
     manifest = json.loads((tree / "report/report.json").read_text())
     names = {"results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"}
+    names |= {"det.png", "reliability.png", "confusion.png"}
     assert set(manifest["outputs"]) == names
     assert {path.name for path in (tree / "report").iterdir()} == names | {"report.json", "report.cost.json"}
     numbers = manifest["metrics"]
@@ -162,7 +163,7 @@ def test_page_is_self_contained(tree):
     found = References()
     found.feed(page(tree))
     assert found.open == [] and not found.tags & {"script", "link", "iframe"}
-    assert len(found.loads) == 6 and all(value.startswith("data:image/png;base64,") for value in found.loads)
+    assert len(found.loads) == 12 and all(value.startswith("data:image/png;base64,") for value in found.loads)
     assert not re.search(r"https?://|url\(|@import", page(tree))
     for section in ("Results", "Plots", "Errors", "Factorised layers", "Set aside", "Settings and versions"):
         assert section in page(tree)

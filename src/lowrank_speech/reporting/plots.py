@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.reporting import units
+from lowrank_speech.reporting import language_plots, units
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7570B3")
@@ -47,7 +47,7 @@ class Plot:
 def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Path], list[Plot]]:
     """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page."""
     paths, plots = [], []
-    for name, (title, caption, draw) in FIGURES.items():
+    for name, (title, caption, draw) in {**FIGURES, **language_plots.figures(systems)}.items():
         images = {theme: png(draw, systems, theme, dpi) for theme in THEMES}
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:
