@@ -59,13 +59,21 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             found |= _of_train(slices, wildcards)
         case "decode":
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
-            found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
+            task = slices.model_task(wildcards)
+            found |= _others(slices, "decoders", {f"{kind}.{task}"}) | _of_decode(task)
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
             found |= {"scoring.lid", "scoring.detection"} if asr else {"scoring.asr"}
         case "export":
             found |= _others(slices, "exports", {wildcards.form})
     return found
+
+
+def _of_decode(task: str) -> set[str]:
+    """Only recognition has tokens, and only Whisper's come with the model."""
+    if task == "classify":
+        return {"decoding.symbols"}
+    return set() if task == "seq2seq" else {"models.text", "models.whisper_vocabulary"}
 
 
 def _of_factorise(slices: Slices, wildcards: Any) -> set[str]:
