@@ -51,7 +51,7 @@ files = {
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
-    "score": lambda: [],
+    "score": lambda: ["utterances.tsv"],
     "report": lambda: ["results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"],
     "export": lambda: ["config.json"],
 }[stage]()

@@ -57,20 +57,36 @@ def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
     lines = [
         _rate(result, "WER", "wer", "words"),
         _rate(result, "CER", "cer", "characters", "char_"),
+        *([_rate(result, "TER", "ter", "tokens", "token_")] if result.get("ter") is not None else []),
         f"%SER {100 * result['ser']:.2f} [ {result['utterances_wrong']} / {result['utterances']} ]"
         f"{_interval(result, 'ser')}",
         f"Scored {result['utterances']} utterances, {missing} not present in hyp.",
         *_normalised(result),
+        *_oracle(result.get("oracle")),
     ]
     for what in ("language", "speaker"):
         groups = result.get(f"by_{what}")
         if groups:
             header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
             lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
+    for what, groups in result.get("by_length", {}).items():
+        header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
+        if len(groups) > 1:
+            lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
     mean = result.get("language_mean")
     if mean:
         lines.append(f"mean over languages: %WER {100 * mean['wer']:.2f}, %CER {100 * mean['cer']:.2f}")
     return lines
+
+
+def _oracle(found: dict[str, Any] | None) -> list[str]:
+    """The oracle error at 1, 2, 5, 10, ... hypotheses, if there are n-best lists."""
+    if not found:
+        return []
+    last = len(found["wer"])
+    shown = [n for n in (1, 2, 5, 10, 20, 50, 100) if n < last] + [last]
+    rates = ", ".join(f"{100 * found['wer'][n - 1]:.2f} (n = {n})" for n in shown)
+    return [f"Oracle %WER of the n-best lists: {rates}"]
 
 
 def _normalised(result: dict[str, Any]) -> list[str]:

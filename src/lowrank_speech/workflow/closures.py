@@ -19,6 +19,8 @@ WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
 TRUNCATION = ("training.truncation", "lowrank.truncate")
 DISTILLATION = ("training.losses.distil", "training.losses.untranscribed", "training.data.untranscribed")
+ONLY_ASR = ("asr", "tokens", "oracle", "aligned", "exchange")
+"""Modules of the stage score for recognition."""
 ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
 """Stages that load models."""
 ADAPTED = ("train", "emissions", "decode", "export")
@@ -63,7 +65,7 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             found |= _others(slices, "decoders", {f"{kind}.{task}"}) | _of_decode(task)
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
-            found |= {"scoring.lid", "scoring.detection"} if asr else {"scoring.asr"}
+            found |= {f"scoring.{name}" for name in (("lid", "detection") if asr else ONLY_ASR)}
         case "export":
             found |= _others(slices, "exports", {wildcards.form})
     return found

@@ -286,7 +286,7 @@ RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
 """Keys of a recipe that language recognition does not use."""
 
 SCORED = {
-    "asr": ("characters", "normaliser", "numbers", "confusions", "worst"),
+    "asr": ("characters", "normaliser", "numbers", "word_bins", "second_bins", "confusions", "worst"),
     "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
 }
 """Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
