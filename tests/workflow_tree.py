@@ -52,7 +52,10 @@ files = {
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
     "score": lambda: ["utterances.tsv"],
-    "report": lambda: ["results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"],
+    "report": lambda: [
+        *("results.csv", "comparisons.csv", "seeds.csv", "results.txt", "error.png", "cost.png", "curves.png"),
+        "report.html",
+    ],
     "export": lambda: ["config.json"],
 }[stage]()
 if stage in ("features", "calibrate"):

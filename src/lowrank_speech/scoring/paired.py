@@ -5,9 +5,10 @@ for both then moves neither side, so the test sees smaller differences than two 
 
 - Units (utterances, or all utterances of a speaker) are drawn with replacement, as for the intervals of one system
   (``scoring.bootstrap``); in language recognition separately within each language.
-- The interval of the difference is the central part of the resampled differences (percentile method).
 - The p-value is two-sided: 2 (1 + min(k, l)) / (B + 1), at most 1, where k of B resampled differences are <= 0 and l
-  are >= 0. So it is below 0.05 where the 95 % interval excludes 0, up to one resample, and equal systems have p = 1.
+  are >= 0. Equal systems have p = 1.
+- The interval of the difference is the central part of the resampled differences (percentile method), between two of
+  them, chosen so that a 95 % interval excludes 0 exactly if p <= 0.05. It takes 39 resamples for 95 %, 199 for 99 %.
 - It covers the choice of test data. It does not cover the training seed, nor that several systems were compared.
 
 Metrics: wer, cer, and ter if both have the same token set; accuracy and act_cprimary. The minimum C_primary and the EER
@@ -164,10 +165,22 @@ def differences(
     return {name: _difference(name, one, other) for name in shared}
 
 
+def central(drawn: np.ndarray, confidence: float) -> list[float] | None:
+    """[low, high] of the resampled differences ``drawn`` (B,), which excludes 0 exactly if p <= 1 - ``confidence``.
+
+    None if there are too few of them for any p that small.
+    """
+    tail = int((1 - confidence) / 2 * (len(drawn) + 1) + 1e-9)
+    if tail < 1:
+        return None
+    ordered = np.sort(drawn)
+    return [float(ordered[tail - 1]), float(ordered[-tail])]
+
+
 def _difference(metric: str, one: Resampled, other: Resampled) -> Difference:
     drawn = one.draws[metric] - other.draws[metric]
     drawn = drawn[np.isfinite(drawn)]
-    interval, p = bootstrap.interval(drawn, one.options.confidence), None
+    interval, p = central(drawn, one.options.confidence), None
     if interval is not None:
         tail = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
         p = min(1.0, 2 * (1 + tail) / (len(drawn) + 1))
