@@ -122,8 +122,9 @@ def error_figure(systems: Sequence[System]) -> Figure:
         metric = results[0].metric
         axes.set(title=f"{task}, {test}" if several else task, xlabel="parameters of the model (millions)")
         axes.set_ylabel("word error rate (%)" if metric == "wer" else f"error: 100 − {metric} (%)")
-        axes.set_ylim(0, top)
         axes.margins(x=0.16)
+        axes.autoscale_view()
+        axes.set_ylim(0, top)
     _legend(figure, colour, bases)
     return figure
 
@@ -136,6 +137,9 @@ def _point(
     Above ``top`` it is an arrow with its value at the upper edge.
     """
     x, y = system.metrics["parameters_total"] / 1e6, 100 * result.error
+    # Artists with a transform of their own do not count for the limits of the axes.
+    ends = [100 * end for end in result.error_interval or ()]
+    axes.update_datalim([(x, min(end, top or end)) for end in (y, *ends)])
     place = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
     if top is not None and y > top:
         axes.plot(x, 0.94 * top, "^", color=colour, markersize=8, markeredgewidth=0, transform=place, clip_on=False)
@@ -144,9 +148,8 @@ def _point(
             fontsize=8, annotation_clip=False,
         )  # fmt: skip
         return
-    if result.error_interval:
-        low, high = (100 * end for end in result.error_interval)
-        axes.plot([x, x], [low, high], color=colour, linewidth=1.2, alpha=0.7, transform=place)
+    if ends:
+        axes.plot([x, x], ends, color=colour, linewidth=1.2, alpha=0.7, transform=place)
     hollow = result.decoder != system.decoders[0]
     fill = {"markerfacecolor": "none", "markeredgewidth": 1.2} if hollow else {"markeredgewidth": 0}
     axes.plot(x, y, marker, color=colour, markersize=7, transform=place, **fill)
