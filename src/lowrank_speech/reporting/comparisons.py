@@ -15,6 +15,7 @@ from lowrank_speech.reporting import units
 from lowrank_speech.reporting.systems import METRICS, Result, System
 from lowrank_speech.scoring import paired
 from lowrank_speech.scoring.paired import Difference
+from lowrank_speech.scoring.text import FEW
 
 TIE, BETTER, WORSE, EQUAL, UNTESTED = "not told apart", "better", "worse", "equal", "not tested"
 ORDER = (TIE, EQUAL, BETTER, WORSE, f"{BETTER} ({UNTESTED})", f"{WORSE} ({UNTESTED})")
@@ -121,18 +122,21 @@ def ties(results: Iterable[Result]) -> list[Result]:
     return [r for r in scored if r is best or compare(r, best).outcome in (TIE, EQUAL)]
 
 
-def amount(found: Difference) -> str:
-    """``0.3 points of WER worse (95 % −0.2…0.8, p = 0.21)``; the interval is that of "worse" or "better"."""
+def amount(found: Difference, than: str = "") -> str:
+    """``0.3 points of WER worse than full (95 % −0.2…0.8, p = 0.21)``; the interval is that of "worse" or "better"."""
     sign = paired.BETTER[found.metric] * (1 if found.better else -1)
     word = BETTER if found.better else WORSE
     low, high = sorted(sign * end for end in found.interval)
     scale, show = (100, units.percent) if found.metric in POINTS else (1, units.cost)
     size = f"{show(abs(found.difference))} {POINTS.get(found.metric, 'of C_primary')}"
     if found.difference == 0:
-        size, word = "as good", ""
+        size, word = "exactly as good", ""
     ends = units.interval(low, high, 1 if scale == 100 else 3, scale)
     level = f"{100 * found.confidence:g}\N{NO-BREAK SPACE}%"
-    return f"{' '.join(filter(None, (size, word)))} ({level} {ends}, {probability(found.p)})"
+    if than:
+        word += f"{' than' if word else 'as'} {than}"
+    few = f", only {found.units} {found.unit}" if found.units < FEW else ""
+    return f"{' '.join(filter(None, (size, word)))} ({level} {ends}, {probability(found.p)}{few})"
 
 
 def probability(p: float) -> str:
@@ -143,12 +147,14 @@ def probability(p: float) -> str:
 def sentence(one: Comparison, where: bool) -> str:
     """A sentence for the terminal and the page; ``where``: with decoder and test set."""
     mine, theirs = one.mine, one.theirs
-    names = f"{mine.system.method} against {theirs.system.method}"
-    place = f" ({mine.decoder}, {mine.test})" if where else ""
+    place = f"{mine.decoder}, {mine.test}: " if where else ""
     if one.difference is None:
-        why = one.refused or "the test set has too few units to draw from, or score.bootstrap is 0"
-        return f"{names}{place}: {one.outcome}; {why}"
-    return f"{names}{place}: {one.outcome}; {amount(one.difference)}"
+        than = "to" if one.outcome == EQUAL else "than"
+        why = one.refused or "the test set has too few units to draw from, or score.bootstrap is too low"
+        outcome = one.outcome.removesuffix(f" ({UNTESTED})")
+        return f"{place}{mine.system.method} is {outcome} {than} {theirs.system.method}, {UNTESTED}: {why}"
+    end = f": {TIE}" if one.outcome == TIE else ""
+    return f"{place}{mine.system.method} is {amount(one.difference, theirs.system.method)}{end}"
 
 
 def placed(one: Comparison) -> str:

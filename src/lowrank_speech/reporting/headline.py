@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from lowrank_speech.reporting import units
 from lowrank_speech.reporting.blocks import TYPES
-from lowrank_speech.reporting.comparisons import EQUAL, ORDER, TIE, Comparison, amount, compare, groups, reference
+from lowrank_speech.reporting.comparisons import (
+    EQUAL,
+    ORDER,
+    TIE,
+    WORSE,
+    Comparison,
+    amount,
+    compare,
+    groups,
+    reference,
+)
 from lowrank_speech.reporting.data import Table
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
@@ -76,20 +86,19 @@ def _best(systems: Sequence[System]) -> str:
         others = [compare(r, best) for r in found if r is not best]
         tested = [one for one in others if one.difference is not None]
         if tested:
-            near = sum(one.outcome == TIE for one in tested)
-            verb = "is" if near == 1 else "are"
-            text += f", and {near} of {_others(len(tested))} {verb} not told apart from it"
-        if len(tested) < len(others):
-            near = sum(one.outcome == EQUAL for one in others if one.difference is None)
-            verb = "is" if near == 1 else "are"
-            text += f", and {near} of {_others(len(others) - len(tested))} {verb} equal (without a test)"
-        parts.append(text)
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else "No adapted system was scored."
+            worse = sum(one.outcome == WORSE for one in tested)
+            text += f"; by a paired test it is better than {worse} of {_others(len(tested))}"
+        if untested := [one for one in others if one.difference is None]:
+            near = sum(one.outcome == EQUAL for one in untested)
+            text += (
+                f"; without a test, {near} of {_others(len(untested))} {'has' if near == 1 else 'have'} the same error"
+            )
+        parts.append(f"{text[0].upper()}{text[1:]}.")
+    return " ".join(parts) or "No adapted system was scored."
 
 
 def _others(number: int) -> str:
-    return f"the {number} other adapted systems" if number > 1 else "the one other adapted system"
+    return f"{number} other adapted system{'s' if number > 1 else ''}"
 
 
 def _methods(systems: Sequence[System], against: str | None) -> str:

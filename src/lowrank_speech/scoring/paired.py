@@ -33,8 +33,6 @@ BETTER = {"wer": -1, "cer": -1, "ter": -1, "accuracy": 1, "act_cprimary": -1}
 """Metric -> 1 if higher is better, else -1."""
 REFERENCES = {"asr": (WORDS[0], CHARACTERS[0]), "lid": ()}
 """Type of task -> columns that only the reference decides."""
-FEW = 20
-"""With fewer units, the interval is too narrow (docs/decoding.md)."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +139,7 @@ def check(one: Resampled, other: Resampled, names: tuple[str, str] = ("the first
         if len(wrong):
             name = wrong[0]
             raise ValueError(
-                f"utterance {name!r} has {column} {one.table[column][name]!r} in {names[0]}, but {theirs[name]!r} in "
+                f"utterance {name!r} has {column} {one.table[column][name]} in {names[0]}, but {theirs[name]} in "
                 f"{names[1]}; score both against the same references, with the same normaliser"
             )
     if not one.table.index.equals(other.table.index):

@@ -9,6 +9,9 @@ Standard library only. The functions format the results of :func:`lowrank_speech
 from collections.abc import Sequence
 from typing import Any
 
+FEW = 20
+"""With fewer speakers or utterances to draw from, intervals are too narrow."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Align columns: text to the left, numbers to the right, None as "-"; no trailing blanks."""
@@ -162,6 +165,28 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
     lines += ["", *table(header, rows)]
     counts = [[name, *row] for name, row in zip(result["languages"], result["confusion"], strict=True)]
     return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
+
+
+def compare_lines(found: Sequence[Any]) -> list[str]:
+    """A row per metric of two systems (``scoring.paired.Difference``), and what was drawn."""
+    first, rows = found[0], []
+    for d in found:
+        scale, digits = (1, 4) if d.metric == "act_cprimary" else (100, 2)
+        name = (
+            "C_primary"
+            if scale == 1
+            else f"%{d.metric.upper() if scale == 100 and d.metric != 'accuracy' else d.metric}"
+        )
+        values = [f"{scale * value:.{digits}f}" for value in (d.first, d.second)]
+        ends = None if d.interval is None else " - ".join(f"{scale * end:+.{digits}f}" for end in d.interval)
+        verdict = {None: "not tested", False: "not told apart"}.get(d.decided, "better" if d.better else "worse")
+        p = None if d.p is None else f"{d.p:.3f}"
+        rows.append([name, *values, f"{scale * d.difference:+.{digits}f}", ends, p, verdict])
+    level = f"{100 * first.confidence:g}% interval"
+    lines = table(["metric", "first", "second", "difference", level, "p", "the first is"], rows)
+    drawn = f"{first.bootstrap} resamples of {first.units} {first.unit}, {first.utterances} utterances"
+    few = "; with so few, intervals are too narrow and p too small" if first.units < FEW else ""
+    return [*lines, f"({drawn}{few})"]
 
 
 def factorise_lines(result: dict[str, Any]) -> list[str]:

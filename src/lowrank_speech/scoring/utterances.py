@@ -60,11 +60,13 @@ def read(path: str | Path, kind: str) -> pd.DataFrame:
     missing = [name for name in ("id", *FACTS, *TYPES[kind]) if name not in table]
     if missing:
         raise ValueError(f"{path} has no column {missing[0]!r}; run the stage score again")
-    wrong = next((name for name in TYPES[kind] if not np.issubdtype(table[name].dtype, np.number)), None)
-    if wrong is not None:
-        raise ValueError(f"{path}: the column {wrong!r} has a value that is not a number; run the stage score again")
     if not len(table):
         raise ValueError(f"{path} has no utterance; run the stage score again")
+    if not isinstance(table.index, pd.RangeIndex):
+        raise ValueError(f"{path} has a line with more fields than its header; run the stage score again")
+    for name in TYPES[kind]:
+        if not pd.api.types.is_numeric_dtype(table[name]) or not np.isfinite(table[name]).all():
+            raise ValueError(f"{path}: the column {name!r} has a value that is not a number; run the stage score again")
     if table["id"].duplicated().any():
         raise ValueError(f"{path}: utterance {table['id'][table['id'].duplicated()].iloc[0]!r} occurs twice")
     return table.set_index("id")
