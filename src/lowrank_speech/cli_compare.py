@@ -50,15 +50,16 @@ def compare(
         return
     lines = [f"{first} against {second}"]
     for place, of in found.items():
-        lines += ["", *([place] if place else []), *text.compare_lines(list(of.values()))]
+        lines += ["", place, *text.compare_lines(list(of.values()))]
     typer.echo("\n".join(lines))
 
 
 def _pairs(experiment: Path, first: str, second: str) -> dict[str, tuple[Path, Path]]:
-    """decoder/test -> the folders of both systems; "" for two folders that were named in full."""
+    """decoder/test -> the folders of both systems; ``one against other`` if they were named and differ."""
     mine, theirs = _folders(experiment, first), _folders(experiment, second)
     if len(mine) == len(theirs) == 1:
-        return {"": (*mine.values(), *theirs.values())}
+        names = dict.fromkeys([*mine, *theirs])
+        return {" against ".join(names): (*mine.values(), *theirs.values())}
     shared = [place for place in mine if place in theirs]
     if not shared:
         raise UserError(
