@@ -11,6 +11,7 @@ from lowrank_speech.reporting.data import Table
 from lowrank_speech.reporting.systems import Result, System
 
 MARK = "†"
+STOPPED = {"loop": "stopped by loops", "bound": "stopped by their token limit"}
 SHARE = 0.05
 """Empty or stopped hypotheses from this share on flag a result."""
 
@@ -29,8 +30,8 @@ def flags(result: Result) -> list[str]:
         found.append("WER of exactly 100 %" if wer == 1 else f"WER over 100 %: {units.percent(wer)} %")
     number = metrics["utterances"] or result.score.get("utterances")
     stopped = result.manifests.get("decode", {}).get("metrics", {}).get("stopped") or {}
-    counts = {"empty": metrics["empty_hypotheses"], "stopped by loops": stopped.get("loop")}
-    counts["stopped by their token limit"] = stopped.get("bound")
+    counts = {"empty": metrics["empty_hypotheses"]}
+    counts |= {STOPPED.get(why, f"stopped ({why})"): count for why, count in stopped.items()}
     for what, count in counts.items():
         if number and count and count >= SHARE * number:
             verb = "is" if count == 1 else "are"

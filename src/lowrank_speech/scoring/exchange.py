@@ -45,7 +45,7 @@ def ctm(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
     """
     for row in rows:
         for word in sorted(row.get("words") or (), key=lambda word: word["start"]):
-            start, end, text = word["start"], word["end"], word["text"]
+            start, end, text = word["start"], word["end"], word["text"].strip()
             if end < start or start < 0:
                 raise ValueError(f"utterance {row['id']!r}: the word {text!r} has the times {start} to {end} s")
             if not text or text.split() != [text]:

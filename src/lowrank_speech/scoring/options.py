@@ -6,7 +6,7 @@ Imports only pydantic, so that the command line can show defaults without loadin
 import itertools
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 Characters = Literal["with-spaces", "without-spaces"]
@@ -25,6 +25,7 @@ def _none_or_several(number: int) -> int:
 
 
 Most = Annotated[int, Field(ge=0, le=1_000_000)]
+Length = Annotated[int, Field(ge=1, le=1_000_000)]
 Cost = Annotated[float, Field(gt=0)]
 Prior = Annotated[float, Field(gt=0, lt=1)]
 
@@ -57,7 +58,7 @@ class ScoreOptions:
         description="words: spell out digits first, in the language of the utterance; whisper-english does the "
         "opposite in English",
     )
-    word_bins: tuple[PositiveInt, ...] = Field(
+    word_bins: tuple[Length, ...] = Field(
         (5, 10, 20, 40), description="upper ends of the ranges of reference words for the error by length"
     )
     second_bins: tuple[PositiveFloat, ...] = Field(
