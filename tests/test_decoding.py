@@ -19,8 +19,8 @@ from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.settings import resolved
-from lowrank_speech.stages import decode
-from stage_world import decode_with, hypotheses, make_features, refused, utterance
+from lowrank_speech.stages import decode, score
+from stage_world import decode_with, done, hypotheses, make_features, refused, utterance
 from test_whisper_window import mels, published, speech
 
 EOT = 99
@@ -351,6 +351,12 @@ def test_tokens_spell_what_was_decoded_and_said(world, systems, family, tmp_path
         assert {u: " ".join(s.replace(" ", "").replace("|", " ").split()) for u, s in spelt.items()} == texts
     seconds = dict(line.split("\t") for line in (tmp_path / "seconds.tsv").read_text().splitlines()[1:])
     assert {cut.id: cut.duration for cut in world.cuts["test"]} == {u: float(s) for u, s in seconds.items()}
+    cfg = {"seed": 1, "type": "asr", "score": {"bootstrap": 50}}
+    metrics = done(score, cfg, tmp_path / "scored/score.json", decoded=tmp_path)["metrics"]
+    spelt = [line.split()[1:] for line in (tmp_path / "ref_tokens.txt").read_text().splitlines()]
+    assert metrics["tokens"] == sum(map(len, spelt)) and metrics["ter"] > 0
+    assert sum(group["utterances"] for group in metrics["by_length"]["seconds"].values()) == len(seconds)
+    assert (tmp_path / "scored/tokens.pra").is_file() and "oracle" not in metrics
 
 
 def test_tokens_of_a_published_whisper_are_its_pieces(tmp_path):

@@ -78,8 +78,9 @@ def score_asr(decoded: Path, config: Config, out: Path) -> tuple[dict[str, Any],
         found = tokens.counts(spelt)
         table[tokens.COUNTS] = found
         metrics = _with_tokens(metrics, tokens.summary(found, units, options, config.seed))
-    if rows is not None:
-        metrics["oracle"] = _oracle(pairs, rows, decoded, options)
+    oracle = None if rows is None else _oracle(pairs, rows, decoded, options)
+    if oracle is not None:
+        metrics["oracle"] = oracle
     return metrics, [_table(out, utterances.rows(table, facts)), *_texts(out, pairs, spelt, rows, facts["speaker"])]
 
 
