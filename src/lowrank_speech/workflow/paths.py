@@ -30,6 +30,10 @@ class Layout:
         """tokens.txt or pieces.model, lang.json."""
         return f"{self.root}/lang/{lang}"
 
+    def lm(self, lm: str = "{lm}") -> str:
+        """lm.arpa, lm.bin, words.txt, lm.json."""
+        return f"{self.root}/lm/{lm}"
+
     def base(self, base: str = "{base}") -> str:
         """model/, metrics.jsonl, base.json."""
         return f"{self.root}/base/{base}"
