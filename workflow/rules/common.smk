@@ -432,6 +432,16 @@ def emissions(file):
     return quick(path)
 
 
+def resource(name):
+    """The manifest of the artefact that a decoder names in the key `name` (`lm`), if it names one; else nothing."""
+
+    def path(wildcards):
+        named = slices.decode(wildcards).cfg["decoder"].get(name)
+        return f"{getattr(layout, name)(named)}/{name}.json" if named else []
+
+    return quick(path)
+
+
 def stored_base(file):
     """A file of the base, for features that its front end computes; else nothing."""
     return quick(

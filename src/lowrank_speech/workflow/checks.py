@@ -34,6 +34,8 @@ from lowrank_speech.workflow.config import (
 from lowrank_speech.workflow.schema import Schema, nearest
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+RESOURCES = {"lm": "lms"}
+"""Key of a decoder that names something -> the section that defines it."""
 POSITIONS = 50
 """Positions of Whisper's encoder in a second."""
 
@@ -249,6 +251,18 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
                 f"{where}.decoders: {decoder!r} is of kind {kind}, which does not decode tasks of type {task['type']}; "
                 f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"
             )
+        _check_resources(config, decoder)
+
+
+def _check_resources(config: Config, decoder: str) -> None:
+    """Refuse a decoder that names a language model that does not exist."""
+    for key, section in RESOURCES.items():
+        for where, keys in (
+            (f"decoders.{decoder}", config.get("decoders", {}).get(decoder)),
+            ("decode", config.get("decode")),
+        ):
+            if (named := (keys or {}).get(key)) is not None:
+                _known(f"{where}.{key}", named, config.get(section) or {})
 
 
 def _check_spoken(config: Config, name: str) -> None:

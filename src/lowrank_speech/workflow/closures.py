@@ -60,6 +60,8 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "decode":
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
             found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
+            if not slices.decode(wildcards).cfg["decoder"].get("lm"):
+                found.add("lang.lm")
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
             found |= {"scoring.lid", "scoring.detection"} if asr else {"scoring.asr"}
