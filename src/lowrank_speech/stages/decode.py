@@ -11,7 +11,7 @@ outputs  --out        folder with
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
                                  probability, or null), and optionally: nbest (text and score of each, the best first),
                                  words (text, start, end in seconds, score), language (if the decoder detected it),
-                                 stopped (bound or loop, if the decoder stopped the utterance)
+                                 stopped (bound, loop or nothing, if the decoder stopped the utterance)
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
@@ -47,7 +47,11 @@ from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
+STOPPED = {
+    "bound": "reached their token limit",
+    "loop": "only repeated themselves",
+    "nothing": "lost all their prefixes, so they are empty",
+}
 
 
 @settings
