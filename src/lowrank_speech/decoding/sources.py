@@ -35,6 +35,7 @@ class Network:
         self.folder, self.device = Path(folder), pick_device(device)
         self.model = load_model(folder).to(self.device)
         self.task, self.lang_sha256 = self.model.task, self.model.meta.lang_sha256
+        self.resources: dict[str, Any] = {}
         self._loader = Loader(inputs_of(folder))
 
     def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
@@ -60,6 +61,7 @@ class Stored:
         self.folder, self.device = Path(folder), torch.device("cpu")
         self._emissions = Emissions(folder)
         self.task, self.lang_sha256 = self._emissions.task, self._emissions.lang_sha256
+        self.resources: dict[str, Any] = {}
 
     def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
         """Yield the cuts (from the file ``path``) with emissions; set aside those that the network could not process.
@@ -86,6 +88,9 @@ class Stored:
                 "cuts": batch,
                 "log_probs": torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True),
                 "frames": torch.tensor([len(array) for array in arrays]),
+                "frame_seconds": [
+                    spoken_seconds(cut) / max(len(array), 1) for cut, array in zip(batch, arrays, strict=True)
+                ],
             }
 
     def peak(self) -> int | None:

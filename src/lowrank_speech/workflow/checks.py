@@ -23,9 +23,11 @@ from lowrank_speech.workflow.config import (
     System,
     calibrated,
     decoders,
+    fitting,
     lang_splits,
     lm_dev,
     lm_splits,
+    model_task,
     systems,
     task_splits,
     teacher,
@@ -36,6 +38,8 @@ from lowrank_speech.workflow.config import (
 from lowrank_speech.workflow.schema import Schema, nearest
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
+RESOURCES = {"lm": "lms"}
+"""Key of a decoder that names something -> the section that defines it."""
 POSITIONS = 50
 """Positions of Whisper's encoder in a second."""
 
@@ -59,6 +63,7 @@ def check(config: Config, schema: Schema) -> None:
             _known(f"systems.{section}", name, config[section])
     for system in systems(config):
         _check_system(config, system, schema["families"])
+        _check_decoders(config, system, schema)
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -81,6 +86,17 @@ def _roles(config: Config) -> dict[Split, str]:
             found[split] = f"the test split of tasks.{task}"
         found.setdefault(task_splits(config, task)["dev"], f"the dev split of tasks.{task}")
     return found
+
+
+def _check_decoders(config: Config, system: System, schema: Schema) -> None:
+    """Refuse a system that none of its task's decoders decodes."""
+    if not fitting(config, schema, system.base, system.task):
+        of, where = model_task(config, schema, system.base, system.task), f"tasks.{system.task}.decoders"
+        able = sorted({kind for kind in schema["decoders"] if f"decoder.{kind}.{of}" in schema["$defs"]})
+        raise ConfigError(
+            f"{where}: none of {', '.join(decoders(config, system.task))} decodes the {of} model of the base "
+            f"{system.base}; add one of a kind that does: {', '.join(able)}"
+        )
 
 
 # -- token sets and bases ----------------------------------------------------------------------------------------------
@@ -292,6 +308,18 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
                 f"{where}.decoders: {decoder!r} is of kind {kind}, which does not decode tasks of type {task['type']}; "
                 f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"
             )
+        _check_resources(config, decoder)
+
+
+def _check_resources(config: Config, decoder: str) -> None:
+    """Refuse a decoder that names a language model that does not exist."""
+    for key, section in RESOURCES.items():
+        for where, keys in (
+            (f"decoders.{decoder}", config.get("decoders", {}).get(decoder)),
+            ("decode", config.get("decode")),
+        ):
+            if (named := (keys or {}).get(key)) is not None:
+                _known(f"{where}.{key}", named, config.get(section) or {})
 
 
 def _check_spoken(config: Config, name: str) -> None:

@@ -60,6 +60,12 @@ class Layout:
         """Network outputs of a system on a test set, for the decoders that share them; emissions.json."""
         return f"{self.root}/emissions/{base}/{task}/{method}/{test}"
 
+    def tune(
+        self, base: str = "{base}", task: str = "{task}", method: str = "{method}", decoder: str = "{decoder}"
+    ) -> str:
+        """tune.json: the scales of a decoder that are best on the task's dev split."""
+        return f"{self.root}/tune/{base}/{task}/{method}/{decoder}"
+
     def decode(
         self,
         base: str = "{base}",
