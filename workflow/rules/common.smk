@@ -262,6 +262,8 @@ def sources(stage, wildcards):
     """Name -> path of the external files that the job would read; None: unknown here."""
     if stage == "corpus":
         return outside.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
+    if stage == "graph":
+        return outside.lexicon_sources(slices.graph(wildcards).cfg["lexicon"])
     if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
         return outside.base_sources(CONFIG["bases"][wildcards.base]["source"])
     return outside.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
@@ -433,13 +435,20 @@ def emissions(file):
 
 
 def resource(name):
-    """The manifest of the artefact that a decoder names in the key `name` (`lm`), if it names one; else nothing."""
+    """The manifest of the artefact that a decoder reads as `name` (lm, graph, rescore_lm), if it does; else nothing."""
 
     def path(wildcards):
-        named = slices.decode(wildcards).cfg["decoder"].get(name)
-        return f"{getattr(layout, name)(named)}/{name}.json" if named else []
+        stage, *names = slices.resources(wildcards).get(name, (None,))
+        return f"{getattr(layout, stage)(*names)}/{stage}.json" if stage else []
 
     return quick(path)
+
+
+@quick
+def graph_lm(wildcards):
+    """The manifest of the n-gram in a graph; nothing without one."""
+    named = slices.graph(wildcards).cfg["lm"]
+    return f"{layout.lm(named)}/lm.json" if named else []
 
 
 def stored_base(file):
@@ -470,4 +479,5 @@ wildcard_constraints:
     test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),
+    graph=names(sorted({graph for _, graph in slices.graphs()})),
     form="[a-z0-9]+",

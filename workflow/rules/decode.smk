@@ -37,6 +37,8 @@ rule decode:
         test=test_features("json"),
         lang=task_lang,
         lm=resource("lm"),
+        graph=resource("graph"),
+        rescore_lm=resource("rescore_lm"),
         emissions=emissions("emissions.json"),
         weights=ancient(f"{layout.train()}/model/model.safetensors"),
         cuts=ancient(test_features("jsonl.gz")),
@@ -55,7 +57,7 @@ rule decode:
         cfg=cfg("decode"),
         code=code("decode"),
         runtime=runtime("decode"),
-        paths=options("cuts", model="weights", lang="lang", lm="lm", emissions="emissions", out="manifest"),
+        paths=options("cuts", model="weights", lang="lang", lm="lm", graph="graph", rescore_lm="rescore_lm", emissions="emissions", out="manifest"),
     shell:
         "python -m lowrank_speech.stages.decode --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"

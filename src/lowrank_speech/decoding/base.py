@@ -48,7 +48,8 @@ class Hypothesis:
     words      words with times; empty: not available
     scores     language recognition: log-likelihood of each label of the model, in the order of the labels
     language   the language that the decoder detected, if none was given
-    stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``, or None
+    stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``, ``beam``
+               (nothing survived it: an empty hypothesis), or None
     """
 
     ids: tuple[int, ...]

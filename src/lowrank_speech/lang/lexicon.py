@@ -5,7 +5,7 @@ one line for each pronunciation. Its symbols are tokens of the set.
 
 In a character set ``|`` separates words. Pronunciations do not include it; the graph puts it between words.
 
-    >>> lexicon, missing = spelled(["cab", "xyz"], tokens)      # a set with the characters a, b, c
+    >>> lexicon, missing = spelled(["cab", "xyz"], tokens)  # a set with the characters a, b, c
     >>> lexicon.entries
     (Pronunciation(word='cab', tokens=(5, 3, 4), cost=0.0),)
     >>> missing
@@ -87,22 +87,14 @@ def spelled(words: Iterable[str], tokens: Tokens) -> tuple[Lexicon, dict[str, st
     return Lexicon(tuple(entries), boundary_of(tokens)), missing
 
 
-def read(path: str | Path, tokens: Tokens, words: Iterable[str] | None = None) -> tuple[Lexicon, dict[str, str]]:
-    """Read a pronunciation dictionary; ``words``: the vocabulary, None: all words of the dictionary.
+def read(path: str | Path, tokens: Tokens) -> Lexicon:
+    """Read a pronunciation dictionary.
 
-    Returns the lexicon of the vocabulary, and word -> reason for the words that the dictionary misses. A second field
-    such as 0.25 is a probability, if it is not a token itself. UserError with file and line: a symbol that the tokens
-    lack, a word without a pronunciation, a probability that is not above 0 and at most 1 or is given in some lines only.
+    A second field such as 0.25 is a probability, if it is not a token itself. UserError with file and line: a symbol
+    that the tokens lack, a word without a pronunciation, a probability that is not above 0 and at most 1, or that only
+    some lines have.
     """
-    entries = _parsed(Path(path), tokens)
-    if words is None:
-        return Lexicon(entries, boundary_of(tokens)), {}
-    wanted, listed = real_words(words), {entry.word for entry in entries}
-    missing = {word: NOT_LISTED for word in wanted if word not in listed}
-    return Lexicon(entries, boundary_of(tokens)).only(wanted), missing
-
-
-def _parsed(path: Path, tokens: Tokens) -> tuple[Pronunciation, ...]:
+    path = Path(path)
     ids = {symbol: i for i, symbol in enumerate(tokens.symbols) if i not in (tokens.blank, tokens.unk)}
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -131,7 +123,8 @@ def _parsed(path: Path, tokens: Tokens) -> tuple[Pronunciation, ...]:
         found[word, sequence] = min(cost, found.get((word, sequence), math.inf))
     if not found:
         raise UserError(f"lexicon: {path} has no words; give lines with a word and its symbols")
-    return tuple(Pronunciation(word, sequence, cost) for (word, sequence), cost in sorted(found.items()))
+    entries = (Pronunciation(word, sequence, cost) for (word, sequence), cost in sorted(found.items()))
+    return Lexicon(tuple(entries), boundary_of(tokens))
 
 
 def _number(text: str) -> float | None:
@@ -163,15 +156,17 @@ def _checked(word: str, symbols: Sequence[str], ids: dict[str, int], where: str)
             f"tokens of the system"
         )
     if BOUNDARY in (symbols[0], symbols[-1]):
-        raise UserError(f"{where}: {word!r} begins or ends with {BOUNDARY}, which the graph puts between words; remove it")
+        raise UserError(
+            f"{where}: {word!r} begins or ends with {BOUNDARY}, which the graph puts between words; remove it"
+        )
     return tuple(ids[symbol] for symbol in symbols)
 
 
 def disambiguated(lexicon: Lexicon) -> tuple[list[int], int]:
     """Number the pronunciations that need a disambiguation symbol: 0 needs none, k needs #k at its end.
 
-    Returns a number for each entry, and the highest number. A pronunciation needs a symbol if other entries share it, or
-    if it is the beginning of another one. Source: Kaldi, utils/add_lex_disambig.pl.
+    Returns a number for each entry, and the highest number. A pronunciation needs a symbol if other entries share it,
+    or if it is the beginning of another one. Source: Kaldi, utils/add_lex_disambig.pl.
     """
     count = Counter(entry.tokens for entry in lexicon.entries)
     beginnings = {sequence[:end] for sequence in count for end in range(1, len(sequence))}

@@ -5,6 +5,8 @@ inputs   --model      the system's model folder (stage train)
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
          --lm         for decoders with a language model: folder of the stage lm
+         --graph      for decoders that search a graph: folder of the stage graph
+         --rescore-lm for decoders that rescore: folder of the stage lm
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
            hyp_raw.txt, ref_raw.txt   recognition: the same before normalisation, with tags replaced
@@ -47,7 +49,11 @@ from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
+STOPPED = {
+    "bound": "reached their token limit",
+    "loop": "only repeated themselves",
+    "beam": "are empty, because no path survived the beam (raise beam, search_beam or max_active)",
+}
 
 
 @settings
@@ -70,8 +76,8 @@ def body(run: common.Run) -> None:
     arguments, config = run.arguments, run.config
     work = _Work("decode", arguments, config.task, config.decoder, run.runtime)
     run.cfg["decoder"] = resolved(work.settings)
-    run.device = str(work.source.device)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
+    run.device = str(work.source.device)  # a decoder that reads emissions chooses it
     outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
     clock = work.clock
     metrics |= {"speech_seconds": round(clock.speech, 3), "set_aside": work.set_aside.counts()}

@@ -227,6 +227,15 @@ def gradients(section: Mapping[str, Any]) -> bool:
     return section.get("init") == "two-sided"
 
 
+def graph_key(section: Mapping[str, Any]) -> str:
+    """Folder name of the graph of a decoder, such as ``hlg-words3-1f0c9a3e``: decoders with the same graph share it."""
+    seen = {name: section.get(name) for name in GRAPH}
+    return "-".join(filter(None, (seen["graph"], seen["lm"], _digest(seen))))
+
+
+GRAPH = ("graph", "lm", "lexicon")
+"""Keys of a decoder that define its graph, apart from the token set."""
+
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")
 """Ways to set the size of a factorised layer; a ``factorise`` section gives exactly one."""
 

@@ -5,11 +5,11 @@
     G   an n-gram over words or tokens, as an acceptor with back-off arcs
 
 Labels of inputs are token ids plus one, because 0 is epsilon in OpenFst (``kaldi_decoder.DecodableCtc`` expects this);
-#0 ... #k follow them while L and G are composed. Labels of outputs are the numbers of ``symbols``, or token ids plus one.
+#0 ... #k follow them while L and G are composed. Labels of outputs are word numbers from 1 on, or token ids plus one.
 Costs are minus the natural log of probabilities.
 
-Sources: Mohri, Pereira, Riley 2008 (Speech recognition with weighted finite-state transducers); Kaldi's utils/mkgraph.sh
-and add_lex_disambig.pl; icefall's compile_hlg.py; k2.ctc_topo for H.
+Sources: Mohri, Pereira, Riley 2008 (Speech recognition with weighted finite-state transducers); Kaldi's
+utils/mkgraph.sh and add_lex_disambig.pl; icefall's compile_hlg.py; k2.ctc_topo for H.
 """
 
 import subprocess
@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,11 +25,11 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.lang.graphs import fst
 from lowrank_speech.lang.graphs.convert import from_kaldifst, to_kaldifst
 from lowrank_speech.lang.graphs.fst import ARC, Arcs
+from lowrank_speech.lang.graphs.load import BACKOFF, BOS, EOS, table
 from lowrank_speech.lang.lexicon import Lexicon, disambiguated
 
-EPSILON, BACKOFF, BOS, EOS = "<eps>", "#0", "<s>", "</s>"
 DELTA = 2.0**-14
-"""Costs that differ by less are equal, and costs are rounded to it. Kaldi has 2^-10, which shows in the sum of a path."""
+"""Costs are rounded to it, and equal if they differ by less. Kaldi's 2^-10 shows in the sum of a path."""
 
 
 def topology(size: int) -> Arcs:
@@ -45,11 +44,6 @@ def topology(size: int) -> Arcs:
     return fst.from_lists(source, arcs, np.zeros(size))
 
 
-def symbol_table(symbols: Sequence[str]) -> str:
-    """Kaldi's words.txt: <eps>, the symbols from 1 on, and those that a G needs."""
-    return "".join(f"{symbol} {i}\n" for i, symbol in enumerate([EPSILON, *symbols, BACKOFF, BOS, EOS]))
-
-
 def grammar(arpa: Path, symbols: Sequence[str]) -> Arcs:
     """G: the ARPA as an acceptor over ``symbols`` (numbered from 1), with back-off arcs labelled #0 : epsilon.
 
@@ -57,13 +51,15 @@ def grammar(arpa: Path, symbols: Sequence[str]) -> Arcs:
     it costs less. UserError: kaldilm cannot read the ARPA.
     """
     with tempfile.TemporaryDirectory() as folder:
-        table, found = Path(folder, "symbols.txt"), Path(folder, "G.fst")
-        write_text(table, symbol_table(symbols))
+        symbol_table, found = Path(folder, "symbols.txt"), Path(folder, "G.fst")
+        write_text(symbol_table, table(symbols, BACKOFF, BOS, EOS))
         # In a process of its own, because kaldilm aborts the process when it finds an error.
-        command = [sys.executable, "-c", _ARPA2FST, str(arpa), str(found), str(table)]
+        command = [sys.executable, "-c", _ARPA2FST, str(arpa), str(found), str(symbol_table)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode or not found.is_file():
-            said = [line for line in done.stderr.splitlines() if line.startswith("[E]")] or done.stderr.splitlines()[-1:]
+            said = [line for line in done.stderr.splitlines() if line.startswith("[E]")] or done.stderr.splitlines()[
+                -1:
+            ]
             reason = said[0].removeprefix("[E] ") if said else f"exit code {done.returncode}"
             raise UserError(f"graph: {arpa} cannot be made a graph ({reason}); correct or make the ARPA again")
         import kaldifst
@@ -82,8 +78,8 @@ def lexicon_fst(lexicon: Lexicon, size: int, backoff: int | None = None) -> Arcs
     """L: any sequence of words, each spelled by one of its pronunciations, with the disambiguation symbols of Kaldi.
 
     ``size``: number of tokens; ``backoff``: number of the word symbol #0, if L is composed with a G that has it.
-    If the tokens have a word boundary, at least one separates two words, and any number may precede the first and follow
-    the last word; otherwise words follow one another. Words are numbered in the order of ``lexicon.words``.
+    If the tokens have a word boundary, at least one separates two words, and any number may precede the first and
+    follow the last word; otherwise words follow one another. Words are numbered in the order of ``lexicon.words``.
     """
     numbers, _ = disambiguated(lexicon)
     word_ids = {word: i for i, word in enumerate(lexicon.words, start=1)}
@@ -127,7 +123,7 @@ def compose_lexicon(lexicon: Lexicon, size: int, grammar: Arcs | None = None) ->
         found = kaldifst.StdVectorFst(kaldifst.compose(left, right))
     kaldifst.determinize_star(found, delta=DELTA)
     kaldifst.minimize_encoded(found, delta=DELTA)
-    return _without_marks(found, size)
+    return without_marks(from_kaldifst(found), size)
 
 
 def compose_topology(size: int, right: Arcs) -> Arcs:
@@ -140,13 +136,8 @@ def compose_topology(size: int, right: Arcs) -> Arcs:
     return from_kaldifst(kaldifst.compose(left, other))
 
 
-def token_grammar(arcs: Arcs, symbols: int) -> Arcs:
-    """A G over ``symbols`` symbols as the right side of H: without the label of #0."""
+def without_marks(arcs: Arcs, symbols: int) -> Arcs:
+    """``arcs`` with epsilon for the input labels above ``symbols``: disambiguation symbols, #0."""
     found = arcs.arcs.copy()
     found["ilabel"][found["ilabel"] > symbols] = 0
     return Arcs(found, arcs.splits, arcs.finals, arcs.start)
-
-
-def _without_marks(found: Any, size: int) -> Arcs:
-    arcs = from_kaldifst(found)
-    return token_grammar(arcs, size)

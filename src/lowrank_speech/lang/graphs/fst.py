@@ -51,9 +51,7 @@ class Arcs:
         return replace(self, arcs=arcs, finals=finals)
 
 
-def from_lists(
-    sources: np.ndarray, arcs: np.ndarray, finals: np.ndarray, start: int = 0
-) -> Arcs:
+def from_lists(sources: np.ndarray, arcs: np.ndarray, finals: np.ndarray, start: int = 0) -> Arcs:
     """A transducer from arcs in any order, with their source states."""
     order = np.argsort(sources, kind="stable")
     splits = np.concatenate([[0], np.cumsum(np.bincount(sources, minlength=len(finals)))])

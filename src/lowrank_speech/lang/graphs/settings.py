@@ -14,11 +14,12 @@ class GraphSettings:
 
     graph: Literal["h", "hl", "hg", "hlg"] = key(
         "hlg",
-        "h: any token sequence; hl: words of a lexicon; hg: an n-gram over tokens; hlg: an n-gram over words of a lexicon",
+        "h: any tokens; hl: words of a lexicon; hg: an n-gram over tokens; hlg: an n-gram over words of a lexicon",
     )
     lm: str | None = key(None, "the n-gram of hg and hlg, a name in `lms`")
     lexicon: str | None = key(
-        None, "hl, hlg: a pronunciation dictionary (Kaldi's lexicon.txt or lexiconp.txt); null: spell words in the tokens"
+        None,
+        "hl, hlg: a pronunciation dictionary, Kaldi's lexicon.txt or lexiconp.txt; null: spell words in tokens",
     )
 
     def __post_init__(self) -> None:
