@@ -11,6 +11,7 @@ from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.errors import UserError
 from lowrank_speech.experiment.outside import located
 from lowrank_speech.lang.config import read as read_lang
+from lowrank_speech.lang.lm.config import LmSettings
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
@@ -43,6 +44,9 @@ def check(slices: Slices) -> None:
         for name, section in config["langs"].items():
             own = {k: v for k, v in section.items() if k not in ("corpora", "splits")}
             read_lang(own, f"langs.{name}")
+        for name, section in config["lms"].items():
+            own = {k: v for k, v in section.items() if k not in ("lang", "corpora", "splits", "dev")}
+            read(LmSettings, own, f"lms.{name}")
         for name, section in config["methods"].items():
             for part, cls in METHOD_PARTS.items():
                 if section.get(part) is not None:

@@ -12,12 +12,14 @@ from lowrank_speech.experiment.sections import (
     CalibrateSection,
     DistilSection,
     LangSection,
+    LmSection,
     MethodSection,
     PretrainSection,
     TaskSection,
 )
 from lowrank_speech.exporting import registry as exports
 from lowrank_speech.lang.config import KINDS as LANGS
+from lowrank_speech.lang.lm.config import LmSettings
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
@@ -80,6 +82,7 @@ def schema() -> Node:
         | {"description": "seed of all random draws: synthesis, splits, weights, order of batches, bootstrap"},
         "corpora": named(_corpora(tool), 1),
         "langs": named(_langs(tool)) | {"default": {}},
+        "lms": named(_lm(tool)) | {"default": {}},
         "bases": named(_base(tool), 1),
         "tasks": named(_task(tool), 1),
         "methods": named(_method(tool), 1),
@@ -153,6 +156,14 @@ def _langs(tool: Schemas) -> Node:
         tool.definitions[f"lang.{kind}"] = node
         branches[kind] = ref(f"lang.{kind}")
     return by_kind(branches)
+
+
+def _lm(tool: Schemas) -> Node:
+    node = _closed(tool.of(LmSettings), tool.of(LmSection))
+    for name in ("corpora", "splits", "text"):
+        node["properties"][name] |= {"uniqueItems": True}
+    tool.definitions["lm"] = node
+    return ref("lm")
 
 
 def _base(tool: Schemas) -> Node:

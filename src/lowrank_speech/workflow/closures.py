@@ -51,6 +51,8 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             found |= _others(slices, "corpora", {slices.config["corpora"][wildcards.corpus]["kind"]})
         case "lang":
             found |= set() if slices.config["langs"][wildcards.lang]["kind"] == "sentencepiece" else {"lang.pieces"}
+        case "lm":
+            found.add("lang.pieces")  # only trains token sets
         case "base":
             found |= _of_base(slices, wildcards)
         case "factorise":

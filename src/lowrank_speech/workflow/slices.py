@@ -40,6 +40,7 @@ NAMES = {
     "corpus": ("corpus", "split"),
     "overlap": ("task",),
     "lang": ("lang",),
+    "lm": ("lm",),
     "features": ("base",),
     "base": ("base",),
     "calibrate": ("base", "calibration"),
@@ -117,6 +118,11 @@ class Slices:
         """The token set's own keys; its corpora and splits come as files."""
         lang = _without(self.config["langs"][wildcards.lang], ("corpora", "splits"))
         return Slice({"seed": self.config["seed"], "lang": lang}, {})
+
+    @once
+    def lm(self, wildcards: Any) -> Slice:
+        """The language model's own keys; its token set and splits come as files."""
+        return Slice({"lm": _without(self.config["lms"][wildcards.lm], ("lang", "corpora", "splits", "dev"))}, {})
 
     @once
     def features(self, wildcards: Any) -> Slice:

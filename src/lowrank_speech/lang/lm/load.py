@@ -15,7 +15,7 @@ from lowrank_speech.artefact import read_manifest, sha256
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.lm import arpa
 from lowrank_speech.lang.lm.ngrams import UNK
-from lowrank_speech.lang.lm.query import KenlmScorer, OwnScorer, Scorer, has_kenlm
+from lowrank_speech.lang.lm.query import NEEDS_KENLM, KenlmScorer, OwnScorer, Scorer, has_kenlm
 from lowrank_speech.lang.load import Lang
 
 MANIFEST = "lm.json"
@@ -96,12 +96,6 @@ class LanguageModel:
                 f"{where}: {self.folder} is a model of the tokens of another token set; make it with the token set of "
                 f"the system (`lang` of the section in `lms`)"
             )
-
-
-NEEDS_KENLM = (
-    "{path} is a KenLM binary, but the package kenlm is not installed; install it (pip install kenlm; it compiles "
-    "C++), or give the model as an ARPA file"
-)
 
 
 @functools.lru_cache(maxsize=4)
