@@ -32,6 +32,10 @@ def _listed(kind: str, task: str) -> ModuleType | None:
     match f"{FOLDERS[task]}/{kind}":
         case "ctc/greedy":
             from lowrank_speech.decoding.ctc import greedy as found
+        case "ctc/beam":
+            from lowrank_speech.decoding.ctc import beam as found
+        case "ctc/align":
+            from lowrank_speech.decoding.ctc import align as found
         case "ctc/hlg":
             from lowrank_speech.decoding.ctc import hlg as found
         case "ctc/nbest":

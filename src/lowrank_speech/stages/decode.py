@@ -13,7 +13,7 @@ outputs  --out        folder with
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
                                  probability, or null), and optionally: nbest (text and score of each, the best first),
                                  words (text, start, end in seconds, score), language (if the decoder detected it),
-                                 stopped (bound or loop, if the decoder stopped the utterance)
+                                 stopped (bound, loop or nothing, if the decoder stopped the utterance)
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 STOPPED = {
     "bound": "reached their token limit",
     "loop": "only repeated themselves",
-    "beam": "are empty, because no path survived the beam (raise beam, search_beam or max_active)",
+    "nothing": "are empty, because nothing survived the beam",
 }
 
 

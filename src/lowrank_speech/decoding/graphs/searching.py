@@ -20,8 +20,8 @@ from lowrank_speech.lang.graphs.load import Graph
 
 log = logging.getLogger(__name__)
 
-NOTHING = "beam"
-"""Why a hypothesis is empty: no path to the end of the graph survived."""
+NOTHING = "nothing"
+"""Why a hypothesis is empty: no path to the end of the graph survived the beam, or there were no frames."""
 
 
 @dataclass(frozen=True)

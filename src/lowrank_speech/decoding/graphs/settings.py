@@ -6,9 +6,11 @@ from pydantic import Field
 
 from lowrank_speech.decoding.base import Decoding
 from lowrank_speech.lang.graphs.settings import GraphSettings
-from lowrank_speech.settings import Count, NotNegative, Positive, key, settings
+from lowrank_speech.settings import Count, Positive, key, settings
 
 Beam = Annotated[float, Field(gt=0, le=1000)]
+Weight = Annotated[float, Field(ge=0, le=100)]
+Insertion = Annotated[float, Field(ge=-100, le=100)]
 States = Annotated[int, Field(ge=100, le=1_000_000)]
 
 MAX_ACTIVE = 10_000
@@ -21,9 +23,9 @@ class GraphDecoding(GraphSettings, Decoding):
 
     reads: ClassVar[tuple[str, ...]] = ("graph",)
 
-    lm_weight: NotNegative = key(0.5, "weight of the graph's scores: n-gram and pronunciations")
+    lm_weight: Weight = key(0.5, "weight of the graph's scores: n-gram and pronunciations")
     acoustic_scale: Positive = key(1.0, "weight of the network's log probabilities")
-    insertion: float = key(0.0, "score added for each word (hg: each token; h: each token)")
+    insertion: Insertion = key(0.0, "added to the score for each word; h, hg: each token")
     search_beam: Beam = key(20.0, "in each frame, drop paths worse than the best by more than this (nats)")
     lattice_beam: Beam = key(8.0, "drop paths of the lattice worse than the best by more than this (nats)")
     max_active: States | None = key(
@@ -41,7 +43,7 @@ class Rescoring(GraphDecoding):
     reads: ClassVar[tuple[str, ...]] = ("graph", "rescore_lm")
 
     rescore_lm: str | None = key(None, "the larger n-gram, a name in `lms`")
-    rescore_weight: NotNegative | None = key(None, "its weight, instead of the scores of `lm`; null: lm_weight")
+    rescore_weight: Weight | None = key(None, "its weight, instead of the scores of `lm`; null: lm_weight")
     nbest: Count = key(1, "hypotheses to list")
 
     def __post_init__(self) -> None:
