@@ -57,7 +57,16 @@ rule decode:
         cfg=cfg("decode"),
         code=code("decode"),
         runtime=runtime("decode"),
-        paths=options("cuts", model="weights", lang="lang", lm="lm", graph="graph", rescore_lm="rescore_lm", emissions="emissions", out="manifest"),
+        paths=options(
+            "cuts",
+            model="weights",
+            lang="lang",
+            lm="lm",
+            graph="graph",
+            rescore_lm="rescore_lm",
+            emissions="emissions",
+            out="manifest",
+        ),
     shell:
         "python -m lowrank_speech.stages.decode --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"

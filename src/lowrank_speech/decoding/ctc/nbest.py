@@ -26,19 +26,20 @@ def open(source: Any, lang: Any, settings: Settings) -> Any:
     """Decoder for the emissions ``source``; see ``decoding.base``. UserError: graph, lang or n-gram do not fit."""
     from lowrank_speech.decoding.graphs.lattice import sequence_score
     from lowrank_speech.decoding.graphs.rescoring import opened
-    from lowrank_speech.decoding.graphs.searching import listed
+    from lowrank_speech.decoding.graphs.searching import ranked_hypotheses
 
     search, reader, scorers = opened(source, lang, settings)
 
-    def ranked(lattice: Any) -> list[tuple[float, tuple[int, ...]]]:
-        rescored = [
+    def rescored(lattice: Any) -> list[tuple[float, tuple[int, ...]]]:
+        pairs = [
             (score + sum(weight * sequence_score(scorer, symbols) for scorer, weight in scorers), symbols)
             for score, symbols in lattice.nbest(settings.candidates)
         ]
-        return sorted(rescored, key=lambda pair: (-pair[0], pair[1]))
+        return sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
 
     def decode(batch: dict[str, Any]) -> list[Any]:
         lattices = search.lattices(settings.acoustic_scale * batch["log_probs"], batch["frames"].tolist())
-        return [listed(reader, [] if lattice is None else ranked(lattice), settings.nbest) for lattice in lattices]
+        ranked = [[] if lattice is None else rescored(lattice) for lattice in lattices]
+        return ranked_hypotheses(batch, ranked, reader, settings.nbest)
 
     return decode

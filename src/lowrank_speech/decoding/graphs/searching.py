@@ -4,19 +4,21 @@ Both back ends search the same graph with the same scores, so their results diff
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from lowrank_speech.decoding.base import Hypothesis
+from lowrank_speech.decoding.ctc.times import aligned
 from lowrank_speech.decoding.graphs.lattice import Lattice
 from lowrank_speech.decoding.graphs.settings import MAX_ACTIVE, GraphDecoding
 from lowrank_speech.decoding.graphs.timing import timed_words
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.graphs.fst import Arcs
 from lowrank_speech.lang.graphs.load import Graph
+from lowrank_speech.lang.lexicon import boundary_of
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +33,6 @@ class Path:
     labels: list[int]
     symbols: list[int]
     score: float
-
-
-Found = tuple[Path | None, Lattice | None]
 
 
 class Search(Protocol):
@@ -132,15 +131,15 @@ class Reader:
 
     def __init__(self, graph: Graph, lang: Any):
         self._graph, self._tokens = graph, lang.tokens
-        self._boundary = lang.tokens.symbols.index("|") if "|" in lang.tokens.symbols[:3] else None
+        self._boundary = boundary_of(lang.tokens)
 
-    def text(self, symbols: Any) -> str:
+    def text(self, symbols: Sequence[int]) -> str:
         """The text of output symbols."""
         if self._graph.over_words:
             return " ".join(self._graph.symbols[symbol - 1] for symbol in symbols)
         return self._tokens.decode([symbol - 1 for symbol in symbols])
 
-    def ids(self, symbols: Any) -> tuple[int, ...]:
+    def ids(self, symbols: Sequence[int]) -> tuple[int, ...]:
         """The token ids of output symbols; words in their first pronunciation."""
         if not self._graph.over_words:
             return tuple(symbol - 1 for symbol in symbols)
@@ -151,30 +150,42 @@ class Reader:
             found += self._graph.pronunciations[self._graph.symbols[symbol - 1]][0]
         return tuple(found)
 
-    def hypothesis(self, symbols: Any, score: float, **more: Any) -> Hypothesis:
+    def hypothesis(self, symbols: Sequence[int], score: float) -> Hypothesis:
         """A hypothesis of output symbols."""
-        return Hypothesis(self.ids(symbols), self.text(symbols), score, **more)
+        return Hypothesis(self.ids(symbols), self.text(symbols), score)
 
-    def timed(self, path: Path, log_probs: Tensor, seconds: float) -> tuple[Any, ...]:
-        """The words of a path with their times; ``seconds``: of a frame. Empty for graphs over tokens."""
-        if not self._graph.over_words:
-            return ()
-        words = [self._graph.symbols[symbol - 1] for symbol in path.symbols]
-        return timed_words(path.labels, words, self._graph.pronunciations, self._boundary, log_probs, seconds)
+    def timed(self, hypothesis: Hypothesis, symbols: Sequence[int], log_probs: Tensor, seconds: float) -> Hypothesis:
+        """The hypothesis with the times of its words, by the best alignment of its tokens with ``log_probs`` (F, V).
 
-
-def listed(reader: Reader, ranked: list[tuple[float, tuple[int, ...]]], keep: int) -> Hypothesis:
-    """The first of ``ranked`` (score, symbols), with the first ``keep`` as alternatives, if more than one is wanted."""
-    if not ranked:
-        return nothing()
-    hypotheses = [reader.hypothesis(symbols, score) for score, symbols in ranked[:keep]]
-    best = ranked[0]
-    return reader.hypothesis(best[1], best[0], nbest=tuple(hypotheses) if keep > 1 else ())
+        ``seconds``: duration of a frame. Graphs over tokens have no words, so there are no times.
+        """
+        spans = aligned(log_probs, hypothesis.ids)
+        if not spans or not self._graph.over_words:
+            return hypothesis
+        words = [self._graph.symbols[symbol - 1] for symbol in symbols]
+        return replace(hypothesis, words=timed_words(spans, words, self._graph.pronunciations, self._boundary, seconds))
 
 
-def nothing() -> Hypothesis:
-    """The hypothesis where nothing survived."""
-    return Hypothesis((), "", None, stopped=NOTHING)
+Ranked = list[tuple[float, tuple[int, ...]]]
+
+
+def ranked_hypotheses(
+    batch: Mapping[str, Any], ranked: Sequence[Ranked], reader: Reader, keep: int
+) -> list[Hypothesis]:
+    """For each row of a batch the first of its ranked pairs (score, symbols), with times of words.
+
+    ``keep``: how many to list as alternatives, if more than one. No pairs: an empty hypothesis.
+    """
+    found = []
+    rows = zip(ranked, batch["log_probs"], batch["frames"].tolist(), batch["frame_seconds"], strict=True)
+    for pairs, log_probs, frames, seconds in rows:
+        if not pairs:
+            found.append(Hypothesis((), "", stopped=NOTHING))
+            continue
+        listed = [reader.hypothesis(symbols, score) for score, symbols in pairs[:keep]]
+        best = reader.timed(listed[0], pairs[0][1], log_probs[:frames], seconds)
+        found.append(replace(best, nbest=tuple(listed) if keep > 1 else ()))
+    return found
 
 
 def graph_of(source: Any, lang: Any) -> Graph:
@@ -185,6 +196,3 @@ def graph_of(source: Any, lang: Any) -> Graph:
     graph = source.resources["graph"]
     graph.require(lang.sha256)
     return graph
-
-
-Decoder = Callable[[dict[str, Any]], list[Hypothesis]]

@@ -1,55 +1,36 @@
-"""Times of words, from the tokens of a path's frames."""
+"""Times of the words of a path: which of its tokens belong to which word. Words may have several pronunciations."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
-from typing import Any
 
 from lowrank_speech.decoding.base import Word
+from lowrank_speech.decoding.ctc.times import Span
 
-BLANK = 0
+Pronunciations = Mapping[str, Sequence[tuple[int, ...]]]
 
 
 def timed_words(
-    labels: Sequence[int],
-    words: Sequence[str],
-    pronunciations: Mapping[str, Sequence[tuple[int, ...]]],
-    boundary: int | None,
-    log_probs: Any,
-    seconds: float,
+    spans: Sequence[Span], words: Sequence[str], pronunciations: Pronunciations, boundary: int | None, seconds: float
 ) -> tuple[Word, ...]:
-    """The words of a path, from the first frame of their first token to the last frame of their last one.
-
-    ``labels``: the token of each frame; ``log_probs``: (F, V), for the scores, which are sums over a word's frames;
-    ``seconds``: length of a frame.
-    """
-    spans = _spans(labels)
-    ends = _matched([token for token, _, _ in spans], words, pronunciations, boundary)
+    """The words of aligned tokens, with their log probabilities; ``seconds``: duration of a frame."""
     found = []
-    for word, (first, last) in zip(words, ends, strict=True):
-        begin, end = spans[first][1], spans[last - 1][2]
-        score = float(sum(log_probs[frame, labels[frame]] for frame in range(begin, end)))
-        found.append(Word(word, begin * seconds, end * seconds, score))
+    ranges = matched([span.token for span in spans], words, pronunciations, boundary)
+    for word, (first, after) in zip(words, ranges, strict=True):
+        own = spans[first:after]
+        score = sum(span.score for span in own)
+        found.append(Word(word, own[0].start * seconds, own[-1].end * seconds, score))
     return tuple(found)
 
 
-def _spans(labels: Sequence[int]) -> list[tuple[int, int, int]]:
-    """Token, first frame and frame after the last one, of each run of a token that is not the blank."""
-    found, frame = [], 0
-    for token, run in groupby(labels):
-        length = len(list(run))
-        if token != BLANK:
-            found.append((token, frame, frame + length))
-        frame += length
-    return found
-
-
-def _matched(
+def matched(
     tokens: Sequence[int],
     words: Sequence[str],
-    pronunciations: Mapping[str, Sequence[tuple[int, ...]]],
+    pronunciations: Pronunciations,
     boundary: int | None,
 ) -> list[tuple[int, int]]:
-    """First token, and token after the last one, of each word. ValueError: the tokens are not those of the words."""
+    """First token, and token after the last one, of each word. ValueError: the tokens are not those of the words.
+
+    ``boundary``: the token between words, which may also precede the first and follow the last one; None: there is none.
+    """
 
     def skipped(position: int) -> int:
         while position < len(tokens) and tokens[position] == boundary:
