@@ -23,19 +23,18 @@ class Settings(GraphDecoding):
 
 def open(source: Any, lang: Any, settings: Settings) -> Any:
     """Decoder for the emissions ``source``; see ``decoding.base``. UserError: graph or lang of another token set."""
-    from lowrank_speech.decoding.graphs.searching import Reader, graph_of, open_search, ranked_hypotheses
+    from lowrank_speech.decoding.graphs.reading import Reader
+    from lowrank_speech.decoding.graphs.searching import graph_of, open_search
 
     graph = graph_of(source, lang)
-    search, reader = open_search(graph, settings, source), Reader(graph, lang)
+    search, reader = open_search(graph, settings, source, lattices=settings.nbest > 1), Reader(graph, lang)
 
     def decode(batch: dict[str, Any]) -> list[Any]:
         log_probs, frames = settings.acoustic_scale * batch["log_probs"], batch["frames"].tolist()
-        if settings.nbest > 1:
-            lattices = search.lattices(log_probs, frames)
-            ranked = [[] if lattice is None else lattice.nbest(settings.nbest) for lattice in lattices]
-        else:
-            paths = search.best(log_probs, frames)
-            ranked = [[] if path is None else [(path.score, tuple(path.symbols))] for path in paths]
-        return ranked_hypotheses(batch, ranked, reader, settings.nbest)
+        if settings.nbest == 1:
+            return reader.of_paths(batch, search.best(log_probs, frames))
+        lattices = search.lattices(log_probs, frames)
+        ranked = [[] if lattice is None else lattice.nbest(settings.nbest) for lattice in lattices]
+        return reader.of_ranked(batch, ranked, settings.nbest)
 
     return decode

@@ -24,22 +24,13 @@ class Settings(Rescoring):
 
 def open(source: Any, lang: Any, settings: Settings) -> Any:
     """Decoder for the emissions ``source``; see ``decoding.base``. UserError: graph, lang or n-gram do not fit."""
-    from lowrank_speech.decoding.graphs.lattice import sequence_score
-    from lowrank_speech.decoding.graphs.rescoring import opened
-    from lowrank_speech.decoding.graphs.searching import ranked_hypotheses
+    from lowrank_speech.decoding.graphs.rescoring import opened, rescored_list
 
     search, reader, scorers = opened(source, lang, settings)
 
-    def rescored(lattice: Any) -> list[tuple[float, tuple[int, ...]]]:
-        pairs = [
-            (score + sum(weight * sequence_score(scorer, symbols) for scorer, weight in scorers), symbols)
-            for score, symbols in lattice.nbest(settings.candidates)
-        ]
-        return sorted(pairs, key=lambda pair: (-pair[0], pair[1]))
-
     def decode(batch: dict[str, Any]) -> list[Any]:
         lattices = search.lattices(settings.acoustic_scale * batch["log_probs"], batch["frames"].tolist())
-        ranked = [[] if lattice is None else rescored(lattice) for lattice in lattices]
-        return ranked_hypotheses(batch, ranked, reader, settings.nbest)
+        lists = [[] if lattice is None else lattice.nbest(settings.candidates) for lattice in lattices]
+        return reader.of_ranked(batch, [rescored_list(pairs, scorers) for pairs in lists], settings.nbest)
 
     return decode

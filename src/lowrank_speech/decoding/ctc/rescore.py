@@ -21,13 +21,12 @@ class Settings(Rescoring):
 def open(source: Any, lang: Any, settings: Settings) -> Any:
     """Decoder for the emissions ``source``; see ``decoding.base``. UserError: graph, lang or n-gram do not fit."""
     from lowrank_speech.decoding.graphs.rescoring import opened
-    from lowrank_speech.decoding.graphs.searching import ranked_hypotheses
 
     search, reader, scorers = opened(source, lang, settings)
 
     def decode(batch: dict[str, Any]) -> list[Any]:
         lattices = search.lattices(settings.acoustic_scale * batch["log_probs"], batch["frames"].tolist())
         ranked = [[] if lattice is None else lattice.rescored(scorers).nbest(settings.nbest) for lattice in lattices]
-        return ranked_hypotheses(batch, ranked, reader, settings.nbest)
+        return reader.of_ranked(batch, ranked, settings.nbest)
 
     return decode

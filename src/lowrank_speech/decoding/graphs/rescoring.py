@@ -2,8 +2,10 @@
 
 from typing import Any
 
+from lowrank_speech.decoding.graphs.lattice import sequence_score
+from lowrank_speech.decoding.graphs.reading import Ranked, Reader
 from lowrank_speech.decoding.graphs.scorers import InGraph, Named
-from lowrank_speech.decoding.graphs.searching import Reader, Search, graph_of, open_search
+from lowrank_speech.decoding.graphs.searching import Search, graph_of, open_search
 from lowrank_speech.decoding.graphs.settings import Rescoring
 
 Scorers = list[tuple[Any, float]]
@@ -22,4 +24,17 @@ def opened(source: Any, lang: Any, settings: Rescoring) -> tuple[Search, Reader,
     if graph.grammar is not None:
         scorers.append((InGraph(graph.grammar, len(graph.symbols)), -settings.lm_weight))
     # A weight of 0 takes no part, not even where a score is infinite.
-    return open_search(graph, settings, source), Reader(graph, lang), [pair for pair in scorers if pair[1]]
+    return (
+        open_search(graph, settings, source, lattices=True),
+        Reader(graph, lang),
+        [pair for pair in scorers if pair[1]],
+    )
+
+
+def rescored_list(pairs: Ranked, scorers: Scorers) -> Ranked:
+    """An n-best list with the scores added, sorted again; ties by symbols."""
+    found = [
+        (score + sum(weight * sequence_score(scorer, symbols) for scorer, weight in scorers), symbols)
+        for score, symbols in pairs
+    ]
+    return sorted(found, key=lambda pair: (-pair[0], pair[1]))

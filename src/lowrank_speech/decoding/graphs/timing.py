@@ -29,7 +29,8 @@ def matched(
 ) -> list[tuple[int, int]]:
     """First token, and token after the last one, of each word. ValueError: the tokens are not those of the words.
 
-    ``boundary``: the token between words, which may also precede the first and follow the last one; None: there is none.
+    ``boundary``: the token between words, which may also precede the first and follow the last one;
+    None: there is none.
     """
 
     def skipped(position: int) -> int:
