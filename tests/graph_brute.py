@@ -55,7 +55,7 @@ def collapsed(path):
     return tuple(token for token, _ in itertools.groupby(path) if token)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def readings(tokens):
     """All word sequences that tokens spell, each with its cost; words are separated by one boundary or more."""
     parts, inside = [], []
@@ -90,7 +90,7 @@ def in_graph(model, words):
     """The same, but for the best way through a graph with back-off arcs, which are open where an n-gram exists, too."""
     order, sentence = max(map(len, model)), (*words, "</s>")
 
-    @functools.lru_cache(maxsize=None)
+    @functools.cache
     def best(position, context):
         if position == len(sentence):
             return 0.0
@@ -110,7 +110,7 @@ def in_graph(model, words):
 def hypotheses(log_probs, score):
     """Word sequence -> best score over all paths. ``score(words, cost)``: what words and pronunciations add."""
     found = {}
-    added = functools.lru_cache(maxsize=None)(score)
+    added = functools.cache(score)
     for path in itertools.product(range(len(log_probs[0])), repeat=len(log_probs)):
         acoustic = sum(float(row[token]) for row, token in zip(log_probs, path))
         for words, cost in readings(collapsed(path)):

@@ -91,6 +91,8 @@ def test_disambiguation_symbols_are_those_of_kaldi():
     numbers, highest = disambiguated(lexicon)
     assert numbers == [1, 2, 1, 0, 0] and highest == 2
     assert disambiguated(Lexicon(())) == ([], 0)
-    marked = {sequence + ((-number,) if number else ()) for sequence, number in zip(prons.values(), numbers)}
+    marked = {
+        sequence + ((-number,) if number else ()) for sequence, number in zip(prons.values(), numbers, strict=True)
+    }
     assert len(marked) == len(prons)
     assert not any(a != b and b[: len(a)] == a for a in marked for b in marked)

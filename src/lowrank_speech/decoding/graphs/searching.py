@@ -50,7 +50,7 @@ class _Kaldi:
     def lattices(self, log_probs: Tensor, frames: list[int]) -> list[Lattice | None]:
         rows = zip(log_probs.cpu().numpy(), frames, strict=True)
         found = [self._search.lattice(row[:n]) if n else None for row, n in rows]
-        return [None if columns is None else Lattice.of(**columns) for columns in found]
+        return [None if pair is None else Lattice.of(**pair[1]) for pair in found]
 
 
 class _K2:
