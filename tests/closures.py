@@ -20,6 +20,7 @@ def jobs(slices: Slices) -> Iterator[tuple[str, Any]]:
     config = slices.config
     every: list[dict[str, str]] = [split._asdict() for split in splits_used(config)]
     every += [{"lang": lang} for lang in config["langs"]] + [{"task": task} for task in config["systems"]["tasks"]]
+    every += [{"lm": lm} for lm in config["lms"]]
     factorising = [method for method in config["methods"].values() if method.get("factorise")]
     keys = [{"factorisation": factorise_key(method["factorise"], start_share(method))} for method in factorising]
     keys += [{"calibration": calibrate_key(method["factorise"])} for method in factorising if calibrated(method)]

@@ -203,9 +203,9 @@ class _Reader:
             if not fields or line.startswith("\\"):
                 raise self._wrong(f"\\{n}-grams: ends after {done} lines, but the header says {count}")
             if not n < len(fields) <= n + 1 + (n < order):
-                raise self._wrong(
-                    f"expected a log probability, {n} words{' and a weight' * (n < order)}, found {line!r}"
-                )
+                said = f"expected a log probability, {n} words{' and a weight' * (n < order)}, found {line!r}"
+                error = self._wrong(said)
+                raise error if any(self._lines) else self._wrong(TRUNCATED)
             probs.append(self._probability(fields[0]))
             backoffs.append(self._number_of(fields[n + 1], "back-off weight") if len(fields) > n + 1 else 0.0)
             if n == 1:
