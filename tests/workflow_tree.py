@@ -49,6 +49,7 @@ files = {
     "factorise": lambda: model,
     "train": lambda: [f"model/{file}" for file in model] + ["metrics.jsonl", "set_aside.tsv"],
     "emissions": lambda: ["emissions.h5"],
+    "graph": lambda: [f"{cfg['graph'].upper()}.fst"],
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],

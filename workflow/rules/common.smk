@@ -119,6 +119,9 @@ if workflow.is_main_process:
     if (lost := outside.lost_lms({lm: CONFIG["lms"][lm] for lm in unmade})) is not None:
         refuse(lost)
 
+    if (lost := outside.lost_lexicon(slices.graphs().values())) is not None:
+        refuse(lost)
+
     noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
     if noise is not None:
         refuse(noise)

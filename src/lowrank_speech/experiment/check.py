@@ -11,6 +11,7 @@ from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.errors import UserError
 from lowrank_speech.experiment.outside import located
 from lowrank_speech.lang.config import read as read_lang
+from lowrank_speech.lang.graphs.settings import WITH_LEXICON, GraphSettings
 from lowrank_speech.lang.lm.config import LmSettings
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
@@ -22,7 +23,7 @@ from lowrank_speech.settings import read
 from lowrank_speech.stages import report
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distil_settings import DistilSettings
-from lowrank_speech.workflow.config import System, systems
+from lowrank_speech.workflow.config import GRAPH, LMS, System, results, systems
 from lowrank_speech.workflow.slices import Slices
 
 METHOD_PARTS = {
@@ -55,6 +56,7 @@ def check(slices: Slices) -> None:
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         _check_jobs(slices)
+        _check_graphs(slices)
         for name in config["systems"]["tasks"]:
             _check_languages(config, name)
     except UserError as error:
@@ -84,6 +86,27 @@ def _check_jobs(slices: Slices) -> None:
         found = slices.train(system)
         _check_device("training", found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
         once(TrainConfig, found.cfg["training"], "training", f"the system {'/'.join(system)}")
+
+
+def _check_graphs(slices: Slices) -> None:
+    """Check what defines the graphs that the grid's decoders search, and the n-grams in them and for rescoring."""
+    lms = slices.config["lms"]
+    for result in results(slices.config):
+        if slices.decoder_section(result) not in slices.schema["$defs"]:
+            continue  # another check refuses it, or the decoder does not decode these models
+        where, keys = f"decoders.{result.decoder}", slices.decode(result).cfg["decoder"]
+        if "graph" not in slices.resources(result):
+            continue
+        section = {key: keys[key] for key in GRAPH}
+        read(GraphSettings, section, where)
+        words = section["graph"] in WITH_LEXICON
+        for key in LMS:
+            unit = lms[keys[key]]["unit"] if keys.get(key) else None
+            if unit is not None and words != (unit == "word"):
+                raise UserError(
+                    f"{where}.{key}: {keys[key]!r} is over {unit}s, but the graph ({section['graph']}) is over "
+                    f"{'words' if words else 'tokens'}; name another model, or set graph: {'hg' if words else 'hlg'}"
+                )
 
 
 def _check_tokens(config: Mapping[str, Any], name: str) -> None:

@@ -152,11 +152,16 @@ def lang_splits(config: Config, lang: str) -> Iterator[Split]:
             yield Split(corpus, split)
 
 
+LMS = ("lm", "rescore_lm")
+"""Keys of a decoder that name a language model."""
+
+
 def lms_used(config: Config, tasks: Iterable[str]) -> list[str]:
     """The language models that the decoders of ``tasks`` name. No other one is made."""
     shared, defined = (config.get(name) or {} for name in ("decode", "decoders"))
     names = {name for task in tasks if config["tasks"][task]["type"] == "asr" for name in decoders(config, task)}
-    used = {(shared | (defined.get(name) or {})).get("lm") for name in names}
+    sections = [shared | (defined.get(name) or {}) for name in names]
+    used = {section.get(key) for section in sections for key in LMS}
     return [name for name in config.get("lms") or {} if name in used]
 
 

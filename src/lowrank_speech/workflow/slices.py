@@ -287,6 +287,8 @@ class Slices:
         if self._graphs is None:
             self._graphs = {}
             for result in results(self.config):
+                if self.decoder_section(result) not in self.schema["$defs"]:
+                    continue
                 found = self.resources(result).get("graph")
                 if found is not None:
                     self._graphs[found[1:]] = _only(self.decode(result).cfg["decoder"], GRAPH)
