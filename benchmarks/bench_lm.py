@@ -1,77 +1,88 @@
-"""N-gram language models: time and memory to estimate them from many words, and time of a query.
+"""N-gram language models: time and memory of the stage lm on many words, and speed of queries.
 
-The text is made here: words by Zipf's law (rank r with a probability of about 1 / r), and each word again likely after
-the words that it followed before, so that bigrams and trigrams repeat as in speech. Reports for each model
-of the stage lm: n-grams, seconds and peak memory of the process; with --query also queries a second, of our own search
-and of kenlm if it is installed.
+OMP_NUM_THREADS=1 python benchmarks/bench_lm.py                           # 10 million words, order 3
+OMP_NUM_THREADS=1 python benchmarks/bench_lm.py --order 3 --prune 0 0 1 --query
 
-    OMP_NUM_THREADS=1 python benchmarks/bench_lm.py [--words 10000000] [--order 3] [--prune 0 0 1] [--query]
+The text is made here: words by Zipf's law (rank r with a probability of about 1 / r), and often one of those that the
+word before prefers, so that bigrams and trigrams repeat as in real text. `seconds` is the time of the whole stage, from
+reading the text to the ARPA file; `cpu seconds` are those of the processor, for busy machines; `peak GB` is the
+resident memory of the process, which also made the text. With --query, queries a second on that text, by our own search
+and by kenlm if it is installed; our own search remembers what it looked up.
 """
 
-import argparse
 import gzip
 import json
-import platform
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lowrank_speech.artefact import read_cost, read_manifest
-from lowrank_speech.lang.lm.query import Scorer
+from lowrank_speech.lang.lm.config import HIGHEST_ORDER
+from lowrank_speech.lang.lm.load import LanguageModel
+from lowrank_speech.lang.lm.query import has_kenlm
 from lowrank_speech.stages import lang, lm
+from timing import at_least, options, positive, run, show
 
 VOCABULARY = 200_000
 SENTENCE = 12
 """Average number of words of a sentence."""
 HABIT = 0.6
-"""How often a word is drawn from the followers of the last one instead of from all words."""
-FOLLOWERS = 20
+"""How often a word is drawn from those that the word before prefers."""
+PREFERRED = 20
 
 
 def main() -> None:
-    """Make the text, run the stage, print a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--words", type=int, default=10_000_000)
-    parser.add_argument("--order", type=int, default=3)
-    parser.add_argument("--prune", type=int, nargs="*", default=[])
-    parser.add_argument("--query", action="store_true")
+    parser = options(__doc__, rounds=1)
+    parser.add_argument("--words", type=positive(int), default=10_000_000, help="default: 10 million")
+    parser.add_argument("--order", type=int, choices=range(1, HIGHEST_ORDER + 1), default=3, help="default: 3")
+    parser.add_argument("--prune", type=at_least(0, int), nargs="*", default=[], help="thresholds; default: none")
+    parser.add_argument("--query", action="store_true", help="also measure queries")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        result = measured(Path(folder), arguments)
-    print(json.dumps(result))
+        made = Path(folder)
+        write_text(made / "text.txt", arguments.words)
+        write_lang(made)
+        rows = [measured(made, arguments.order, arguments.prune) for _ in range(arguments.rounds)]
+        if arguments.query:
+            rows[-1:] = [rows[-1] | queries(made)]
+    show("lm", rows, arguments.json)
 
 
-def measured(folder: Path, arguments: argparse.Namespace) -> dict[str, object]:
-    """The stage's cost on a text of ``arguments.words`` words."""
-    write_text(folder / "text.txt", arguments.words)
-    cuts = folder / "train.jsonl.gz"
+def write_lang(folder: Path) -> None:
+    """A token set, whose normaliser the text goes through."""
     cut = {"id": "a", "supervisions": [{"text": "abcdefghijklmnopqrstuvwxyz", "language": "en"}]}
-    with gzip.open(cuts, "wt", encoding="utf-8") as file:
+    with gzip.open(folder / "train.jsonl.gz", "wt", encoding="utf-8") as file:
         file.write(json.dumps(cut) + "\n")
-    made = ["--out", str(folder / "lang"), "--manifest", str(folder / "lang/lang.json"), "--cuts", str(cuts)]
-    if lang.main(["--cfg", '{"seed": 1, "lang": {"kind": "char"}}', *made]):
-        sys.exit("the stage lang failed")
-    cfg = {"lm": {"order": arguments.order, "prune": arguments.prune, "text": [str(folder / "text.txt")]}}
+    paths = ["--out", str(folder / "lang"), "--manifest", str(folder / "lang/lang.json")]
+    paths += ["--cuts", str(folder / "train.jsonl.gz"), "--log-level", "WARNING"]
+    if code := lang.main(["--cfg", '{"seed": 1, "lang": {"kind": "char"}}', *paths]):
+        sys.exit(code)
+
+
+def measured(folder: Path, order: int, prune: list[int]) -> dict[str, Any]:
+    """One run of the stage."""
+    cfg = {"lm": {"order": order, "prune": prune, "text": [str(folder / "text.txt")]}}
     manifest = folder / "lm/lm.json"
     paths = ["--lang", str(folder / "lang"), "--out", str(folder / "lm"), "--manifest", str(manifest)]
-    if lm.main(["--cfg", json.dumps(cfg), *paths]):
-        sys.exit("the stage lm failed")
+    start = time.process_time()
+    if code := lm.main(["--cfg", json.dumps(cfg), *paths, "--log-level", "WARNING"]):
+        sys.exit(code)
+    cpu = time.process_time() - start
     cost, metrics = read_cost(manifest), read_manifest(manifest)["metrics"]
-    result = {
+    return {
         "words": metrics["words"],
-        "vocabulary": metrics["vocabulary"],
         "order": metrics["order"],
-        "prune": arguments.prune,
-        "ngrams": metrics["ngrams"],
+        "prune": " ".join(map(str, prune)) or "-",
+        "n-grams": " + ".join(map(str, metrics["ngrams"])),
         "seconds": round(cost["seconds"], 1),
-        "peak_gb": round(cost["peak_bytes"] / 1e9, 2),
-        "arpa_mb": round((folder / "lm/lm.arpa").stat().st_size / 1e6),
-        "machine": platform.processor() or platform.machine(),
+        "cpu seconds": round(cpu, 1),
+        "peak GB": round(cost["peak_bytes"] / 1e9, 2),
+        "ARPA MB": round((folder / "lm/lm.arpa").stat().st_size / 1e6),
     }
-    return result | (queries(folder) if arguments.query else {})
 
 
 def write_text(path: Path, words: int) -> None:
@@ -84,13 +95,13 @@ def write_text(path: Path, words: int) -> None:
     def drawn(count: int) -> np.ndarray:
         return np.searchsorted(cumulative, rng.random(count)).clip(max=VOCABULARY - 1)
 
-    followers = drawn(VOCABULARY * FOLLOWERS).reshape(VOCABULARY, FOLLOWERS)
+    followers = drawn(VOCABULARY * PREFERRED).reshape(VOCABULARY, PREFERRED)
     with path.open("w", encoding="utf-8") as file:
         done = 0
         while done < words:
             count = min(500_000, words - done)
             fresh, habit = drawn(count), rng.random(count) < HABIT
-            choice = (FOLLOWERS * rng.random(count) ** 2).astype(int)
+            choice = (PREFERRED * rng.random(count) ** 2).astype(int)
             ends = rng.random(count) < 1 / SENTENCE
             last, line = 0, []
             for i in range(count):
@@ -112,11 +123,8 @@ def spelt(rank: int) -> str:
     return letters
 
 
-def queries(folder: Path, count: int = 200_000) -> dict[str, float]:
-    """Queries a second on the model's own text, with a search that forgets what it has looked up, and with kenlm."""
-    from lowrank_speech.lang.lm.load import LanguageModel
-    from lowrank_speech.lang.lm.query import has_kenlm
-
+def queries(folder: Path, count: int = 200_000) -> dict[str, Any]:
+    """CPU seconds to load the model, and queries a (CPU) second."""
     model, sentences, words = LanguageModel.load(folder / "lm"), [], 0
     with (folder / "text.txt").open(encoding="utf-8") as file:
         for line in file:
@@ -124,21 +132,21 @@ def queries(folder: Path, count: int = 200_000) -> dict[str, float]:
             words += len(sentences[-1])
             if words >= count:
                 break
-    found = {}
+    found: dict[str, Any] = {}
     for name, kenlm in (("own", False), ("kenlm", True)):
         if kenlm and not has_kenlm():
             continue
-        start = time.perf_counter()
-        scorer: Scorer = model.scorer(kenlm)
-        found[f"{name}_load_s"] = round(time.perf_counter() - start, 1)
-        start = time.perf_counter()
+        start = time.process_time()
+        scorer = model.scorer(kenlm)
+        loaded = time.process_time()
         for sentence in sentences:
             state = scorer.start()
             for word in sentence:
                 _, state = scorer.score(state, word)
-        found[f"{name}_per_s"] = round(words / (time.perf_counter() - start))
+        spent = time.process_time() - loaded
+        found |= {f"{name}: load s": round(loaded - start, 1), f"{name}: queries/s": round(words / spent)}
     return found
 
 
 if __name__ == "__main__":
-    main()
+    run(main)
