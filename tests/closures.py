@@ -26,7 +26,9 @@ def jobs(slices: Slices) -> Iterator[tuple[str, Any]]:
     keys += [{"calibration": calibrate_key(method["factorise"])} for method in factorising if calibrated(method)]
     every += [{"base": base, **key} for base in config["systems"]["bases"] for key in ({}, *keys)]
     every += [{"lang": lang, "graph": graph} for lang, graph in slices.graphs()]
-    every += [result._asdict() | {"form": form} for result in results(config) for form in ("dense", "lowrank")]
+    every += [
+        result._asdict() | {"form": form} for result in results(config, slices.schema) for form in ("dense", "lowrank")
+    ]
     for known in every:
         for stage, names in NAMES.items():
             if set(names) <= set(known):

@@ -50,6 +50,7 @@ files = {
     "train": lambda: [f"model/{file}" for file in model] + ["metrics.jsonl", "set_aside.tsv"],
     "emissions": lambda: ["emissions.h5"],
     "graph": lambda: [f"{cfg['graph'].upper()}.fst"],
+    "tune": lambda: [],
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],

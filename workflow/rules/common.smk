@@ -83,7 +83,7 @@ except ValueError as error:
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
-GRID, RESULTS = systems(CONFIG), results(CONFIG)
+GRID, RESULTS = systems(CONFIG), results(CONFIG, SCHEMA)
 ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
@@ -442,15 +442,24 @@ def teacher_of(file):
     return path
 
 
-def emissions(file):
-    """A file of the stored network outputs, for decoders that read them; else nothing."""
+def emissions(file, test=None):
+    """A file of the stored network outputs on `test` (default: the wildcard), for decoders that read them; else nothing."""
 
     def path(wildcards):
         if not slices.reads_emissions(wildcards):
             return []
-        return f"{layout.emissions(wildcards.base, wildcards.task, wildcards.method, wildcards.test)}/{file}"
+        system = wildcards.base, wildcards.task, wildcards.method
+        return f"{layout.emissions(*system, test or wildcards.test)}/{file}"
 
     return quick(path)
+
+
+@quick
+def tuned(wildcards):
+    """The manifest with the best values of a decoder that is tuned; else nothing."""
+    if not slices.tunes(wildcards):
+        return []
+    return f"{layout.tune(wildcards.base, wildcards.task, wildcards.method, wildcards.decoder)}/tune.json"
 
 
 def resource(name):

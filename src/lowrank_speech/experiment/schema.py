@@ -10,6 +10,7 @@ from lowrank_speech.decoding.resources import read_by
 from lowrank_speech.experiment.sections import (
     BaseSection,
     CalibrateSection,
+    DecoderSection,
     DistilSection,
     LangSection,
     LmSection,
@@ -223,10 +224,19 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
             "resources": [name for name in read_by(kind.settings) if name in node["properties"]],
         }
         before = branches.get(kind.name, {"properties": {}})
-        branches[kind.name] = partial(node) | {"properties": {**before["properties"], **node["properties"]}}
+        properties = {**before["properties"], **node["properties"]}
+        if kind.type == "asr":
+            properties |= {"tune": _tune(tool)}
+        branches[kind.name] = partial(node) | {"properties": properties}
         every["properties"] |= {name: part for name, part in node["properties"].items() if name != "kind"}
     tool.definitions["decode"] = every
     return branches
+
+
+def _tune(tool: Schemas) -> Node:
+    node = tool.of(DecoderSection)["properties"]["tune"]
+    node["additionalProperties"] |= {"minItems": 1, "uniqueItems": True}
+    return node | {"minProperties": 1}
 
 
 # -- pieces of it ------------------------------------------------------------------------------------------------------

@@ -57,6 +57,15 @@ class DistilSection:
 
 
 @settings
+class DecoderSection:
+    """What the workflow does with a decoder."""
+
+    tune: dict[str, tuple[float, ...]] | None = key(
+        None, "numeric keys of the decoder -> values to try on the dev split of the task; the best ones are used"
+    )
+
+
+@settings
 class PretrainSection:
     """Where a base from scratch is pretrained."""
 

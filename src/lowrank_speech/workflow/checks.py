@@ -24,9 +24,11 @@ from lowrank_speech.workflow.config import (
     System,
     calibrated,
     decoders,
+    fitting,
     lang_splits,
     lm_dev,
     lm_splits,
+    model_task,
     systems,
     task_splits,
     teacher,
@@ -60,6 +62,7 @@ def check(config: Config, schema: Schema) -> None:
             _known(f"systems.{section}", name, config[section])
     for system in systems(config):
         _check_system(config, system, schema["families"])
+        _check_decoders(config, system, schema)
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -82,6 +85,17 @@ def _roles(config: Config) -> dict[Split, str]:
             found[split] = f"the test split of tasks.{task}"
         found.setdefault(task_splits(config, task)["dev"], f"the dev split of tasks.{task}")
     return found
+
+
+def _check_decoders(config: Config, system: System, schema: Schema) -> None:
+    """Refuse a system that none of its task's decoders decodes."""
+    if not fitting(config, schema, system.base, system.task):
+        of, where = model_task(config, schema, system.base, system.task), f"tasks.{system.task}.decoders"
+        able = sorted({kind for kind in schema["decoders"] if f"decoder.{kind}.{of}" in schema["$defs"]})
+        raise ConfigError(
+            f"{where}: none of {', '.join(decoders(config, system.task))} decodes the {of} model of the base "
+            f"{system.base}; add one of a kind that does: {', '.join(able)}"
+        )
 
 
 # -- token sets and bases ----------------------------------------------------------------------------------------------

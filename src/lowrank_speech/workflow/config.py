@@ -63,9 +63,30 @@ def systems(config: Config) -> list[System]:
     return [System(b, t, m) for b in grid["bases"] for t in grid["tasks"] for m in grid["methods"]]
 
 
-def results(config: Config) -> list[Result]:
-    """Every system with each of its task's decoders on each of its task's test sets."""
-    return [Result(*s, d, t) for s in systems(config) for d in decoders(config, s.task) for t in tests(config, s.task)]
+def results(config: Config, schema: Mapping[str, Any] | None = None) -> list[Result]:
+    """Every system with each of its task's decoders on each of its task's test sets.
+
+    With ``schema``, only decoders of which the kind decodes the base's models (see ``fitting``).
+    """
+    found = []
+    for system in systems(config):
+        able = decoders(config, system.task) if schema is None else fitting(config, schema, system.base, system.task)
+        found += [Result(*system, decoder, test) for decoder in able for test in tests(config, system.task)]
+    return found
+
+
+def fitting(config: Config, schema: Mapping[str, Any], base: str, task: str) -> list[str]:
+    """The decoders of a task of which the kind decodes the base's models: ``beam`` of CTC has no use for a Whisper."""
+    of = model_task(config, schema, base, task)
+    kinds = {name: section.get("kind", name) for name, section in complete(config)["decoders"].items()}
+    return [name for name in decoders(config, task) if f"decoder.{kinds[name]}.{of}" in schema["$defs"]]
+
+
+def model_task(config: Config, schema: Mapping[str, Any], base: str, task: str) -> str:
+    """What models of the base's family do in a task: ctc, seq2seq or classify."""
+    if config["tasks"][task]["type"] == "lid":
+        return "classify"
+    return schema["families"][config["bases"][base]["family"]]["recognises_by"]
 
 
 def tests(config: Config, task: str) -> dict[str, Split]:

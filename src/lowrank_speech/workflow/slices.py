@@ -21,8 +21,10 @@ from lowrank_speech.workflow.config import (
     decoders,
     deep_merge,
     factorise_key,
+    fitting,
     gradients,
     graph_key,
+    model_task,
     overlaps,
     results,
     splits_used,
@@ -48,6 +50,7 @@ NAMES = {
     "train": ("base", "task", "method"),
     "export": ("base", "task", "form"),
     "emissions": ("base", "task"),
+    "tune": ("base", "task", "decoder"),
     "decode": ("base", "task", "decoder"),
     "graph": ("lang", "graph"),
     "score": ("task",),
@@ -223,6 +226,12 @@ class Slices:
         return Slice(self.graphs()[wildcards.lang, wildcards.graph], {})
 
     @once
+    def tune(self, wildcards: Any) -> Slice:
+        """The decoder, and the grid of its values."""
+        found = self.decode(wildcards)
+        return Slice({**found.cfg, "tune": self.tunes(wildcards)}, found.runtime)
+
+    @once
     def score(self, wildcards: Any) -> Slice:
         """The type of the task and how to score it."""
         kind = self.config["tasks"][wildcards.task]["type"]
@@ -239,6 +248,9 @@ class Slices:
             factorise = method.get("factorise")
             task = self.config["tasks"][system.task]
             shared = {"factorisation": factorise_key(factorise, start_share(method))} if factorise else {}
+            able = fitting(self.config, self.schema, system.base, system.task)
+            if able != decoders(self.config, system.task):
+                shared["decoders"] = able
             rows.append({**system._asdict(), "type": task["type"], **shared})
         tasks = {
             task: {"decoders": decoders(self.config, task), "tests": list(tests(self.config, task))}
@@ -263,9 +275,7 @@ class Slices:
 
     def model_task(self, wildcards: Any) -> str:
         """What models of the base's family do in a task: ctc, seq2seq or classify."""
-        if self.config["tasks"][wildcards.task]["type"] == "lid":
-            return "classify"
-        return self.schema["families"][self.config["bases"][wildcards.base]["family"]]["recognises_by"]
+        return model_task(self.config, self.schema, wildcards.base, wildcards.task)
 
     def reads_emissions(self, wildcards: Any) -> bool:
         """Whether a decoder reads stored network outputs instead of the model."""
@@ -286,13 +296,16 @@ class Slices:
         """Token set and ``graph_key`` of every graph that a decoder of the grid searches -> what defines the graph."""
         if self._graphs is None:
             self._graphs = {}
-            for result in results(self.config):
-                if self.decoder_section(result) not in self.schema["$defs"]:
-                    continue
+            for result in results(self.config, self.schema):
                 found = self.resources(result).get("graph")
                 if found is not None:
                     self._graphs[found[1:]] = _only(self.decode(result).cfg["decoder"], GRAPH)
         return self._graphs
+
+    def tunes(self, wildcards: Any) -> dict[str, list[float]]:
+        """The grid of a decoder; empty: it is not tuned."""
+        given = self.config["decoders"][wildcards.decoder].get("tune") or {}
+        return {key: sorted(map(float, values)) for key, values in given.items()}
 
     def split(self, wildcards: Any) -> tuple[str, str]:
         """Corpus and split that a decoding reads."""

@@ -34,7 +34,7 @@ def aligned(log_probs: Tensor, ids: Sequence[int]) -> list[Span]:
     """The best alignment of ``ids`` with ``log_probs`` (F, V); empty if there is none (F < ``needed``, or -inf)."""
     if not ids or len(log_probs) < needed(ids):
         return []
-    log_probs = log_probs.nan_to_num(nan=-torch.inf)[None]
+    log_probs = log_probs.nan_to_num(nan=-torch.inf, neginf=-torch.inf)[None]
     path, scores = torchaudio.functional.forced_align(
         log_probs, torch.tensor([list(ids)], dtype=torch.int32), blank=BLANK
     )
