@@ -286,6 +286,29 @@ def test_nbest_lists_different_sequences_in_order(seed):
         assert [score for score, _ in found] == pytest.approx([score for _, score in expected[:n]])
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_pruning_keeps_what_is_within_the_beam(seed):
+    lattice = random_lattice(seed, states=9)
+    for beam in (0.0, 0.5, 2.0, 100.0):
+        few, whole = lattice.pruned(beam), dict(map(reversed, lattice.nbest(10_000)))
+        kept = dict(map(reversed, few.nbest(10_000)))
+        least = lattice.rest[0] - beam - 1e-9
+        assert {s for s, score in whole.items() if score >= least} <= kept.keys() <= whole.keys()
+        # Each arc that is left is part of a path within the beam.
+        for state, arcs in enumerate(few.arcs):
+            for arc in arcs:
+                through = [score for score, path in arc_paths(few) if (state, *arc) in path]
+                assert max(through) >= least - 1e-3 - 1e-6
+        assert few.nbest(1) == lattice.nbest(1)
+
+
+def arc_paths(lattice, state=0, score=0.0, path=()):
+    if lattice.finals[state] > -math.inf:
+        yield score + lattice.finals[state], path
+    for symbol, dest, own in lattice.arcs[state]:
+        yield from arc_paths(lattice, dest, score + own, (*path, (state, symbol, dest, own)))
+
+
 def test_a_lattice_without_an_end_has_no_hypotheses_and_one_with_a_cycle_is_refused():
     assert Lattice([[(1, 1, 0.0)], []], [-math.inf, -math.inf]).nbest(3) == []
     with pytest.raises(ValueError, match="cycle"):

@@ -166,6 +166,19 @@ def test_rescoring_is_that_of_k2_on_the_same_lattice(seed):
     assert words_of([s for s in best[0].labels.tolist() if s > 0]) in dict(brute.ranked(expected))
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pruned_lattice_is_the_whole_one_within_the_beam(seed):
+    log_probs = emissions(seed, 8)
+    whole = search("hlg").symbol_lattices(log_probs[None], [8])[0]
+    few = search("hlg", lattice_beam=3.0).symbol_lattices(log_probs[None], [8])[0]
+    best = max(listed(whole).values())
+    expected = {words for words, score in listed(whole).items() if score > best - 2.99}
+    assert expected <= listed(few).keys()
+    same = [lattices.Lattice.of(**columns).pruned(3.0).nbest(1000) for columns in (whole, few)]
+    assert [symbols for _, symbols in same[0]] == [symbols for _, symbols in same[1]]
+    assert [score for score, _ in same[0]] == pytest.approx([score for score, _ in same[1]], abs=1e-3)
+
+
 def test_a_batch_gives_what_single_utterances_give():
     rows = [emissions(seed, frames) for seed, frames in enumerate((4, 9, 1, 6, 9))]
     found = search("hlg", beam=8.0, lattice_beam=4.0)

@@ -13,6 +13,8 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 INFINITE = float("inf")
+TOLERANCE = 1e-3
+"""The best path survives any beam, although its score is a sum of rounded numbers."""
 
 
 class Lattice:
@@ -24,6 +26,7 @@ class Lattice:
 
     def __init__(self, arcs: Sequence[Sequence[tuple[int, int, float]]], finals: Sequence[float]):
         self.arcs, self.finals = arcs, finals
+        self._order = self._ordered()
         self.rest = self._best_to_the_end()
 
     @classmethod
@@ -41,10 +44,30 @@ class Lattice:
             arcs[source].append((symbol, dest, score))
         return cls(arcs, finals)
 
+    def pruned(self, beam: float) -> Lattice:
+        """The lattice without arcs and final states whose best path is worse than the best one by more than ``beam``.
+
+        What is left does not depend on the back end, whose own pruning comes before epsilons are removed.
+        """
+        least = self.rest[0] - beam - TOLERANCE
+        best = [-INFINITE] * len(self.arcs)
+        best[0] = 0.0
+        arcs: list[list[tuple[int, int, float]]] = [[] for _ in self.arcs]
+        finals = [-INFINITE] * len(self.arcs)
+        for state in self._order:
+            if best[state] + self.finals[state] >= least:
+                finals[state] = self.finals[state]
+            for arc in self.arcs[state]:
+                total = best[state] + arc[2]
+                if total + self.rest[arc[1]] >= least:
+                    arcs[state].append(arc)
+                    best[arc[1]] = max(best[arc[1]], total)
+        return Lattice(arcs, finals)
+
     def _best_to_the_end(self) -> list[float]:
         """The best score from each state to the end."""
         rest = [-INFINITE] * len(self.arcs)
-        for state in reversed(self._ordered()):
+        for state in reversed(self._order):
             best = self.finals[state]
             for _, dest, score in self.arcs[state]:
                 best = max(best, score + rest[dest])

@@ -40,6 +40,7 @@ class _Kaldi:
     def __init__(self, arcs: Arcs, settings: GraphDecoding):
         from lowrank_speech.decoding.graphs.kaldi_search import KaldiSearch
 
+        self._beam = settings.lattice_beam
         self._search = KaldiSearch(arcs, settings.search_beam, settings.lattice_beam, settings.max_active or MAX_ACTIVE)
 
     def best(self, log_probs: Tensor, frames: list[int]) -> list[Path | None]:
@@ -50,13 +51,14 @@ class _Kaldi:
     def lattices(self, log_probs: Tensor, frames: list[int]) -> list[Lattice | None]:
         rows = zip(log_probs.cpu().numpy(), frames, strict=True)
         found = [self._search.lattice(row[:n]) if n else None for row, n in rows]
-        return [None if pair is None else Lattice.of(**pair[1]) for pair in found]
+        return [None if pair is None else Lattice.of(**pair[1]).pruned(self._beam) for pair in found]
 
 
 class _K2:
     def __init__(self, k2: Any, arcs: Arcs, settings: GraphDecoding, device: Any):
         from lowrank_speech.decoding.graphs.k2_search import K2Search, to_k2
 
+        self._beam = settings.lattice_beam
         columns = {"sources": arcs.sources, "finals": arcs.finals}
         names = {"dests": "dst", "ilabels": "ilabel", "olabels": "olabel", "costs": "weight"}
         columns |= {name: arcs.arcs[column] for name, column in names.items()}
@@ -69,7 +71,7 @@ class _K2:
 
     def lattices(self, log_probs: Tensor, frames: list[int]) -> list[Lattice | None]:
         found = self._search.symbol_lattices(log_probs, frames)
-        return [None if columns is None else Lattice.of(**columns) for columns in found]
+        return [None if columns is None else Lattice.of(**columns).pruned(self._beam) for columns in found]
 
 
 def graph_of(source: Any, lang: Any) -> Graph:

@@ -26,7 +26,7 @@ class GraphDecoding(GraphSettings, Decoding):
     lm_weight: Weight = key(0.5, "weight of the graph's scores: n-gram and pronunciations")
     acoustic_scale: Positive = key(1.0, "weight of the network's log probabilities")
     insertion: Insertion = key(0.0, "added to the score for each word; h, hg: each token")
-    search_beam: Beam = key(20.0, "in each frame, drop paths worse than the best by more than this (nats)")
+    search_beam: Beam = key(16.0, "in each frame, drop paths worse than the best by more than this (nats)")
     lattice_beam: Beam = key(8.0, "drop paths of the lattice worse than the best by more than this (nats)")
     max_active: States | None = key(
         None, "states that survive in a frame, at most; null: 10,000, and no bound where kaldi-decoder makes lattices"
