@@ -27,7 +27,7 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
     """Decoder for the stored emissions ``source``; see ``decoding.base``. UserError: the model has other tokens."""
     from lowrank_speech.decoding.ctc.paths import tokens_of
     from lowrank_speech.decoding.ctc.spelling import spellings
-    from lowrank_speech.decoding.ctc.times import aligned, needed, words_of
+    from lowrank_speech.decoding.ctc.times import aligned, needed, score_of, words_of
 
     tokens, spelled = tokens_of(source, lang), spellings(lang)
 
@@ -40,7 +40,7 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
             ids = tokens.encode(text, supervision.language)
             spans = aligned(log_probs[:frames], ids)
             if spans:
-                words, score = words_of(spans, spelled, seconds), sum(span.score for span in spans)
+                words, score = words_of(spans, spelled, seconds), score_of(spans)
                 result.append(Hypothesis(tuple(ids), tokens.decode(ids), score, words=words))
             elif frames < needed(ids):
                 result.append(Unusable(TOO_SHORT, f"{frames} frames; the {len(ids)} tokens need {needed(ids)}"))

@@ -16,13 +16,19 @@ from lowrank_speech.decoding.ctc.paths import BLANK
 
 
 class Span(NamedTuple):
-    """A token in the best alignment: frames start ... end - 1. ``score``: their log probability, with the blanks that
-    follow until the next token."""
+    """A token in the best alignment: frames start ... end - 1.
+
+    score   log probability of these frames
+    before  that of the blanks before them, back to the token before
+    after   last token: that of the blanks after it; else 0
+    """
 
     token: int
     start: int
     end: int
     score: float
+    before: float = 0.0
+    after: float = 0.0
 
 
 def needed(ids: Sequence[int]) -> int:
@@ -45,11 +51,18 @@ def aligned(log_probs: Tensor, ids: Sequence[int]) -> list[Span]:
     begins = (path != BLANK) & (path != torch.cat([torch.tensor([BLANK], dtype=path.dtype), path[:-1]]))
     starts = begins.nonzero().flatten().tolist()
     total = torch.cat([torch.zeros(1, dtype=torch.float64), scores.cumsum(0)]).tolist()
-    spans = []
+    spans, ended = [], 0
     for token, start, after in zip(ids, starts, [*starts[1:], len(path)], strict=True):
-        run = path[start:after]
-        spans.append(Span(token, start, start + int((run == token).sum()), total[after] - total[start]))
+        end = start + int((path[start:after] == token).sum())
+        spans.append(Span(token, start, end, total[end] - total[start], total[start] - total[ended]))
+        ended = end
+    spans[-1] = spans[-1]._replace(after=total[-1] - total[ended])
     return spans
+
+
+def score_of(spans: Sequence[Span]) -> float:
+    """Log probability of the whole alignment."""
+    return sum(span.score + span.before + span.after for span in spans)
 
 
 def words_of(spans: Sequence[Span], spelled: Sequence[bytes], seconds: float) -> tuple[Word, ...]:
@@ -72,7 +85,7 @@ def words_of(spans: Sequence[Span], spelled: Sequence[bytes], seconds: float) ->
             b"".join(spelled[span.token] for span in group).decode(errors="replace").strip(),
             group[0].start * seconds,
             group[-1].end * seconds,
-            sum(span.score for span in group),
+            sum(span.score for span in group) + sum(span.before for span in group[1:]),
         )
         for group in groups
     )
