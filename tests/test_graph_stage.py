@@ -14,7 +14,7 @@ from lowrank_speech.decoding import registry
 from lowrank_speech.lang.graphs.load import Graph
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.settings import read
-from lowrank_speech.stages import decode, emissions, graph, lang, lm
+from lowrank_speech.stages import decode, emissions, graph, lang, lm, tune
 from stage_world import decode_with, done, hypotheses, make_features, refused, run, utterance
 
 TASK = {"type": "asr"}
@@ -290,6 +290,20 @@ def test_rescoring_with_the_model_of_the_graph_finds_no_other_words(world, babbl
     )
     before, after = ([one["text"] for one in hypotheses(tmp_path / name)] for name in ("hlg", "same"))
     assert before == after
+
+
+def test_the_scales_of_a_graph_are_tuned(world, babble, graphs, models, tmp_path):
+    grid = {"lm_weight": [0.0, 0.5], "search_beam": [8.0]}
+    decoder = {"kind": "rescore", "lm": "words", "rescore_lm": "larger", "backend": "kaldi", "lattice_beam": 4.0}
+    paths = {"emissions": babble, "cuts": world.features["wav2vec2"] / "test.jsonl.gz", "lang": world.lang["wav2vec2"]}
+    paths |= {"graph": graphs[0] / "hlg", "rescore_lm": models / "larger"}
+    grid["rescore_weight"] = [1.0, 2.0]
+    record = done(tune, {"task": TASK, "decoder": decoder, "tune": grid}, tmp_path / "tune.json", **paths)
+    assert len(record["metrics"]["points"]) == 4 and set(record["metrics"]["best"]) == set(grid)
+    cfg = {"task": TASK, "decoder": decoder}
+    given = paths | {"tune": tmp_path / "tune.json", "out": tmp_path}
+    decoding = done(decode, cfg, tmp_path / "decode.json", **given)
+    assert decoding["metrics"]["tuned"] == record["metrics"]["best"]
 
 
 def test_nothing_that_survives_is_an_empty_hypothesis_and_counted(world, systems, models, graphs, tmp_path, capsys):

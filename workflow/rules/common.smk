@@ -234,6 +234,12 @@ def training_env(stage):
     return quick(path)
 
 
+def decoding_env(wildcards):
+    """The environment of a stage that decodes: the one with k2 if the decoder says `backend: k2`."""
+    backend = slices.decode(wildcards).cfg["decoder"].get("backend")
+    return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
+
+
 # ---- for input: functions of the wildcards
 
 

@@ -48,7 +48,7 @@ rule tune:
     log:
         layout.log(layout.tune(), "tune"),
     conda:
-        "../../envs/torch.yaml"
+        decoding_env
     threads: 1
     resources:
         mem_mb=4000,
@@ -90,7 +90,7 @@ rule decode:
     log:
         layout.log(layout.decode(), "decode"),
     conda:
-        "../../envs/torch.yaml"
+        decoding_env
     threads: 1
     resources:
         mem_mb=4000,

@@ -24,6 +24,7 @@ python -m lowrank_speech.stages.graph --cfg '{"graph":"hlg","lm":"words3"}' --la
 """
 
 import argparse
+import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -83,7 +84,8 @@ def body(run: common.Run) -> None:
     log.info("graph: %s with %d states and %d arcs", config.graph, maker.metrics["states"], maker.metrics["arcs"])
     _remove_others(arguments.out, maker.outputs)
     sources = {} if config.lexicon is None else {"lexicon": config.lexicon}
-    run.finish(maker.outputs, maker.metrics, sources=sources)
+    builders = {name: importlib.metadata.version(name) for name in ("kaldifst", "kaldilm")}
+    run.finish(maker.outputs, maker.metrics, {"builders": builders}, sources=sources)
 
 
 def _remove_others(out: Path, outputs: Iterable[Path]) -> None:
