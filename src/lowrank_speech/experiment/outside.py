@@ -101,6 +101,21 @@ def lm_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
     return found if all(Path(path).is_file() for path in found.values()) else None
 
 
+def lexicon_sources(path: str | None) -> dict[str, str] | None:
+    """Name -> path of the pronunciation dictionary of a graph; None: it does not exist."""
+    if path is None:
+        return {}
+    return {"lexicon": path} if Path(path).is_file() else None
+
+
+def lost_lexicon(graphs: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why a pronunciation dictionary of ``graphs`` cannot be found; None: all exist."""
+    for graph in graphs:
+        if lexicon_sources(graph["lexicon"]) is None:
+            return f"decoders: the lexicon {graph['lexicon']} does not exist; correct the path"
+    return None
+
+
 def lost_lms(sections: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Why a text file or a model of ``sections`` (name -> section of `lms`) cannot be used; None: all seem fine.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
+from lowrank_speech.decoding.resources import read_by
 from lowrank_speech.experiment.sections import (
     BaseSection,
     CalibrateSection,
@@ -218,7 +219,10 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
     every: Node = {"type": "object", "additionalProperties": False, "properties": {}}
     for kind in decoding.kinds():
         node = _with_runtime(_kind(tool.of(kind.settings), kind.name), tool, ("device",))
-        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {"emissions": kind.reads == "emissions"}
+        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {
+            "emissions": kind.reads == "emissions",
+            "resources": [name for name in read_by(kind.settings) if name in node["properties"]],
+        }
         before = branches.get(kind.name, {"properties": {}})
         properties = {**before["properties"], **node["properties"]}
         if kind.type == "asr":

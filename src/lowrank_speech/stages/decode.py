@@ -5,6 +5,8 @@ inputs   --model      the system's model folder (stage train)
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
          --lm         for decoders with a language model: folder of the stage lm
+         --graph      for decoders that search a graph: folder of the stage graph
+         --rescore-lm for decoders that rescore: folder of the stage lm
          --tune       manifest of the stage tune: its best values replace those of the decoder
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
@@ -52,7 +54,7 @@ log = logging.getLogger(__name__)
 STOPPED = {
     "bound": "reached their token limit",
     "loop": "only repeated themselves",
-    "nothing": "lost all their prefixes, so they are empty",
+    "nothing": "are empty, because nothing survived the beam",
 }
 
 
@@ -80,8 +82,8 @@ def body(run: common.Run) -> None:
     tuned = _tuned(arguments.tune, config.decoder)
     work = _Work("decode", arguments, config.task, config.decoder | tuned, run.runtime)
     run.cfg["decoder"] = resolved(work.settings)
-    run.device = str(work.source.device)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
+    run.device = str(work.source.device)  # a decoder that reads emissions chooses it
     outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
     clock = work.clock
     metrics |= {"tuned": tuned} if tuned else {}

@@ -16,6 +16,7 @@ from lowrank_speech.workflow.config import (
     CALIBRATED,
     DEFAULT_DECODERS,
     DEV,
+    LMS,
     WISHES,
     Config,
     ConfigError,
@@ -38,8 +39,6 @@ from lowrank_speech.workflow.config import (
 from lowrank_speech.workflow.schema import Schema, nearest
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-RESOURCES = {"lm": "lms"}
-"""Key of a decoder that names something -> the section that defines it."""
 POSITIONS = 50
 """Positions of Whisper's encoder in a second."""
 
@@ -313,13 +312,13 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
 
 def _check_resources(config: Config, decoder: str) -> None:
     """Refuse a decoder that names a language model that does not exist."""
-    for key, section in RESOURCES.items():
+    for key in LMS:
         for where, keys in (
             (f"decoders.{decoder}", config.get("decoders", {}).get(decoder)),
             ("decode", config.get("decode")),
         ):
             if (named := (keys or {}).get(key)) is not None:
-                _known(f"{where}.{key}", named, config.get(section) or {})
+                _known(f"{where}.{key}", named, config.get("lms") or {})
 
 
 def _check_spoken(config: Config, name: str) -> None:

@@ -62,7 +62,13 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "tune" | "decode":
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
             found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
-            if not slices.decode(wildcards).cfg["decoder"].get("lm"):
+            read = slices.resources(wildcards)
+            if not any(stage == "lm" for stage, *_ in read.values()):
+                found.add("lang.lm")
+            if "graph" not in read:
+                found.add("lang.graphs")
+        case "graph":
+            if not slices.graph(wildcards).cfg["lm"]:
                 found.add("lang.lm")
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"

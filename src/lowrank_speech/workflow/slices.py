@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowrank_speech.workflow.config import (
+    GRAPH,
     Config,
     System,
     calibrate_key,
@@ -22,8 +23,10 @@ from lowrank_speech.workflow.config import (
     factorise_key,
     fitting,
     gradients,
+    graph_key,
     model_task,
     overlaps,
+    results,
     splits_used,
     start_share,
     systems,
@@ -49,6 +52,7 @@ NAMES = {
     "emissions": ("base", "task"),
     "tune": ("base", "task", "decoder"),
     "decode": ("base", "task", "decoder"),
+    "graph": ("lang", "graph"),
     "score": ("task",),
     "report": (),
 }
@@ -93,6 +97,7 @@ class Slices:
     def __init__(self, config: Config, schema: Schema):
         self.config, self.schema = config, schema
         self.known: dict[tuple[str, ...], Slice] = {}
+        self._graphs: dict[tuple[str, str], Keys] | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -216,6 +221,11 @@ class Slices:
         return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
 
     @once
+    def graph(self, wildcards: Any) -> Slice:
+        """What defines the graph that the folder is named after."""
+        return Slice(self.graphs()[wildcards.lang, wildcards.graph], {})
+
+    @once
     def tune(self, wildcards: Any) -> Slice:
         """The decoder, and the grid of its values."""
         found = self.decode(wildcards)
@@ -270,6 +280,27 @@ class Slices:
     def reads_emissions(self, wildcards: Any) -> bool:
         """Whether a decoder reads stored network outputs instead of the model."""
         return bool(section(self.schema, self.decoder_section(wildcards)).get("emissions"))
+
+    def resources(self, wildcards: Any) -> dict[str, tuple[str, ...]]:
+        """Resource that a decoder reads -> the stage that makes it, and the names in its path."""
+        keys, lang = self.decode(wildcards).cfg["decoder"], self.config["bases"][wildcards.base].get("lang")
+        found = {}
+        for name in section(self.schema, self.decoder_section(wildcards)).get("resources", ()):
+            if name == "graph":
+                found[name] = ("graph", lang, graph_key(keys))
+            elif keys.get(name) is not None:
+                found[name] = ("lm", keys[name])
+        return found
+
+    def graphs(self) -> dict[tuple[str, str], Keys]:
+        """Token set and ``graph_key`` of every graph that a decoder of the grid searches -> what defines the graph."""
+        if self._graphs is None:
+            self._graphs = {}
+            for result in results(self.config, self.schema):
+                found = self.resources(result).get("graph")
+                if found is not None:
+                    self._graphs[found[1:]] = _only(self.decode(result).cfg["decoder"], GRAPH)
+        return self._graphs
 
     def tunes(self, wildcards: Any) -> dict[str, list[float]]:
         """The grid of a decoder; empty: it is not tuned."""
