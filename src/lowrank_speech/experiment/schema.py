@@ -131,6 +131,7 @@ def schema() -> Node:
         },
         "heads": heads.DEFAULT,
         "losses": losses.OF_TASK,
+        "loss_tasks": losses.TASK_OF,
     }
 
 

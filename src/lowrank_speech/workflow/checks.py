@@ -51,6 +51,9 @@ def check(config: Config, schema: Schema) -> None:
         _check_lm(config, name)
     for name in config["bases"]:
         _check_base(config, name, schema["families"])
+        if (recipe := config["bases"][name].get("pretrain")) is not None:
+            where, task = f"bases.{name}.pretrain", schema["families"][config["bases"][name]["family"]]["recognises_by"]
+            _check_loss(where, f"the base {name}", recipe, task, schema)
     for name in config["tasks"]:
         _check_task(config, name, schema)
     for name in config["methods"]:
@@ -63,6 +66,9 @@ def check(config: Config, schema: Schema) -> None:
     for system in systems(config):
         _check_system(config, system, schema["families"])
         _check_decoders(config, system, schema)
+        recognises = schema["families"][config["bases"][system.base]["family"]]["recognises_by"]
+        task = recognises if config["tasks"][system.task]["type"] == "asr" else "classify"
+        _check_loss("training", f"the system {'/'.join(system)}", training(config, system), task, schema)
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -454,6 +460,25 @@ def _check_system(config: Config, system: System, families: Mapping[str, Any]) -
         raise ConfigError(
             f"training.ctc_weight: the system {name} uses Whisper's own tokenizer, but CTC needs a token set of kind "
             f"char or sentencepiece; set ctc_weight: 0"
+        )
+
+
+def _check_loss(where: str, who: str, recipe: Mapping[str, Any], task: str, schema: Schema) -> None:
+    """Refuse a loss that is unknown or for another ``task`` of models, and keys of CTC for a model without CTC."""
+    default, name = schema["losses"][task], recipe.get("loss")
+    if name is not None:
+        _known(f"{where}.loss", name, schema["modules"]["losses"])
+        if schema["loss_tasks"].get(name, task) != task:
+            raise ConfigError(
+                f"{where}.loss: {who} cannot be trained with {name}, which is for {schema['loss_tasks'][name]} models; "
+                f"remove it there (its own loss is {default}), or set it only for bases and tasks that it fits"
+            )
+    ctc, loss = recipe.get("ctc") or {}, name or default
+    given = [key for key in ("prior_scale", "delay_penalty") if ctc.get(key)]
+    if given and task != "classify" and loss != "ctc" and not (task == "seq2seq" and recipe.get("ctc_weight")):
+        raise ConfigError(
+            f"{where}.ctc.{given[0]}: {who} trains without CTC (its loss is {loss}); set {given[0]}: 0 for it, in the "
+            f"training of its base, task or method"
         )
 
 

@@ -143,7 +143,7 @@ class Slices:
         cfg = {"seed": self.config["seed"], **_only(base, ("family", "source"))}
         if base["source"] == "scratch":
             recipe = resolve(_without(base["pretrain"], ("corpus", "train", "dev")), *self._at("training"))
-            recipe, runtime = self._apart("training", recipe)
+            recipe, runtime = self._apart("training", _used(recipe))
             cfg |= {**_only(base, ("model", "front_end")), "pretrain": recipe}
         else:
             cfg |= _only(base, ("revision", "window"))
@@ -178,7 +178,7 @@ class Slices:
         """The task, the way of adapting, and the recipe with all overrides."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
-        recipe, runtime = self._apart("training", self.recipe(system))
+        recipe, runtime = self._apart("training", _used(self.recipe(system)))
         if task["type"] != "asr":
             recipe = _without(recipe, RECOGNITION_ONLY)
         cfg = {
@@ -334,8 +334,11 @@ class Slices:
 WATCHING = ("track",)
 """Keys of a corpus that say how changed audio is detected."""
 
-RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
+RECOGNITION_ONLY = ("ctc", "lfmmi", "ctc_weight", "language_weight")
 """Keys of a recipe that language recognition does not use."""
+
+CTC_VARIANTS = ("prior_scale", "delay_penalty")
+"""Keys of ``ctc`` that turn on a variant of the loss; 0 turns it off."""
 
 SCORED = {
     "asr": ("characters", "normaliser", "numbers", "confusions", "worst"),
@@ -359,6 +362,12 @@ def _only(keys: Mapping[str, Any], wanted: Iterable[str]) -> Keys:
 
 def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
     return {key: value for key, value in keys.items() if key not in set(unwanted)}
+
+
+def _used(recipe: Keys) -> Keys:
+    """A recipe without the keys of losses, and of variants of CTC, that it does not use."""
+    ctc = {key: value for key, value in recipe["ctc"].items() if key not in CTC_VARIANTS or value}
+    return _without({**recipe, "ctc": ctc}, () if recipe["loss"] == "lfmmi" else ("lfmmi",))
 
 
 def _trial(calibrate: Mapping[str, Any]) -> dict[str, Any]:
