@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -333,3 +334,32 @@ def test_both_real_time_factors_divide_by_the_same_seconds(world, systems, tmp_p
     record = decode_with(world, systems, "wav2vec2", "asr", tmp_path / "out")["metrics"]
     front = json.loads((world.features["wav2vec2"] / "test.json").read_text())["metrics"]
     assert record["speech_seconds"] == front["speech_seconds"]
+
+
+# -- tokens, for scoring
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_tokens_spell_what_was_decoded_and_said(world, systems, family, tmp_path):
+    decode_with(world, systems, family, "asr", tmp_path, **({"max_new_tokens": 8} if family == "whisper" else {}))
+    for side in ("hyp", "ref"):
+        texts, spelt = (
+            dict(line.partition(" ")[::2] for line in (tmp_path / f"{side}{end}.txt").read_text().splitlines())
+            for end in ("", "_tokens")
+        )
+        assert list(texts) == list(spelt) and (side == "hyp" or all(spelt.values()))
+        # The characters of these token sets, with their word boundary.
+        assert {u: " ".join(s.replace(" ", "").replace("|", " ").split()) for u, s in spelt.items()} == texts
+    seconds = dict(line.split("\t") for line in (tmp_path / "seconds.tsv").read_text().splitlines()[1:])
+    assert {cut.id: cut.duration for cut in world.cuts["test"]} == {u: float(s) for u, s in seconds.items()}
+
+
+def test_tokens_of_a_published_whisper_are_its_pieces(tmp_path):
+    from lowrank_speech.decoding.symbols import symbols_of
+
+    folder = published(tmp_path)
+    tokens = WhisperTokens(folder)
+    symbols = symbols_of(types.SimpleNamespace(folder=folder), types.SimpleNamespace(tokens=None, leading_space=False))
+    ids = tokens.encode("hello there")
+    assert symbols.of_text("hello there", "en") == symbols.of_ids([tokens.sot, *ids, tokens.eot])
+    assert len(symbols.of_ids(ids)) == len(ids) and not any(" " in symbol for symbol in symbols.of_ids(ids))

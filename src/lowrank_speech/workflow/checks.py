@@ -63,6 +63,9 @@ def check(config: Config, schema: Schema) -> None:
     for section in ("bases", "tasks", "methods"):
         for name in config["systems"][section]:
             _known(f"systems.{section}", name, config[section])
+    against = (config.get("report") or {}).get("against")
+    if against is not None:
+        _known("report.against", against, config["systems"]["methods"], "systems.methods: ")
     for system in systems(config):
         _check_system(config, system, schema["families"])
         _check_decoders(config, system, schema)

@@ -341,7 +341,7 @@ CTC_VARIANTS = ("prior_scale", "delay_penalty")
 """Keys of ``ctc`` that turn on a variant of the loss; 0 turns it off."""
 
 SCORED = {
-    "asr": ("characters", "normaliser", "numbers", "confusions", "worst"),
+    "asr": ("characters", "normaliser", "numbers", "word_bins", "second_bins", "confusions", "worst"),
     "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
 }
 """Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
