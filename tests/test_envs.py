@@ -56,7 +56,12 @@ def test_versions_are_those_of_the_lock(path):
 
 
 def test_every_stage_has_a_rule_with_an_environment():
-    programs = {path.stem for path in (SRC / PACKAGE / "stages").glob("[a-z]*.py")} - {"common", "decoding", "keys", "task"}
+    programs = {path.stem for path in (SRC / PACKAGE / "stages").glob("[a-z]*.py")} - {
+        "common",
+        "decoding",
+        "keys",
+        "task",
+    }
     assert set(rules()) == programs
 
 

@@ -4,13 +4,13 @@ import pytest
 import soundfile
 import torch
 
-from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.features.logmel import log_mel
 from lowrank_speech.lang.comparison import Comparison
 from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.models.sources import open_dense
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.scoring import asr
+from whisper_decoding import generate
 
 WHISPERS = Normaliser(NormaliseConfig(case="sentence", punctuation="keep", final_stop=True))
 IDS = ("2897-028970294", "2897-028970146", "9631-096310004", "2014-020140121", "5432-054320136", "0736-007360250")

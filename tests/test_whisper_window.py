@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from lowrank_speech import cli
-from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.logmel import log_mel
 from lowrank_speech.models.folder import load_model
@@ -29,6 +28,7 @@ from lowrank_speech.models.window import preprocessor, shorten
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
 from stage_world import TEXTS, done, refused, table, utterance
 from tiny_models import WHISPER, member
+from whisper_decoding import generate
 
 LONG, SHORT = 4.0, 2.0  # seconds
 LANGUAGES = ("<|de|>", "<|en|>")

@@ -10,8 +10,9 @@ outputs  --out        folder with
            hyp_raw.txt, ref_raw.txt   recognition: the same before normalisation, with tags replaced
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
                                  probability, or null), and optionally: nbest (text and score of each, the best first),
-                                 words (text, start, end in seconds, score), language (if the decoder detected it),
-                                 stopped (bound or loop, if the decoder stopped the utterance)
+                                 words (text, start, end in seconds, score), segments (text, start, end), language (if
+                                 the decoder detected it), no_speech (a probability), stopped (bound or loop, if the
+                                 decoder stopped the utterance; empty or no_speech, if there is nothing to write)
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
@@ -47,7 +48,13 @@ from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
+STOPPED = {
+    "bound": "the decoder stopped {} hypotheses that reached their token limit",
+    "loop": "the decoder stopped {} hypotheses that only repeated themselves",
+    "empty": "{} hypotheses are empty, because their utterances have no frame of speech",
+    "no_speech": "{} hypotheses are empty, because the decoder heard no speech",
+}
+"""Why a hypothesis is not what the decoder would have written in the end -> a warning."""
 
 
 @settings
@@ -136,6 +143,12 @@ def _row(name: str, hypothesis: Hypothesis, normalise: Callable[[str], str]) -> 
             {"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "score": _rounded(w.score, 4)}
             for w in hypothesis.words
         ]
+    if hypothesis.segments:
+        row["segments"] = [
+            {"text": s.text, "start": round(s.start, 3), "end": round(s.end, 3)} for s in hypothesis.segments
+        ]
+    if hypothesis.no_speech is not None:
+        row["no_speech"] = round(hypothesis.no_speech, 4)
     return row | {name: value for name in ("language", "stopped") if (value := getattr(hypothesis, name)) is not None}
 
 
@@ -148,7 +161,7 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
     stopped = Counter(h.stopped for h in hypotheses if h.stopped is not None)
     detected = Counter(h.language for h in hypotheses if h.language is not None)
     for why, number in sorted(stopped.items()):
-        log.warning("the decoder stopped %d hypotheses that %s; see `stopped` in %s", number, STOPPED[why], where)
+        log.warning("%s; see `stopped` in %s", STOPPED[why].format(number), where)
     return {"stopped": dict(sorted(stopped.items())), "language_detected": dict(sorted(detected.items()))}
 
 
