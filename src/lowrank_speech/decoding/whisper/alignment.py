@@ -61,7 +61,7 @@ def align(
     chosen = log_probs[:-1].gather(-1, given[0, len(start) :, None])[:, 0].tolist()
     times = _jumps(_reward(heads[..., :frames], model.config.median_filter_width)[rows].cpu().numpy(), frames)
     times = [offset + STEP * time for time in times]
-    return [Timed(*row) for row in zip(times, times[1:], chosen, strict=True)]
+    return [Timed(*row) for row in zip(times[:-1], times[1:], chosen, strict=True)]
 
 
 def _heads(model: SpeechModel) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ B batch, C mel bands, W frames of the window, T encoder frames, D hidden size, L
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,8 +100,9 @@ class Search:
     def __call__(self, states: Tensor, windows: Sequence[Window]) -> list[Found]:
         """The results for ``states`` (B, T, D) of B windows."""
         found: list[Any] = [None] * len(windows)
-        # One call for each length of prompt: padding would change sums, and with them results.
-        for rows in _alike(windows):
+        # One call for each length of prompt: padding would change sums, and with them results. Beam search copies the
+        # keys and values of the encoder for each hypothesis, so it gets fewer windows at once.
+        for rows in _alike(windows, max(1, len(windows) // self.options.beam)):
             silence = self._no_speech(states[rows], [windows[i] for i in rows])
             for number, temperature in enumerate(self.guards.temperatures):
                 picked = states if len(rows) == len(states) else states[rows]
@@ -133,12 +134,13 @@ class Search:
         return dict(zip(windows, values, strict=True))
 
 
-def _alike(windows: Sequence[Window]) -> Iterable[list[int]]:
-    """The indices of windows, grouped by the shape of their prompts."""
+def _alike(windows: Sequence[Window], most: int) -> Iterator[list[int]]:
+    """The indices of at most ``most`` windows whose prompts have the same shape, until all are given."""
     groups: dict[tuple[int, int], list[int]] = {}
     for i, window in enumerate(windows):
         groups.setdefault((len(window.prompt), window.sot), []).append(i)
-    return groups.values()
+    for rows in groups.values():
+        yield from (rows[first : first + most] for first in range(0, len(rows), most))
 
 
 def _seed(seed: int, name: str, temperature: float) -> int:
