@@ -34,6 +34,9 @@ from lowrank_speech.workflow.config import (
     complete,
     factorise_key,
     lang_splits,
+    lm_dev,
+    lm_splits,
+    lms_used,
     overlaps,
     results,
     splits_used,
@@ -80,7 +83,7 @@ except ValueError as error:
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
-GRID, RESULTS = systems(CONFIG), results(CONFIG)
+GRID, RESULTS = systems(CONFIG), results(CONFIG, SCHEMA)
 ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
@@ -110,6 +113,12 @@ if workflow.is_main_process:
         refuse(error)
 
     untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
+    unmade = [
+        lm for lm in lms_used(CONFIG, CONFIG["systems"]["tasks"]) if not os.path.isfile(f"{layout.lm(lm)}/lm.json")
+    ]
+    if (lost := outside.lost_lms({lm: CONFIG["lms"][lm] for lm in unmade})) is not None:
+        refuse(lost)
+
     noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
     if noise is not None:
         refuse(noise)
@@ -264,6 +273,8 @@ def sources(stage, wildcards):
         return outside.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
     if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
         return outside.base_sources(CONFIG["bases"][wildcards.base]["source"])
+    if stage == "lm":
+        return outside.lm_sources(CONFIG["lms"][wildcards.lm])
     return outside.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
 
 
@@ -294,6 +305,11 @@ def lang_sources(suffix):
             dict.fromkeys(split_file(split, suffix) for split in lang_splits(CONFIG, wildcards.lang))
         )
     )
+
+
+def lm_sources(splits, suffix):
+    """split_file of the splits that a language model is made from (lm_splits) or measured on (lm_dev)."""
+    return quick(lambda wildcards: [split_file(split, suffix) for split in splits(CONFIG, wildcards.lm)])
 
 
 def overlap_sources(suffix):
@@ -421,15 +437,24 @@ def teacher_of(file):
     return path
 
 
-def emissions(file):
-    """A file of the stored network outputs, for decoders that read them; else nothing."""
+def emissions(file, test=None):
+    """A file of the stored network outputs on `test` (default: the wildcard), for decoders that read them; else nothing."""
 
     def path(wildcards):
         if not slices.reads_emissions(wildcards):
             return []
-        return f"{layout.emissions(wildcards.base, wildcards.task, wildcards.method, wildcards.test)}/{file}"
+        system = wildcards.base, wildcards.task, wildcards.method
+        return f"{layout.emissions(*system, test or wildcards.test)}/{file}"
 
     return quick(path)
+
+
+@quick
+def tuned(wildcards):
+    """The manifest with the best values of a decoder that is tuned; else nothing."""
+    if not slices.tunes(wildcards):
+        return []
+    return f"{layout.tune(wildcards.base, wildcards.task, wildcards.method, wildcards.decoder)}/tune.json"
 
 
 def resource(name):
@@ -463,6 +488,7 @@ wildcard_constraints:
     corpus=names(CONFIG["corpora"]),
     split=names(sorted({split for corpus in CONFIG["corpora"].values() for split in corpus["splits"]})),
     lang=names(CONFIG["langs"]),
+    lm=names(CONFIG["lms"]),
     base=names(CONFIG["bases"]),
     task=names(CONFIG["tasks"]),
     method=names(CONFIG["methods"]),

@@ -30,6 +30,37 @@ rule emissions:
         " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
+# The scales of a decoder on the dev split of its task, never on a test set.
+rule tune:
+    input:
+        made("tune"),
+        train=f"{layout.train()}/train.json",
+        dev=task_features("dev", "json"),
+        lang=task_lang,
+        lm=resource("lm"),
+        emissions=emissions("emissions.json", DEV),
+        weights=ancient(f"{layout.train()}/model/model.safetensors"),
+        cuts=ancient(task_features("dev", "jsonl.gz")),
+    output:
+        manifest=f"{layout.tune()}/tune.json",
+    log:
+        layout.log(layout.tune(), "tune"),
+    conda:
+        "../../envs/torch.yaml"
+    threads: 1
+    resources:
+        mem_mb=4000,
+        gpu=gpu("tune"),
+    params:
+        cfg=cfg("tune"),
+        code=code("tune"),
+        runtime=runtime("tune"),
+        paths=options("cuts", model="weights", lang="lang", lm="lm", emissions="emissions"),
+    shell:
+        "python -m lowrank_speech.stages.tune --cfg {params.cfg:q} --code {params.code}"
+        " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
+
+
 rule decode:
     input:
         made("decode"),
@@ -37,6 +68,7 @@ rule decode:
         test=test_features("json"),
         lang=task_lang,
         lm=resource("lm"),
+        tune=tuned,
         emissions=emissions("emissions.json"),
         weights=ancient(f"{layout.train()}/model/model.safetensors"),
         cuts=ancient(test_features("jsonl.gz")),
@@ -55,7 +87,7 @@ rule decode:
         cfg=cfg("decode"),
         code=code("decode"),
         runtime=runtime("decode"),
-        paths=options("cuts", model="weights", lang="lang", lm="lm", emissions="emissions", out="manifest"),
+        paths=options("cuts", "tune", model="weights", lang="lang", lm="lm", emissions="emissions", out="manifest"),
     shell:
         "python -m lowrank_speech.stages.decode --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"

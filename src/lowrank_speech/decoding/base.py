@@ -13,7 +13,8 @@ batch is a dict (B batch, T samples, F frames, C features, V vocabulary):
 
     cuts       list of B Lhotse cuts
     features   with READS = "model": the model's input, (B, T) or (B, F, C) float32, and ``lengths`` (B,) int64
-    log_probs  with READS = "emissions": (B, F, V) float32, zero beyond ``frames`` (B,) int64
+    log_probs  with READS = "emissions": (B, F, V) float32, zero beyond ``frames`` (B,) int64; ``frame_seconds``: list
+               with the duration of a frame of each cut
 
 Modules must import torch inside functions, because the config check reads ``Settings`` before the first job.
 
@@ -58,7 +59,8 @@ class Hypothesis:
     scores     language recognition: log-likelihood of each label of the model, in the order of the labels
     language   the language that the decoder detected, if none was given
     stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``; why
-               there is no text: ``empty`` (no frame of speech), ``no_speech`` (the decoder heard none); or None
+               there is no text: ``nothing`` (no hypothesis is left), ``empty`` (no frame of speech), ``no_speech``
+               (the decoder heard none); or None
     segments   stretches with times; empty: not available
     no_speech  probability that there is no speech; None: not available
     """

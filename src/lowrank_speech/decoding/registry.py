@@ -32,6 +32,10 @@ def _listed(kind: str, task: str) -> ModuleType | None:
     match f"{FOLDERS[task]}/{kind}":
         case "ctc/greedy":
             from lowrank_speech.decoding.ctc import greedy as found
+        case "ctc/beam":
+            from lowrank_speech.decoding.ctc import beam as found
+        case "ctc/align":
+            from lowrank_speech.decoding.ctc import align as found
         case "whisper/greedy":
             from lowrank_speech.decoding.whisper import greedy as found
         case "whisper/beam":

@@ -94,6 +94,9 @@ class Stored:
                 "cuts": batch,
                 "log_probs": torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True),
                 "frames": torch.tensor([len(array) for array in arrays]),
+                "frame_seconds": [
+                    spoken_seconds(cut) / max(len(array), 1) for cut, array in zip(batch, arrays, strict=True)
+                ],
             }
 
     def peak(self) -> int | None:

@@ -10,6 +10,7 @@ from lowrank_speech import published
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.corpora import tracking
 from lowrank_speech.errors import UserError
+from lowrank_speech.lang.lm import taken
 from lowrank_speech.models.files import imported_files
 from lowrank_speech.settings import read
 from lowrank_speech.training.config import Noise
@@ -90,6 +91,39 @@ def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
         if folder is not None and not _recordings(folder):
             reason = "has no recordings (*.wav, *.flac, *.ogg)" if Path(folder).is_dir() else "does not exist"
             return f"training.noise.folder: {folder} {reason}; correct the path ({whose})"
+    return None
+
+
+def lm_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name -> path of the text files and the model that a language model is made from; None: one does not exist."""
+    found = {f"text/{number}": path for number, path in enumerate(section["text"])}
+    if section["arpa"] is not None:
+        found["arpa"] = section["arpa"]
+    return found if all(Path(path).is_file() for path in found.values()) else None
+
+
+def lost_lms(sections: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why a text file or a model of ``sections`` (name -> section of `lms`) cannot be used; None: all seem fine.
+
+    Models are only looked at, at their start and end; the stage lm reads all of them.
+    """
+    for name, section in sections.items():
+        lost = next((path for path in section["text"] if not Path(path).is_file()), None)
+        if lost is not None:
+            return f"lms.{name}.text: {lost} does not exist; correct the path"
+        if section["arpa"] is None:
+            continue
+        if not Path(section["arpa"]).is_file():
+            return f"lms.{name}.arpa: {section['arpa']} does not exist; correct the path"
+        try:
+            order = taken.order(Path(section["arpa"]))
+        except UserError as error:
+            return f"lms.{name}.arpa: {error}"
+        if section["order"] not in (None, order):
+            return (
+                f"lms.{name}.order is {section['order']}, but the model {section['arpa']} has order {order}; correct "
+                f"order, or remove it"
+            )
     return None
 
 

@@ -5,6 +5,7 @@ inputs   --model      the system's model folder (stage train)
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
          --lm         for decoders with a language model: folder of the stage lm
+         --tune       manifest of the stage tune: its best values replace those of the decoder
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
            hyp_raw.txt, ref_raw.txt   recognition: the same before normalisation, with tags replaced
@@ -12,7 +13,7 @@ outputs  --out        folder with
                                  probability, or null), and optionally: nbest (text and score of each, the best first),
                                  words (text, start, end in seconds, score), segments (text, start, end), language (if
                                  the decoder detected it), no_speech (a probability), stopped (bound or loop, if the
-                                 decoder stopped the utterance; empty or no_speech, if there is nothing to write)
+                                 decoder stopped the utterance; nothing, empty or no_speech, if there is no text)
            languages.tsv         recognition: the language of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
@@ -34,14 +35,15 @@ import argparse
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import write_table, write_text
+from lowrank_speech.artefact import read_manifest, write_table, write_text
 from lowrank_speech.decoding import registry
 from lowrank_speech.decoding.base import Hypothesis, Runtime
+from lowrank_speech.errors import UserError
 from lowrank_speech.settings import REQUIRED, key, resolved, settings
 from lowrank_speech.stages import common, decoding
 from lowrank_speech.stages.task import Task
@@ -49,12 +51,12 @@ from lowrank_speech.stages.task import Task
 log = logging.getLogger(__name__)
 
 STOPPED = {
-    "bound": "the decoder stopped {} hypotheses that reached their token limit",
-    "loop": "the decoder stopped {} hypotheses that only repeated themselves",
-    "empty": "{} hypotheses are empty, because their utterances have no frame of speech",
-    "no_speech": "{} hypotheses are empty, because the decoder heard no speech",
+    "bound": "reached their token limit",
+    "loop": "only repeated themselves",
+    "nothing": "lost all their prefixes, so they are empty",
+    "empty": "have no frame of speech, so they are empty",
+    "no_speech": "have no speech, by its no-speech probability, so they are empty",
 }
-"""Why a hypothesis is not what the decoder would have written in the end -> a warning."""
 
 
 @settings
@@ -70,22 +72,41 @@ class Config:
 
 def add(parser: argparse.ArgumentParser) -> None:
     decoding.add_inputs(parser, "test cuts")
+    parser.add_argument(
+        "--tune", type=Path, help="tune.json of the stage tune, whose best values replace the decoder's"
+    )
     parser.add_argument("--out", required=True, type=Path, help="output: folder of hypotheses or scores")
 
 
 def body(run: common.Run) -> None:
     arguments, config = run.arguments, run.config
-    work = _Work("decode", arguments, config.task, config.decoder, run.runtime)
+    tuned = _tuned(arguments.tune, config.decoder)
+    work = _Work("decode", arguments, config.task, config.decoder | tuned, run.runtime)
     run.cfg["decoder"] = resolved(work.settings)
     run.device = str(work.source.device)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
     outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
     clock = work.clock
+    metrics |= {"tuned": tuned} if tuned else {}
     metrics |= {"speech_seconds": round(clock.speech, 3), "set_aside": work.set_aside.counts()}
     cost = {"seconds_decode": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
     cost |= work.earlier_costs()
     log.info("%d utterances, %.1f s of speech in %.2f s", metrics["utterances"], clock.speech, clock.seconds)
     run.finish(outputs, metrics, cost, peak_bytes=work.source.peak())
+
+
+def _tuned(path: Path | None, decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The best values of the stage tune. UserError: they are not of this decoder."""
+    if path is None:
+        return {}
+    try:
+        record = read_manifest(common.existing(path, "--tune"), "tune")
+        best, kind = record["metrics"]["best"], record["cfg"]["decoder"]["kind"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--tune: {path} is not a manifest of the stage tune ({error}); run the stage again") from error
+    if kind != decoder.get("kind"):
+        raise UserError(f"--tune: {path} is of a decoder of kind {kind}, not {decoder.get('kind')}; give its own")
+    return best
 
 
 class _Work(decoding.Work):
@@ -161,7 +182,7 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
     stopped = Counter(h.stopped for h in hypotheses if h.stopped is not None)
     detected = Counter(h.language for h in hypotheses if h.language is not None)
     for why, number in sorted(stopped.items()):
-        log.warning("%s; see `stopped` in %s", STOPPED[why].format(number), where)
+        log.warning("the decoder stopped %d hypotheses that %s; see `stopped` in %s", number, STOPPED[why], where)
     return {"stopped": dict(sorted(stopped.items())), "language_detected": dict(sorted(detected.items()))}
 
 

@@ -23,7 +23,11 @@ from lowrank_speech.workflow.config import (
     System,
     calibrated,
     decoders,
+    fitting,
     lang_splits,
+    lm_dev,
+    lm_splits,
+    model_task,
     systems,
     task_splits,
     teacher,
@@ -44,6 +48,8 @@ def check(config: Config, schema: Schema) -> None:
     """Raise ConfigError for the first unknown name or invalid combination of settings."""
     for name in config.get("langs", ()):
         _check_lang(config, name)
+    for name in config.get("lms", ()):
+        _check_lm(config, name)
     for name in config["bases"]:
         _check_base(config, name, schema["families"])
     for name in config["tasks"]:
@@ -57,6 +63,7 @@ def check(config: Config, schema: Schema) -> None:
             _known(f"systems.{section}", name, config[section])
     for system in systems(config):
         _check_system(config, system, schema["families"])
+        _check_decoders(config, system, schema)
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -81,6 +88,17 @@ def _roles(config: Config) -> dict[Split, str]:
     return found
 
 
+def _check_decoders(config: Config, system: System, schema: Schema) -> None:
+    """Refuse a system that none of its task's decoders decodes."""
+    if not fitting(config, schema, system.base, system.task):
+        of, where = model_task(config, schema, system.base, system.task), f"tasks.{system.task}.decoders"
+        able = sorted({kind for kind in schema["decoders"] if f"decoder.{kind}.{of}" in schema["$defs"]})
+        raise ConfigError(
+            f"{where}: none of {', '.join(decoders(config, system.task))} decodes the {of} model of the base "
+            f"{system.base}; add one of a kind that does: {', '.join(able)}"
+        )
+
+
 # -- token sets and bases ----------------------------------------------------------------------------------------------
 
 
@@ -94,6 +112,45 @@ def _check_lang(config: Config, name: str) -> None:
             raise ConfigError(
                 f"{where}.splits: {split.split!r} is {roles[split]}; token sets may only read training transcripts: "
                 f"remove it"
+            )
+
+
+def _check_lm(config: Config, name: str) -> None:
+    """Refuse unknown names, text of dev or test splits, and settings of text for a model that is taken as it is."""
+    section, where = config["lms"][name], f"lms.{name}"
+    _known(f"{where}.lang", section["lang"], config.get("langs", {}))
+    kind = config["langs"][section["lang"]]["kind"]
+    if section.get("unit") == "token" and kind == "whisper":
+        raise ConfigError(
+            f"{where}.unit: token needs a token set of kind char or sentencepiece, but langs.{section['lang']} is "
+            f"Whisper's own tokenizer; use unit: word or character"
+        )
+    own = next((key for key in ("corpora", "splits") if section.get(key) is not None), None)
+    if section.get("arpa") is not None and own is not None:
+        raise ConfigError(f"{where}.{own}: the model {section['arpa']} is taken as it is; remove {own}, or remove arpa")
+    for corpus in section.get("corpora") or ():
+        _known(f"{where}.corpora", corpus, config["corpora"])
+    roles, splits, dev = _roles(config), lm_splits(config, name), lm_dev(config, name)
+    for split in splits:
+        _known_split(config, where, split, "splits")
+        if split in roles:
+            raise ConfigError(
+                f"{where}.splits: {split.split!r} is {roles[split]}; language models may only read training "
+                f"transcripts: remove it"
+            )
+    if not splits and not section.get("text") and section.get("arpa") is None:
+        raise ConfigError(
+            f"{where}: there is nothing to make it from; give corpora and splits, text files (`text`), or a model "
+            f"(`arpa`)"
+        )
+    for split in dev:
+        _known_split(config, f"{where}.dev", split, "split")
+        if roles.get(split, "").startswith("the test"):
+            raise ConfigError(f"{where}.dev.split: {split.split!r} is {roles[split]}; choose a dev split")
+        if split in splits:
+            raise ConfigError(
+                f"{where}.dev.split: the model is made from {split.split!r} of corpora.{split.corpus}; its perplexity "
+                f"there would mean nothing: choose another split"
             )
 
 

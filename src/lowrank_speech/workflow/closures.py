@@ -19,9 +19,9 @@ WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
 TRUNCATION = ("training.truncation", "lowrank.truncate")
 DISTILLATION = ("training.losses.distil", "training.losses.untranscribed", "training.data.untranscribed")
-ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
+ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "tune", "decode", "export")
 """Stages that load models."""
-ADAPTED = ("train", "emissions", "decode", "export")
+ADAPTED = ("train", "emissions", "tune", "decode", "export")
 """Stages whose models have the head of the task."""
 
 _KNOWN: WeakKeyDictionary[Slices, dict[tuple[str, ...], str]] = WeakKeyDictionary()
@@ -51,13 +51,15 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             found |= _others(slices, "corpora", {slices.config["corpora"][wildcards.corpus]["kind"]})
         case "lang":
             found |= set() if slices.config["langs"][wildcards.lang]["kind"] == "sentencepiece" else {"lang.pieces"}
+        case "lm":
+            found.add("lang.pieces")  # only trains token sets
         case "base":
             found |= _of_base(slices, wildcards)
         case "factorise":
             found |= _of_factorise(slices, wildcards)
         case "train":
             found |= _of_train(slices, wildcards)
-        case "decode":
+        case "tune" | "decode":
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
             found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
             if not slices.decode(wildcards).cfg["decoder"].get("lm"):

@@ -20,7 +20,9 @@ from lowrank_speech.workflow.config import (
     decoders,
     deep_merge,
     factorise_key,
+    fitting,
     gradients,
+    model_task,
     overlaps,
     splits_used,
     start_share,
@@ -37,6 +39,7 @@ NAMES = {
     "corpus": ("corpus", "split"),
     "overlap": ("task",),
     "lang": ("lang",),
+    "lm": ("lm",),
     "features": ("base",),
     "base": ("base",),
     "calibrate": ("base", "calibration"),
@@ -44,6 +47,7 @@ NAMES = {
     "train": ("base", "task", "method"),
     "export": ("base", "task", "form"),
     "emissions": ("base", "task"),
+    "tune": ("base", "task", "decoder"),
     "decode": ("base", "task", "decoder"),
     "score": ("task",),
     "report": (),
@@ -112,6 +116,11 @@ class Slices:
         """The token set's own keys; its corpora and splits come as files."""
         lang = _without(self.config["langs"][wildcards.lang], ("corpora", "splits"))
         return Slice({"seed": self.config["seed"], "lang": lang}, {})
+
+    @once
+    def lm(self, wildcards: Any) -> Slice:
+        """The language model's own keys; its token set and splits come as files."""
+        return Slice({"lm": _without(self.config["lms"][wildcards.lm], ("lang", "corpora", "splits", "dev"))}, {})
 
     @once
     def features(self, wildcards: Any) -> Slice:
@@ -207,6 +216,12 @@ class Slices:
         return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
 
     @once
+    def tune(self, wildcards: Any) -> Slice:
+        """The decoder, and the grid of its values."""
+        found = self.decode(wildcards)
+        return Slice({**found.cfg, "tune": self.tunes(wildcards)}, found.runtime)
+
+    @once
     def score(self, wildcards: Any) -> Slice:
         """The type of the task and how to score it."""
         kind = self.config["tasks"][wildcards.task]["type"]
@@ -223,6 +238,9 @@ class Slices:
             factorise = method.get("factorise")
             task = self.config["tasks"][system.task]
             shared = {"factorisation": factorise_key(factorise, start_share(method))} if factorise else {}
+            able = fitting(self.config, self.schema, system.base, system.task)
+            if able != decoders(self.config, system.task):
+                shared["decoders"] = able
             rows.append({**system._asdict(), "type": task["type"], **shared})
         tasks = {
             task: {"decoders": decoders(self.config, task), "tests": list(tests(self.config, task))}
@@ -247,13 +265,16 @@ class Slices:
 
     def model_task(self, wildcards: Any) -> str:
         """What models of the base's family do in a task: ctc, seq2seq or classify."""
-        if self.config["tasks"][wildcards.task]["type"] == "lid":
-            return "classify"
-        return self.schema["families"][self.config["bases"][wildcards.base]["family"]]["recognises_by"]
+        return model_task(self.config, self.schema, wildcards.base, wildcards.task)
 
     def reads_emissions(self, wildcards: Any) -> bool:
         """Whether a decoder reads stored network outputs instead of the model."""
         return bool(section(self.schema, self.decoder_section(wildcards)).get("emissions"))
+
+    def tunes(self, wildcards: Any) -> dict[str, list[float]]:
+        """The grid of a decoder; empty: it is not tuned."""
+        given = self.config["decoders"][wildcards.decoder].get("tune") or {}
+        return {key: sorted(map(float, values)) for key, values in given.items()}
 
     def split(self, wildcards: Any) -> tuple[str, str]:
         """Corpus and split that a decoding reads."""
