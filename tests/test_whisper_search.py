@@ -1,6 +1,7 @@
 """Whisper's decoders: beam search, guards, languages, prompts and time stamps of utterances within the window."""
 
 import itertools
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -328,3 +329,135 @@ def test_samples_have_the_probabilities_of_the_model():
     # The score is the model's, without the temperature.
     assert torch.allclose(steps.values[0][:, 0].float(), logits.log_softmax(-1)[chosen])
     assert steps.tokens[0][:, 0].equal(chosen)
+
+
+# -- shallow fusion
+
+
+class Bigrams:
+    """A word model that knows two words: log10 probabilities, with the last word as the state."""
+
+    unit, folder = "word", "lm"
+
+    def check_lang(self, lang, where):
+        pass
+
+    def scorer(self):
+        return self
+
+    def start(self):
+        return "<s>"
+
+    def score(self, state, word):
+        return (-0.2 if word.startswith("w") else -2.5) - (0.5 if state == word else 0.0), word
+
+    def end(self, state):
+        return -0.1 if state.startswith("w") else -1.5
+
+
+def text_score(text):
+    model, state, total = Bigrams(), "<s>", 0.0
+    for word in text.lower().split():
+        score, state = model.score(state, word)
+        total += score
+    return math.log(10) * (total + model.end(state))
+
+
+def with_lm(source, model):
+    return SimpleNamespace(model=source.model, folder=source.folder, resources={"lm": model})
+
+
+WORDS = SimpleNamespace(tokens=None, leading_space=False, normalise=lambda text, language=None: text.lower())
+
+
+@torch.inference_mode()
+def test_a_language_model_of_words_joins_the_search(source, monkeypatch):
+    """As a search of all texts of a few tokens, one of which is a blank."""
+    tokens = WhisperTokens(source.folder)
+    allowed = [*tokens.encode("w"), *tokens.encode("x"), *tokens.encode(" ")]
+    others = sorted(set(range(source.model.config.vocab_size)) - {*allowed, tokens.eot})
+    monkeypatch.setattr(source.model.hf.generation_config, "suppress_tokens", others)
+    batch = batch_of(source.model, 1.9)
+    keys = {"lm": "lm", "lm_weight": 0.7, "insertion": 0.3, "length_penalty": 0.0, "stop_loops": False}
+    keys |= {"beam": 100, "nbest": 5, "max_new_tokens": 4}
+    (row,) = decoded(beam, with_lm(source, Bigrams()), batch, WORDS, **keys)
+    found = exhaustive(source, batch["features"], batch["lengths"], allowed, 4, tokens.prompt("de"), 0.0)
+    total = [
+        (score + 0.7 * text_score(text := tokens.decode(list(said))) + 0.3 * len(text.split()), said)
+        for _, score, said in found
+    ]
+    total.sort(reverse=True)
+    assert [other.ids for other in row.nbest] == [said for _, said in total[:5]]
+    assert [other.score for other in row.nbest] == pytest.approx([score for score, _ in total[:5]], abs=1e-3)
+    assert [said for _, _, said in found[:5]] != [said for _, said in total[:5]]
+
+
+def test_a_language_model_without_weight_changes_nothing(source):
+    batch = batch_of(source.model, *SECONDS)
+    plain = decoded(beam, source, batch, beam=3)
+    assert decoded(beam, with_lm(source, Bigrams()), batch, WORDS, beam=3, lm="lm", lm_weight=0.0) == plain
+
+
+def test_results_with_a_language_model_do_not_depend_on_the_batch(source):
+    batch, keys = batch_of(source.model, *SECONDS), {"lm": "lm", "lm_weight": 1.0, "max_new_tokens": 8}
+    fused = with_lm(source, Bigrams())
+    for module, more in ((greedy, {}), (beam, {"beam": 3, "timestamps": True})):
+        together = decoded(module, fused, batch, WORDS, **keys, **more)
+        for row, alone in zip(together, rows_of(batch), strict=True):
+            same(row, decoded(module, fused, alone, WORDS, **keys, **more)[0])
+    assert decoded(beam, fused, batch, WORDS, beam=1, **keys) == decoded(greedy, fused, batch, WORDS, **keys)
+
+
+def test_a_language_model_of_tokens_scores_each_of_them(world, systems, monkeypatch):
+    """A base from scratch, against a search of all texts."""
+    from lowrank_speech.decoding.sources import Network
+    from lowrank_speech.lang.load import Lang
+
+    lang = Lang.load(world.lang["whisper"])
+
+    class Model(Bigrams):
+        unit = "token"
+
+        def score(self, state, word):
+            return (-5.0 if word == "<unk>" else -0.1 * int(word)) - (1.0 if word == state else 0.0), word
+
+        def end(self, state):
+            return -0.3 if state == "4" else -2.0
+
+    source = Network(systems["whisper", "asr"].model, "cpu")
+    source.resources = {"lm": Model()}
+    cut = world.cuts["test"][0]
+    (batch,) = source.batches([cut], 10.0)
+    allowed = [3, 4, 5]
+    others = sorted(set(range(source.model.config.vocab_size)) - {*allowed, lang.tokens.eot})
+    monkeypatch.setattr(source.model.hf.generation_config, "suppress_tokens", others)
+    keys = {"lm": "lm", "lm_weight": 0.6, "length_penalty": 0.0, "stop_loops": False, "max_new_tokens": 4}
+    (row,) = decoded(beam, source, batch, lang, beam=100, nbest=4, **keys)
+    with torch.inference_mode():
+        found = exhaustive(
+            source,
+            batch["features"],
+            batch["lengths"],
+            allowed,
+            4,
+            lang.tokens.prompt(cut.supervisions[0].language),
+            0.0,
+        )
+    total = []
+    for _, score, said in found:
+        state, lm = "<s>", 0.0
+        for token in said:
+            value, state = Model().score(state, str(token))
+            lm += value
+        total.append((score + 0.6 * math.log(10) * (lm + Model().end(state)), said))
+    total.sort(reverse=True)
+    assert [other.ids for other in row.nbest] == [said for _, said in total[:4]]
+    assert [other.score for other in row.nbest] == pytest.approx([score for score, _ in total[:4]], abs=1e-3)
+
+
+def test_a_language_model_that_does_not_fit_is_refused(source):
+    for unit in ("character", "token"):
+        model = Bigrams()
+        model.unit = unit
+        with pytest.raises(UserError, match=f"is a model of {unit}s; this decoder takes one with unit: word"):
+            beam.open(with_lm(source, model), WORDS, beam.Settings(lm="lm"))

@@ -66,16 +66,27 @@ class Decoder:
             settings.seed,
             lambda tokens: self.tokens.decode(codes.written(tokens)),
         )
+        fused = self._fused(source, lang)
         self.searches = {
             timestamps: Search(
                 self.model,
                 codes,
-                Options(beam, nbest, length_penalty, timestamps, settings.stop_loops),
+                Options(beam, nbest, length_penalty, timestamps, settings.stop_loops, fused),
                 guards,
                 settings.no_speech,
             )
             for timestamps in (False, True)
         }
+
+    def _fused(self, source: Any, lang: Any) -> Any:
+        """Shallow fusion with a language model, if one is named and can change anything."""
+        settings = self.settings
+        if settings.lm is None or (settings.lm_weight == 0 and settings.insertion == 0):
+            return None
+        from lowrank_speech.decoding.whisper.fusion import fusion
+
+        weights, size = (settings.lm_weight, settings.insertion), self.model.config.vocab_size
+        return fusion(source.resources["lm"], lang, self.tokens, self.codes, *weights, size)
 
     def _overlap(self) -> int:
         """Frames that neighbouring chunks share."""
@@ -135,7 +146,7 @@ class Decoder:
             bound = min(bound, SLACK + int(self.settings.max_tokens_per_second * frames / RATE))
         return Window(tuple(prompt), len(before), bound, name)
 
-    def _timed(self, states: Tensor, frames: int, language: str | None, tokens: list[int], offset: float) -> list[Any]:
+    def _timed(self, states: Any, frames: int, language: str | None, tokens: list[int], offset: float) -> list[Any]:
         """Times of text tokens, if they are asked for."""
         if not self.settings.word_times:
             return []
@@ -212,7 +223,7 @@ class Decoder:
         ]
 
     def _search(self, timestamps: bool) -> recordings.Searched:
-        def search(found: list[Recording], begins: list[int], mel: Tensor) -> list[tuple[Found, Tensor]]:
+        def search(found: list[Recording], begins: list[int], mel: Tensor) -> list[tuple[Found, Any]]:
             states = self.searches[timestamps].encode(mel)
             # The language is that of the first window; several windows of a recording may be in the batch.
             for i, language in enumerate(self._languages([recording.language for recording in found], states)):
@@ -227,7 +238,8 @@ class Decoder:
                 )
                 for recording, begin in zip(found, begins, strict=True)
             ]
-            return list(zip(self.searches[timestamps](states, windows), states, strict=True))
+            kept = states if self.settings.word_times else [None] * len(windows)
+            return list(zip(self.searches[timestamps](states, windows), kept, strict=True))
 
         return search
 

@@ -11,7 +11,7 @@ B batch, T encoder frames, D hidden size, L prompt length, V vocabulary.
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +28,14 @@ from lowrank_speech.models.speech import SpeechModel
 
 @dataclass(frozen=True)
 class Options:
-    """How to search. ``nbest``: number of results for each row."""
+    """How to search. ``nbest``: number of results for each row; ``fused``: see ``whisper.fusion``."""
 
     beam: int = 1
     nbest: int = 1
     length_penalty: float = 1.0
     timestamps: bool = False
     loops: bool = True
-    extra: tuple[LogitsProcessor, ...] = ()
+    fused: Callable[[int], LogitsProcessor] | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,16 @@ def generate(
     settings |= {"return_dict_in_generate": True, "output_scores": False, "temperature": 1.0}
     config.update(**settings)
     stop = Stop(bounds, codes.eot, options.loops, width)
-    steps = Steps(beam, temperature, seeds)
-    processors = [*_timestamps(model, codes, config, width)] if options.timestamps else []
+    steps = Steps(beam, temperature, seeds, options.fused is not None)
+    processors = _timestamps(model, codes, config, width) if options.timestamps else []
+    processors += [options.fused(width)] if options.fused else []
     out = GenerationMixin.generate(
         model.hf,
         encoder_outputs=BaseModelOutput(last_hidden_state=states),
         decoder_input_ids=torch.tensor([list(prompt) for prompt in prompts], device=device),
         generation_config=config,
         stopping_criteria=StoppingCriteriaList([stop]),
-        logits_processor=LogitsProcessorList([*processors, *options.extra, steps]),
+        logits_processor=LogitsProcessorList([*processors, steps]),
     )
     rows = out.sequences[:, width:].tolist()
     parents = out.beam_indices.tolist() if beam > 1 else None
@@ -120,21 +121,22 @@ class Steps(LogitsProcessor):
     """The last processor: normalises scores, draws samples, and records the log probabilities of possible choices.
 
     Beam search chooses among the 2 x ``beam`` best tokens of each row. Recording only those needs far less memory than
-    generate()'s ``output_scores``.
+    generate()'s ``output_scores``. ``fused``: scores are log probabilities to which others were added, so they are not
+    normalised again.
     """
 
-    def __init__(self, beam: int, temperature: float, seeds: Sequence[int] | None):
-        self.beam, self.temperature = beam, temperature
+    def __init__(self, beam: int, temperature: float, seeds: Sequence[int] | None, fused: bool = False):
+        self.beam, self.temperature, self.fused = beam, temperature, fused
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds or ()]
         self.tokens: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if self.beam > 1:
-            scores = scores.float().log_softmax(-1)
+            scores = scores.float() if self.fused else scores.float().log_softmax(-1)
             values, tokens = scores.topk(min(2 * self.beam, scores.shape[-1]))
         elif self.temperature > 0:
-            log_probs = scores.float().log_softmax(-1)
+            log_probs = scores.float() if self.fused else scores.float().log_softmax(-1)
             # The argmax of logits plus Gumbel noise is a sample.
             uniform = [torch.rand(scores.shape[-1], generator=g, dtype=torch.float64) for g in self.generators]
             noise = -(-torch.stack(uniform).clamp(min=1e-300).log()).log()
@@ -143,7 +145,7 @@ class Steps(LogitsProcessor):
             values = log_probs.gather(-1, tokens)
         else:
             tokens = scores.argmax(-1, keepdim=True)
-            values = (scores.amax(-1) - scores.logsumexp(-1))[:, None]
+            values = (scores.amax(-1) - (0 if self.fused else scores.logsumexp(-1)))[:, None]
         self.tokens.append(tokens)
         self.values.append(values.double())
         return scores

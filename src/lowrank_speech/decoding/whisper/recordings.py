@@ -36,12 +36,13 @@ WARM = 0.5
 
 @dataclass
 class Part:
-    """A decoded window: where it starts, how many of its frames are speech, and what was found in it."""
+    """A decoded window: where it starts, how many of its frames are speech, what was found in it, and its encoder
+    states, if they are needed."""
 
     start: int
     frames: int
     found: Found
-    states: Tensor
+    states: Any
     segments: list[Segment] = field(default_factory=list)
 
 

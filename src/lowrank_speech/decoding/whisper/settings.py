@@ -52,6 +52,9 @@ class WhisperDecoding(Decoding):
         "logprob_threshold, if that is set; null: off",
     )
     no_speech: bool = key(False, "write the no-speech probability, also without a threshold")
+    lm: str | None = key(None, "language model of words (bases from scratch: or tokens), a name under lms; null: none")
+    lm_weight: NotNegative = key(0.5, "scale of the language model's log probabilities")
+    insertion: float = key(0.0, "with an lm: added to the score for each word (token)", ge=-100, le=100)
     seed: Seed = key(1, "seed of the draws at temperatures above 0")
     long: Literal["sequential", "chunks"] | None = key(
         None,
