@@ -14,9 +14,10 @@ outputs  --out        folder with
            hyp_tokens.txt, ref_tokens.txt   recognition: tokens as decoded, and those of ref.txt, as symbols
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
                                  probability, or null), and optionally: nbest (text, raw text as in hyp_raw.txt, and
-                                 score of each, the best first), words (text, start, end in seconds, score), language
-                                 (if the decoder detected it), stopped (bound, loop or nothing, if the decoder stopped
-                                 the utterance)
+                                 score of each, the best first), words (text, start, end in seconds, score), segments
+                                 (text, start, end), language (if the decoder detected it), no_speech (a probability),
+                                 stopped (bound or loop, if the decoder stopped the utterance; nothing, empty or
+                                 no_speech, if there is no text)
            languages.tsv         recognition: the language of each utterance
            seconds.tsv           recognition: the duration of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
@@ -58,6 +59,8 @@ STOPPED = {
     "bound": "reached their token limit",
     "loop": "only repeated themselves",
     "nothing": "are empty, because nothing survived the beam",
+    "empty": "have no frame of speech, so they are empty",
+    "no_speech": "have no speech, by its no-speech probability, so they are empty",
 }
 
 
@@ -180,6 +183,12 @@ def _row(
             {"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "score": _rounded(w.score, 4)}
             for w in hypothesis.words
         ]
+    if hypothesis.segments:
+        row["segments"] = [
+            {"text": s.text, "start": round(s.start, 3), "end": round(s.end, 3)} for s in hypothesis.segments
+        ]
+    if hypothesis.no_speech is not None:
+        row["no_speech"] = round(hypothesis.no_speech, 4)
     return row | {name: value for name in ("language", "stopped") if (value := getattr(hypothesis, name)) is not None}
 
 
