@@ -9,6 +9,7 @@ from typing import Any
 
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.errors import UserError
+from lowrank_speech.experiment.heads import check_heads
 from lowrank_speech.experiment.outside import located
 from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
@@ -50,6 +51,7 @@ def check(slices: Slices) -> None:
                     read(cls, own, f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
+        check_heads(config)
         _check_jobs(slices)
         for name in config["systems"]["tasks"]:
             _check_languages(config, name)

@@ -6,6 +6,7 @@ from typing import Any
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -16,6 +17,17 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
     for name, parameter in model.named_parameters():
         trains = trains_head if model.is_head(name) else adapt == "full" and id(parameter) not in fixed
         parameter.requires_grad_(trains)
+
+
+def check_head(settings: Any, adapt: str, recipe: TrainConfig) -> None:
+    """Raise UserError if a system with the head of ``settings`` (None: the default one) cannot train as it should."""
+    kind, name = getattr(settings, "kind", None), "head.layers: weighted"
+    if kind == "language-tokens" and adapt == "head":
+        raise UserError(
+            "adapt: head: the head language-tokens has no weights of its own; set adapt: full, lora or none"
+        )
+    if getattr(settings, "layers", "last") == "weighted" and recipe.compile:
+        raise UserError(f"{name}: the states within compiled layers cannot be read; set training.compile: false")
 
 
 def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_speech.workflow.check_heads import constrained
 from lowrank_speech.workflow.config import (
     Config,
     System,
@@ -21,6 +22,7 @@ from lowrank_speech.workflow.config import (
     deep_merge,
     factorise_key,
     gradients,
+    head,
     overlaps,
     splits_used,
     start_share,
@@ -42,9 +44,9 @@ NAMES = {
     "calibrate": ("base", "calibration"),
     "factorise": ("base", "factorisation"),
     "train": ("base", "task", "method"),
-    "export": ("base", "task", "form"),
+    "export": ("base", "task", "method", "form"),
     "emissions": ("base", "task"),
-    "decode": ("base", "task", "decoder"),
+    "decode": ("base", "task", "method", "decoder"),
     "score": ("task",),
     "report": (),
 }
@@ -130,6 +132,7 @@ class Slices:
         if base["source"] == "scratch":
             recipe = resolve(_without(base["pretrain"], ("corpus", "train", "dev")), *self._at("training"))
             recipe, runtime = self._apart("training", recipe)
+            recipe = _used(recipe)
             cfg |= {**_only(base, ("model", "front_end")), "pretrain": recipe}
         else:
             cfg |= _only(base, ("revision", "window"))
@@ -165,6 +168,7 @@ class Slices:
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
         recipe, runtime = self._apart("training", self.recipe(system))
+        recipe = _used(recipe)
         if task["type"] != "asr":
             recipe = _without(recipe, RECOGNITION_ONLY)
         cfg = {
@@ -175,7 +179,9 @@ class Slices:
         }
         if method["adapt"] == "lora":
             cfg["lora"] = method["lora"]
-        if method["adapt"] == "full" and method.get("factorise"):
+        if (own := head(self.config, system)) is not None:
+            cfg["head"] = own
+        if (method["adapt"] == "full" and method.get("factorise")) or constrained(own):
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
         if method.get("progressive"):
             cfg["progressive"] = method["progressive"]
@@ -290,6 +296,11 @@ SCORED = {
     "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
 }
 """Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
+
+
+def _used(recipe: Keys) -> Keys:
+    """``recipe`` without the keys of a loss that it does not use."""
+    return recipe if recipe.get("loss") == "aam" else _without(recipe, ("aam",))
 
 
 def held_out(corpus: Mapping[str, Any]) -> dict[str, float]:

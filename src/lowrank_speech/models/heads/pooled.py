@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from lowrank_speech.models.heads.base import Head, draw_linear, within
+from lowrank_speech.models.heads.settings import LAYERS, Layers
 from lowrank_speech.settings import Count, key, settings
 
 
@@ -17,6 +18,7 @@ from lowrank_speech.settings import Count, key, settings
 class PooledSettings:
     kind: Literal["pooled"] = key("pooled", "mean over the frames between two linear layers")
     size: Count = key(256, "outputs of the first linear layer")
+    layers: Layers = key("last", LAYERS)
 
 
 class PooledHead(Head):
