@@ -3,8 +3,8 @@
     with layer_states(layers) as found: ...      # [input of the first layer, output of the first, ..., of the last]
     LayerSum(len(found))(found)
 
-The sum is softmax(w)_l h_l over the input of the first layer and the outputs of all layers, as in SUPERB (Yang et al.,
-Interspeech 2021) and in transformers' ``use_weighted_layer_sum``. It starts with equal weights.
+The sum of softmax(w)_l h_l is over the input of the first layer and the outputs of all layers, the last of them after
+the encoder's final norm, if it has one. It starts with equal weights. Source: Yang et al., "SUPERB", Interspeech 2021.
 
 B batch, F frames, D hidden size.
 """
