@@ -63,6 +63,10 @@ class Config:
     distil: DistilSettings | None = key(None, "what to learn from a teacher")
     training: TrainConfig = key(None, "the recipe", default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if self.head is not None and self.task.type != "lid":
+            raise ValueError("head: only tasks of type lid have a classifier; remove it")
+
 
 def add(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, type=Path, help="model folder to adapt")
@@ -129,8 +133,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     from lowrank_speech.models.folder import load_model, save_model
     from lowrank_speech.models.tasks import to_task
     from lowrank_speech.models.text import decoder_tokens
-    from lowrank_speech.training.adapt import check_head, freeze_for, lora_on
-    from lowrank_speech.training.classifier import check_base, classifier, head_settings
+    from lowrank_speech.training.adapt import freeze_for, lora_on
     from lowrank_speech.training.losses.loss import Materials
     from lowrank_speech.training.losses.objective import make_objective
     from lowrank_speech.training.result import Outcome
@@ -162,9 +165,14 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         arguments.untranscribed_cuts,
     )
     materials = Materials(recipe, lang, labels=sorted(task.languages or ()), device=runtime.device)
-    kind, head = "classify" if lang is None else base.recognises_by, head_settings(config.head)
-    check_head(head, config.adapt, recipe)
-    check_base(base, head, arguments.model, materials.labels)
+    kind, head = "classify" if lang is None else base.recognises_by, None
+    if kind == "classify":
+        # Imported here, so that the code hash of recognition can leave it out.
+        from lowrank_speech.training.classifier import check_base, check_training, classifier, head_settings
+
+        head = head_settings(config.head)
+        check_training(head, config.adapt, recipe)
+        check_base(base, head, arguments.model, materials.labels)
     if kind == "seq2seq":
         base, _ = to_task(base, "seq2seq", None)
         materials.tokens = decoder_tokens(base, arguments.model, lang)
@@ -264,7 +272,7 @@ def _check_distil(config: Config) -> None:
 def _constraint(model: Any, config: Config) -> Any:
     """The constraint on the factors of ``model``; None: there is nothing to constrain."""
     c = config.constraint or ConstraintSettings()
-    from lowrank_speech.training.classifier import constrained
+    from lowrank_speech.training.adapt import constrained
 
     parts = constrained(model, bool(config.adapt == "full" and model.plan))
     if parts is None or c.mode == "none":

@@ -3,10 +3,11 @@
 import logging
 from typing import Any
 
+from torch import nn
+
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -19,15 +20,17 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
         parameter.requires_grad_(trains)
 
 
-def check_head(settings: Any, adapt: str, recipe: TrainConfig) -> None:
-    """Raise UserError if a system with the head of ``settings`` (None: the default one) cannot train as it should."""
-    kind, name = getattr(settings, "kind", None), "head.layers: weighted"
-    if kind == "language-tokens" and adapt == "head":
-        raise UserError(
-            "adapt: head: the head language-tokens has no weights of its own; set adapt: full, lora or none"
-        )
-    if getattr(settings, "layers", "last") == "weighted" and recipe.compile:
-        raise UserError(f"{name}: the states within compiled layers cannot be read; set training.compile: false")
+def constrained(model: SpeechModel, body: bool) -> Any:
+    """The modules whose factors a constraint concerns, by ``body`` and ``head.``; None if there are none.
+
+    ``body``: whether those of the pretrained body train.
+    """
+    parts, settings = {"body": model.body} if body else {}, getattr(model.head, "settings", None)
+    if getattr(settings, "ranks", None) or getattr(settings, "classifier", None) == "orthonormal":
+        parts["head"] = model.head
+    if set(parts) == {"body"}:
+        return model.body
+    return nn.ModuleDict(parts) if parts else None
 
 
 def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:

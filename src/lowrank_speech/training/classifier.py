@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.spoken import whisper_codes
 from lowrank_speech.models.heads.registry import head_class
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.models.tasks import to_task
 from lowrank_speech.settings import read
+from lowrank_speech.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +20,18 @@ log = logging.getLogger(__name__)
 def head_settings(section: dict[str, Any] | None) -> Any:
     """The settings of the section ``head``; None: the default head. Raises UserError for an unknown kind or key."""
     return None if section is None else read(head_class(section.get("kind")).SETTINGS, section, "head")
+
+
+def check_training(settings: Any, adapt: str, recipe: TrainConfig) -> None:
+    """Raise UserError if a system with the head of ``settings`` (None: the default one) cannot train as it should."""
+    if settings is not None and head_class(settings.kind).DECODER and adapt == "head":
+        raise UserError(
+            f"adapt: head: the head {settings.kind} has no weights of its own; set adapt: full, lora or none"
+        )
+    if getattr(settings, "layers", "last") == "weighted" and recipe.compile:
+        raise UserError(
+            "head.layers: weighted: the states within compiled layers cannot be read; set training.compile: false"
+        )
 
 
 def check_base(base: SpeechModel, settings: Any, folder: Path, labels: Sequence[str]) -> None:
@@ -58,16 +69,3 @@ def classifier(
     model, new = to_task(base, "classify", len(labels), labels, seed=seed, head=settings, head_plan=plan)
     log.info("head %s: %d parameters", model.head.KIND, model.parameters_head())
     return model, new
-
-
-def constrained(model: SpeechModel, body: bool) -> Any:
-    """The modules whose factors a constraint concerns, by ``body`` and ``head.``; None if there are none.
-
-    ``body``: whether those of the pretrained body train.
-    """
-    parts, settings = {"body": model.body} if body else {}, getattr(model.head, "settings", None)
-    if getattr(settings, "ranks", None) or getattr(settings, "classifier", None) == "orthonormal":
-        parts["head"] = model.head
-    if set(parts) == {"body"}:
-        return model.body
-    return nn.ModuleDict(parts) if parts else None

@@ -91,6 +91,8 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
     found = set() if cfg["adapt"] == "lora" else set(LORA)
     if cfg.get("constraint", {"mode": "none"})["mode"] == "none":
         found.add("lowrank.constraint")
+    if slices.model_task(wildcards) != "classify":
+        found |= {"training.classifier", "lang.spoken"}
     if not has_factors(cfg.get("head")):
         found.add("training.head_ranks")
     if not cfg.get("progressive"):

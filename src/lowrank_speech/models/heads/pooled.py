@@ -32,11 +32,14 @@ class PooledHead(Head):
         self.projector = nn.Linear(width, settings.size)
         self.classifier = nn.Linear(settings.size, outputs)
 
-    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+    def embed(self, states: Tensor, frames: Tensor) -> Tensor:
+        """Embeddings (B, E) for states (B, F, D), of which ``frames`` (B,) are valid."""
         hidden = self.projector(states)
         mask = within(frames, hidden.shape[1])
-        pooled = (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
-        return self.classifier(pooled)
+        return (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
+
+    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+        return self.classifier(self.embed(states, frames))
 
     def initialise(self, std: float) -> None:
         draw_linear(self.projector, std)
