@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech import published
+from lowrank_speech.workflow import check_heads
 from lowrank_speech.workflow.config import (
     BASE,
     CALIBRATED,
@@ -25,6 +26,7 @@ from lowrank_speech.workflow.config import (
     calibrated,
     decoders,
     fitting,
+    head,
     lang_splits,
     lm_dev,
     lm_splits,
@@ -72,6 +74,7 @@ def check(config: Config, schema: Schema) -> None:
         recognises = schema["families"][config["bases"][system.base]["family"]]["recognises_by"]
         task = recognises if config["tasks"][system.task]["type"] == "asr" else "classify"
         _check_loss("training", f"the system {'/'.join(system)}", training(config, system), task, schema)
+    check_heads.check(config, schema["families"])
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -384,10 +387,12 @@ def _check_method(config: Config, name: str) -> None:
             f"{where}.progressive: it truncates factors while they train, but {why}; it needs `factorise` and "
             f"adapt: full"
         )
-    if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
+    heads = [method.get("head"), *(task.get("head") for task in config["tasks"].values())]
+    held = (factorise is not None and method["adapt"] == "full") or any(map(check_heads.constrained, heads))
+    if method.get("constraint") is not None and not held:
         raise ConfigError(
             f"{where}.constraint: it keeps the first factors semi-orthogonal in full fine-tuning, so it needs "
-            f"`factorise` and adapt: full"
+            f"`factorise` and adapt: full, or a head with factors or classifier: orthonormal"
         )
     if factorise is None:
         return
@@ -532,6 +537,8 @@ def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any])
     if recipe.get("factor_sgd") is None:
         return
     method, source = config["methods"][system.method], config["bases"][system.base]["source"]
+    if check_heads.has_factors(head(config, system)):
+        return
     if method["adapt"] != "full":
         why = f"with adapt: {method['adapt']} no factors train"
     elif method.get("factorise") is None and (source == "scratch" or _on_the_hub(source)):

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 from lowrank_speech import fingerprints
 from lowrank_speech.fingerprints import PACKAGE
-from lowrank_speech.workflow.config import System, untranscribed
+from lowrank_speech.workflow.check_heads import has_factors
+from lowrank_speech.workflow.config import System, head, untranscribed
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
@@ -112,6 +113,10 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
     found = set() if cfg["adapt"] == "lora" else set(LORA)
     if cfg.get("constraint", {"mode": "none"})["mode"] == "none":
         found.add("lowrank.constraint")
+    if slices.model_task(wildcards) != "classify":
+        found |= {"training.classifier", "lang.spoken"}
+    if not has_factors(cfg.get("head")):
+        found.add("training.head_ranks")
     if not cfg.get("progressive"):
         found |= set(TRUNCATION)
     if not cfg.get("distil"):
@@ -141,7 +146,11 @@ def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         if base["source"] != "scratch":
             return set(slices.schema["modules"]["heads"])
         tasks.add(slices.schema["families"][base["family"]]["recognises_by"])
-    return {of_task[task] for task in tasks if task in of_task}
+    found = {of_task[task] for task in tasks if task in of_task}
+    if "classify" in tasks and "method" in NAMES[stage]:
+        own = head(slices.config, System(wildcards.base, wildcards.task, wildcards.method))
+        found = found - {of_task["classify"]} | {own["kind"]} if own else found
+    return found
 
 
 def _others(slices: Slices, kinds: str, used: set[str]) -> set[str]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_speech.workflow.check_heads import constrained
 from lowrank_speech.workflow.config import (
     GRAPH,
     Config,
@@ -24,6 +25,7 @@ from lowrank_speech.workflow.config import (
     fitting,
     gradients,
     graph_key,
+    head,
     model_task,
     overlaps,
     results,
@@ -48,10 +50,10 @@ NAMES = {
     "calibrate": ("base", "calibration"),
     "factorise": ("base", "factorisation"),
     "train": ("base", "task", "method"),
-    "export": ("base", "task", "form"),
+    "export": ("base", "task", "method", "form"),
     "emissions": ("base", "task"),
-    "tune": ("base", "task", "decoder"),
-    "decode": ("base", "task", "decoder"),
+    "tune": ("base", "task", "method", "decoder"),
+    "decode": ("base", "task", "method", "decoder"),
     "graph": ("lang", "graph"),
     "score": ("task",),
     "report": (),
@@ -189,7 +191,9 @@ class Slices:
         }
         if method["adapt"] == "lora":
             cfg["lora"] = method["lora"]
-        if method["adapt"] == "full" and method.get("factorise"):
+        if (own := head(self.config, system)) is not None:
+            cfg["head"] = own
+        if (method["adapt"] == "full" and method.get("factorise")) or constrained(own):
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
         if method.get("progressive"):
             cfg["progressive"] = method["progressive"]
@@ -367,7 +371,7 @@ def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
 def _used(recipe: Keys) -> Keys:
     """A recipe without the keys of losses, and of variants of CTC, that it does not use."""
     ctc = {key: value for key, value in recipe["ctc"].items() if key not in CTC_VARIANTS or value}
-    return _without({**recipe, "ctc": ctc}, () if recipe["loss"] == "lfmmi" else ("lfmmi",))
+    return _without({**recipe, "ctc": ctc}, {"lfmmi", "aam"} - {recipe["loss"]})
 
 
 def _trial(calibrate: Mapping[str, Any]) -> dict[str, Any]:
