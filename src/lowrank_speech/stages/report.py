@@ -18,8 +18,9 @@ outputs  --out   folder with
          --manifest  hashes of the outputs, number of systems and results, the three sentences at the top of the page
 
 cfg      experiment  the title
-         systems     list of {base, task, method, type, factorisation}, in the order of the report. factorisation is the
-                     folder of the low-rank model, default: the one named after the method, if it exists
+         systems     list of {base, task, method, type, factorisation, decoders}, in the order of the report.
+                     factorisation is the folder of the low-rank model, default: the one named after the method, if it
+                     exists; decoders: if only some of the task's decode this system
          tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
          corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes, against}: resolution of the plots, rows of each table of errors, the method that
@@ -59,6 +60,7 @@ class SystemConfig:
     factorisation: str | None = key(
         None, "folder of its low-rank model below factorise/{base}/; null: the one named after the method, if it exists"
     )
+    decoders: Names | None = key(None, "its decoders, the main one first; null: all decoders of its task")
 
 
 @settings
@@ -126,7 +128,10 @@ def body(run: common.Run) -> None:
 
     tasks = config.tasks
     names = {
-        SystemName(s.base, s.task, s.method, s.type, s.factorisation): (tasks[s.task].tests, tasks[s.task].decoders)
+        SystemName(s.base, s.task, s.method, s.type, s.factorisation): (
+            tasks[s.task].tests,
+            s.decoders or tasks[s.task].decoders,
+        )
         for s in config.systems
     }
     systems = read_systems(root, names)
