@@ -203,6 +203,9 @@ BAD = [
     ("factorise", "--scratch /nix", "argument --scratch: the folder /nix does not exist; create it or give another"),
     ("planning", "--sizes 1x1x1", "argument --sizes: invalid size value: '1x1x1'"),
     ("front_end", "--json /nix/rows", "argument --json: the folder /nix does not exist; create it or give another"),
+    ("bench_lm", "--words 0", "argument --words: '0' is not valid; expected an integer above 0"),
+    ("bench_lm", "--prune -1", "argument --prune: '-1' is not valid; expected an integer of at least 0"),
+    ("bench_lm", "--order 7", "argument --order: invalid choice: 7"),
     ("layer", "--rounds 1.5", "argument --rounds: '1.5' is not valid; expected an integer above 0"),
 ]
 
@@ -236,6 +239,13 @@ def test_an_error_of_a_process_of_its_own_stays_one_line(monkeypatch, tmp_path, 
     with pytest.raises(SystemExit) as end:
         timing.run(lambda: speech.own_process(str(script), {}, SimpleNamespace()))
     assert end.value.code == 2 and capsys.readouterr().err == "error: too long\n"
+
+
+def test_language_models(main, tmp_path):
+    main("bench_lm", None, "--words", "3000", "--order", "2", "--query", "--json", str(tmp_path / "rows"))
+    row = json.loads((tmp_path / "rows").read_text())
+    assert row["words"] == 3000 and row["order"] == 2 and len(row["n-grams"].split(" + ")) == 2
+    assert row["seconds"] > 0 and row["own: queries/s"] > 0
 
 
 @pytest.mark.slow

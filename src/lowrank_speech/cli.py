@@ -1,8 +1,9 @@
-"""The command line for people: score files, count parameters, factorise a model.
+"""The command line for people: score files, compare systems, count parameters, factorise a model.
 
     lowrank-speech score asr REF HYP
     lowrank-speech score lid SCORES LABELS
     lowrank-speech score nist SCORES LABELS --scores-out FILE --key-out FILE
+    lowrank-speech compare exp/default wav2vec2/asr/lowrank wav2vec2/asr/full
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
 
@@ -19,6 +20,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
@@ -293,6 +295,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
     return None if path is None else files.read_map(path)
 
 
+app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
 
 
