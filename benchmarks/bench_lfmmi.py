@@ -24,6 +24,7 @@ import timing
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.training.losses import ctc_losses as ctc
 from lowrank_speech.training.losses import denominator as mmi
+from lowrank_speech.training.losses import denominator_k2 as mmi_k2
 
 
 def bigram(vocabulary, share, generator):
@@ -103,9 +104,9 @@ def main():
     cases |= {"denominator, torch, dense": total(mmi._Dense), "denominator, torch, sparse": total(mmi._Sparse)}
     for name, k2 in k2s.items():
         cases[f"CTC, {name}"] = losses(k2)
-        if mmi.arc_number(graph) <= mmi.MOST_ARCS:
+        if mmi_k2.arc_number(graph) <= mmi_k2.MOST_ARCS:
             given = graph.to(device)
-            cases[f"denominator, {name}"] = lambda x, k2=k2, given=given: mmi.log_totals_k2(
+            cases[f"denominator, {name}"] = lambda x, k2=k2, given=given: mmi_k2.log_totals_k2(
                 k2, x.log_softmax(-1), frames, given
             )
     times, found = {name: [] for name in cases}, {}

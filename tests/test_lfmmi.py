@@ -14,7 +14,7 @@ from lowrank_speech.lang.lm import arpa
 from lowrank_speech.settings import read
 from lowrank_speech.training.config import CtcConfig, LfmmiConfig, TrainConfig
 from lowrank_speech.training.data.targets import targets_of, with_targets
-from lowrank_speech.training.losses import denominator
+from lowrank_speech.training.losses import denominator, denominator_k2
 from lowrank_speech.training.losses.denominator import log_totals
 from lowrank_speech.training.losses.ngram import END, NGram
 from tiny_training import drawn, drawn_cuts, drawn_trainer, full, lang_of, make_cuts, objective_of, setup_of, trainer_of
@@ -259,8 +259,9 @@ def test_k2_asked_for_and_absent_is_one_line(monkeypatch):
         objective.build(model)
 
 
-def test_the_module_that_calls_k2_runs_under_python_39_on_torch_alone():
-    with open(denominator.__file__, encoding="utf-8") as file:
+@pytest.mark.parametrize("module", [denominator, denominator_k2])
+def test_the_modules_for_k2_run_under_python_39_on_torch_alone(module):
+    with open(module.__file__, encoding="utf-8") as file:
         tree = ast.parse(file.read(), feature_version=(3, 9))
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

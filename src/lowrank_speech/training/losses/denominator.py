@@ -17,7 +17,7 @@ The sums are float64 probabilities, rescaled in each frame: the log semiring wit
 is below exp(-700) of a frame's best state. The gradient of log Z with respect to log y_t(k) is the posterior of k in
 frame t; it is computed with log Z, so memory grows linearly with the frames.
 
-k2 gets the same graph with all its arcs. This module imports nothing but torch and runs under Python 3.9, as
+``denominator_k2`` computes the same with k2. Both modules import nothing but torch and run under Python 3.9, as
 ``ctc_losses`` does.
 
 B batch, F frames, V vocabulary, H contexts, N columns. Blank is 0. Source: Hadian et al., "End-to-end speech
@@ -29,7 +29,6 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, fields
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -38,8 +37,6 @@ SMALL, DENSE = 128, 1024
 """Up to ``SMALL`` contexts, transitions are a dense matrix; up to ``DENSE``, if they have an eighth of all arcs."""
 KEPT = 1 << 28
 """Bytes of forward sums to keep. If there are more, the backward pass computes them again, piece by piece."""
-MOST_ARCS = 8_000
-"""k2 stores all arcs for every frame of every utterance (16 x 500 frames: 8 GB), so it gets no graph with more."""
 
 
 @dataclass
@@ -71,7 +68,8 @@ class Graph:
     final: Tensor
 
     def __post_init__(self) -> None:
-        self._moves, self._fsa = None, None
+        self._moves = None
+        self.fsa = None  # the graph for k2; ``denominator_k2`` makes it once
 
     def to(self, device: torch.device) -> Graph:
         """This graph on ``device``."""
@@ -280,61 +278,3 @@ class _Sums:
                 before = self.moves.backward(weighted)
                 blank = out[0] * after[:size] / scales[i]
                 after = torch.cat([before[:size] + blank, before[size:] + blank + weighted])
-
-
-# -- k2 ----------------------------------------------------------------------------------------------------------------
-
-
-def arcs_of(graph: Graph) -> tuple[Tensor, Tensor]:
-    """All arcs of the intersection, (A, 4) int32 rows [from, to, label, 0] in k2's order, and their scores (A,).
-
-    State 0 is b of the start; then b of the other contexts, n of all, and the final state.
-    """
-    size = len(graph.last)
-    start = int(graph.start)
-    # b of the start and of context 0 change places.
-    b, n, final = torch.arange(size), torch.arange(size) + size, 2 * size
-    b[[0, start]] = b[[start, 0]]
-    last, rows, scores = graph.last.cpu(), [], []
-
-    def add(source: Tensor, target: Tensor, label: Tensor, score: Tensor) -> None:
-        rows.append(torch.stack(torch.broadcast_tensors(source, target, label, torch.tensor(0)), 1))
-        scores.append(score.expand(len(rows[-1])))
-
-    zero = torch.tensor(0.0, dtype=torch.float64)
-    for states, repeats in ((b, True), (n, False)):
-        probabilities = graph.probabilities(repeats).cpu()
-        source, target = probabilities.nonzero(as_tuple=True)
-        add(states[source], n[target], last[target], probabilities[source, target].log())
-        add(states, b, torch.tensor(0), zero)
-        add(states, torch.tensor(final), torch.tensor(-1), graph.final.cpu().log())
-    tokens = last.nonzero().flatten()
-    add(n[tokens], n[tokens], last[tokens], zero)  # a token goes on
-    found, values = torch.cat(rows), torch.cat(scores)
-    order = found[:, 0].argsort(stable=True)
-    return found[order].to(torch.int32), values[order].to(torch.float32)
-
-
-def arc_number(graph: Graph) -> int:
-    """The number of arcs of the intersection, roughly: all pairs of a context and a token, from b and from n."""
-    return 2 * len(graph.last) * (len(graph.unigram) + 3)
-
-
-def log_totals_k2(k2: ModuleType, log_probs: Tensor, frames: Tensor, graph: Graph, output_beam: float = 20.0) -> Tensor:
-    """As ``log_totals``, from k2, without what lies ``output_beam`` below the best path.
-
-    Raises ValueError if the graph has too many arcs for k2.
-    """
-    if arc_number(graph) > MOST_ARCS:
-        raise ValueError(f"LF-MMI: the graph has {arc_number(graph)} arcs; k2 takes at most {MOST_ARCS}")
-    if graph._fsa is None:
-        arcs, scores = arcs_of(graph)
-        fsa = k2.Fsa(torch.cat([arcs[:, :3], scores.view(torch.int32)[:, None]], 1)).to(log_probs.device)
-        graph._fsa = k2.arc_sort(k2.create_fsa_vec([fsa]))
-    graphs = k2.index_fsa(graph._fsa, torch.zeros(len(frames), dtype=torch.int32, device=log_probs.device))
-    # k2 wants segments [utterance, first frame, frames] on the CPU, by decreasing frames.
-    order = frames.argsort(descending=True, stable=True)
-    segments = torch.stack([order, torch.zeros_like(order), frames[order]], dim=1).to(torch.int32)
-    lattice = k2.intersect_dense(graphs, k2.DenseFsaVec(log_probs, segments), output_beam=output_beam)
-    totals = lattice.get_tot_scores(log_semiring=True, use_double_scores=True)
-    return totals.to(torch.float32)[order.argsort().to(totals.device)]

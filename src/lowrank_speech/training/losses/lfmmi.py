@@ -29,7 +29,8 @@ from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.losses.backends import choose_backend
 from lowrank_speech.training.losses.ctc_losses import ctc_losses
-from lowrank_speech.training.losses.denominator import MOST_ARCS, Graph, arc_number, log_totals, log_totals_k2
+from lowrank_speech.training.losses.denominator import Graph, log_totals
+from lowrank_speech.training.losses.denominator_k2 import MOST_ARCS, arc_number, log_totals_k2
 from lowrank_speech.training.losses.frame_labels import FrameLabels
 from lowrank_speech.training.losses.loss import Materials, TargetError, Term
 from lowrank_speech.training.losses.ngram import NGram
