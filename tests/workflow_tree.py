@@ -54,8 +54,11 @@ files = {
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
-    "score": lambda: [],
-    "report": lambda: ["results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"],
+    "score": lambda: ["utterances.tsv"],
+    "report": lambda: [
+        *("results.csv", "comparisons.csv", "seeds.csv", "results.txt", "error.png", "cost.png", "curves.png"),
+        "report.html",
+    ],
     "export": lambda: ["config.json"],
 }[stage]()
 if stage in ("features", "calibrate"):

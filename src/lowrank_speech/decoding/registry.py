@@ -44,6 +44,8 @@ def _listed(kind: str, task: str) -> ModuleType | None:
             from lowrank_speech.decoding.ctc import rescore as found
         case "whisper/greedy":
             from lowrank_speech.decoding.whisper import greedy as found
+        case "whisper/beam":
+            from lowrank_speech.decoding.whisper import beam as found
         case "language/scores":
             from lowrank_speech.decoding.language import scores as found
         case _:

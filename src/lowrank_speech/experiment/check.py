@@ -11,6 +11,7 @@ from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.decoding import tuning
 from lowrank_speech.errors import UserError
+from lowrank_speech.experiment.heads import check_heads
 from lowrank_speech.experiment.outside import located
 from lowrank_speech.lang.config import read as read_lang
 from lowrank_speech.lang.graphs.settings import WITH_LEXICON
@@ -57,6 +58,7 @@ def check(slices: Slices) -> None:
                     read(cls, own, f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
+        check_heads(config)
         _check_jobs(slices)
         _check_decoders(slices)
         for name in config["systems"]["tasks"]:

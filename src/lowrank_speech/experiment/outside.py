@@ -10,7 +10,6 @@ from lowrank_speech import published
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.corpora import tracking
 from lowrank_speech.errors import UserError
-from lowrank_speech.lang.lm import taken
 from lowrank_speech.models.files import imported_files
 from lowrank_speech.settings import read
 from lowrank_speech.training.config import Noise
@@ -130,6 +129,8 @@ def lost_lms(sections: Mapping[str, Mapping[str, Any]]) -> str | None:
             continue
         if not Path(section["arpa"]).is_file():
             return f"lms.{name}.arpa: {section['arpa']} does not exist; correct the path"
+        from lowrank_speech.lang.lm import taken  # imports NumPy
+
         try:
             order = taken.order(Path(section["arpa"]))
         except UserError as error:

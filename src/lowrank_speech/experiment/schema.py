@@ -69,6 +69,7 @@ def schema() -> Node:
         _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers", "gradients")),
         tool.of(CalibrateSection),
     )
+    tool.definitions["head"] = _heads(tool)
     tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Settings), tool, ("device",))
     decoders = _decoders(tool)
     sections: dict[str, Node] = {
@@ -125,12 +126,13 @@ def schema() -> Node:
                 f"{k.name}.{k.task}": f"decoding.{decoding.FOLDERS[k.task]}.{k.name}" for k in decoding.kinds()
             },
             "families": {name: f"models.families.{name.replace('-', '_')}" for name in FAMILIES},
-            "heads": {kind: f"models.heads.{kind}" for kind in heads.KINDS},
+            "heads": {kind: f"models.heads.{kind.replace('-', '_')}" for kind in heads.KINDS},
             "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
             "exports": {name: f"exporting.{name}" for name in exports.FORMATS},
         },
         "heads": heads.DEFAULT,
         "losses": losses.OF_TASK,
+        "loss_tasks": losses.TASK_OF,
     }
 
 
@@ -181,7 +183,7 @@ def _task(tool: Schemas) -> Node:
     node["properties"]["test"] |= {"minItems": 1, "uniqueItems": True, "minProperties": 1, "propertyNames": ref("name")}
     for name in ("decoders", "languages"):
         node["properties"][name]["uniqueItems"] = True
-    node["properties"]["training"] = partial(ref("training"))
+    node["properties"] |= {"head": ref("head"), "training": partial(ref("training"))}
     tool.definitions["task"] = node
     return ref("task")
 
@@ -189,6 +191,7 @@ def _task(tool: Schemas) -> Node:
 def _method(tool: Schemas) -> Node:
     node = tool.of(MethodSection)
     node["properties"] |= {
+        "head": ref("head"),
         "factorise": ref("factorise"),
         "constraint": ref("constraint"),
         "lora": ref("lora"),
@@ -198,6 +201,17 @@ def _method(tool: Schemas) -> Node:
     }
     tool.definitions["method"] = node
     return ref("method")
+
+
+def _heads(tool: Schemas) -> Node:
+    """The classifiers, by kind. A task's head is for all methods that do not name another."""
+    branches = {}
+    for kind in heads.KINDS:
+        cls = heads.head_class(kind)
+        if cls.TASK == "classify":
+            tool.definitions[f"head.{kind}"] = _kind(tool.of(cls.SETTINGS), kind)
+            branches[kind] = ref(f"head.{kind}")
+    return by_kind(branches)
 
 
 def _systems() -> Node:

@@ -51,7 +51,7 @@ class Work:
         self.set_aside, self.clock = SetAside(), Clock(self.source.device)
         seconds = task.segment.seconds if task.segment else None
         cuts = one_supervision(segment(load_cuts(arguments.cuts), seconds), self.set_aside)
-        self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside))
+        self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside, self.settings.any_length))
 
     def _source(self, type: str, kind: str, device: str) -> Any:
         """What the decoder reads: the stored emissions, if they are given and it can read them, else the model."""

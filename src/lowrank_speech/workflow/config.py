@@ -221,6 +221,14 @@ def untranscribed(config: Config, system: System) -> list[Split]:
     return [Split(s.get("corpus") or corpus, s["split"]) for s in ([given] if isinstance(given, Mapping) else given)]
 
 
+def head(config: Config, system: System) -> dict[str, Any] | None:
+    """The section of a system's classifier, the method's or the task's; None: the default head, or recognition."""
+    task = config["tasks"][system.task]
+    if task["type"] != "lid":
+        return None
+    return config["methods"][system.method].get("head") or task.get("head")
+
+
 # -- overrides ---------------------------------------------------------------------------------------------------------
 
 

@@ -89,7 +89,7 @@ class Layout:
         decoder: str = "{decoder}",
         test: str = "{test}",
     ) -> str:
-        """score.json."""
+        """utterances.tsv, alignments and transcripts (asr), score.json."""
         return f"{self.root}/score/{base}/{task}/{method}/{decoder}/{test}"
 
     def export(self, base: str = "{base}", task: str = "{task}", method: str = "{method}", form: str = "{form}") -> str:

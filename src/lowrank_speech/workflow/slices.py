@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_speech.workflow.check_heads import constrained
 from lowrank_speech.workflow.config import (
     GRAPH,
     Config,
@@ -24,6 +25,7 @@ from lowrank_speech.workflow.config import (
     fitting,
     gradients,
     graph_key,
+    head,
     model_task,
     overlaps,
     results,
@@ -48,10 +50,10 @@ NAMES = {
     "calibrate": ("base", "calibration"),
     "factorise": ("base", "factorisation"),
     "train": ("base", "task", "method"),
-    "export": ("base", "task", "form"),
+    "export": ("base", "task", "method", "form"),
     "emissions": ("base", "task"),
-    "tune": ("base", "task", "decoder"),
-    "decode": ("base", "task", "decoder"),
+    "tune": ("base", "task", "method", "decoder"),
+    "decode": ("base", "task", "method", "decoder"),
     "graph": ("lang", "graph"),
     "score": ("task",),
     "report": (),
@@ -143,7 +145,7 @@ class Slices:
         cfg = {"seed": self.config["seed"], **_only(base, ("family", "source"))}
         if base["source"] == "scratch":
             recipe = resolve(_without(base["pretrain"], ("corpus", "train", "dev")), *self._at("training"))
-            recipe, runtime = self._apart("training", recipe)
+            recipe, runtime = self._apart("training", _used(recipe))
             cfg |= {**_only(base, ("model", "front_end")), "pretrain": recipe}
         else:
             cfg |= _only(base, ("revision", "window"))
@@ -178,7 +180,7 @@ class Slices:
         """The task, the way of adapting, and the recipe with all overrides."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
-        recipe, runtime = self._apart("training", self.recipe(system))
+        recipe, runtime = self._apart("training", _used(self.recipe(system)))
         if task["type"] != "asr":
             recipe = _without(recipe, RECOGNITION_ONLY)
         cfg = {
@@ -189,7 +191,9 @@ class Slices:
         }
         if method["adapt"] == "lora":
             cfg["lora"] = method["lora"]
-        if method["adapt"] == "full" and method.get("factorise"):
+        if (own := head(self.config, system)) is not None:
+            cfg["head"] = own
+        if (method["adapt"] == "full" and method.get("factorise")) or constrained(own):
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
         if method.get("progressive"):
             cfg["progressive"] = method["progressive"]
@@ -334,11 +338,14 @@ class Slices:
 WATCHING = ("track",)
 """Keys of a corpus that say how changed audio is detected."""
 
-RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
+RECOGNITION_ONLY = ("ctc", "lfmmi", "ctc_weight", "language_weight")
 """Keys of a recipe that language recognition does not use."""
 
+CTC_VARIANTS = ("prior_scale", "delay_penalty")
+"""Keys of ``ctc`` that turn on a variant of the loss; 0 turns it off."""
+
 SCORED = {
-    "asr": ("characters", "normaliser", "numbers", "confusions", "worst"),
+    "asr": ("characters", "normaliser", "numbers", "word_bins", "second_bins", "confusions", "worst"),
     "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
 }
 """Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
@@ -359,6 +366,12 @@ def _only(keys: Mapping[str, Any], wanted: Iterable[str]) -> Keys:
 
 def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
     return {key: value for key, value in keys.items() if key not in set(unwanted)}
+
+
+def _used(recipe: Keys) -> Keys:
+    """A recipe without the keys of losses, and of variants of CTC, that it does not use."""
+    ctc = {key: value for key, value in recipe["ctc"].items() if key not in CTC_VARIANTS or value}
+    return _without({**recipe, "ctc": ctc}, {"lfmmi", "aam"} - {recipe["loss"]})
 
 
 def _trial(calibrate: Mapping[str, Any]) -> dict[str, Any]:
