@@ -97,7 +97,7 @@ def test_nothing_left_is_an_empty_hypothesis_that_is_counted(world, stored, tmp_
     (lost,) = [row for row in hypotheses(tmp_path / "b") if "stopped" in row]
     assert lost == {"id": "dev-de1", "text": "", "score": None, "stopped": "nothing"}
     assert record["metrics"]["stopped"] == {"nothing": 1} and record["metrics"]["utterances"] == 8
-    assert "lost all their prefixes" in capsys.readouterr().err
+    assert "nothing survived the beam" in capsys.readouterr().err
     record = done(decode, cfg("align"), tmp_path / "a/decode.json", out=tmp_path / "a", **inputs(world, tmp_path / "e"))
     assert record["metrics"]["set_aside"] == {align.IMPOSSIBLE: 1}
 

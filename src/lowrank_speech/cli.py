@@ -1,7 +1,8 @@
-"""The command line for people: score files, count parameters, factorise a model.
+"""The command line for people: score files, compare systems, count parameters, factorise a model.
 
     lowrank-speech score asr REF HYP
     lowrank-speech score lid SCORES LABELS
+    lowrank-speech compare exp/default wav2vec2/asr/lowrank wav2vec2/asr/full
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
 
@@ -18,6 +19,7 @@ from typing import Annotated, Any
 
 import typer
 
+from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
@@ -256,6 +258,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
     return None if path is None else files.read_map(path)
 
 
+app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
 
 

@@ -39,6 +39,15 @@ class Word:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stretch of a hypothesis. ``start``, ``end``: seconds from the start of the cut."""
+
+    text: str
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
 class Hypothesis:
     """The result of decoding an utterance.
 
@@ -49,8 +58,11 @@ class Hypothesis:
     words      words with times; empty: not available
     scores     language recognition: log-likelihood of each label of the model, in the order of the labels
     language   the language that the decoder detected, if none was given
-    stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``,
-               ``nothing`` (no hypothesis is left, so the text is empty), or None
+    stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``; why
+               there is no text: ``nothing`` (no hypothesis is left), ``empty`` (no frame of speech), ``no_speech``
+               (the decoder heard none); or None
+    segments   stretches with times; empty: not available
+    no_speech  probability that there is no speech; None: not available
     """
 
     ids: tuple[int, ...]
@@ -61,6 +73,8 @@ class Hypothesis:
     scores: tuple[float, ...] = ()
     language: str | None = None
     stopped: str | None = None
+    segments: tuple[Segment, ...] = ()
+    no_speech: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +90,11 @@ class Decoding:
     """Keys of every decoder."""
 
     batch_seconds: Positive = key(60.0, "seconds of speech in a batch")
+
+    @property
+    def any_length(self) -> bool:
+        """Whether the decoder takes cuts that are longer than the model's window."""
+        return False
 
 
 @settings

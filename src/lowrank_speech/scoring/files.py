@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-HEADERS = {"language", "lang", "label", "speaker", "spk"}
+HEADERS = {"language", "lang", "label", "speaker", "spk", "seconds"}
 
 
 def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
@@ -81,7 +81,7 @@ def read_map(path: str | Path) -> dict[str, str]:
     """Read ``id value`` (labels, ``utt2spk``, ``utt2lang``), with or without a header line: id -> value.
 
     The first line is a header if its first field is id, utt or segment and its second field is language, lang, label,
-    speaker or spk. ValueError: a line does not have two fields, an id occurs twice, or the file is empty.
+    speaker, spk or seconds. ValueError: a line does not have two fields, an id occurs twice, or the file is empty.
     """
     table, first = _Table(path), True
     for number, line in _lines(path):
@@ -96,6 +96,16 @@ def read_map(path: str | Path) -> dict[str, str]:
     if not table.value:
         raise ValueError(f"{path}: the file has no entry; expected lines 'id label'")
     return table.value
+
+
+def read_seconds(path: str | Path) -> dict[str, float]:
+    """Read durations, ``id seconds``. ValueError as for :func:`read_map`, or a value that is not a duration."""
+    found = {}
+    for name, value in read_map(path).items():
+        if not _is_number(value) or not 0 <= float(value) < np.inf:
+            raise ValueError(f"{path}: utterance {name!r}: {value!r} is not a duration in seconds")
+        found[name] = float(value)
+    return found
 
 
 def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:

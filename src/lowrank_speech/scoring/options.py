@@ -3,9 +3,10 @@
 Imports only pydantic, so that the command line can show defaults without loading NumPy.
 """
 
+import itertools
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, PositiveFloat
 from pydantic.dataclasses import dataclass
 
 Characters = Literal["with-spaces", "without-spaces"]
@@ -24,6 +25,7 @@ def _none_or_several(number: int) -> int:
 
 
 Most = Annotated[int, Field(ge=0, le=1_000_000)]
+Length = Annotated[int, Field(ge=1, le=1_000_000)]
 Cost = Annotated[float, Field(gt=0)]
 Prior = Annotated[float, Field(gt=0, lt=1)]
 
@@ -56,6 +58,12 @@ class ScoreOptions:
         description="words: spell out digits first, in the language of the utterance; whisper-english does the "
         "opposite in English",
     )
+    word_bins: tuple[Length, ...] = Field(
+        (5, 10, 20, 40), description="upper ends of the ranges of reference words for the error by length"
+    )
+    second_bins: tuple[PositiveFloat, ...] = Field(
+        (2.0, 5.0, 10.0, 20.0), description="the same in seconds, where the durations are known"
+    )
     confusions: Most = Field(20, description="number of most frequent word errors to list")
     worst: Most = Field(10, description="number of worst utterances to list")
     minimum: Minimum = Field(
@@ -74,6 +82,10 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         if self.numbers == "words" and self.normaliser == "none":
             raise ValueError("numbers is words, but normaliser is none; set normaliser: house or whisper-basic")
+        for name in ("word_bins", "second_bins"):
+            bins = getattr(self, name)
+            if any(low >= high for low, high in itertools.pairwise(bins)):
+                raise ValueError(f"{name} is {list(bins)}; the ends must rise")
 
     @property
     def betas(self) -> tuple[float, ...]:

@@ -9,6 +9,9 @@ Standard library only. The functions format the results of :func:`lowrank_speech
 from collections.abc import Sequence
 from typing import Any
 
+FEW = 20
+"""With fewer speakers or utterances to draw from, intervals are too narrow."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Align columns: text to the left, numbers to the right, None as "-"; no trailing blanks."""
@@ -57,20 +60,36 @@ def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
     lines = [
         _rate(result, "WER", "wer", "words"),
         _rate(result, "CER", "cer", "characters", "char_"),
+        *([_rate(result, "TER", "ter", "tokens", "token_")] if result.get("ter") is not None else []),
         f"%SER {100 * result['ser']:.2f} [ {result['utterances_wrong']} / {result['utterances']} ]"
         f"{_interval(result, 'ser')}",
         f"Scored {result['utterances']} utterances, {missing} not present in hyp.",
         *_normalised(result),
+        *_oracle(result.get("oracle")),
     ]
     for what in ("language", "speaker"):
         groups = result.get(f"by_{what}")
         if groups:
             header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
             lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
+    for what, groups in result.get("by_length", {}).items():
+        header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
+        if len(groups) > 1:
+            lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
     mean = result.get("language_mean")
     if mean:
         lines.append(f"mean over languages: %WER {100 * mean['wer']:.2f}, %CER {100 * mean['cer']:.2f}")
     return lines
+
+
+def _oracle(found: dict[str, Any] | None) -> list[str]:
+    """The oracle error at 1, 2, 5, 10, ... hypotheses, if there are n-best lists."""
+    if not found:
+        return []
+    last = len(found["wer"])
+    shown = [n for n in (1, 2, 5, 10, 20, 50, 100) if n < last] + [last]
+    rates = ", ".join(f"{100 * found['wer'][n - 1]:.2f} (n = {n})" for n in shown)
+    return [f"Oracle %WER of the n-best lists: {rates}"]
 
 
 def _normalised(result: dict[str, Any]) -> list[str]:
@@ -146,6 +165,28 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
     lines += ["", *table(header, rows)]
     counts = [[name, *row] for name, row in zip(result["languages"], result["confusion"], strict=True)]
     return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
+
+
+def compare_lines(found: Sequence[Any]) -> list[str]:
+    """A row per metric of two systems (``scoring.paired.Difference``), and what was drawn."""
+    first, rows = found[0], []
+    for d in found:
+        scale, digits = (1, 4) if d.metric == "act_cprimary" else (100, 2)
+        name = (
+            "C_primary"
+            if scale == 1
+            else f"%{d.metric.upper() if scale == 100 and d.metric != 'accuracy' else d.metric}"
+        )
+        values = [f"{scale * value:.{digits}f}" for value in (d.first, d.second)]
+        ends = None if d.interval is None else " - ".join(f"{scale * end:+.{digits}f}" for end in d.interval)
+        verdict = {None: "not tested", False: "not told apart"}.get(d.decided, "better" if d.better else "worse")
+        p = None if d.p is None else f"{d.p:.3f}"
+        rows.append([name, *values, f"{scale * d.difference:+.{digits}f}", ends, p, verdict])
+    level = f"{100 * first.confidence:g}% interval"
+    lines = table(["metric", "first", "second", "difference", level, "p", "the first is"], rows)
+    drawn = f"{first.bootstrap} resamples of {first.units} {first.unit}, {first.utterances} utterances"
+    few = "; with so few, intervals are too narrow and p too small" if first.units < FEW else ""
+    return [*lines, f"({drawn}{few})"]
 
 
 def factorise_lines(result: dict[str, Any]) -> list[str]:

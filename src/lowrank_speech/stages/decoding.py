@@ -21,7 +21,9 @@ def add_inputs(parser: argparse.ArgumentParser, cuts: str) -> None:
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     for name in resources.NAMES:
         stage = resources.MADE_BY[name]
-        parser.add_argument(f"--{name}", type=Path, help=f"for decoders that read it: folder of the stage {stage}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=Path, help=f"for decoders that read it: folder of the stage {stage}"
+        )
 
 
 class Work:
@@ -49,14 +51,14 @@ class Work:
         self.set_aside, self.clock = SetAside(), Clock(self.source.device)
         seconds = task.segment.seconds if task.segment else None
         cuts = one_supervision(segment(load_cuts(arguments.cuts), seconds), self.set_aside)
-        self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside))
+        self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside, self.settings.any_length))
 
     def _source(self, type: str, kind: str, device: str) -> Any:
         """What the decoder reads: the stored emissions, if they are given and it can read them, else the model."""
         from lowrank_speech.decoding.sources import Network, Stored
 
         model, emissions = self.arguments.model, self.arguments.emissions
-        stored = Stored(emissions) if emissions is not None else None
+        stored = Stored(emissions, device) if emissions is not None else None
         if stored is not None and registry.module(kind, stored.task).READS == "emissions":
             return stored
         if model is None:

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech import published
+from lowrank_speech.workflow import check_heads
 from lowrank_speech.workflow.config import (
     BASE,
     CALIBRATED,
     DEFAULT_DECODERS,
     DEV,
+    LMS,
     WISHES,
     Config,
     ConfigError,
@@ -24,6 +26,7 @@ from lowrank_speech.workflow.config import (
     calibrated,
     decoders,
     fitting,
+    head,
     lang_splits,
     lm_dev,
     lm_splits,
@@ -38,8 +41,6 @@ from lowrank_speech.workflow.config import (
 from lowrank_speech.workflow.schema import Schema, nearest
 
 _HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+")
-RESOURCES = {"lm": "lms"}
-"""Key of a decoder that names something -> the section that defines it."""
 POSITIONS = 50
 """Positions of Whisper's encoder in a second."""
 
@@ -52,6 +53,9 @@ def check(config: Config, schema: Schema) -> None:
         _check_lm(config, name)
     for name in config["bases"]:
         _check_base(config, name, schema["families"])
+        if (recipe := config["bases"][name].get("pretrain")) is not None:
+            where, task = f"bases.{name}.pretrain", schema["families"][config["bases"][name]["family"]]["recognises_by"]
+            _check_loss(where, f"the base {name}", recipe, task, schema)
     for name in config["tasks"]:
         _check_task(config, name, schema)
     for name in config["methods"]:
@@ -61,9 +65,16 @@ def check(config: Config, schema: Schema) -> None:
     for section in ("bases", "tasks", "methods"):
         for name in config["systems"][section]:
             _known(f"systems.{section}", name, config[section])
+    against = (config.get("report") or {}).get("against")
+    if against is not None:
+        _known("report.against", against, config["systems"]["methods"], "systems.methods: ")
     for system in systems(config):
         _check_system(config, system, schema["families"])
         _check_decoders(config, system, schema)
+        recognises = schema["families"][config["bases"][system.base]["family"]]["recognises_by"]
+        task = recognises if config["tasks"][system.task]["type"] == "asr" else "classify"
+        _check_loss("training", f"the system {'/'.join(system)}", training(config, system), task, schema)
+    check_heads.check(config, schema["families"])
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -313,13 +324,13 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
 
 def _check_resources(config: Config, decoder: str) -> None:
     """Refuse a decoder that names a language model that does not exist."""
-    for key, section in RESOURCES.items():
+    for key in LMS:
         for where, keys in (
             (f"decoders.{decoder}", config.get("decoders", {}).get(decoder)),
             ("decode", config.get("decode")),
         ):
             if (named := (keys or {}).get(key)) is not None:
-                _known(f"{where}.{key}", named, config.get(section) or {})
+                _known(f"{where}.{key}", named, config.get("lms") or {})
 
 
 def _check_spoken(config: Config, name: str) -> None:
@@ -376,10 +387,12 @@ def _check_method(config: Config, name: str) -> None:
             f"{where}.progressive: it truncates factors while they train, but {why}; it needs `factorise` and "
             f"adapt: full"
         )
-    if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
+    heads = [method.get("head"), *(task.get("head") for task in config["tasks"].values())]
+    held = (factorise is not None and method["adapt"] == "full") or any(map(check_heads.constrained, heads))
+    if method.get("constraint") is not None and not held:
         raise ConfigError(
             f"{where}.constraint: it keeps the first factors semi-orthogonal in full fine-tuning, so it needs "
-            f"`factorise` and adapt: full"
+            f"`factorise` and adapt: full, or a head with factors or classifier: orthonormal"
         )
     if factorise is None:
         return
@@ -458,6 +471,25 @@ def _check_system(config: Config, system: System, families: Mapping[str, Any]) -
         )
 
 
+def _check_loss(where: str, who: str, recipe: Mapping[str, Any], task: str, schema: Schema) -> None:
+    """Refuse a loss that is unknown or for another ``task`` of models, and keys of CTC for a model without CTC."""
+    default, name = schema["losses"][task], recipe.get("loss")
+    if name is not None:
+        _known(f"{where}.loss", name, schema["modules"]["losses"])
+        if schema["loss_tasks"].get(name, task) != task:
+            raise ConfigError(
+                f"{where}.loss: {who} cannot be trained with {name}, which is for {schema['loss_tasks'][name]} models; "
+                f"remove it there (its own loss is {default}), or set it only for bases and tasks that it fits"
+            )
+    ctc, loss = recipe.get("ctc") or {}, name or default
+    given = [key for key in ("prior_scale", "delay_penalty") if ctc.get(key)]
+    if given and task != "classify" and loss != "ctc" and not (task == "seq2seq" and recipe.get("ctc_weight")):
+        raise ConfigError(
+            f"{where}.ctc.{given[0]}: {who} trains without CTC (its loss is {loss}); set {given[0]}: 0 for it, in the "
+            f"training of its base, task or method"
+        )
+
+
 def _check_teacher(config: Config, system: System, recipe: Mapping[str, Any], families: Mapping[str, Any]) -> None:
     """Refuse a teacher outside of the grid, and a base as a teacher without the outputs that the student needs."""
     distil = config["methods"][system.method].get("distil")
@@ -505,6 +537,8 @@ def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any])
     if recipe.get("factor_sgd") is None:
         return
     method, source = config["methods"][system.method], config["bases"][system.base]["source"]
+    if check_heads.has_factors(head(config, system)):
+        return
     if method["adapt"] != "full":
         why = f"with adapt: {method['adapt']} no factors train"
     elif method.get("factorise") is None and (source == "scratch" or _on_the_hub(source)):
