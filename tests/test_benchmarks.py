@@ -255,3 +255,14 @@ def test_planning(main, tmp_path, capsys):
     # Two more splits, with features for two bases; two more systems; decoding and scoring of each.
     assert large["jobs"] - small["jobs"] == 2 + 2 * 2 + 2 + 2 * (4 * 3 * 2 - 2)
     assert small["cpu seconds"] > 0
+
+
+def test_the_decoding_benchmark(main, capsys, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    tiny = ("--utterances", "3", "--words", "60", "--beam", "8", "--rounds", "1", "--json", str(tmp_path / "rows"))
+    main("bench_decoding", None, *tiny)
+    rows = {row["decoder"]: row for row in map(json.loads, (tmp_path / "rows").read_text().splitlines())}
+    assert rows["beam 1"]["WER %"] == rows["greedy"]["WER %"]
+    assert rows["beam"]["WER %"] == rows["flashlight"]["WER %"]
+    assert rows["beam, words"]["WER %"] < rows["greedy"]["WER %"]
+    assert all(row["speech s / s"] > 0 for row in rows.values())
