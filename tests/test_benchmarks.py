@@ -268,3 +268,14 @@ def test_scoring_of_language_recognition(main, capsys, tmp_path):
 def printed_table(text):
     """The cells of the rows below the header of an aligned table."""
     return [line.split() for line in text.strip().splitlines()[3:]]
+
+
+def test_the_decoding_benchmark(main, capsys, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    tiny = ("--utterances", "3", "--words", "60", "--beam", "8", "--rounds", "1", "--json", str(tmp_path / "rows"))
+    main("bench_decoding", None, *tiny)
+    rows = {row["decoder"]: row for row in map(json.loads, (tmp_path / "rows").read_text().splitlines())}
+    assert rows["beam 1"]["WER %"] == rows["greedy"]["WER %"]
+    assert rows["beam"]["WER %"] == rows["flashlight"]["WER %"]
+    assert rows["beam, words"]["WER %"] < rows["greedy"]["WER %"]
+    assert all(row["speech s / s"] > 0 for row in rows.values())

@@ -46,7 +46,7 @@ from lowrank_speech.lang.graphs.load import (
     names_in,
     table,
 )
-from lowrank_speech.lang.graphs.settings import WITH_LEXICON, WITH_LM, GraphSettings
+from lowrank_speech.lang.graphs.settings import KINDS, WITH_LEXICON, WITH_LM, GraphSettings
 from lowrank_speech.lang.lexicon import Lexicon
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.settings import settings
@@ -90,7 +90,7 @@ def body(run: common.Run) -> None:
 
 def _remove_others(out: Path, outputs: Iterable[Path]) -> None:
     """Remove what an earlier run with other settings made here."""
-    kinds = (f"{kind.upper()}.fst" for kind in ("h", "hl", "hg", "hlg"))
+    kinds = (f"{kind.upper()}.fst" for kind in KINDS)
     for name in (*kinds, GRAMMAR, WORDS, LEXICON, MISSING, NOT_IN_LM):
         if out / name not in set(outputs):
             (out / name).unlink(missing_ok=True)

@@ -307,9 +307,13 @@ class Slices:
         return self._graphs
 
     def tunes(self, wildcards: Any) -> dict[str, list[float]]:
-        """The grid of a decoder; empty: it is not tuned."""
-        given = self.config["decoders"][wildcards.decoder].get("tune") or {}
-        return {key: sorted(map(float, values)) for key, values in given.items()}
+        """The grid of a decoder; empty: it is not tuned. Without keys that only models of other families have."""
+        decoder, own = self.config["decoders"][wildcards.decoder], self.decoder_section(wildcards)
+        kinds = {name: part for name, part in self.schema["$defs"].items() if name.startswith(own.rpartition(".")[0])}
+        others = {key for name, part in kinds.items() if name != own for key in part["properties"]}
+        unused = others - set(kinds[own]["properties"])
+        given = decoder.get("tune") or {}
+        return {key: sorted(map(float, values)) for key, values in given.items() if key not in unused}
 
     def split(self, wildcards: Any) -> tuple[str, str]:
         """Corpus and split that a decoding reads."""

@@ -25,16 +25,20 @@ NEVER = -np.inf
 
 
 class Scorer(Protocol):
-    """Scores a label sequence step by step. Its state is a row of ``columns`` integers; N states are (N, columns)."""
+    """Scores a label sequence step by step. Its state is a row of ``columns`` integers; N states are (N, columns).
+
+    ``ends`` (V,): tokens that end a word, for which the upper bound may differ from that of the others.
+    """
 
     columns: int
+    ends: np.ndarray
 
     def start(self) -> Sequence[int]:
         """The state of the empty sequence."""
         ...
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        """An upper bound (N,) of what any extension of the states adds."""
+        """Upper bounds (N, 2) of what extending the states adds: by other tokens, and by those that end a word."""
         ...
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,11 +55,14 @@ class NoScore:
 
     columns = 0
 
+    def __init__(self, symbols: int):
+        self.ends = np.zeros(symbols, bool)
+
     def start(self) -> Sequence[int]:
         return ()
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        return np.zeros(len(states))
+        return np.zeros((len(states), 2))
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(len(states)), states
@@ -84,7 +91,7 @@ class _Beam:
 
     blank, label  log probability (with the scorer's part) of the prefix, ending in blank or in its last label
     part          the scorer's part
-    bound         bound of what the scorer adds next
+    bound         (B, K, 2) bounds of what the scorer adds next
     last          last label; -1: empty
     parent        row of the prefix without its last label; -1: not in the beam
     key, above    hash of the prefix, and of its parent
@@ -109,7 +116,7 @@ class _Beam:
 
         states = np.zeros((size, beam, scorer.columns), np.int64)
         states[:, 0] = scorer.start()
-        made = cls(full(NEVER), full(NEVER), full(0), full(0), full(-1, np.int64), full(-1, np.int64),
+        made = cls(full(NEVER), full(NEVER), full(0), np.zeros((size, beam, 2)), full(-1, np.int64), full(-1, np.int64),
                    full(0, np.uint64), full(0, np.uint64), full(0, np.int64), states)  # fmt: skip
         made.blank[:, 0] = 0.0
         made.bound[:, 0] = scorer.bound(states[:, 0])
@@ -145,7 +152,7 @@ def search(
 
     ``log_probs`` (B, F, V): natural-log probabilities, blank is 0; NaN counts as -inf. ``frames`` (B,) valid frames.
     """
-    scorer = scorer or NoScore()
+    scorer = scorer or NoScore(log_probs.shape[2])
     order = np.argsort(-frames, kind="stable")
     log_probs, lengths = log_probs[order], frames[order]
     beam = _Beam.start(len(order), limits.beam, scorer)
@@ -215,7 +222,8 @@ def _extensions(
     beam: _Beam, row: np.ndarray, total: np.ndarray, floor: np.ndarray, limits: Limits, scorer: Scorer
 ) -> _New:
     """The prefixes that are not yet in the beam and score above ``floor`` (B,), sorted by utterance, label, parent."""
-    wanted = row > (floor - (total + beam.bound).max(axis=1))[:, None]
+    ends = scorer.ends.astype(np.int64)
+    wanted = row > (floor[:, None] - (total[:, :, None] + beam.bound).max(axis=1))[:, ends]
     wanted[:, BLANK] = False
     least = row.shape[1] - (limits.tokens or row.shape[1])
     if least > 1:
@@ -225,7 +233,7 @@ def _extensions(
         wanted[crowded] &= some >= np.partition(some, least, axis=1)[:, least, None]
     of, label = np.nonzero(wanted)
     scores = np.where(beam.last[of] == label[:, None], beam.blank[of], total[of]) + row[of, label][:, None]
-    able = scores + beam.bound[of] > floor[of][:, None]
+    able = scores + beam.bound[of, :, ends[label]] > floor[of][:, None]
     # The children in the beam are not new.
     child, at = np.nonzero(beam.parent >= 0)
     pair = np.full(row.shape, -1)

@@ -57,10 +57,9 @@ def grammar(arpa: Path, symbols: Sequence[str]) -> Arcs:
         command = [sys.executable, "-c", _ARPA2FST, str(arpa), str(found), str(symbol_table)]
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode or not found.is_file():
-            said = [line for line in done.stderr.splitlines() if line.startswith("[E]")] or done.stderr.splitlines()[
-                -1:
-            ]
-            reason = said[0].removeprefix("[E] ") if said else f"exit code {done.returncode}"
+            lines = done.stderr.splitlines()
+            said = next((line for line in lines if line.startswith("[E]")), lines[-1] if lines else "no message")
+            reason = f"{said.removeprefix('[E] ')}; exit code {done.returncode}"
             raise UserError(f"graph: {arpa} cannot be made a graph ({reason}); correct or make the ARPA again")
         import kaldifst
 
