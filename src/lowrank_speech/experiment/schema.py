@@ -6,17 +6,21 @@ from typing import Any
 
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
+from lowrank_speech.decoding.resources import read_by
 from lowrank_speech.experiment.sections import (
     BaseSection,
     CalibrateSection,
+    DecoderSection,
     DistilSection,
     LangSection,
+    LmSection,
     MethodSection,
     PretrainSection,
     TaskSection,
 )
 from lowrank_speech.exporting import registry as exports
 from lowrank_speech.lang.config import KINDS as LANGS
+from lowrank_speech.lang.lm.config import LmSettings
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
@@ -65,6 +69,7 @@ def schema() -> Node:
         _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers", "gradients")),
         tool.of(CalibrateSection),
     )
+    tool.definitions["head"] = _heads(tool)
     tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Settings), tool, ("device",))
     decoders = _decoders(tool)
     sections: dict[str, Node] = {
@@ -79,6 +84,7 @@ def schema() -> Node:
         | {"description": "seed of all random draws: synthesis, splits, weights, order of batches, bootstrap"},
         "corpora": named(_corpora(tool), 1),
         "langs": named(_langs(tool)) | {"default": {}},
+        "lms": named(_lm(tool)) | {"default": {}},
         "bases": named(_base(tool), 1),
         "tasks": named(_task(tool), 1),
         "methods": named(_method(tool), 1),
@@ -120,7 +126,7 @@ def schema() -> Node:
                 f"{k.name}.{k.task}": f"decoding.{decoding.FOLDERS[k.task]}.{k.name}" for k in decoding.kinds()
             },
             "families": {name: f"models.families.{name.replace('-', '_')}" for name in FAMILIES},
-            "heads": {kind: f"models.heads.{kind}" for kind in heads.KINDS},
+            "heads": {kind: f"models.heads.{kind.replace('-', '_')}" for kind in heads.KINDS},
             "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
             "exports": {name: f"exporting.{name}" for name in exports.FORMATS},
         },
@@ -155,6 +161,14 @@ def _langs(tool: Schemas) -> Node:
     return by_kind(branches)
 
 
+def _lm(tool: Schemas) -> Node:
+    node = _closed(tool.of(LmSettings), tool.of(LmSection))
+    for name in ("corpora", "splits", "text"):
+        node["properties"][name] |= {"uniqueItems": True}
+    tool.definitions["lm"] = node
+    return ref("lm")
+
+
 def _base(tool: Schemas) -> Node:
     tool.definitions["pretrain"] = _closed(partial(tool.definitions["training"]), tool.of(PretrainSection))
     node = _closed(tool.of(BaseSettings), tool.of(BaseSection))
@@ -169,7 +183,7 @@ def _task(tool: Schemas) -> Node:
     node["properties"]["test"] |= {"minItems": 1, "uniqueItems": True, "minProperties": 1, "propertyNames": ref("name")}
     for name in ("decoders", "languages"):
         node["properties"][name]["uniqueItems"] = True
-    node["properties"]["training"] = partial(ref("training"))
+    node["properties"] |= {"head": ref("head"), "training": partial(ref("training"))}
     tool.definitions["task"] = node
     return ref("task")
 
@@ -177,6 +191,7 @@ def _task(tool: Schemas) -> Node:
 def _method(tool: Schemas) -> Node:
     node = tool.of(MethodSection)
     node["properties"] |= {
+        "head": ref("head"),
         "factorise": ref("factorise"),
         "constraint": ref("constraint"),
         "lora": ref("lora"),
@@ -186,6 +201,17 @@ def _method(tool: Schemas) -> Node:
     }
     tool.definitions["method"] = node
     return ref("method")
+
+
+def _heads(tool: Schemas) -> Node:
+    """The classifiers, by kind. A task's head is for all methods that do not name another."""
+    branches = {}
+    for kind in heads.KINDS:
+        cls = heads.head_class(kind)
+        if cls.TASK == "classify":
+            tool.definitions[f"head.{kind}"] = _kind(tool.of(cls.SETTINGS), kind)
+            branches[kind] = ref(f"head.{kind}")
+    return by_kind(branches)
 
 
 def _systems() -> Node:
@@ -207,12 +233,24 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
     every: Node = {"type": "object", "additionalProperties": False, "properties": {}}
     for kind in decoding.kinds():
         node = _with_runtime(_kind(tool.of(kind.settings), kind.name), tool, ("device",))
-        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {"emissions": kind.reads == "emissions"}
+        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {
+            "emissions": kind.reads == "emissions",
+            "resources": [name for name in read_by(kind.settings) if name in node["properties"]],
+        }
         before = branches.get(kind.name, {"properties": {}})
-        branches[kind.name] = partial(node) | {"properties": {**before["properties"], **node["properties"]}}
+        properties = {**before["properties"], **node["properties"]}
+        if kind.type == "asr":
+            properties |= {"tune": _tune(tool)}
+        branches[kind.name] = partial(node) | {"properties": properties}
         every["properties"] |= {name: part for name, part in node["properties"].items() if name != "kind"}
     tool.definitions["decode"] = every
     return branches
+
+
+def _tune(tool: Schemas) -> Node:
+    node = tool.of(DecoderSection)["properties"]["tune"]
+    node["additionalProperties"] |= {"minItems": 1, "uniqueItems": True}
+    return node | {"minProperties": 1}
 
 
 # -- pieces of it ------------------------------------------------------------------------------------------------------

@@ -107,6 +107,13 @@ class LfmmiConfig:
 
 
 @settings
+class AamConfig:
+    """The additive angular margin of `loss: aam`."""
+
+    margin: Annotated[float, Field(ge=0, lt=1.5)] = key(0.2, "margin on the angle of the true class, in radians")
+
+
+@settings
 class FactorSgd:
     """SGD for the factors of low-rank layers, as in Kaldi; everything else keeps AdamW."""
 
@@ -153,6 +160,7 @@ class TrainConfig:
     train_front_end: bool = key(False, "train wav2vec 2.0's convolutions too; needs features: waveform")
     label_smoothing: BelowOne = key(0.0, "label smoothing of the cross-entropy losses")
     loss: str | None = key(None, "name of the task's loss (a file in training/losses); null: the default loss")
+    aam: AamConfig = key(None, "loss: aam", default_factory=AamConfig)
     ctc: CtcConfig = key(None, "CTC, and the library that computes CTC and LF-MMI", default_factory=CtcConfig)
     lfmmi: LfmmiConfig = key(None, "LF-MMI, for `loss: lfmmi`", default_factory=LfmmiConfig)
     ctc_weight: NotNegative = key(0.0, "Whisper from scratch: weight of a CTC loss on the encoder")

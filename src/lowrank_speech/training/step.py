@@ -31,6 +31,7 @@ from lowrank_speech.training.process.distributed import Ranks
 log = logging.getLogger(__name__)
 
 SHOWN = 5  # number of utterances that a message names
+HEAD = "head."  # begins the names of the head's layers in the constraint
 
 
 def schedule(step: int, steps: int, config: TrainConfig) -> float:
@@ -138,7 +139,8 @@ class Stepper:
     def _update(self, constrained: bool) -> bool:
         """Update the weights; returns False, without an update, if the gradients are not finite.
 
-        ``constrained``: apply the constraint afterwards, which must not change factors that are frozen in this step.
+        ``constrained``: apply the constraint afterwards to all factors; else only to those of the head, because the
+        others are frozen in this step.
         """
         self.ranks.sum_gradients(self.parameters)
         if all(p.grad is None for p in self.parameters):  # everything is frozen in this step; the scaler would fail
@@ -153,8 +155,8 @@ class Stepper:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.constraint is not None and constrained:
-            self.constraint.step()
+        if self.constraint is not None:
+            self.constraint.step("" if constrained else HEAD)
         return True
 
     def losses(self, batch: dict[str, Any]) -> Losses:
@@ -186,12 +188,12 @@ class Stepper:
 
     @contextlib.contextmanager
     def _body_frozen(self) -> Iterator[None]:
-        """Train only the head inside; in a model without a head (Whisper in recognition), only the decoder."""
+        """Train only the head inside; in a model that predicts with its decoder (Whisper), only the decoder."""
         model = self.model
         body = [
             p
             for name, p in model.named_parameters()
-            if p.requires_grad and ("encoder" in name.split(".") if model.head is None else not model.is_head(name))
+            if p.requires_grad and ("encoder" in name.split(".") if model.decodes else not model.is_head(name))
         ]
         try:
             for parameter in body:

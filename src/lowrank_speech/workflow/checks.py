@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech import published
+from lowrank_speech.workflow import check_heads
 from lowrank_speech.workflow.config import (
     BASE,
     CALIBRATED,
     DEFAULT_DECODERS,
     DEV,
+    LMS,
     WISHES,
     Config,
     ConfigError,
@@ -23,7 +25,12 @@ from lowrank_speech.workflow.config import (
     System,
     calibrated,
     decoders,
+    fitting,
+    head,
     lang_splits,
+    lm_dev,
+    lm_splits,
+    model_task,
     systems,
     task_splits,
     teacher,
@@ -42,6 +49,8 @@ def check(config: Config, schema: Schema) -> None:
     """Raise ConfigError for the first unknown name or invalid combination of settings."""
     for name in config.get("langs", ()):
         _check_lang(config, name)
+    for name in config.get("lms", ()):
+        _check_lm(config, name)
     for name in config["bases"]:
         _check_base(config, name, schema["families"])
         if (recipe := config["bases"][name].get("pretrain")) is not None:
@@ -56,11 +65,16 @@ def check(config: Config, schema: Schema) -> None:
     for section in ("bases", "tasks", "methods"):
         for name in config["systems"][section]:
             _known(f"systems.{section}", name, config[section])
+    against = (config.get("report") or {}).get("against")
+    if against is not None:
+        _known("report.against", against, config["systems"]["methods"], "systems.methods: ")
     for system in systems(config):
         _check_system(config, system, schema["families"])
+        _check_decoders(config, system, schema)
         recognises = schema["families"][config["bases"][system.base]["family"]]["recognises_by"]
         task = recognises if config["tasks"][system.task]["type"] == "asr" else "classify"
         _check_loss("training", f"the system {'/'.join(system)}", training(config, system), task, schema)
+    check_heads.check(config, schema["families"])
 
 
 def _known(where: str, value: str, legal: Iterable[str], what: str = "") -> None:
@@ -85,6 +99,17 @@ def _roles(config: Config) -> dict[Split, str]:
     return found
 
 
+def _check_decoders(config: Config, system: System, schema: Schema) -> None:
+    """Refuse a system that none of its task's decoders decodes."""
+    if not fitting(config, schema, system.base, system.task):
+        of, where = model_task(config, schema, system.base, system.task), f"tasks.{system.task}.decoders"
+        able = sorted({kind for kind in schema["decoders"] if f"decoder.{kind}.{of}" in schema["$defs"]})
+        raise ConfigError(
+            f"{where}: none of {', '.join(decoders(config, system.task))} decodes the {of} model of the base "
+            f"{system.base}; add one of a kind that does: {', '.join(able)}"
+        )
+
+
 # -- token sets and bases ----------------------------------------------------------------------------------------------
 
 
@@ -98,6 +123,45 @@ def _check_lang(config: Config, name: str) -> None:
             raise ConfigError(
                 f"{where}.splits: {split.split!r} is {roles[split]}; token sets may only read training transcripts: "
                 f"remove it"
+            )
+
+
+def _check_lm(config: Config, name: str) -> None:
+    """Refuse unknown names, text of dev or test splits, and settings of text for a model that is taken as it is."""
+    section, where = config["lms"][name], f"lms.{name}"
+    _known(f"{where}.lang", section["lang"], config.get("langs", {}))
+    kind = config["langs"][section["lang"]]["kind"]
+    if section.get("unit") == "token" and kind == "whisper":
+        raise ConfigError(
+            f"{where}.unit: token needs a token set of kind char or sentencepiece, but langs.{section['lang']} is "
+            f"Whisper's own tokenizer; use unit: word or character"
+        )
+    own = next((key for key in ("corpora", "splits") if section.get(key) is not None), None)
+    if section.get("arpa") is not None and own is not None:
+        raise ConfigError(f"{where}.{own}: the model {section['arpa']} is taken as it is; remove {own}, or remove arpa")
+    for corpus in section.get("corpora") or ():
+        _known(f"{where}.corpora", corpus, config["corpora"])
+    roles, splits, dev = _roles(config), lm_splits(config, name), lm_dev(config, name)
+    for split in splits:
+        _known_split(config, where, split, "splits")
+        if split in roles:
+            raise ConfigError(
+                f"{where}.splits: {split.split!r} is {roles[split]}; language models may only read training "
+                f"transcripts: remove it"
+            )
+    if not splits and not section.get("text") and section.get("arpa") is None:
+        raise ConfigError(
+            f"{where}: there is nothing to make it from; give corpora and splits, text files (`text`), or a model "
+            f"(`arpa`)"
+        )
+    for split in dev:
+        _known_split(config, f"{where}.dev", split, "split")
+        if roles.get(split, "").startswith("the test"):
+            raise ConfigError(f"{where}.dev.split: {split.split!r} is {roles[split]}; choose a dev split")
+        if split in splits:
+            raise ConfigError(
+                f"{where}.dev.split: the model is made from {split.split!r} of corpora.{split.corpus}; its perplexity "
+                f"there would mean nothing: choose another split"
             )
 
 
@@ -255,6 +319,18 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
                 f"{where}.decoders: {decoder!r} is of kind {kind}, which does not decode tasks of type {task['type']}; "
                 f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"
             )
+        _check_resources(config, decoder)
+
+
+def _check_resources(config: Config, decoder: str) -> None:
+    """Refuse a decoder that names a language model that does not exist."""
+    for key in LMS:
+        for where, keys in (
+            (f"decoders.{decoder}", config.get("decoders", {}).get(decoder)),
+            ("decode", config.get("decode")),
+        ):
+            if (named := (keys or {}).get(key)) is not None:
+                _known(f"{where}.{key}", named, config.get("lms") or {})
 
 
 def _check_spoken(config: Config, name: str) -> None:
@@ -311,10 +387,12 @@ def _check_method(config: Config, name: str) -> None:
             f"{where}.progressive: it truncates factors while they train, but {why}; it needs `factorise` and "
             f"adapt: full"
         )
-    if method.get("constraint") is not None and (factorise is None or method["adapt"] != "full"):
+    heads = [method.get("head"), *(task.get("head") for task in config["tasks"].values())]
+    held = (factorise is not None and method["adapt"] == "full") or any(map(check_heads.constrained, heads))
+    if method.get("constraint") is not None and not held:
         raise ConfigError(
             f"{where}.constraint: it keeps the first factors semi-orthogonal in full fine-tuning, so it needs "
-            f"`factorise` and adapt: full"
+            f"`factorise` and adapt: full, or a head with factors or classifier: orthonormal"
         )
     if factorise is None:
         return
@@ -459,6 +537,8 @@ def _check_factor_sgd(config: Config, system: System, recipe: Mapping[str, Any])
     if recipe.get("factor_sgd") is None:
         return
     method, source = config["methods"][system.method], config["bases"][system.base]["source"]
+    if check_heads.has_factors(head(config, system)):
+        return
     if method["adapt"] != "full":
         why = f"with adapt: {method['adapt']} no factors train"
     elif method.get("factorise") is None and (source == "scratch" or _on_the_hub(source)):

@@ -39,6 +39,8 @@ CHUNK = 100_000
 """N-grams that are written at once."""
 HIGHEST = 12
 """The highest order that is plausible in a header."""
+TAIL = 1000
+"""Bytes at the end of a file in which \\end\\ must be."""
 TRUNCATED = "the file ends before \\end\\, so it is truncated; copy or make it again"
 
 
@@ -79,6 +81,18 @@ def read(path: str | Path) -> NGrams:
         return _Reader(path, file).read()
 
 
+def counts(path: Path) -> list[int]:
+    """The number of n-grams of each order, by the header. UserError: it is no ARPA file, or plainly truncated."""
+    packed = is_gzip(path)
+    with gzip.open(path, "rb") if packed else path.open("rb") as file:
+        found, _ = _Reader(path, file).header()
+        if not packed:  # the end of a compressed file is found only by reading all of it
+            file.seek(max(0, path.stat().st_size - TAIL))
+            if b"\\end\\" not in file.read():
+                raise UserError(f"{path}: {TRUNCATED}")
+    return found
+
+
 class _Reader:
     """Reads one file; ``number`` is the current line, for messages."""
 
@@ -109,7 +123,7 @@ class _Reader:
         raise self._wrong(TRUNCATED)
 
     def read(self) -> NGrams:
-        counts, heading = self._header()
+        counts, heading = self.header()
         order = len(counts)
         words: dict[str, int] = {}
         keys, probs, backoffs = [np.array([-1], dtype=np.int64)], [np.zeros(1)], [np.zeros(1)]
@@ -154,7 +168,7 @@ class _Reader:
         arrays = [np.concatenate(part) for part in (keys, probs, backoffs)]
         return NGrams(tuple(words), order, tuple(starts), *arrays)
 
-    def _header(self) -> tuple[list[int], str]:
+    def header(self) -> tuple[list[int], str]:
         """The announced counts, and the heading of the first section."""
         line = ""
         for line in self._lines:
@@ -189,9 +203,9 @@ class _Reader:
             if not fields or line.startswith("\\"):
                 raise self._wrong(f"\\{n}-grams: ends after {done} lines, but the header says {count}")
             if not n < len(fields) <= n + 1 + (n < order):
-                raise self._wrong(
-                    f"expected a log probability, {n} words{' and a weight' * (n < order)}, found {line!r}"
-                )
+                said = f"expected a log probability, {n} words{' and a weight' * (n < order)}, found {line!r}"
+                error = self._wrong(said)
+                raise error if any(self._lines) else self._wrong(TRUNCATED)
             probs.append(self._probability(fields[0]))
             backoffs.append(self._number_of(fields[n + 1], "back-off weight") if len(fields) > n + 1 else 0.0)
             if n == 1:

@@ -27,19 +27,17 @@ from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, pairwise
+from itertools import count
 from typing import Any
 
 import numpy as np
 
 from lowrank_speech.errors import UserError
+from lowrank_speech.lang.lm.config import HIGHEST_ORDER, thresholds
 from lowrank_speech.lang.lm.ngrams import BOS, EOS, SPECIAL, NGrams
 
 FALLBACK = (0.5, 1.0, 1.5)
 """Discounts of lmplz where a text is too small or too regular to compute them."""
-
-ORDERS = range(1, 7)
-"""Orders that can be estimated; KenLM is built for at most 6."""
 
 _UNK, _BOS, _EOS = range(3)
 
@@ -54,15 +52,14 @@ class Corpus:
         self._text = array("i")
         self.sentences = 0
 
-    def add(self, words: Sequence[str]) -> None:
-        """Add a sentence. UserError: it contains <s> or </s>, which only the model may add."""
+    def add(self, words: Sequence[str], times: int = 1) -> None:
+        """Add a sentence, ``times`` times. UserError: it contains <s> or </s>, which only the model may add."""
         for word in (BOS, EOS):
             if word in words:
                 raise UserError(f"the text contains the word {word}, which marks the ends of sentences; remove it")
-        self._text.append(_BOS)
-        self._text.extend(map(self._ids.__getitem__, words))
-        self._text.append(_EOS)
-        self.sentences += 1
+        sentence = array("i", [_BOS, *map(self._ids.__getitem__, words), _EOS])
+        self._text.extend(sentence if times == 1 else sentence * times)
+        self.sentences += times
 
     @property
     def words(self) -> int:
@@ -101,18 +98,18 @@ class _Level:
 
 
 def estimate(corpus: Corpus, order: int, prune: Sequence[int] = ()) -> tuple[NGrams, dict[str, Any]]:
-    """Estimate a model of ``order``; ``prune``: see ``thresholds``.
+    """Estimate a model of ``order``; ``prune``: see ``config.thresholds``.
 
     Also returns the facts: for each order, 1 first, n-grams in the text (``counted``), n-grams in the model
     (``ngrams``), and ``discounts``; and the orders whose discounts are the fallback (``fallback``). The model has a
     lower order if no n-grams of the highest ones are left: KenLM reads no empty orders.
     UserError: the order is out of range, or there is no sentence.
     """
-    if order not in ORDERS:
-        raise UserError(f"order is {order}; it must be from {ORDERS[0]} to {ORDERS[-1]}")
+    if not 1 <= order <= HIGHEST_ORDER:
+        raise UserError(f"order is {order}; it must be from 1 to {HIGHEST_ORDER}")
     if not corpus.sentences:
         raise UserError("there is no sentence to count")
-    limits = thresholds(order, prune)
+    limits = thresholds(order, tuple(prune))
     words, text = corpus.arrays()
     levels = _levels(text, len(words), order)
     level = next(levels)
@@ -136,21 +133,6 @@ def estimate(corpus: Corpus, order: int, prune: Sequence[int] = ()) -> tuple[NGr
         facts["discounts"].append([round(d, 6) for d in discounts])
         level = above
     return parts.model(max(n for n, left in enumerate(facts["ngrams"], start=1) if left)), facts
-
-
-def thresholds(order: int, prune: Sequence[int]) -> list[int]:
-    """The threshold of each order; the last one of ``prune`` holds for all higher orders. ValueError: not valid."""
-    if len(prune) > order:
-        raise ValueError(
-            f"prune: {list(prune)} has {len(prune)} thresholds, but order is {order}; give at most {order}"
-        )
-    for lower, higher in pairwise(prune):
-        if higher < lower:
-            raise ValueError(
-                f"prune: {list(prune)} decreases from {lower} to {higher}; a higher order needs at least the threshold "
-                f"of the orders below, because n-grams need their contexts"
-            )
-    return [*prune, *[prune[-1] if prune else 0] * (order - len(prune))]
 
 
 def _levels(text: np.ndarray, words: int, order: int):

@@ -15,7 +15,7 @@ from lowrank_speech.artefact import read_manifest, sha256
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.lm import arpa
 from lowrank_speech.lang.lm.ngrams import UNK
-from lowrank_speech.lang.lm.query import KenlmScorer, OwnScorer, Scorer, has_kenlm
+from lowrank_speech.lang.lm.query import KENLM_ORDERS, NEEDS_KENLM, KenlmScorer, OwnScorer, Scorer, has_kenlm
 from lowrank_speech.lang.load import Lang
 
 MANIFEST = "lm.json"
@@ -76,11 +76,11 @@ class LanguageModel:
     def scorer(self, kenlm: bool | None = None) -> Scorer:
         """An object that scores words (``lang.lm.query``).
 
-        ``kenlm``: True or False chooses the package kenlm or our own query; None takes kenlm where it is installed. A
-        KenLM binary needs it. UserError: it is needed, but not installed.
+        ``kenlm``: True or False chooses the package kenlm or our own query; None takes kenlm where it is installed and
+        reads models of this order. A KenLM binary needs it. UserError: it is needed, but not installed.
         """
         if kenlm is None:
-            kenlm = self.arpa is None or has_kenlm()
+            kenlm = self.arpa is None or (has_kenlm() and self.order in KENLM_ORDERS)
         if not kenlm:
             if self.arpa is None:
                 raise UserError(f"{self.path} is a KenLM binary, which only kenlm reads; use the ARPA file instead")
@@ -96,12 +96,6 @@ class LanguageModel:
                 f"{where}: {self.folder} is a model of the tokens of another token set; make it with the token set of "
                 f"the system (`lang` of the section in `lms`)"
             )
-
-
-NEEDS_KENLM = (
-    "{path} is a KenLM binary, but the package kenlm is not installed; install it (pip install kenlm; it compiles "
-    "C++), or give the model as an ARPA file"
-)
 
 
 @functools.lru_cache(maxsize=4)

@@ -23,6 +23,14 @@ REMEMBERED = 1_000_000
 """Scores that a scorer remembers before it forgets all of them."""
 
 
+KENLM_ORDERS = range(2, 7)
+"""Orders that the package kenlm reads, as it is built by default."""
+NEEDS_KENLM = (
+    "{path} is a KenLM binary, but the package kenlm is not installed; install it (pip install kenlm; it compiles "
+    "C++), or give the model as an ARPA file"
+)
+
+
 class Scorer(Protocol):
     """Interface of scorers. Scores are log10 probabilities; an unknown word gets that of <unk>."""
 

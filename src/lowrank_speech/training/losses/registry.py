@@ -5,10 +5,10 @@ Each ``case`` has its own import statement, so that a code hash can leave out un
 
 from lowrank_speech.errors import UserError
 
-NAMES = ("ctc", "lfmmi", "seq2seq", "language")
+NAMES = ("ctc", "lfmmi", "seq2seq", "language", "aam")
 OF_TASK = {"ctc": "ctc", "seq2seq": "seq2seq", "classify": "language"}
 """The default loss for each task of a model."""
-TASK_OF = {"ctc": "ctc", "lfmmi": "ctc", "seq2seq": "seq2seq", "language": "classify"}
+TASK_OF = {"ctc": "ctc", "lfmmi": "ctc", "seq2seq": "seq2seq", "language": "classify", "aam": "classify"}
 """The task of each loss, for the check of the config. The stages ask the class itself (``Loss.tasks``)."""
 
 
@@ -31,4 +31,8 @@ def loss_class(name: str) -> type:
             from lowrank_speech.training.losses.language import Classify
 
             return Classify
+        case "aam":
+            from lowrank_speech.training.losses.aam import Aam
+
+            return Aam
     raise UserError(f"training.loss: {name!r} is not a known loss; expected one of: {', '.join(NAMES)}")
