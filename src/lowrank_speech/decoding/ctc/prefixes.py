@@ -22,6 +22,7 @@ import numpy as np
 
 BLANK = 0
 NEVER = -np.inf
+ROUNDING = 1e-9
 
 
 class Scorer(Protocol):
@@ -146,10 +147,11 @@ class _History:
 
 
 def search(
-    log_probs: np.ndarray, frames: np.ndarray, limits: Limits, scorer: Scorer | None = None
+    log_probs: np.ndarray, frames: np.ndarray, limits: Limits, scorer: Scorer | None = None, most: int | None = None
 ) -> list[list[tuple[tuple[int, ...], float]]]:
-    """All sequences left in the beam of each utterance, with their scores, the best first; empty: nothing survived.
+    """The sequences left in the beam of each utterance, with their scores, the best first; empty: nothing survived.
 
+    ``most``: return only so many of each utterance.
     ``log_probs`` (B, F, V): natural-log probabilities, blank is 0; NaN counts as -inf. ``frames`` (B,) valid frames.
     """
     scorer = scorer or NoScore(log_probs.shape[2])
@@ -163,7 +165,7 @@ def search(
             active = int(np.searchsorted(-lengths, -frame, side="left"))
             row = log_probs[:active, frame].astype(np.float64)
             _step(beam.first(active), np.where(np.isnan(row), NEVER, row), limits, scorer, history)
-    found = _results(beam, history, scorer)
+    found = _results(beam, history, scorer, most)
     return [found[i] for i in np.argsort(order, kind="stable")]
 
 
@@ -223,7 +225,9 @@ def _extensions(
 ) -> _New:
     """The prefixes that are not yet in the beam and score above ``floor`` (B,), sorted by utterance, label, parent."""
     ends = scorer.ends.astype(np.int64)
-    wanted = row > (floor[:, None] - (total[:, :, None] + beam.bound).max(axis=1))[:, ends]
+    # What an extension may reach, apart from the label's own probability; rounding must not make this too low.
+    reach = np.stack([total + beam.bound[:, :, 0], total + beam.bound[:, :, 1]]) + ROUNDING
+    wanted = row > (floor - reach.max(axis=2))[ends].T
     wanted[:, BLANK] = False
     least = row.shape[1] - (limits.tokens or row.shape[1])
     if least > 1:
@@ -232,8 +236,7 @@ def _extensions(
         some[:, BLANK] = NEVER
         wanted[crowded] &= some >= np.partition(some, least, axis=1)[:, least, None]
     of, label = np.nonzero(wanted)
-    scores = np.where(beam.last[of] == label[:, None], beam.blank[of], total[of]) + row[of, label][:, None]
-    able = scores + beam.bound[of, :, ends[label]] > floor[of][:, None]
+    able = reach[ends[label], of] > (floor[of] - row[of, label])[:, None]
     # The children in the beam are not new.
     child, at = np.nonzero(beam.parent >= 0)
     pair = np.full(row.shape, -1)
@@ -242,8 +245,11 @@ def _extensions(
     able[pair[pair >= 0], beam.parent[child, at][pair >= 0]] = False
     which, parent = np.nonzero(able)
     utterance, label = of[which], label[which]
+    # A label that repeats the last one needs a blank between them.
+    repeated = beam.last[utterance, parent] == label
+    score = np.where(repeated, beam.blank[utterance, parent], total[utterance, parent]) + row[utterance, label]
     added, states = scorer.extend(beam.states[utterance, parent], label)
-    new = _New(utterance, parent, label, scores[which, parent] + added, beam.part[utterance, parent] + added, states)
+    new = _New(utterance, parent, label, score + added, beam.part[utterance, parent] + added, states)
     return new.only(new.score > floor[utterance])
 
 
@@ -293,7 +299,9 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def _results(beam: _Beam, history: _History, scorer: Scorer) -> list[list[tuple[tuple[int, ...], float]]]:
+def _results(
+    beam: _Beam, history: _History, scorer: Scorer, most: int | None
+) -> list[list[tuple[tuple[int, ...], float]]]:
     parents, labels = np.concatenate(history.parents).tolist(), np.concatenate(history.labels).tolist()
     scores = np.logaddexp(beam.blank, beam.label)
     of, row = np.nonzero(scores > NEVER)
@@ -301,7 +309,7 @@ def _results(beam: _Beam, history: _History, scorer: Scorer) -> list[list[tuple[
     found = []
     for utterance in range(len(scores)):
         order = np.argsort(-scores[utterance], kind="stable")
-        order = order[scores[utterance, order] > NEVER]
+        order = order[scores[utterance, order] > NEVER][:most]
         rows = []
         for node, score in zip(beam.node[utterance, order].tolist(), scores[utterance, order].tolist(), strict=True):
             sequence = []
