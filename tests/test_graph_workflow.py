@@ -8,7 +8,7 @@ from lowrank_speech.workflow.config import graph_key, lms_used
 from workflow_config import checked, refused, sliced, wildcards
 from workflow_tree import Tree, tiny_config
 
-CTC = {"base": "wav2vec2", "task": "asr"}
+CTC = {"base": "wav2vec2", "task": "asr", "method": "full"}
 
 
 def with_graphs(**decoders):
