@@ -38,6 +38,7 @@ from lowrank_speech.scoring import asr
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 FRAME = 0.02
+UNKNOWN = -10.0  # pyctcdecode's unk_score_offset, which it does not scale
 SETTINGS_OF_PYCTCDECODE = {"token_min_logp": -5.0, "beam_prune_logp": -10.0}
 
 
@@ -245,7 +246,7 @@ def decoders(data: Data, arguments: Any) -> dict[str, Callable[[], Decoder]]:
         "pyctcdecode": lambda: pyctcdecode(data, arguments),
         "beam, tokens": lambda: ours(data, arguments, tokens),
         "flashlight, tokens": lambda: flashlight(data, arguments, tokens),
-        "beam, words": lambda: ours(data, arguments, words),
+        "beam, words": lambda: ours(data, arguments, words, unknown=UNKNOWN / arguments.lm_weight),
         "pyctcdecode, words": lambda: pyctcdecode(data, arguments, words),
         "beam, closed words": lambda: ours(data, arguments, words, vocabulary="closed"),
         "flashlight, lexicon": lambda: flashlight(data, arguments, words),
@@ -265,12 +266,15 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=timing.positive(int), default=default, help=f"{what}; default: {default}")
     parser.add_argument("--threshold", type=timing.positive(float), default=25.0, help="beam threshold; default: 25")
     parser.add_argument("--lm-weight", type=timing.positive(float), default=0.5, help="default: 0.5")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="decoders to measure; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         data = Data(arguments, Path(folder))
         works: dict[str, Decoder] = {}
         for name, make in decoders(data, arguments).items():
+            if arguments.only and name not in arguments.only:
+                continue
             try:
                 works[name] = make()
             except ImportError as error:

@@ -41,7 +41,7 @@ class Settings(Decoding):
         "open", "with a word n-gram: open allows any word, closed only the words of the language model"
     )
     unknown: float = key(
-        -10.0, "with a word n-gram and open words: added, times lm_weight, for each unknown word", ge=-1000, le=0
+        -20.0, "with a word n-gram and open words: added, times lm_weight, for each unknown word", ge=-1000, le=0
     )
     hotwords: tuple[str, ...] = key((), "words or phrases that get a bonus wherever they occur")
     hotword_weight: Weight = key(5.0, "bonus for each occurrence of a hot word")
