@@ -17,6 +17,8 @@ if "corpora" not in config:
 include: "workflow/rules/common.smk"
 include: "workflow/rules/corpus.smk"
 include: "workflow/rules/lang.smk"
+include: "workflow/rules/lm.smk"
+include: "workflow/rules/graph.smk"
 include: "workflow/rules/base.smk"
 include: "workflow/rules/features.smk"
 include: "workflow/rules/calibrate.smk"

@@ -20,11 +20,15 @@ def jobs(slices: Slices) -> Iterator[tuple[str, Any]]:
     config = slices.config
     every: list[dict[str, str]] = [split._asdict() for split in splits_used(config)]
     every += [{"lang": lang} for lang in config["langs"]] + [{"task": task} for task in config["systems"]["tasks"]]
+    every += [{"lm": lm} for lm in config["lms"]]
     factorising = [method for method in config["methods"].values() if method.get("factorise")]
     keys = [{"factorisation": factorise_key(method["factorise"], start_share(method))} for method in factorising]
     keys += [{"calibration": calibrate_key(method["factorise"])} for method in factorising if calibrated(method)]
     every += [{"base": base, **key} for base in config["systems"]["bases"] for key in ({}, *keys)]
-    every += [result._asdict() | {"form": form} for result in results(config) for form in ("dense", "lowrank")]
+    every += [{"lang": lang, "graph": graph} for lang, graph in slices.graphs()]
+    every += [
+        result._asdict() | {"form": form} for result in results(config, slices.schema) for form in ("dense", "lowrank")
+    ]
     for known in every:
         for stage, names in NAMES.items():
             if set(names) <= set(known):

@@ -5,22 +5,22 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
 
 from lowrank_speech.decoding import registry
-from lowrank_speech.decoding.whisper.generate import generate
-from lowrank_speech.decoding.whisper.greedy import _bounds
 from lowrank_speech.decoding.whisper.stopping import LEAST, PERIODS, REPEATS, Stop, looping
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.settings import resolved
-from lowrank_speech.stages import decode
-from stage_world import decode_with, hypotheses, make_features, refused, utterance
+from lowrank_speech.stages import decode, score
+from stage_world import decode_with, done, hypotheses, make_features, refused, utterance
 from test_whisper_window import mels, published, speech
+from whisper_decoding import generate
 
 EOT = 99
 
@@ -30,13 +30,15 @@ EOT = 99
 
 def test_every_kind_says_what_it_serves():
     found = {(kind.name, kind.task): (kind.type, kind.reads) for kind in registry.kinds()}
-    assert found == {
-        ("greedy", "ctc"): ("asr", "model"),
-        ("greedy", "seq2seq"): ("asr", "model"),
-        ("scores", "classify"): ("lid", "model"),
-    }
+    assert found[("greedy", "ctc")] == found[("greedy", "seq2seq")] == ("asr", "model")
+    assert found[("scores", "classify")] == ("lid", "model")
+    assert found[("beam", "ctc")] == found[("align", "ctc")] == ("asr", "emissions")
+    assert found[("beam", "seq2seq")] == ("asr", "model")
     for kind in registry.kinds():
-        assert resolved(kind.settings())["kind"] == kind.name and resolved(kind.settings())["batch_seconds"] == 60.0
+        assert kind.type == registry.TYPES[kind.task] and kind.reads in ("model", "emissions")
+        assert kind.reads == "model" or kind.task == "ctc"  # only CTC models have emissions
+        made = resolved(kind.settings())
+        assert made["kind"] == kind.name and made["batch_seconds"] >= 60.0
 
 
 def test_settings_of_decoders_import_nothing_heavy():
@@ -54,7 +56,7 @@ def test_settings_of_decoders_import_nothing_heavy():
     [
         (
             {"task": {"type": "asr"}, "decoder": {"kind": "gredy"}},
-            "'gredy' does not decode speech recognition; expected one of: greedy (did you mean 'greedy'?)",
+            "(did you mean 'greedy'?)",
         ),
         (
             {"task": {"type": "lid"}, "decoder": {"kind": "greedy"}},
@@ -82,7 +84,7 @@ def test_a_key_of_the_other_family_is_refused_by_this_one(world, systems, tmp_pa
 
 
 def test_a_kind_that_does_not_serve_the_model_is_named():
-    with pytest.raises(UserError, match="'scores' does not decode ctc models; expected one of: greedy"):
+    with pytest.raises(UserError, match=r"'scores' does not decode ctc models; expected one of: .*greedy"):
         registry.module("scores", "ctc")
 
 
@@ -120,7 +122,8 @@ def test_a_loop_needs_its_whole_length():
 
 def run_stop(rows, bounds, loops=True):
     """Feed the rows token by token, as ``generate`` does; what each row came to and why it was stopped."""
-    stop = Stop(torch.tensor(bounds), EOT, loops)
+    stop = Stop(bounds, EOT, loops, 3)
+    lengths, looped = [0] * len(rows), [False] * len(rows)
     made, going = torch.zeros(len(rows), 3, dtype=torch.long), torch.ones(len(rows), dtype=torch.bool)
     for step in range(max(map(len, rows))):
         if not going.any():
@@ -128,7 +131,11 @@ def run_stop(rows, bounds, loops=True):
         tokens = [row[step] if step < len(row) else EOT for row in rows]
         made = torch.cat([made, torch.where(going, torch.tensor(tokens), EOT)[:, None]], dim=1)
         going &= ~stop(made, None) & (made[:, -1] != EOT)
-    return stop.lengths.tolist(), stop.looped.tolist()
+    for i, row in enumerate(made[:, 3:].tolist()):
+        said = row[: row.index(EOT)] if EOT in row else row
+        why = stop.reason(said, EOT in row, i)
+        lengths[i], looped[i] = len(said) if why else 0, why == "loop"
+    return lengths, looped
 
 
 def test_rows_stop_at_their_own_bound_and_know_nothing_of_each_other():
@@ -164,8 +171,7 @@ def test_a_long_utterance_lends_its_bound_to_no_other(whisper):
     model, folder = whisper
     tokens, waves = WhisperTokens(folder), speech(0.3, 1.9, 0.9)
     features, lengths = mels(model, waves)
-    bounds = _bounds(lengths.tolist(), 20)
-    assert bounds == [20 + int(20 * n / 100) for n in lengths.tolist()] and len(set(bounds)) == 3
+    bounds = [20 + int(20 * n / 100) for n in lengths.tolist()]
     together = generate(model, features, lengths, tokens, ["de"] * 3, None, bounds)
     assert [len(row.ids) for row in together] == bounds and {row.stopped for row in together} == {"bound"}
     for wave, bound, row in zip(waves, bounds, together, strict=True):
@@ -332,3 +338,38 @@ def test_both_real_time_factors_divide_by_the_same_seconds(world, systems, tmp_p
     record = decode_with(world, systems, "wav2vec2", "asr", tmp_path / "out")["metrics"]
     front = json.loads((world.features["wav2vec2"] / "test.json").read_text())["metrics"]
     assert record["speech_seconds"] == front["speech_seconds"]
+
+
+# -- tokens, for scoring
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_tokens_spell_what_was_decoded_and_said(world, systems, family, tmp_path):
+    decode_with(world, systems, family, "asr", tmp_path, **({"max_new_tokens": 8} if family == "whisper" else {}))
+    for side in ("hyp", "ref"):
+        texts, spelt = (
+            dict(line.partition(" ")[::2] for line in (tmp_path / f"{side}{end}.txt").read_text().splitlines())
+            for end in ("", "_tokens")
+        )
+        assert list(texts) == list(spelt) and (side == "hyp" or all(spelt.values()))
+        # The characters of these token sets, with their word boundary.
+        assert {u: " ".join(s.replace(" ", "").replace("|", " ").split()) for u, s in spelt.items()} == texts
+    seconds = dict(line.split("\t") for line in (tmp_path / "seconds.tsv").read_text().splitlines()[1:])
+    assert {cut.id: cut.duration for cut in world.cuts["test"]} == {u: float(s) for u, s in seconds.items()}
+    cfg = {"seed": 1, "type": "asr", "score": {"bootstrap": 50}}
+    metrics = done(score, cfg, tmp_path / "scored/score.json", decoded=tmp_path)["metrics"]
+    spelt = [line.split()[1:] for line in (tmp_path / "ref_tokens.txt").read_text().splitlines()]
+    assert metrics["tokens"] == sum(map(len, spelt)) and metrics["ter"] > 0
+    assert sum(group["utterances"] for group in metrics["by_length"]["seconds"].values()) == len(seconds)
+    assert (tmp_path / "scored/tokens.pra").is_file() and "oracle" not in metrics
+
+
+def test_tokens_of_a_published_whisper_are_its_pieces(tmp_path):
+    from lowrank_speech.decoding.symbols import symbols_of
+
+    folder = published(tmp_path)
+    tokens = WhisperTokens(folder)
+    symbols = symbols_of(types.SimpleNamespace(folder=folder), types.SimpleNamespace(tokens=None, leading_space=False))
+    ids = tokens.encode("hello there")
+    assert symbols.of_text("hello there", "en") == symbols.of_ids([tokens.sot, *ids, tokens.eot])
+    assert len(symbols.of_ids(ids)) == len(ids) and not any(" " in symbol for symbol in symbols.of_ids(ids))

@@ -12,7 +12,7 @@ from workflow_tree import REPOSITORY
 
 ENVS = sorted((REPOSITORY / "envs").glob("*.yaml"))
 DISTRIBUTIONS = {"yaml": "pyyaml"}
-OPTIONAL = {"k2", "bitsandbytes"}
+OPTIONAL = {"k2", "bitsandbytes", "kenlm"}
 """Imported where the config asks for them; their absence is an error that says what to install."""
 
 
@@ -39,7 +39,7 @@ def rules() -> dict[str, str]:
     for path in (REPOSITORY / "workflow" / "rules").glob("*.smk"):
         for text in re.split(r"^rule ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             stage = re.search(r"lowrank_speech\.stages\.(\w+)", text)[1]
-            env = re.search(r'conda:\s+(?:"../../envs/(\w+)\.yaml"|training_env)', text)
+            env = re.search(r'conda:\s+(?:"../../envs/(\w+)\.yaml"|training_env|decoding_env)', text)
             found[stage] = env[1] or "torch"
     return found
 
@@ -56,7 +56,12 @@ def test_versions_are_those_of_the_lock(path):
 
 
 def test_every_stage_has_a_rule_with_an_environment():
-    programs = {path.stem for path in (SRC / PACKAGE / "stages").glob("[a-z]*.py")} - {"common", "keys", "task"}
+    programs = {path.stem for path in (SRC / PACKAGE / "stages").glob("[a-z]*.py")} - {
+        "common",
+        "decoding",
+        "keys",
+        "task",
+    }
     assert set(rules()) == programs
 
 

@@ -114,7 +114,7 @@ def test_speakers_are_reported(tmp_path, capfd, train):
     [
         (
             "tset={path}",
-            "--split: expected ROLE=FILE with a role of pretrain, train, untranscribed, dev, test, got 'tset=",
+            "--split: expected ROLE=FILE with a role of pretrain, train, untranscribed, lm, dev, test, got 'tset=",
         ),
         ("{path}", "--split: expected ROLE=FILE"),
         ("test=nowhere.index.tsv", "--split: nowhere.index.tsv does not exist"),

@@ -347,6 +347,8 @@ CODE_EDITS = {
     ),
     "sequence-to-sequence loss": ("training/losses/seq2seq.py", statement, {"base": 1, "features": 6, **OF_WHISPER}),
     "classification loss": ("training/losses/language.py", statement, systems(8)),
+    "LF-MMI, which no method uses": ("training/losses/lfmmi.py", statement, {}),
+    "its denominator": ("training/losses/denominator.py", statement, {}),
     "LoRA": ("lowrank/lora.py", statement, systems(4)),
     "constraint": ("lowrank/constraint.py", statement, systems(8)),
     "truncation, which no method uses": ("lowrank/truncate.py", statement, {}),
@@ -474,6 +476,31 @@ def test_edited_recordings_of_noise(tree):
         done = tree.snakemake("--dry-run", "--configfile", "lost.yaml")
         assert done.returncode != 0
         assert "noise.folder: noises does not exist; correct the path (the system wav2vec2/lid/aware)" in done.stdout
+    finally:
+        tree.write(tiny_config())
+
+
+def test_a_language_model_and_its_text(tree):
+    text, target = tree.root / "more.txt", "exp/tiny/lm/words/lm.json"
+    text.write_text("a\n")
+    config = tiny_config()
+    config["lms"] = {"words": {"lang": "chars", "text": ["more.txt"], "dev": {"corpus": "babel", "split": "dev"}}}
+    try:
+        tree.write(config)
+        assert tree.due() == {} and tree.due(target) == {"lm": 1}
+        command = next(line for line in tree.commands(target))
+        assert "--lang exp/tiny/lang/chars" in command and "--cuts exp/tiny/corpus/babel/pretrain.jsonl.gz" in command
+        assert "--dev-cuts exp/tiny/corpus/babel/dev.jsonl.gz" in command
+        tree.run(target)
+        assert tree.due(target) == {}
+        text.write_text("b\n")
+        assert tree.due(target) == {"lm": 1}
+        text.write_text("a\n")
+        with edited(tree.root / "src/lowrank_speech/lang/lm/estimate.py", statement):
+            assert tree.due(target) == {"lm": 1}
+        config["lms"]["words"]["order"] = 2
+        tree.write(config)
+        assert tree.due(target) == {"lm": 1}
     finally:
         tree.write(tiny_config())
 

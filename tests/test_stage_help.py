@@ -13,7 +13,7 @@ from lowrank_speech.stages import common
 from lowrank_speech.stages.keys import keys_of
 from lowrank_speech.training.config import TrainConfig
 
-SHARED = ("common", "keys", "task")
+SHARED = ("common", "decoding", "keys", "task")
 STAGES = sorted(module.name for module in pkgutil.iter_modules(stages.__path__) if module.name not in SHARED)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import WhisperTokenizer
 
-from lowrank_speech.decoding.whisper import generate as decoding
+import whisper_decoding as decoding
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.models import whisper_vocabulary
 from lowrank_speech.models.folder import load_model

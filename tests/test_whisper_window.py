@@ -19,7 +19,6 @@ from transformers import (
 )
 
 from lowrank_speech import cli
-from lowrank_speech.decoding.whisper.generate import generate
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.logmel import log_mel
 from lowrank_speech.models.folder import load_model
@@ -29,6 +28,7 @@ from lowrank_speech.models.window import preprocessor, shorten
 from lowrank_speech.stages import base, calibrate, decode, export, factorise, features, lang, train
 from stage_world import TEXTS, done, refused, table, utterance
 from tiny_models import WHISPER, member
+from whisper_decoding import generate
 
 LONG, SHORT = 4.0, 2.0  # seconds
 LANGUAGES = ("<|de|>", "<|en|>")
@@ -43,22 +43,25 @@ CONFIG = WHISPER | {
 RECIPE = {"epochs": 1, "batch_seconds": 20.0, "lr": 0.001, "head_lr": 0.01, "dropout": 0.0}
 
 
-def published(folder, nested=False, cls=WhisperForConditionalGeneration, **changed):
-    """A checkpoint as it lies on the hub; ``nested``: as transformers 5 writes the processor."""
+def published(folder, nested=False, cls=WhisperForConditionalGeneration, special_tokens=SPECIAL, times=0, **changed):
+    """A checkpoint as it lies on the hub; ``nested``: as transformers 5 writes the processor.
+
+    ``times``: number of time stamps, which follow the tokenizer's last token.
+    """
     tokenizer = WhisperTokenizer(vocab={c: i for i, c in enumerate(sorted(ByteLevel.alphabet()))}, merges=[])
-    tokenizer.add_tokens(list(SPECIAL), special_tokens=True)
-    ids = dict(zip(SPECIAL, tokenizer.convert_tokens_to_ids(SPECIAL), strict=True))
+    tokenizer.add_tokens(list(special_tokens), special_tokens=True)
+    ids = dict(zip(special_tokens, tokenizer.convert_tokens_to_ids(special_tokens), strict=True))
     eot = tokenizer.eos_token_id
     special = {"pad_token_id": eot, "bos_token_id": eot, "eos_token_id": eot}
     special |= {"decoder_start_token_id": ids["<|startoftranscript|>"]}
     torch.manual_seed(0)
-    hf = cls(WhisperConfig(**CONFIG | special | {"vocab_size": len(tokenizer)} | changed))
+    hf = cls(WhisperConfig(**CONFIG | special | {"vocab_size": len(tokenizer) + times} | changed))
     if cls is WhisperForConditionalGeneration:
         hf.generation_config = GenerationConfig(
             **special,
             is_multilingual=True,
             lang_to_id={language: ids[language] for language in LANGUAGES},
-            task_to_id={"translate": ids["<|translate|>"], "transcribe": ids["<|transcribe|>"]},
+            task_to_id={"translate": ids["<|translate|>"], "transcribe": ids.get("<|transcribe|>")},
             no_timestamps_token_id=ids["<|notimestamps|>"],
             max_initial_timestamp_index=50,
             suppress_tokens=[],

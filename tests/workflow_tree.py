@@ -42,17 +42,23 @@ files = {
     "corpus": lambda: [f"{split}.{end}" for end in ("jsonl.gz", "index.tsv", "set_aside.tsv")],
     "overlap": lambda: [],
     "lang": lambda: {"char": ["tokens.txt"], "sentencepiece": ["pieces.model"]}.get(cfg["lang"]["kind"], []),
+    "lm": lambda: ["lm.arpa", "words.txt"],
     "base": lambda: [*model, "../metrics.jsonl"],
     "features": lambda: [] if cfg["kind"] == "waveform" else [out.removesuffix(".jsonl.gz") + ".h5"],
     "calibrate": lambda: [],
     "factorise": lambda: model,
     "train": lambda: [f"model/{file}" for file in model] + ["metrics.jsonl", "set_aside.tsv"],
     "emissions": lambda: ["emissions.h5"],
+    "graph": lambda: [f"{cfg['graph'].upper()}.fst"],
+    "tune": lambda: [],
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
-    "score": lambda: [],
-    "report": lambda: ["results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"],
+    "score": lambda: ["utterances.tsv"],
+    "report": lambda: [
+        *("results.csv", "comparisons.csv", "seeds.csv", "results.txt", "error.png", "cost.png", "curves.png"),
+        "report.html",
+    ],
     "export": lambda: ["config.json"],
 }[stage]()
 if stage in ("features", "calibrate"):
@@ -83,8 +89,12 @@ if stage == "corpus" and cfg["corpus"]["kind"] == "kaldi":
     tables = ("wav.scp", "segments", "text", "utt2spk", "utt2lang", "spk2gender", "reco2dur")
     sources = {f"{source}/{name}": os.path.join(folder, name) for name in tables}
     sources = {name: path for name, path in sources.items() if os.path.isfile(path)}
+elif stage == "graph" and cfg["lexicon"]:
+    sources = {"lexicon": cfg["lexicon"]}
 elif stage == "base" and os.path.isdir(cfg["source"]):
     sources = {name: os.path.join(cfg["source"], name) for name in sorted(os.listdir(cfg["source"]))}
+elif stage == "lm":
+    sources = {f"text/{number}": path for number, path in enumerate(cfg["lm"]["text"])}
 noise = cfg.get("training", cfg.get("pretrain", {})).get("noise")
 if noise and noise["folder"]:
     sources = {"noise/" + name: os.path.join(noise["folder"], name) for name in sorted(os.listdir(noise["folder"]))}

@@ -34,6 +34,9 @@ from lowrank_speech.workflow.config import (
     complete,
     factorise_key,
     lang_splits,
+    lm_dev,
+    lm_splits,
+    lms_used,
     overlaps,
     results,
     splits_used,
@@ -80,7 +83,7 @@ except ValueError as error:
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
-GRID, RESULTS = systems(CONFIG), results(CONFIG)
+GRID, RESULTS = systems(CONFIG), results(CONFIG, SCHEMA)
 ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
@@ -110,6 +113,15 @@ if workflow.is_main_process:
         refuse(error)
 
     untrained = {f"the system {'/'.join(s)}": s for s in GRID if not os.path.isfile(f"{layout.train(*s)}/train.json")}
+    unmade = [
+        lm for lm in lms_used(CONFIG, CONFIG["systems"]["tasks"]) if not os.path.isfile(f"{layout.lm(lm)}/lm.json")
+    ]
+    if (lost := outside.lost_lms({lm: CONFIG["lms"][lm] for lm in unmade})) is not None:
+        refuse(lost)
+
+    if (lost := outside.lost_lexicon(slices.graphs().values())) is not None:
+        refuse(lost)
+
     noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
     if noise is not None:
         refuse(noise)
@@ -222,6 +234,12 @@ def training_env(stage):
     return quick(path)
 
 
+def decoding_env(wildcards):
+    """The environment of a stage that decodes: the one with k2 if the decoder says `backend: k2`."""
+    backend = slices.decode(wildcards).cfg["decoder"].get("backend")
+    return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
+
+
 # ---- for input: functions of the wildcards
 
 
@@ -262,8 +280,12 @@ def sources(stage, wildcards):
     """Name -> path of the external files that the job would read; None: unknown here."""
     if stage == "corpus":
         return outside.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
+    if stage == "graph":
+        return outside.lexicon_sources(slices.graph(wildcards).cfg["lexicon"])
     if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
         return outside.base_sources(CONFIG["bases"][wildcards.base]["source"])
+    if stage == "lm":
+        return outside.lm_sources(CONFIG["lms"][wildcards.lm])
     return outside.noise_sources(recipe(stage, wildcards)) if stage in ("base", "train") else None
 
 
@@ -294,6 +316,11 @@ def lang_sources(suffix):
             dict.fromkeys(split_file(split, suffix) for split in lang_splits(CONFIG, wildcards.lang))
         )
     )
+
+
+def lm_sources(splits, suffix):
+    """split_file of the splits that a language model is made from (lm_splits) or measured on (lm_dev)."""
+    return quick(lambda wildcards: [split_file(split, suffix) for split in splits(CONFIG, wildcards.lm)])
 
 
 def overlap_sources(suffix):
@@ -421,15 +448,41 @@ def teacher_of(file):
     return path
 
 
-def emissions(file):
-    """A file of the stored network outputs, for decoders that read them; else nothing."""
+def emissions(file, test=None):
+    """A file of the stored network outputs on `test` (default: the wildcard), for decoders that read them; else nothing."""
 
     def path(wildcards):
         if not slices.reads_emissions(wildcards):
             return []
-        return f"{layout.emissions(wildcards.base, wildcards.task, wildcards.method, wildcards.test)}/{file}"
+        system = wildcards.base, wildcards.task, wildcards.method
+        return f"{layout.emissions(*system, test or wildcards.test)}/{file}"
 
     return quick(path)
+
+
+@quick
+def tuned(wildcards):
+    """The manifest with the best values of a decoder that is tuned; else nothing."""
+    if not slices.tunes(wildcards):
+        return []
+    return f"{layout.tune(wildcards.base, wildcards.task, wildcards.method, wildcards.decoder)}/tune.json"
+
+
+def resource(name):
+    """The manifest of the artefact that a decoder reads as `name` (lm, graph, rescore_lm), if it does; else nothing."""
+
+    def path(wildcards):
+        stage, *names = slices.resources(wildcards).get(name, (None,))
+        return f"{getattr(layout, stage)(*names)}/{stage}.json" if stage else []
+
+    return quick(path)
+
+
+@quick
+def graph_lm(wildcards):
+    """The manifest of the n-gram in a graph; nothing without one."""
+    named = slices.graph(wildcards).cfg["lm"]
+    return f"{layout.lm(named)}/lm.json" if named else []
 
 
 def stored_base(file):
@@ -453,6 +506,7 @@ wildcard_constraints:
     corpus=names(CONFIG["corpora"]),
     split=names(sorted({split for corpus in CONFIG["corpora"].values() for split in corpus["splits"]})),
     lang=names(CONFIG["langs"]),
+    lm=names(CONFIG["lms"]),
     base=names(CONFIG["bases"]),
     task=names(CONFIG["tasks"]),
     method=names(CONFIG["methods"]),
@@ -460,4 +514,5 @@ wildcard_constraints:
     test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),
+    graph=names(sorted({graph for _, graph in slices.graphs()})),
     form="[a-z0-9]+",

@@ -32,8 +32,20 @@ def _listed(kind: str, task: str) -> ModuleType | None:
     match f"{FOLDERS[task]}/{kind}":
         case "ctc/greedy":
             from lowrank_speech.decoding.ctc import greedy as found
+        case "ctc/beam":
+            from lowrank_speech.decoding.ctc import beam as found
+        case "ctc/align":
+            from lowrank_speech.decoding.ctc import align as found
+        case "ctc/hlg":
+            from lowrank_speech.decoding.ctc import hlg as found
+        case "ctc/nbest":
+            from lowrank_speech.decoding.ctc import nbest as found
+        case "ctc/rescore":
+            from lowrank_speech.decoding.ctc import rescore as found
         case "whisper/greedy":
             from lowrank_speech.decoding.whisper import greedy as found
+        case "whisper/beam":
+            from lowrank_speech.decoding.whisper import beam as found
         case "language/scores":
             from lowrank_speech.decoding.language import scores as found
         case _:

@@ -35,11 +35,16 @@ class Network:
         self.folder, self.device = Path(folder), pick_device(device)
         self.model = load_model(folder).to(self.device)
         self.task, self.lang_sha256 = self.model.task, self.model.meta.lang_sha256
+        self.resources: dict[str, Any] = {}
         self._loader = Loader(inputs_of(folder))
 
-    def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
-        """Yield the cuts (from the file ``path``) that the model accepts; set aside those longer than its window."""
-        return fits_window(fitting(cuts, self.model.feature_size, path), self.model.window_seconds, set_aside)
+    def usable(
+        self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside, any_length: bool = False
+    ) -> Iterator[Any]:
+        """Yield the cuts (from the file ``path``) that the model accepts; set aside those longer than its window,
+        unless the decoder takes cuts of ``any_length``."""
+        window = None if any_length else self.model.window_seconds
+        return fits_window(fitting(cuts, self.model.feature_size, path), window, set_aside)
 
     def batches(self, cuts: list[Any], batch_seconds: float) -> Iterator[Batch]:
         """Yield all cuts once, longest first, with at most ``batch_seconds`` per batch, padding included."""
@@ -52,16 +57,22 @@ class Network:
 
 
 class Stored:
-    """Stored emissions, in a folder of the stage emissions."""
+    """Stored emissions, in a folder of the stage emissions.
+
+    ``device``: where the decoder computes; one that can use CUDA sets it by ``asked`` (auto, cpu, cuda).
+    """
 
     reads = "emissions"
 
-    def __init__(self, folder: str | Path):
-        self.folder, self.device = Path(folder), torch.device("cpu")
+    def __init__(self, folder: str | Path, asked: str = "auto"):
+        self.folder, self.device, self.asked = Path(folder), torch.device("cpu"), asked
         self._emissions = Emissions(folder)
         self.task, self.lang_sha256 = self._emissions.task, self._emissions.lang_sha256
+        self.resources: dict[str, Any] = {}
 
-    def usable(self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside) -> Iterator[Any]:
+    def usable(
+        self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside, any_length: bool = False
+    ) -> Iterator[Any]:
         """Yield the cuts (from the file ``path``) with emissions; set aside those that the network could not process.
 
         UserError: other cuts have no emissions.
@@ -86,6 +97,9 @@ class Stored:
                 "cuts": batch,
                 "log_probs": torch.nn.utils.rnn.pad_sequence(arrays, batch_first=True),
                 "frames": torch.tensor([len(array) for array in arrays]),
+                "frame_seconds": [
+                    spoken_seconds(cut) / max(len(array), 1) for cut, array in zip(batch, arrays, strict=True)
+                ],
             }
 
     def peak(self) -> int | None:

@@ -93,6 +93,56 @@ def lost_noise(recipes: Mapping[str, Mapping[str, Any] | None]) -> str | None:
     return None
 
 
+def lm_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
+    """Name -> path of the text files and the model that a language model is made from; None: one does not exist."""
+    found = {f"text/{number}": path for number, path in enumerate(section["text"])}
+    if section["arpa"] is not None:
+        found["arpa"] = section["arpa"]
+    return found if all(Path(path).is_file() for path in found.values()) else None
+
+
+def lexicon_sources(path: str | None) -> dict[str, str] | None:
+    """Name -> path of the pronunciation dictionary of a graph; None: it does not exist."""
+    if path is None:
+        return {}
+    return {"lexicon": path} if Path(path).is_file() else None
+
+
+def lost_lexicon(graphs: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why a pronunciation dictionary of ``graphs`` cannot be found; None: all exist."""
+    for graph in graphs:
+        if lexicon_sources(graph["lexicon"]) is None:
+            return f"decoders: the lexicon {graph['lexicon']} does not exist; correct the path"
+    return None
+
+
+def lost_lms(sections: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Why a text file or a model of ``sections`` (name -> section of `lms`) cannot be used; None: all seem fine.
+
+    Models are only looked at, at their start and end; the stage lm reads all of them.
+    """
+    for name, section in sections.items():
+        lost = next((path for path in section["text"] if not Path(path).is_file()), None)
+        if lost is not None:
+            return f"lms.{name}.text: {lost} does not exist; correct the path"
+        if section["arpa"] is None:
+            continue
+        if not Path(section["arpa"]).is_file():
+            return f"lms.{name}.arpa: {section['arpa']} does not exist; correct the path"
+        from lowrank_speech.lang.lm import taken  # imports NumPy
+
+        try:
+            order = taken.order(Path(section["arpa"]))
+        except UserError as error:
+            return f"lms.{name}.arpa: {error}"
+        if section["order"] not in (None, order):
+            return (
+                f"lms.{name}.order is {section['order']}, but the model {section['arpa']} has order {order}; correct "
+                f"order, or remove it"
+            )
+    return None
+
+
 def base_sources(source: str) -> dict[str, str] | None:
     """Name -> path of the files of a local model folder; None: ``source`` is not a folder."""
     folder = published.local(source)

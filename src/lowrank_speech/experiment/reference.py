@@ -17,6 +17,7 @@ keys are errors.
 SECTIONS = {
     "corpora": ("Corpora", "`corpora.<name>`, by `kind`. The keys of `splits` go below the name of each split."),
     "langs": ("Token sets", "`langs.<name>`, by `kind`."),
+    "lms": ("Language models", "`lms.<name>`: n-gram models. Only those that a decoder of the grid names are made."),
     "bases": ("Bases", "`bases.<name>`."),
     "tasks": ("Tasks", "`tasks.<name>`."),
     "methods": ("Methods", "`methods.<name>`."),

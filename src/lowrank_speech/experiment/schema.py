@@ -6,17 +6,21 @@ from typing import Any
 
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
+from lowrank_speech.decoding.resources import read_by
 from lowrank_speech.experiment.sections import (
     BaseSection,
     CalibrateSection,
+    DecoderSection,
     DistilSection,
     LangSection,
+    LmSection,
     MethodSection,
     PretrainSection,
     TaskSection,
 )
 from lowrank_speech.exporting import registry as exports
 from lowrank_speech.lang.config import KINDS as LANGS
+from lowrank_speech.lang.lm.config import LmSettings
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.lowrank.recipe import Factorise
@@ -80,6 +84,7 @@ def schema() -> Node:
         | {"description": "seed of all random draws: synthesis, splits, weights, order of batches, bootstrap"},
         "corpora": named(_corpora(tool), 1),
         "langs": named(_langs(tool)) | {"default": {}},
+        "lms": named(_lm(tool)) | {"default": {}},
         "bases": named(_base(tool), 1),
         "tasks": named(_task(tool), 1),
         "methods": named(_method(tool), 1),
@@ -127,6 +132,7 @@ def schema() -> Node:
         },
         "heads": heads.DEFAULT,
         "losses": losses.OF_TASK,
+        "loss_tasks": losses.TASK_OF,
     }
 
 
@@ -153,6 +159,14 @@ def _langs(tool: Schemas) -> Node:
         tool.definitions[f"lang.{kind}"] = node
         branches[kind] = ref(f"lang.{kind}")
     return by_kind(branches)
+
+
+def _lm(tool: Schemas) -> Node:
+    node = _closed(tool.of(LmSettings), tool.of(LmSection))
+    for name in ("corpora", "splits", "text"):
+        node["properties"][name] |= {"uniqueItems": True}
+    tool.definitions["lm"] = node
+    return ref("lm")
 
 
 def _base(tool: Schemas) -> Node:
@@ -219,12 +233,24 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
     every: Node = {"type": "object", "additionalProperties": False, "properties": {}}
     for kind in decoding.kinds():
         node = _with_runtime(_kind(tool.of(kind.settings), kind.name), tool, ("device",))
-        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {"emissions": kind.reads == "emissions"}
+        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {
+            "emissions": kind.reads == "emissions",
+            "resources": [name for name in read_by(kind.settings) if name in node["properties"]],
+        }
         before = branches.get(kind.name, {"properties": {}})
-        branches[kind.name] = partial(node) | {"properties": {**before["properties"], **node["properties"]}}
+        properties = {**before["properties"], **node["properties"]}
+        if kind.type == "asr":
+            properties |= {"tune": _tune(tool)}
+        branches[kind.name] = partial(node) | {"properties": properties}
         every["properties"] |= {name: part for name, part in node["properties"].items() if name != "kind"}
     tool.definitions["decode"] = every
     return branches
+
+
+def _tune(tool: Schemas) -> Node:
+    node = tool.of(DecoderSection)["properties"]["tune"]
+    node["additionalProperties"] |= {"minItems": 1, "uniqueItems": True}
+    return node | {"minProperties": 1}
 
 
 # -- pieces of it ------------------------------------------------------------------------------------------------------

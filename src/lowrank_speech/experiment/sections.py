@@ -57,6 +57,15 @@ class DistilSection:
 
 
 @settings
+class DecoderSection:
+    """What the workflow does with a decoder."""
+
+    tune: dict[str, tuple[float, ...]] | None = key(
+        None, "numeric keys of the decoder -> values to try on the dev split of the task; the best ones are used"
+    )
+
+
+@settings
 class PretrainSection:
     """Where a base from scratch is pretrained."""
 
@@ -82,3 +91,23 @@ class LangSection:
 
     corpora: tuple[str, ...] = key(REQUIRED, "corpora whose transcripts are read")
     splits: tuple[str, ...] = key(REQUIRED, "splits to read of each corpus")
+
+
+@settings
+class DevSplit:
+    """A split to measure something on."""
+
+    corpus: str = key(REQUIRED, "its corpus")
+    split: str = key(REQUIRED, "its name")
+
+
+@settings
+class LmSection:
+    """Which transcripts a language model is made from, and measured on."""
+
+    lang: str = key(REQUIRED, "the token set whose normaliser (and tokens, for unit: token) it uses")
+    corpora: tuple[str, ...] | None = key(
+        None, "corpora whose transcripts are read; null: those of the token set; []: none"
+    )
+    splits: tuple[str, ...] | None = key(None, "training splits to read of each corpus; null: those of the token set")
+    dev: DevSplit | None = key(None, "measure perplexity and unknown words on the transcripts of this split")

@@ -4,16 +4,26 @@ inputs   --model      the system's model folder (stage train)
          --emissions  instead of the model, for decoders that read emissions: folder of the stage emissions
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
+         --lm         for decoders with a language model: folder of the stage lm
+         --graph      for decoders that search a graph: folder of the stage graph
+         --rescore-lm for decoders that rescore: folder of the stage lm
+         --tune       manifest of the stage tune: its best values replace those of the decoder
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
            hyp_raw.txt, ref_raw.txt   recognition: the same before normalisation, with tags replaced
+           hyp_tokens.txt, ref_tokens.txt   recognition: tokens as decoded, and those of ref.txt, as symbols
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
-                                 probability, or null), and optionally: nbest (text and score of each, the best first),
-                                 words (text, start, end in seconds, score), language (if the decoder detected it),
-                                 stopped (bound or loop, if the decoder stopped the utterance)
+                                 probability, or null), and optionally: nbest (text, raw text as in hyp_raw.txt, and
+                                 score of each, the best first), words (text, start, end in seconds, score), segments
+                                 (text, start, end), language (if the decoder detected it), no_speech (a probability),
+                                 stopped (bound or loop, if the decoder stopped the utterance; nothing, empty or
+                                 no_speech, if there is no text)
            languages.tsv         recognition: the language of each utterance
+           seconds.tsv           the duration of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
+           sources.tsv           language recognition: the source of each utterance, if supervisions have one
+                                 (``custom: source``); else only the header
            speakers.tsv          the speaker of each utterance
            set_aside.tsv         utterances that cannot be scored, with the reason
          --manifest   number of utterances, hypotheses that the decoder stopped, real-time factors
@@ -32,22 +42,28 @@ import argparse
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import read_cost, write_table, write_text
+from lowrank_speech.artefact import read_manifest, write_table, write_text
 from lowrank_speech.decoding import registry
 from lowrank_speech.decoding.base import Hypothesis, Runtime
 from lowrank_speech.errors import UserError
-from lowrank_speech.settings import REQUIRED, key, read, resolved, settings
-from lowrank_speech.stages import common
+from lowrank_speech.settings import REQUIRED, key, resolved, settings
+from lowrank_speech.stages import common, decoding
 from lowrank_speech.stages.task import Task
 
 log = logging.getLogger(__name__)
 
-STOPPED = {"bound": "reached their token limit", "loop": "only repeated themselves"}
+STOPPED = {
+    "bound": "reached their token limit",
+    "loop": "only repeated themselves",
+    "nothing": "are empty, because nothing survived the beam",
+    "empty": "have no frame of speech, so they are empty",
+    "no_speech": "have no speech, by its no-speech probability, so they are empty",
+}
 
 
 @settings
@@ -62,99 +78,56 @@ class Config:
 
 
 def add(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, help="model folder of the system")
-    parser.add_argument("--emissions", type=Path, help="folder of the stage emissions, for decoders that read it")
-    parser.add_argument("--cuts", required=True, type=Path, help="test cuts with features, .jsonl.gz")
-    parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
+    decoding.add_inputs(parser, "test cuts")
+    parser.add_argument(
+        "--tune", type=Path, help="tune.json of the stage tune, whose best values replace the decoder's"
+    )
     parser.add_argument("--out", required=True, type=Path, help="output: folder of hypotheses or scores")
 
 
 def body(run: common.Run) -> None:
     arguments, config = run.arguments, run.config
-    for flag in ("model", "emissions", "cuts"):
-        if (path := getattr(arguments, flag)) is not None:
-            common.existing(path, f"--{flag}")
-    work = _Work(arguments, config, run.runtime)
+    tuned = _tuned(arguments.tune, config.decoder)
+    work = _Work("decode", arguments, config.task, config.decoder | tuned, run.runtime)
     run.cfg["decoder"] = resolved(work.settings)
-    run.device = str(work.source.device)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
+    run.device = str(work.source.device)  # a decoder that reads emissions chooses it
     outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
     clock = work.clock
+    metrics |= {"tuned": tuned} if tuned else {}
     metrics |= {"speech_seconds": round(clock.speech, 3), "set_aside": work.set_aside.counts()}
     cost = {"seconds_decode": round(clock.seconds, 4), "rtf": round(clock.seconds / clock.speech, 6)}
-    cost |= {"frontend_rtf": _rtf(_beside(arguments.cuts), "frontend_rtf"), "network_rtf": 0.0}
-    if work.source.reads == "emissions":
-        cost["network_rtf"] = _rtf(arguments.emissions / "emissions.json", "rtf")
+    cost |= work.earlier_costs()
     log.info("%d utterances, %.1f s of speech in %.2f s", metrics["utterances"], clock.speech, clock.seconds)
     run.finish(outputs, metrics, cost, peak_bytes=work.source.peak())
 
 
-def _beside(cuts: Path) -> Path:
-    """The manifest of the stage features beside the cuts."""
-    return cuts.with_name(cuts.name.removesuffix(".jsonl.gz") + ".json")
+def _tuned(path: Path | None, decoder: Mapping[str, Any]) -> dict[str, Any]:
+    """The best values of the stage tune. UserError: they are not of this decoder."""
+    if path is None:
+        return {}
+    try:
+        record = read_manifest(common.existing(path, "--tune"), "tune")
+        best, kind = record["metrics"]["best"], record["cfg"]["decoder"]["kind"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"--tune: {path} is not a manifest of the stage tune ({error}); run the stage again") from error
+    if kind != decoder.get("kind"):
+        raise UserError(f"--tune: {path} is of a decoder of kind {kind}, not {decoder.get('kind')}; give its own")
+    return best
 
 
-def _rtf(manifest: Path, name: str) -> float | None:
-    """The time of an earlier stage per second of speech: ``name`` in its costs; None: not known."""
-    return read_cost(manifest).get(name)
-
-
-def _source(arguments: argparse.Namespace, type: str, kind: str, device: str) -> Any:
-    """What the decoder reads: the stored emissions, if they are given and it can read them, else the model."""
-    from lowrank_speech.decoding.sources import Network, Stored
-
-    stored = Stored(arguments.emissions) if arguments.emissions is not None else None
-    if stored is not None and registry.module(kind, stored.task).READS == "emissions":
-        return stored
-    if arguments.model is None:
-        raise UserError(f"decode: the decoder {kind} needs the model; give its folder as --model")
-    network = Network(arguments.model, device)
-    if registry.TYPES.get(network.task) != type:
-        wanted = {"asr": "recognition", "lid": "classification"}[type]
-        raise UserError(f"decode: {network.folder} is a model for {network.task}, not for {wanted}; give another model")
-    if registry.module(kind, network.task).READS == "emissions":
-        raise UserError(f"decode: the decoder {kind} reads a folder of the stage emissions; give it as --emissions")
-    return network
-
-
-class _Work:
-    """Runs the decoder over the test cuts."""
-
-    def __init__(self, arguments: argparse.Namespace, config: Config, runtime: Runtime):
-        from lowrank_speech.decoding.sources import Clock
-        from lowrank_speech.features.batches import segment
-        from lowrank_speech.features.store import load_cuts
-        from lowrank_speech.lang.select import SetAside, one_supervision
-
-        kind = config.decoder.get("kind", registry.DEFAULT[config.task.type])
-        self.source = _source(arguments, config.task.type, kind, runtime.device)
-        self.module = registry.module(kind, self.source.task)
-        self.settings = read(self.module.Settings, {"kind": kind, **config.decoder}, "decoder")
-        self.arguments, self.set_aside, self.clock = arguments, SetAside(), Clock(self.source.device)
-        seconds = config.task.segment.seconds if config.task.segment else None
-        cuts = one_supervision(segment(load_cuts(arguments.cuts), seconds), self.set_aside)
-        self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside))
-
-    def _decoded(self, cuts: list, lang: Any) -> list[tuple[Any, Hypothesis]]:
-        """(cut, hypothesis) of every cut, sorted by id."""
-        decoder = self.module.open(self.source, lang, self.settings)
-        batches = self.source.batches(sorted(cuts, key=lambda cut: cut.id), self.settings.batch_seconds)
-        found = []
-        for batch, hypotheses in self.clock.over(batches, decoder):
-            found += zip(batch["cuts"], hypotheses, strict=True)
-        return sorted(found, key=lambda pair: pair[0].id)
+class _Work(decoding.Work):
+    """Decodes the test cuts and writes what came out."""
 
     def recognise(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
-        from lowrank_speech.lang.load import Lang
-        from lowrank_speech.lang.select import require, usable_text
+        from lowrank_speech.decoding.sources import spoken_seconds
+        from lowrank_speech.decoding.symbols import symbols_of
 
-        if self.arguments.lang is None:
-            raise UserError("decode: a recognition task needs --lang")
-        lang = Lang.load(common.existing(self.arguments.lang, "--lang"))
-        cuts = list(usable_text(self.cuts, lang, self.set_aside))
-        require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
-        found = self._decoded(cuts, lang)
-        texts: dict[str, list[str]] = {"hyp": [], "ref": [], "hyp_raw": [], "ref_raw": []}
+        lang, cuts = self.transcribed()
+        found = self.decoded(cuts, lang, self.settings)
+        stems = ("hyp", "ref", "hyp_raw", "ref_raw", "hyp_tokens", "ref_tokens")
+        texts: dict[str, list[str]] = {stem: [] for stem in stems}
+        symbols = symbols_of(self.source, lang)
         rows, unseen = [], Counter()
         for cut, hypothesis in found:
             supervision = cut.supervisions[0]
@@ -164,7 +137,10 @@ class _Work:
             texts["ref"].append(reference)
             texts["hyp_raw"].append(lang.written(hypothesis.text, supervision.language))
             texts["ref_raw"].append(lang.written(supervision.text, supervision.language))
-            rows.append(_row(cut.id, hypothesis, partial(lang.normalise, language=supervision.language)))
+            texts["hyp_tokens"].append(" ".join(symbols.of_ids(hypothesis.ids)))
+            texts["ref_tokens"].append(" ".join(symbols.of_text(reference, supervision.language)))
+            forms = (partial(form, language=supervision.language) for form in (lang.normalise, lang.written))
+            rows.append(_row(cut.id, hypothesis, *forms))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
             log.warning("the references have characters that the token set lacks; each is an error: %s", shown)
@@ -175,34 +151,51 @@ class _Work:
             )
         write_text(out / "hypotheses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         outputs = [*(out / f"{stem}.txt" for stem in texts), out / "hypotheses.jsonl"]
-        outputs += [_map(out, cuts, "language"), _map(out, cuts, "speaker")]
+        cuts = [cut for cut, _ in found]
+        outputs += [_map(out, cuts, "language"), _map(out, cuts, "speaker"), out / "seconds.tsv"]
+        write_table(outputs[-1], ("id", "seconds"), [(cut.id, round(spoken_seconds(cut), 3)) for cut in cuts])
         metrics = {"utterances": len(names), "unseen_characters": dict(sorted(unseen.items()))}
         return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], out / "hypotheses.jsonl")
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
+        from lowrank_speech.decoding.sources import spoken_seconds
         from lowrank_speech.lang.select import known_language, require
 
         labels = self.source.model.meta.labels
         cuts = list(known_language(self.cuts, labels, self.set_aside))
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
-        found = self._decoded(cuts, None)
+        found = self.decoded(cuts, None, self.settings)
         table = [(cut.id, *(f"{value:.6f}" for value in hypothesis.scores)) for cut, hypothesis in found]
         write_table(out / "scores.tsv", ("id", *labels), table)
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
-        return [out / "scores.tsv", out / "labels.tsv", _map(out, cuts, "speaker")], {"utterances": len(found)}
+        seconds = [(cut.id, f"{spoken_seconds(cut):.3f}") for cut, _ in found]
+        write_table(out / "seconds.tsv", ("id", "seconds"), seconds)
+        names = ("scores.tsv", "labels.tsv", "seconds.tsv")
+        outputs = [*(out / name for name in names), _map(out, cuts, "source"), _map(out, cuts, "speaker")]
+        return outputs, {"utterances": len(found)}
 
 
-def _row(name: str, hypothesis: Hypothesis, normalise: Callable[[str], str]) -> dict[str, Any]:
+def _row(
+    name: str, hypothesis: Hypothesis, normalise: Callable[[str], str], written: Callable[[str], str]
+) -> dict[str, Any]:
     """A line of hypotheses.jsonl. Scores have four decimals, times have three."""
     row: dict[str, Any] = {"id": name, "text": normalise(hypothesis.text), "score": _rounded(hypothesis.score, 4)}
     if hypothesis.nbest:
-        row["nbest"] = [{"text": normalise(h.text), "score": _rounded(h.score, 4)} for h in hypothesis.nbest]
+        row["nbest"] = [
+            {"text": normalise(h.text), "raw": written(h.text), "score": _rounded(h.score, 4)} for h in hypothesis.nbest
+        ]
     if hypothesis.words:
         row["words"] = [
             {"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "score": _rounded(w.score, 4)}
             for w in hypothesis.words
         ]
+    if hypothesis.segments:
+        row["segments"] = [
+            {"text": s.text, "start": round(s.start, 3), "end": round(s.end, 3)} for s in hypothesis.segments
+        ]
+    if hypothesis.no_speech is not None:
+        row["no_speech"] = round(hypothesis.no_speech, 4)
     return row | {name: value for name in ("language", "stopped") if (value := getattr(hypothesis, name)) is not None}
 
 
@@ -220,12 +213,18 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """Write languages.tsv or speakers.tsv; only its header if any utterance lacks the value."""
-    rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
+    """Write languages.tsv, speakers.tsv or sources.tsv; only its header if any utterance lacks the value."""
+    rows = sorted((cut.id, str(_value(cut.supervisions[0], what) or "")) for cut in cuts)
     if not all(value for _, value in rows):
         rows = []
     write_table(out / f"{what}s.tsv", ("id", what), rows)
     return out / f"{what}s.tsv"
+
+
+def _value(supervision: Any, what: str) -> Any:
+    """A field of a supervision, or a value of its ``custom``."""
+    custom = supervision.custom or {}
+    return custom.get(what) if what == "source" else getattr(supervision, what)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,12 @@
 """Stage overlap: check whether the splits of a task share utterances, audio or speakers.
 
 inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train,
-                     untranscribed (distillation), dev, test
+                     untranscribed (distillation), lm (text of language models), dev, test
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
-No utterance of a training role (pretrain, train, untranscribed) may occur in dev or test, and no utterance of dev in
-test. Two utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an
+No utterance of a training role (pretrain, train, untranscribed, lm) may occur in dev or test, and no utterance of dev
+in test. Two utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an
 utterance, the stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lowrank_speech")
 
-ROLES = ("pretrain", "train", "untranscribed", "dev", "test")
-TRAINING = {"pretrain", "train", "untranscribed"}
+ROLES = ("pretrain", "train", "untranscribed", "lm", "dev", "test")
+TRAINING = {"pretrain", "train", "untranscribed", "lm"}
 """Roles that may share anything. Any other two roles may share no utterance."""
 COLUMNS = ("id", "speaker", "sha256")
 SUFFIX = ".index.tsv"
@@ -85,7 +85,8 @@ def body(run: common.Run) -> None:
     write_table(listed, HEADER, rows)
     if rows:
         raise UserError(refusal(rows, splits, listed))
-    speakers = [found for one, other in apart if (found := shared_speakers(one, other)) is not None]
+    heard = [pair for pair in apart if "lm" not in (pair[0].role, pair[1].role)]  # a language model hears nobody
+    speakers = [found for one, other in heard if (found := shared_speakers(one, other)) is not None]
     for found in speakers:
         log.warning(
             "overlap: %(speakers)d speakers of %(role)s (%(split)s) are also in %(other_role)s (%(other_split)s), such "

@@ -11,6 +11,7 @@ outputs  --out         folder with
            adapter/        LoRA only: the adapter in peft's own format
            metrics.jsonl   loss, dev loss, dev metric, learning rate, deviation from semi-orthogonality per epoch
            set_aside.tsv   utterances that could not be used, with the reason
+           ngram.arpa      `loss: lfmmi`: the token n-gram of the denominator; its words are ids
          --manifest    parameters in total and trained, dev metric, what was set aside
 scratch  --scratch     folder of unfinished runs (state, and the cuts that can be used); a killed run continues there
 
@@ -231,6 +232,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     if peft_model is not None:
         outputs.append(out / "adapter")
         _merge(model, peft_model, out / "adapter")
+    outputs += objective.task.save(out)
     vocabulary = tokenizer_files(lang.tokens) if kind == "ctc" else None
     save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
     run.write_set_aside(out / "set_aside.tsv", training.set_aside.rows)

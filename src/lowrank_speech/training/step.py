@@ -108,7 +108,7 @@ class Stepper:
         whole = self._units(own) if len(batches) > 1 else None
         self.steps += 1
         names = self.objective.shown
-        sums, bad = [0.0] * (3 + 2 * len(names)), None
+        sums, bad, seen = [0.0] * (3 + 2 * len(names)), None, []
         with self._body_frozen() if frozen_body else contextlib.nullcontext():
             for batch in own:
                 with explained(batch, self.config), compiling(self.config.compile):
@@ -119,6 +119,7 @@ class Stepper:
                         break
                     if total.requires_grad:  # while the body is frozen, this loss may have nothing to train
                         self.scaler.scale(total).backward()
+                seen.append(losses.seen)
                 found = [losses.task_sum, losses.units, losses.impossible]
                 for _, mean, units in losses.terms[len(losses.terms) - len(names) :]:
                     found += [mean.item() * max(units, 1), units]
@@ -131,6 +132,7 @@ class Stepper:
         with explained(largest, self.config) if own else contextlib.nullcontext():
             if not self._update(constrained=not frozen_body):
                 return self._skip("gradient's norm", self.norm, own)
+        self.objective.observe(seen, self.ranks)
         shown = {name: (sums[3 + 2 * i], int(sums[4 + 2 * i])) for i, name in enumerate(names)}
         return StepResult(sums[0], int(sums[1]), int(sums[2]), shown)
 

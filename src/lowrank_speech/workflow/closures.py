@@ -20,9 +20,11 @@ WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
 TRUNCATION = ("training.truncation", "lowrank.truncate")
 DISTILLATION = ("training.losses.distil", "training.losses.untranscribed", "training.data.untranscribed")
-ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "decode", "export")
+ONLY_ASR = ("asr", "tokens", "oracle", "aligned", "exchange")
+"""Modules of the stage score for recognition."""
+ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "tune", "decode", "export")
 """Stages that load models."""
-ADAPTED = ("train", "emissions", "decode", "export")
+ADAPTED = ("train", "emissions", "tune", "decode", "export")
 """Stages whose models have the head of the task."""
 
 _KNOWN: WeakKeyDictionary[Slices, dict[tuple[str, ...], str]] = WeakKeyDictionary()
@@ -52,21 +54,41 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             found |= _others(slices, "corpora", {slices.config["corpora"][wildcards.corpus]["kind"]})
         case "lang":
             found |= set() if slices.config["langs"][wildcards.lang]["kind"] == "sentencepiece" else {"lang.pieces"}
+        case "lm":
+            found.add("lang.pieces")  # only trains token sets
         case "base":
             found |= _of_base(slices, wildcards)
         case "factorise":
             found |= _of_factorise(slices, wildcards)
         case "train":
             found |= _of_train(slices, wildcards)
-        case "decode":
+        case "tune" | "decode":
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
-            found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
+            task = slices.model_task(wildcards)
+            found |= _others(slices, "decoders", {f"{kind}.{task}"})
+            if stage == "decode":
+                found |= _of_decode(task)
+            read = slices.resources(wildcards)
+            if not any(stage == "lm" for stage, *_ in read.values()):
+                found.add("lang.lm")
+            if "graph" not in read:
+                found.add("lang.graphs")
+        case "graph":
+            if not slices.graph(wildcards).cfg["lm"]:
+                found.add("lang.lm")
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
-            found |= {"scoring.lid", "scoring.detection"} if asr else {"scoring.asr"}
+            found |= {f"scoring.{name}" for name in (("lid", "detection") if asr else ONLY_ASR)}
         case "export":
             found |= _others(slices, "exports", {wildcards.form})
     return found
+
+
+def _of_decode(task: str) -> set[str]:
+    """Only recognition has tokens, and only Whisper's come with the model."""
+    if task == "classify":
+        return {"decoding.symbols"}
+    return set() if task == "seq2seq" else {"models.text", "models.whisper_vocabulary"}
 
 
 def _of_factorise(slices: Slices, wildcards: Any) -> set[str]:

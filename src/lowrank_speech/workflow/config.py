@@ -8,7 +8,7 @@ defaults.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 Config = Mapping[str, Any]
@@ -63,9 +63,30 @@ def systems(config: Config) -> list[System]:
     return [System(b, t, m) for b in grid["bases"] for t in grid["tasks"] for m in grid["methods"]]
 
 
-def results(config: Config) -> list[Result]:
-    """Every system with each of its task's decoders on each of its task's test sets."""
-    return [Result(*s, d, t) for s in systems(config) for d in decoders(config, s.task) for t in tests(config, s.task)]
+def results(config: Config, schema: Mapping[str, Any] | None = None) -> list[Result]:
+    """Every system with each of its task's decoders on each of its task's test sets.
+
+    With ``schema``, only decoders of which the kind decodes the base's models (see ``fitting``).
+    """
+    found = []
+    for system in systems(config):
+        able = decoders(config, system.task) if schema is None else fitting(config, schema, system.base, system.task)
+        found += [Result(*system, decoder, test) for decoder in able for test in tests(config, system.task)]
+    return found
+
+
+def fitting(config: Config, schema: Mapping[str, Any], base: str, task: str) -> list[str]:
+    """The decoders of a task of which the kind decodes the base's models: ``beam`` of CTC has no use for a Whisper."""
+    of = model_task(config, schema, base, task)
+    kinds = {name: section.get("kind", name) for name, section in complete(config)["decoders"].items()}
+    return [name for name in decoders(config, task) if f"decoder.{kinds[name]}.{of}" in schema["$defs"]]
+
+
+def model_task(config: Config, schema: Mapping[str, Any], base: str, task: str) -> str:
+    """What models of the base's family do in a task: ctc, seq2seq or classify."""
+    if config["tasks"][task]["type"] == "lid":
+        return "classify"
+    return schema["families"][config["bases"][base]["family"]]["recognises_by"]
 
 
 def tests(config: Config, task: str) -> dict[str, Split]:
@@ -107,18 +128,25 @@ DEFAULT_DECODERS = {"asr": "greedy", "lid": "scores"}
 
 
 def overlaps(config: Config, task: str) -> dict[str, list[Split]]:
-    """Role (train, dev, test, pretrain; untranscribed, if there are any) -> the splits that affect a task's results."""
+    """Role -> the splits that affect a task's results.
+
+    Roles: train, dev, test, pretrain; if there are any, untranscribed and lm (the text of language models).
+    """
     roles = {name: [split] for name, split in task_splits(config, task).items()}
     roles["test"] = list(dict.fromkeys(tests(config, task).values()))
     scratch = [config["bases"][base] for base in config["systems"]["bases"]]
     found = [Split(b["pretrain"]["corpus"], b["pretrain"]["train"]) for b in scratch if b["source"] == "scratch"]
     roles["pretrain"] = sorted(set(found) - {roles["train"][0]})
     heard = sorted({split for s in systems(config) if s.task == task for split in untranscribed(config, s)})
-    return roles | ({"untranscribed": heard} if heard else {})
+    read = sorted({split for lm in lms_used(config, [task]) for split in lm_splits(config, lm)} - {roles["train"][0]})
+    return roles | ({"untranscribed": heard} if heard else {}) | ({"lm": read} if read else {})
 
 
 def splits_used(config: Config) -> list[Split]:
-    """All splits that the grid needs, sorted: of tasks, pretraining, token sets, calibration and distillation."""
+    """All splits that the grid needs, sorted.
+
+    They are those of tasks, pretraining, token sets, language models, calibration and distillation.
+    """
     grid, found = config["systems"], set()
     for task in grid["tasks"]:
         found.update(task_splits(config, task).values(), tests(config, task).values())
@@ -128,6 +156,8 @@ def splits_used(config: Config) -> list[Split]:
             found.update(Split(base["pretrain"]["corpus"], base["pretrain"][key]) for key in ("train", "dev"))
         if needs_lang(config, name):
             found.update(lang_splits(config, base["lang"]))
+    for lm in lms_used(config, grid["tasks"]):
+        found.update([*lm_splits(config, lm), *lm_dev(config, lm)])
     for system in systems(config):
         found.update(untranscribed(config, system))
     if any(calibrated(config["methods"][method]) for method in grid["methods"]):
@@ -141,6 +171,35 @@ def lang_splits(config: Config, lang: str) -> Iterator[Split]:
     for corpus in section.get("corpora") or ():
         for split in section["splits"]:
             yield Split(corpus, split)
+
+
+LMS = ("lm", "rescore_lm")
+"""Keys of a decoder that name a language model."""
+
+
+def lms_used(config: Config, tasks: Iterable[str]) -> list[str]:
+    """The language models that the decoders of ``tasks`` name. No other one is made."""
+    shared, defined = (config.get(name) or {} for name in ("decode", "decoders"))
+    names = {name for task in tasks if config["tasks"][task]["type"] == "asr" for name in decoders(config, task)}
+    sections = [shared | (defined.get(name) or {}) for name in names]
+    used = {section.get(key) for section in sections for key in LMS}
+    return [name for name in config.get("lms") or {} if name in used]
+
+
+def lm_splits(config: Config, lm: str) -> list[Split]:
+    """The splits that a language model is made from: by default those of its token set; none for `arpa`."""
+    section = config["lms"][lm]
+    if section.get("arpa") is not None:
+        return []
+    lang = config["langs"][section["lang"]]
+    corpora, splits = (lang.get(key) if section.get(key) is None else section[key] for key in ("corpora", "splits"))
+    return [Split(corpus, split) for corpus in corpora or () for split in splits or ()]
+
+
+def lm_dev(config: Config, lm: str) -> list[Split]:
+    """The split on which the perplexity of a language model is measured, if there is one."""
+    dev = config["lms"][lm].get("dev")
+    return [] if dev is None else [Split(dev["corpus"], dev["split"])]
 
 
 def needs_lang(config: Config, base: str) -> bool:
@@ -234,6 +293,15 @@ def gradients(section: Mapping[str, Any]) -> bool:
     """Whether the calibration for a ``factorise`` section needs the gradients of the layers' outputs."""
     return section.get("init") == "two-sided"
 
+
+def graph_key(section: Mapping[str, Any]) -> str:
+    """Folder name of the graph of a decoder, such as ``hlg-words3-1f0c9a3e``: decoders with the same graph share it."""
+    seen = {name: section.get(name) for name in GRAPH}
+    return "-".join(filter(None, (seen["graph"], seen["lm"], _digest(seen))))
+
+
+GRAPH = ("graph", "lm", "lexicon")
+"""Keys of a decoder that define its graph, apart from the token set."""
 
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")
 """Ways to set the size of a factorised layer; a ``factorise`` section gives exactly one."""

@@ -30,6 +30,14 @@ class Layout:
         """tokens.txt or pieces.model, lang.json."""
         return f"{self.root}/lang/{lang}"
 
+    def lm(self, lm: str = "{lm}") -> str:
+        """lm.arpa, lm.bin, words.txt, lm.json."""
+        return f"{self.root}/lm/{lm}"
+
+    def graph(self, lang: str = "{lang}", graph: str = "{graph}") -> str:
+        """H.fst, HL.fst, HG.fst or HLG.fst, symbol tables, graph.json; ``graph`` is config.graph_key of a decoder."""
+        return f"{self.root}/graph/{lang}/{graph}"
+
     def base(self, base: str = "{base}") -> str:
         """model/, metrics.jsonl, base.json."""
         return f"{self.root}/base/{base}"
@@ -56,6 +64,12 @@ class Layout:
         """Network outputs of a system on a test set, for the decoders that share them; emissions.json."""
         return f"{self.root}/emissions/{base}/{task}/{method}/{test}"
 
+    def tune(
+        self, base: str = "{base}", task: str = "{task}", method: str = "{method}", decoder: str = "{decoder}"
+    ) -> str:
+        """tune.json: the scales of a decoder that are best on the task's dev split."""
+        return f"{self.root}/tune/{base}/{task}/{method}/{decoder}"
+
     def decode(
         self,
         base: str = "{base}",
@@ -75,7 +89,7 @@ class Layout:
         decoder: str = "{decoder}",
         test: str = "{test}",
     ) -> str:
-        """score.json."""
+        """utterances.tsv, alignments and transcripts (asr), score.json."""
         return f"{self.root}/score/{base}/{task}/{method}/{decoder}/{test}"
 
     def export(self, base: str = "{base}", task: str = "{task}", method: str = "{method}", form: str = "{form}") -> str:

@@ -16,29 +16,18 @@ The score is the log probability of the tokens, including the end of text.
 from collections.abc import Callable
 from typing import Any, Literal
 
-from lowrank_speech.decoding.base import Decoding, Hypothesis
-from lowrank_speech.settings import Count, Positive, key, settings
+from lowrank_speech.decoding.base import Hypothesis
+from lowrank_speech.decoding.whisper.settings import WhisperDecoding
+from lowrank_speech.settings import key, settings
 
 READS = "model"
-SLACK = 20
-"""Tokens that an utterance may have in addition to ``max_tokens_per_second``."""
 
 
 @settings
-class Settings(Decoding):
+class Settings(WhisperDecoding):
     """Greedy decoding of Whisper."""
 
     kind: Literal["greedy"] = key("greedy", "the best token of each step")
-    language: Literal["given", "detect"] = key(
-        "given", "given: tell Whisper the language of the utterance; detect: let it detect the language"
-    )
-    max_new_tokens: Count | None = key(
-        None, "maximum number of tokens per utterance; null: the decoder's number of positions"
-    )
-    max_tokens_per_second: Positive | None = key(
-        50.0, "maximum number of tokens per second of an utterance, in addition to 20; null: no limit by duration"
-    )
-    stop_loops: bool = key(True, "stop an utterance whose output only repeats itself")
 
 
 def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]], list[Hypothesis]]:
@@ -46,35 +35,6 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
 
     If an utterance has no language, or one that the model does not know, the model detects one.
     """
-    from lowrank_speech.decoding.whisper.generate import generate
-    from lowrank_speech.lang.codes import nearest_language
-    from lowrank_speech.models.text import decoder_tokens
+    from lowrank_speech.decoding.whisper.decoder import Decoder
 
-    tokens = decoder_tokens(source.model, source.folder, lang)
-
-    def decode(batch: dict[str, Any]) -> list[Hypothesis]:
-        languages = None
-        if settings.language == "given":
-            given = [cut.supervisions[0].language for cut in batch["cuts"]]
-            languages = [nearest_language(code, tokens.language_ids) for code in given]
-        rows = generate(
-            source.model,
-            batch["features"],
-            batch["lengths"],
-            tokens,
-            languages,
-            settings.max_new_tokens,
-            _bounds(batch["lengths"].tolist(), settings.max_tokens_per_second),
-            settings.stop_loops,
-        )
-        return [
-            Hypothesis(tuple(row.ids), tokens.decode(row.ids), row.score, language=row.language, stopped=row.stopped)
-            for row in rows
-        ]
-
-    return decode
-
-
-def _bounds(frames: list[int], per_second: float | None) -> list[int] | None:
-    """Maximum number of tokens of each utterance, from its number of 10 ms frames."""
-    return None if per_second is None else [SLACK + int(per_second * n / 100) for n in frames]
+    return Decoder(source, lang, settings)

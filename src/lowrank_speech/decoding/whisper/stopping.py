@@ -1,13 +1,16 @@
-"""Stop utterances that do not end by themselves in Whisper's ``generate``, and sum their log probabilities.
+"""Stop hypotheses that do not end by themselves in Whisper's ``generate``.
 
-Each row of a batch stops on its own, so the hypothesis of an utterance does not depend on its batch.
+Each row of a batch stops on its own, so the hypothesis of an utterance does not depend on its batch. Whether to stop
+depends only on the row's tokens: beam search reorders its rows.
 
 B batch, L tokens generated so far, P periods.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from transformers import LogitsProcessor, StoppingCriteria
+from transformers import StoppingCriteria
 
 PERIODS = 16
 """Length of the longest n-gram whose repetition is detected."""
@@ -34,44 +37,30 @@ def looping(tokens: Tensor) -> Tensor:
 
 
 class Stop(StoppingCriteria):
-    """Stops a row at its own token limit, or when it loops.
+    """Stops a row at its utterance's token limit, or when it loops.
 
-    ``bounds``: (B,) maximum number of tokens of each row. After ``generate``, ``lengths`` (B,) has the number of tokens
-    of the rows that were stopped, and 0 for those that ended by themselves; ``looped`` (B,) marks the loops.
+    ``bounds``: maximum number of tokens of each utterance; with several rows per utterance, they follow each other.
+    ``prompt``: number of tokens before the first one that is generated.
     """
 
-    def __init__(self, bounds: Tensor, eot: int, loops: bool):
-        self.bounds, self.eot, self.loops = bounds, eot, loops
-        self.prompt: int | None = None
-        self.ended = torch.zeros_like(bounds, dtype=torch.bool)
-        self.looped = torch.zeros_like(bounds, dtype=torch.bool)
-        self.lengths = torch.zeros_like(bounds)
+    def __init__(self, bounds: Sequence[int], eot: int, loops: bool, prompt: int):
+        self.bounds, self.eot, self.loops, self.prompt = list(bounds), eot, loops, prompt
 
     def __call__(self, input_ids: Tensor, scores: object, **kwargs: object) -> Tensor:
         """Which rows (B,) to stop. ``input_ids``: prompt and tokens so far."""
-        if self.prompt is None:
-            self.prompt = input_ids.shape[1] - 1  # called with the first token
-        number = input_ids.shape[1] - self.prompt
-        self.ended |= input_ids[:, -1] == self.eot
-        going = ~self.ended & (self.lengths == 0)
-        loops = looping(input_ids[:, self.prompt :]) if self.loops else torch.zeros_like(going)
-        stop = going & (loops | (number >= self.bounds))
-        self.looped |= stop & loops
-        self.lengths = torch.where(stop, number, self.lengths)
-        return self.lengths > 0
+        tokens = input_ids[:, self.prompt :]
+        bounds = torch.tensor(self.bounds, device=tokens.device).repeat_interleave(len(tokens) // len(self.bounds))
+        stop = tokens.shape[1] >= bounds
+        if self.loops:
+            stop = stop | looping(tokens)
+        # What follows the end of text is padding.
+        return stop & ~(tokens == self.eot).any(-1)
 
+    def reason(self, tokens: Sequence[int], ended: bool, row: int) -> str | None:
+        """Why utterance ``row`` stopped at ``tokens``: ``loop``, ``bound``, or None if it ``ended`` by itself.
 
-class Likelihood(LogitsProcessor):
-    """Records the log probability of each greedy choice, and does not change the scores."""
-
-    def __init__(self):
-        self.steps: list[Tensor] = []
-
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        self.steps.append(scores.amax(-1) - scores.logsumexp(-1))
-        return scores
-
-    def sums(self, counts: list[int]) -> list[float]:
-        """Log probability of the first ``counts`` choices of each row."""
-        steps = torch.stack(self.steps, dim=1).double().cpu()
-        return [float(row[:n].sum()) for row, n in zip(steps, counts, strict=True)]
+        generate() pads rows that were stopped with the end of text, so that ``ended`` alone does not tell.
+        """
+        if self.loops and looping(torch.tensor([list(tokens)], dtype=torch.long)).item():
+            return "loop"
+        return "bound" if not ended or len(tokens) >= self.bounds[row] else None
