@@ -25,6 +25,7 @@ def jobs(slices: Slices) -> Iterator[tuple[str, Any]]:
     keys = [{"factorisation": factorise_key(method["factorise"], start_share(method))} for method in factorising]
     keys += [{"calibration": calibrate_key(method["factorise"])} for method in factorising if calibrated(method)]
     every += [{"base": base, **key} for base in config["systems"]["bases"] for key in ({}, *keys)]
+    every += [{"lang": lang, "graph": graph} for lang, graph in slices.graphs()]
     every += [
         result._asdict() | {"form": form} for result in results(config, slices.schema) for form in ("dense", "lowrank")
     ]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from lowrank_speech.artefact import write_json, write_table
-from lowrank_speech.scoring import asr, lid
+from lowrank_speech.scoring import asr, lid, utterances
 from lowrank_speech.scoring.options import ScoreOptions
 
 BASES = {"wav2vec2": 6_153_000, "whisper": 4_870_000}
@@ -57,24 +57,29 @@ def manifest(path: Path, stage: str, metrics: dict[str, Any], cfg: dict[str, Any
     write_json(path.with_name(f"{path.stem}.cost.json"), spent | cost)
 
 
-def score_asr(rng: random.Random, error: float) -> dict[str, Any]:
-    """Metrics of 60 utterances in which each word is wrong with probability ``error``."""
-    pairs = {}
+def score_asr(rng: random.Random, error: float, test: str, folder: Path) -> dict[str, Any]:
+    """Metrics of 60 utterances in which each word is wrong with probability ``error``; writes their table."""
+    pairs, said = {}, random.Random(test)
     for i in range(60):
-        ref = rng.choices(WORDS, k=rng.randint(3, 9))
+        ref = said.choices(WORDS, k=said.randint(3, 9))
         hyp = [rng.choice([word[::-1], word[:-1] + "s", ""]) if rng.random() < error else word for word in ref]
         pairs[f"utt{i:03}"] = (ref, [word for word in hyp if word])
     names = {name: LANGUAGES[i % 3] for i, name in enumerate(pairs)}
+    table = asr.per_utterance(pairs).drop(columns=["ref", "hyp"])
+    write_table(folder / utterances.NAME, *utterances.rows(table, {"language": names}))
     return {"type": "asr", **asr.score(pairs, OPTIONS, 1, languages=names)}
 
 
-def score_lid(rng: random.Random, noise: float) -> dict[str, Any]:
-    """Metrics of 110 segments (the last language has more) whose true language leads by 2 under Gaussian noise."""
+def score_lid(rng: random.Random, noise: float, folder: Path) -> dict[str, Any]:
+    """Metrics of 110 segments (the last language has more) whose true language leads by 2 under Gaussian noise, and
+    their table."""
     truth = [i % 5 for i in range(100)] + [4] * 10
     draw = np.random.default_rng(rng.randrange(10**6))
     scores = 2.0 * np.eye(5)[truth] + noise * draw.normal(size=(110, 5))
     ids = [f"seg{i:03}" for i in range(110)]
     labels = {name: LANGUAGES[i] for name, i in zip(ids, truth, strict=True)}
+    table = utterances.of_languages(ids, LANGUAGES, scores, labels, OPTIONS)
+    write_table(folder / utterances.NAME, *utterances.rows(table, {"language": labels}))
     return {"type": "lid", **lid.score(ids, LANGUAGES, scores, labels, OPTIONS, 1)}
 
 
@@ -145,8 +150,9 @@ def system(root: Path, rng: random.Random, base: str, task: str, method: str, te
             cfg = {"task": {"type": TASKS[task]}, "decoder": {"kind": decoder}}
             manifest(root / "decode" / place / "decode.json", "decode", decoded, cfg, **cost)
             wrong = min(0.95, error * HARDER.get(test, 1.0) * HARDER.get(decoder, 1.0))
-            scored = score_asr(rng, wrong) if TASKS[task] == "asr" else score_lid(rng, noise)
-            manifest(root / "score" / place / "score.json", "score", scored, {"seed": 1, "type": TASKS[task]})
+            scores = root / "score" / place
+            scored = score_asr(rng, wrong, test, scores) if TASKS[task] == "asr" else score_lid(rng, noise, scores)
+            manifest(scores / "score.json", "score", scored, {"seed": 1, "type": TASKS[task]})
 
 
 def corpus(root: Path) -> None:

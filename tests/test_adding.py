@@ -92,7 +92,7 @@ class Kind(NamedTuple):
     registry: str
     edits: dict[str, str]
     config: Mapping[str, Any] = MappingProxyType({})
-    """Dotted path -> value. A head and an export format are not chosen in a config."""
+    """Dotted path -> value. An export format is not chosen in a config."""
 
 
 KINDS = {
@@ -113,11 +113,15 @@ KINDS = {
         {"decoders.mine": {"kind": "dummy", "scale": 2}},
     ),
     "heads": Kind(
-        "statistics",
-        "models/heads/statistics.py",
+        "deviation",
+        "models/heads/deviation.py",
         test_model_seams.HEAD,
         "models/heads/registry.py",
-        {'"pooled")': '"pooled", "statistics")', "    match kind:\n": "    match kind:\n" + test_model_seams.HEAD_CASE},
+        {
+            '"language-tokens")': '"language-tokens", "deviation")',
+            "    match kind:\n": "    match kind:\n" + test_model_seams.HEAD_CASE,
+        },
+        {"tasks.lid.head": {"kind": "deviation", "size": 4}},
     ),
     "families": Kind(
         "unispeech",
@@ -135,7 +139,7 @@ KINDS = {
         "training/losses/dummy.py",
         test_training_losses.DUMMY,
         "training/losses/registry.py",
-        {'"language")': '"language", "dummy")', "    match name:\n": "    match name:\n" + test_training_losses.CASE},
+        {'"aam")': '"aam", "dummy")', "    match name:\n": "    match name:\n" + test_training_losses.CASE},
         {"tasks.lid.training": {"loss": "dummy"}},
     ),
     "exports": Kind(

@@ -279,3 +279,27 @@ def test_a_memo_answers_as_if_it_asked_each_time():
         assert (scores == keys / 7).all() and (after == keys + 1).all()
     assert 40 <= len(asked) < 600
     assert len(memo(np.zeros(0, np.int64))[0]) == 0
+
+
+@pytest.mark.parametrize(("symbols", "size", "threshold"), [(6, 5, 8.0), (30, 20, 12.0)])
+def test_hypotheses_and_scores_are_those_of_flashlight(symbols, size, threshold):
+    """Which also counts states, so that the same ones are dropped; prefixes come back, too."""
+    flashlight = pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    rng = np.random.default_rng(10)
+    rows = [emissions(rng, 40, symbols) for _ in range(6)]
+    found = search(np.stack(rows), np.full(6, 40), Limits(size, threshold))
+    options = flashlight.LexiconFreeDecoderOptions(
+        beam_size=size,
+        beam_size_token=symbols,
+        beam_threshold=threshold,
+        lm_weight=0.0,
+        sil_score=0.0,
+        log_add=True,
+        criterion_type=flashlight.CriterionType.CTC,
+    )
+    lm = flashlight.ZeroLM()
+    decoder = flashlight.LexiconFreeDecoder(options, lm, -1, 0, [])
+    for row, ((labels, score), *_) in zip(rows, found, strict=True):
+        best = decoder.decode(row.ctypes.data, *row.shape)[0]
+        assert labels == collapsed([symbol for symbol in best.tokens if symbol >= 0])
+        assert score == pytest.approx(best.score, abs=1e-3)

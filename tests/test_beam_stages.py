@@ -97,7 +97,7 @@ def test_nothing_left_is_an_empty_hypothesis_that_is_counted(world, stored, tmp_
     (lost,) = [row for row in hypotheses(tmp_path / "b") if "stopped" in row]
     assert lost == {"id": "dev-de1", "text": "", "score": None, "stopped": "nothing"}
     assert record["metrics"]["stopped"] == {"nothing": 1} and record["metrics"]["utterances"] == 8
-    assert "lost all their prefixes" in capsys.readouterr().err
+    assert "nothing survived the beam" in capsys.readouterr().err
     record = done(decode, cfg("align"), tmp_path / "a/decode.json", out=tmp_path / "a", **inputs(world, tmp_path / "e"))
     assert record["metrics"]["set_aside"] == {align.IMPOSSIBLE: 1}
 
@@ -106,7 +106,7 @@ def test_a_language_model_has_to_be_given_and_named(world, stored, tmp_path, cap
     end = {"out": tmp_path / "out", **inputs(world, stored)}
     message = "the decoder beam reads the lm 'words'; give the folder of the stage lm as --lm"
     refused(capsys, message, decode, cfg("beam", lm="words"), tmp_path / "m.json", **end)
-    message = f"the decoder beam names no lm, but --lm is {stored}; remove it"
+    message = f"the decoder beam reads no lm, but --lm is {stored}; remove it"
     refused(capsys, message, decode, cfg("beam"), tmp_path / "m.json", lm=stored, **end)
     refused(capsys, "has no lm.json", decode, cfg("beam", lm="words"), tmp_path / "m.json", lm=stored, **end)
 
@@ -213,7 +213,8 @@ def test_bad_decoders_are_refused_before_the_first_job(keys, message):
 
 
 def test_a_decoder_of_ctc_models_leaves_whisper_out():
-    config = tuned_config()
+    config = edited("decoders.best", {"kind": "align"})
+    config["tasks"]["asr"]["decoders"] = ["greedy", "best"]
     found = {(r.base, r.decoder) for r in results(checked(config), SCHEMA) if r.task == "asr"}
     assert found == {("wav2vec2", "greedy"), ("wav2vec2", "best"), ("whisper", "greedy")}
     rows = sliced(config).report().cfg["systems"]
@@ -236,22 +237,35 @@ def test_the_slices_of_a_tuned_decoder():
     assert sliced(tuned_config(tune={"insertion": [1, 0.0]})).tune(names) == tuned.tune(names)
 
 
+def test_a_key_of_one_family_is_tuned_for_that_family():
+    config = tuned_config(tune={"insertion": [0, 1], "unknown": [-5, 0]})
+    names = {"task": "asr", "method": "full", "decoder": "best", "test": "test"}
+    checked(config)
+    assert sliced(config).tunes(wildcards(base="wav2vec2", **names)).keys() == {"insertion", "unknown"}
+    found = sliced(config).tunes(wildcards(base="whisper", **names))
+    assert "unknown" not in found
+
+
 @pytest.mark.slow
 def test_changing_the_grid_reruns_tuning_and_what_depends_on_it(tmp_path):
-    tree = Tree(tmp_path, tuned_config())
+    def written(**keys):
+        config = tuned_config(**keys)
+        return config | {"systems": config["systems"] | {"bases": ["wav2vec2"]}}
+
+    tree = Tree(tmp_path, written())
     due = tree.due()
-    # Four systems with wav2vec 2.0: emissions of dev and test, computed once.
-    assert (due["emissions"], due["tune"]) == (8, 4) and due["decode"] == 16 + 4
+    # Four systems for recognition: emissions of dev and test, computed once.
+    assert (due["emissions"], due["tune"]) == (8, 4) and due["decode"] == 8 + 4
     tree.run()
     commands = json.loads((tmp_path / "exp/tiny/tune/wav2vec2/asr/full/best/tune.json").read_text())
     assert commands["stage"] == "tune" and tree.due() == {}
     for changed in ({"tune": {"insertion": [0, 1, 2]}}, {"beam": 20}):
-        tree.write(tuned_config(**changed))
+        tree.write(written(**changed))
         assert tree.due() == {"tune": 4, "decode": 4, "score": 4, "report": 1}
     # The test sets are no input of the tuning, and only the decoder that is tuned reruns.
     shell = tree.commands()
     tunes = [command for command in shell if ".stages.tune" in command]
     assert len(tunes) == 4 and all("/dev" in command and "/test" not in command for command in tunes)
     assert all("--tune exp/tiny/tune/wav2vec2/asr" in c for c in shell if ".stages.decode" in c)
-    tree.write(tiny_config())
+    tree.write(written(tune=None) | {"decoders": {}, "tasks": tiny_config()["tasks"]})
     assert tree.due() == {"report": 1}

@@ -255,3 +255,27 @@ def test_planning(main, tmp_path, capsys):
     # Two more splits, with features for two bases; two more systems; decoding and scoring of each.
     assert large["jobs"] - small["jobs"] == 2 + 2 * 2 + 2 + 2 * (4 * 3 * 2 - 2)
     assert small["cpu seconds"] > 0
+
+
+def test_scoring_of_language_recognition(main, capsys, tmp_path):
+    main("bench_lid_scoring", None, "--segments", "1200", "--languages", "60", "--bootstrap", "20")
+    (without, with_intervals) = printed_table(capsys.readouterr().out)
+    assert without[:3] == ["1200", "60", "0"] and with_intervals[:3] == ["1200", "60", "20"]
+    assert without[-1] == "-" and float(with_intervals[-1]) > 0
+    assert all(float(v) > 0 for row in (without, with_intervals) for v in row[3:6])
+
+
+def printed_table(text):
+    """The cells of the rows below the header of an aligned table."""
+    return [line.split() for line in text.strip().splitlines()[3:]]
+
+
+def test_the_decoding_benchmark(main, capsys, tmp_path):
+    pytest.importorskip("flashlight.lib.text.decoder", reason="flashlight-text is not installed")
+    tiny = ("--utterances", "3", "--words", "60", "--beam", "8", "--rounds", "1", "--json", str(tmp_path / "rows"))
+    main("bench_decoding", None, *tiny)
+    rows = {row["decoder"]: row for row in map(json.loads, (tmp_path / "rows").read_text().splitlines())}
+    assert rows["beam 1"]["WER %"] == rows["greedy"]["WER %"]
+    assert rows["beam"]["WER %"] == rows["flashlight"]["WER %"]
+    assert rows["beam, words"]["WER %"] < rows["greedy"]["WER %"]
+    assert all(row["speech s / s"] > 0 for row in rows.values())

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -16,8 +17,8 @@ from lowrank_speech.lang.codes import nearest_language
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.text import WhisperTokens
 from lowrank_speech.settings import resolved
-from lowrank_speech.stages import decode
-from stage_world import decode_with, hypotheses, make_features, refused, utterance
+from lowrank_speech.stages import decode, score
+from stage_world import decode_with, done, hypotheses, make_features, refused, utterance
 from test_whisper_window import mels, published, speech
 from whisper_decoding import generate
 
@@ -337,3 +338,38 @@ def test_both_real_time_factors_divide_by_the_same_seconds(world, systems, tmp_p
     record = decode_with(world, systems, "wav2vec2", "asr", tmp_path / "out")["metrics"]
     front = json.loads((world.features["wav2vec2"] / "test.json").read_text())["metrics"]
     assert record["speech_seconds"] == front["speech_seconds"]
+
+
+# -- tokens, for scoring
+
+
+@pytest.mark.parametrize("family", ["wav2vec2", "whisper"])
+def test_tokens_spell_what_was_decoded_and_said(world, systems, family, tmp_path):
+    decode_with(world, systems, family, "asr", tmp_path, **({"max_new_tokens": 8} if family == "whisper" else {}))
+    for side in ("hyp", "ref"):
+        texts, spelt = (
+            dict(line.partition(" ")[::2] for line in (tmp_path / f"{side}{end}.txt").read_text().splitlines())
+            for end in ("", "_tokens")
+        )
+        assert list(texts) == list(spelt) and (side == "hyp" or all(spelt.values()))
+        # The characters of these token sets, with their word boundary.
+        assert {u: " ".join(s.replace(" ", "").replace("|", " ").split()) for u, s in spelt.items()} == texts
+    seconds = dict(line.split("\t") for line in (tmp_path / "seconds.tsv").read_text().splitlines()[1:])
+    assert {cut.id: cut.duration for cut in world.cuts["test"]} == {u: float(s) for u, s in seconds.items()}
+    cfg = {"seed": 1, "type": "asr", "score": {"bootstrap": 50}}
+    metrics = done(score, cfg, tmp_path / "scored/score.json", decoded=tmp_path)["metrics"]
+    spelt = [line.split()[1:] for line in (tmp_path / "ref_tokens.txt").read_text().splitlines()]
+    assert metrics["tokens"] == sum(map(len, spelt)) and metrics["ter"] > 0
+    assert sum(group["utterances"] for group in metrics["by_length"]["seconds"].values()) == len(seconds)
+    assert (tmp_path / "scored/tokens.pra").is_file() and "oracle" not in metrics
+
+
+def test_tokens_of_a_published_whisper_are_its_pieces(tmp_path):
+    from lowrank_speech.decoding.symbols import symbols_of
+
+    folder = published(tmp_path)
+    tokens = WhisperTokens(folder)
+    symbols = symbols_of(types.SimpleNamespace(folder=folder), types.SimpleNamespace(tokens=None, leading_space=False))
+    ids = tokens.encode("hello there")
+    assert symbols.of_text("hello there", "en") == symbols.of_ids([tokens.sot, *ids, tokens.eot])
+    assert len(symbols.of_ids(ids)) == len(ids) and not any(" " in symbol for symbol in symbols.of_ids(ids))

@@ -39,7 +39,7 @@ def rules() -> dict[str, str]:
     for path in (REPOSITORY / "workflow" / "rules").glob("*.smk"):
         for text in re.split(r"^rule ", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:
             stage = re.search(r"lowrank_speech\.stages\.(\w+)", text)[1]
-            env = re.search(r'conda:\s+(?:"../../envs/(\w+)\.yaml"|training_env)', text)
+            env = re.search(r'conda:\s+(?:"../../envs/(\w+)\.yaml"|training_env|decoding_env)', text)
             found[stage] = env[1] or "torch"
     return found
 

@@ -183,13 +183,13 @@ from lowrank_speech.settings import Count, key, settings
 
 
 @settings
-class StatisticsSettings:
-    kind: Literal["statistics"] = key("statistics", "mean and deviation over the frames")
+class DeviationSettings:
+    kind: Literal["deviation"] = key("deviation", "mean and deviation over the frames")
     size: Count = key(16, "outputs of the layer over frames")
 
 
-class StatisticsHead(Head):
-    KIND, SETTINGS, TASK = "statistics", StatisticsSettings, "classify"
+class DeviationHead(Head):
+    KIND, SETTINGS, TASK = "deviation", DeviationSettings, "classify"
 
     def __init__(self, settings, width, outputs):
         super().__init__(settings)
@@ -210,10 +210,10 @@ CASE = """        case "unispeech":
 
             return UniSpeech
 """
-HEAD_CASE = """        case "statistics":
-            from lowrank_speech.models.heads.statistics import StatisticsHead
+HEAD_CASE = """        case "deviation":
+            from lowrank_speech.models.heads.deviation import DeviationHead
 
-            return StatisticsHead
+            return DeviationHead
 """
 USED = """
 import json, sys, torch, transformers
@@ -224,7 +224,7 @@ from lowrank_speech.factorising.model import save_factorised
 from lowrank_speech.features.inputs import inputs_of
 from lowrank_speech.models.build import build, quiet_config, unwrap
 from lowrank_speech.models.folder import load_model, save_model
-from lowrank_speech.models.heads.statistics import StatisticsSettings
+from lowrank_speech.models.heads.deviation import DeviationSettings
 from lowrank_speech.models.layers import dense_layers
 from lowrank_speech.models.sources import import_model, resolve
 from lowrank_speech.models.tasks import to_task
@@ -238,7 +238,7 @@ base = import_model(resolve(str(root / "hub"), None), "unispeech")
 assert base.family == "unispeech" and base.task == "body"
 batch, lengths = speech(base, 0.31, 0.5)
 
-model, new = to_task(base, "classify", 3, ["a", "b", "c"], seed=1, head=StatisticsSettings(size=8))
+model, new = to_task(base, "classify", 3, ["a", "b", "c"], seed=1, head=DeviationSettings(size=8))
 assert new and model.head.frames.out_features == 8
 model.train()
 assert model.head.norm.training  # the body's batch norms rest, a head's learn
@@ -256,7 +256,7 @@ save_model(model, root / "model")
 names = load_file(root / "model" / "model.safetensors").keys()
 assert {n for n in names if n.startswith("head.")} == {n for n in model.state_dict() if n.startswith("head.")}
 raw = json.loads((root / "model" / "config.json").read_text())
-assert raw["lowrank_speech"]["head"] == {"kind": "statistics", "size": 8} and raw["architectures"] == ["UniSpeechModel"]
+assert raw["lowrank_speech"]["head"] == {"kind": "deviation", "size": 8} and raw["architectures"] == ["UniSpeechModel"]
 again = load_model(root / "model")
 assert torch.equal(again.class_logits(batch, lengths), expected) and inputs_of(root / "model").kind == "waveform"
 plain = transformers.UniSpeechModel.from_pretrained(root / "model")
@@ -273,14 +273,14 @@ print("done")
 def test_a_family_and_a_head_are_a_file_each_and_a_line_of_their_registry(tmp_path):
     package = shutil.copytree(REPOSITORY / "src" / "lowrank_speech", tmp_path / "src" / "lowrank_speech") / "models"
     (package / "families" / "unispeech.py").write_text(FAMILY)
-    (package / "heads" / "statistics.py").write_text(HEAD)
+    (package / "heads" / "deviation.py").write_text(HEAD)
     for file, edits in {
         package / "registry.py": {
             "FAMILIES = {\n": "FAMILIES = {\n" + ROW,
             "    match family:\n": "    match family:\n" + CASE,
         },
         package / "heads" / "registry.py": {
-            '"pooled")': '"pooled", "statistics")',
+            '"language-tokens")': '"language-tokens", "deviation")',
             "    match kind:\n": "    match kind:\n" + HEAD_CASE,
         },
     }.items():

@@ -189,7 +189,11 @@ def test_decode_scores_languages(world, systems, tmp_path, family):
     labels = {row["id"]: row["language"] for row in table(tmp_path / "a" / "labels.tsv")}
     assert labels == {cut.id: cut.supervisions[0].language for cut in world.cuts["test"]}
     assert record["metrics"]["utterances"] == 8 and record["cost"]["rtf"] > 0
-    assert set(record["outputs"]) == {"scores.tsv", "labels.tsv", "speakers.tsv", "set_aside.tsv"}
+    seconds = {row["id"]: float(row["seconds"]) for row in table(tmp_path / "a" / "seconds.tsv")}
+    assert seconds == pytest.approx({cut.id: cut.duration for cut in world.cuts["test"]}, abs=1e-3)
+    assert table(tmp_path / "a" / "sources.tsv") == []  # these cuts have none
+    names = ("scores", "labels", "seconds", "sources", "speakers", "set_aside")
+    assert set(record["outputs"]) == {f"{name}.tsv" for name in names}
     assert decode_with(world, systems, family, "lid", tmp_path / "b")["outputs"] == record["outputs"]
     raw = decode_with(world, systems, family, "lid", tmp_path / "c", priors=False)
     assert raw["outputs"]["scores.tsv"] != record["outputs"]["scores.tsv"]

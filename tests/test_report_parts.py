@@ -4,10 +4,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.reporting import blocks, data, headline, page, plots, results, units
+from lowrank_speech.reporting.comparisons import comparisons, sentence
 from lowrank_speech.reporting.headline import headlines
 from lowrank_speech.reporting.manifests import read_history, total
 from lowrank_speech.reporting.mistakes import mistakes
@@ -21,13 +23,23 @@ def make(
     manifests: dict | None = None,
     costs: dict | None = None,
     score: dict | None = None,
+    wrong: list[int] | None = None,
     **numbers,
 ) -> System:
-    """A system with one result."""
+    """A system with one result; ``wrong``: word errors of each utterance, of 10 words."""
     kind = "lid" if task == "lid" else "asr"
     name = SystemName("wav2vec2", task, method, kind)
     known = dict.fromkeys(COLUMNS) | {"adapt": adapt, "method": method, "decoder": "greedy", "test": "test"} | numbers
-    result = Result(name, "greedy", "test", known, score or {})
+    score, table = score or {}, None
+    if wrong is not None:
+        ids = pd.Index([f"u{i}" for i in range(len(wrong))], name="id")
+        columns = {"speaker": "", "language": "", "words": 10, "substitutions": wrong, "characters": 50}
+        table = pd.DataFrame(columns, index=ids).assign(char_substitutions=wrong)
+        table = table.assign(**dict.fromkeys(["deletions", "insertions", "char_deletions", "char_insertions"], 0))
+        rate = sum(wrong) / (10 * len(wrong))
+        known |= {"wer": rate, "cer": rate / 5, "wer_low": rate / 2, "wer_high": 2 * rate}
+        score = {"bootstrap": 400, "confidence": 0.95, "resampled": "utterances"} | score
+    result = Result(name, "greedy", "test", known, score, table=table)
     return System(name, known, (result,), manifests={"train": {"cfg": {}}} | (manifests or {}), costs=costs or {})
 
 
@@ -72,8 +84,8 @@ def test_error_and_interval_of_accuracy_are_mirrored():
 def test_lowest_error_is_the_greatest_accuracy():
     systems = make("a", task="lid", accuracy=0.8), make("b", task="lid", accuracy=0.9)
     worse, better = (blocks.Row(system, "greedy") for system in systems)
-    assert blocks.lowest_error([worse, better], "test") is better
-    assert blocks.lowest_error([blocks.Row(make("c", task="lid"), "greedy")], "test") is None
+    assert blocks.lowest_errors([worse, better], "test") == [better]
+    assert blocks.lowest_errors([blocks.Row(make("c", task="lid"), "greedy")], "test") == []
 
 
 @pytest.mark.parametrize(("value", "count"), [(None, None), ({}, 0), ({"a": 1, "b": 2}, 3), ({"a": "x"}, None)])
@@ -91,35 +103,52 @@ def test_history_names_the_bad_line(tmp_path):
 
 def test_headline_compares_with_dense_full_finetuning():
     common = {"reduction": 0.0, "seconds_train": 100.0, "peak_bytes": 10**9}
-    full = make("full", wer=0.10, wer_low=0.08, wer_high=0.12, parameters_total=100, parameters_trained=90, **common)
+    full = make("full", wrong=[1] * 40, parameters_total=100, parameters_trained=90, **common)
     # Listed before the dense one, and still not the reference.
     small = make(
         "lowrank",
-        wer=0.11,
-        wer_low=0.09,
-        wer_high=0.13,
+        wrong=[0, 2] * 19 + [1, 3],
         parameters_total=76,
         parameters_trained=45,
         **common | {"reduction": 0.24, "seconds_train": None},
         manifests={"factorise": {"metrics": {"layers": []}}},
     )
-    lora = make(
-        "lora", "lora", wer=0.2, wer_low=0.15, wer_high=0.25, parameters_total=100, parameters_trained=1, **common
-    )
+    lora = make("lora", "lora", wrong=[2] * 40, parameters_total=100, parameters_trained=1, **common)
+    bare = make("bare", "lora", wer=0.3)
     base = make("base", "none", wer=0.9)
-    (found,) = headlines([base, small, full, lora])
-    assert found.lead.startswith("full is best: WER 10.0") and "before adaptation: WER 90.0" in found.lead
-    assert found.comparison.rows == (
-        ("lowrank", "+1.0", "overlap", "−24.0", "−50.0", "0.0", "–"),
-        ("lora", "+10.0", "apart", "0.0", "−98.9", "0.0", "0.0"),
+    systems = [base, small, full, lora, bare]
+    (found,) = headlines(systems)
+    # A difference that a paired test does not tell apart is no reason to call one of them the best.
+    assert found.lead.startswith("full has the lowest error, WER 10.0") and "not told apart from lowrank" in found.lead
+    assert "before adaptation: WER 90.0" in found.lead
+    tied, certain, untested = found.comparison.rows
+    assert tied[:2] == ("lowrank", "+0.5") and tied[4:] == ("−24.0", "−50.0", "0.0", "–")
+    low, high = (float(end.replace("−", "-")) for end in tied[2].split("…"))
+    assert low < 0 < high and float(tied[3]) > 0.05
+    # Every resample has the same difference: 400 of them give the least p-value.
+    assert certain == ("lora", "+10.0", "10.0…10.0", "0.005", "0.0", "−98.9", "0.0", "0.0")
+    assert untested[:4] == ("bare", "+20.0", "–", "–")
+    assert found.comparison.note == "Not tested: wav2vec2/asr/bare/greedy/test has no utterances.tsv; score it again."
+    said = [sentence(one, False).replace("\N{NO-BREAK SPACE}", " ") for one in comparisons(systems)]
+    assert said[0].startswith("lowrank is 0.5 points of WER worse than full (95 % −") and said[0].endswith(
+        ": not told apart"
     )
+    assert said[1] == "lora is 10.0 points of WER worse than full (95 % 10.0…10.0, p = 0.005)"
+    assert said[2].startswith(
+        "bare is worse than full, not tested: wav2vec2/asr/bare/greedy/test has no utterances.tsv"
+    )
+    # Another reference, by name.
+    (other,) = headlines(systems, "lora")
+    assert [row[0] for row in other.comparison.rows] == ["lowrank", "full", "bare"]
+    assert other.comparison.rows[1][1:4] == ("−10.0", "−10.0…−10.0", "0.005")
 
 
-def test_summary_is_honest_about_intervals():
-    full = make("full", wer=0.10, wer_low=0.08, wer_high=0.12, reduction=0.0, score={"confidence": 0.9})
-    near = make("lowrank", wer=0.11, wer_low=0.09, wer_high=0.13, reduction=0.24)
-    worse = make("lora", "lora", wer=0.2, wer_low=0.15, wer_high=0.25, reduction=0.0, trained_share=0.021)
-    better = make("distilled", wer=0.05, wer_low=0.04, wer_high=0.07, reduction=0.3)
+def test_summary_is_honest_about_differences():
+    full = make("full", wrong=[1] * 40, reduction=0.0, score={"confidence": 0.9})
+    ninety = {"confidence": 0.9}
+    near = make("lowrank", wrong=[0, 2] * 19 + [1, 3], reduction=0.24, score=ninety)
+    worse = make("lora", "lora", wrong=[2] * 40, reduction=0.0, trained_share=0.021, score=ninety)
+    better = make("distilled", wrong=[0] * 39 + [1], reduction=0.3, score=ninety)
     bare = make("bare", wer=0.3, reduction=0.0)
     what, best, methods = headline.summary([make("base", "none", wer=0.9), full, near, worse, better, bare])
     assert what == (
@@ -127,20 +156,24 @@ def test_summary_is_honest_about_intervals():
         "speech recognition (asr)."
     )
     assert best.replace("\N{NO-BREAK SPACE}", " ") == (
-        "In asr, distilled on wav2vec2 has the lowest error: WER 5.0 % (4.0…7.0), and 0 of the 4 other adapted systems "
-        "are within the intervals."
+        "In asr, distilled on wav2vec2 has the lowest error: WER 0.2 % (90 % interval 0.1…0.5); by a paired test it is "
+        "better than 3 of 3 other adapted systems; without a test, 0 of 1 other adapted system have the same error."
     )
-    assert methods.replace("\N{NO-BREAK SPACE}", " ") == (
-        "Compared with full fine-tuning of the dense model (one comparison for each method), lowrank (24 % fewer "
-        "parameters) is within the intervals in 1; lora (2.1 % of the parameters trained) is worse in 1; distilled "
-        "(30 % fewer parameters) is better in 1; bare is worse (intervals not known) in 1."
+    assert methods.startswith(
+        "Compared with full fine-tuning of the dense model (one comparison for each method), lowrank "
+        "(24\N{NO-BREAK SPACE}% fewer parameters) is 0.5 points of WER worse (90\N{NO-BREAK SPACE}% −"
     )
-    assert "(90\N{NO-BREAK SPACE}% interval 8.0…12.0)" in headline.summary([full])[1]
-    # A test set of one speaker for each language has no intervals; the systems are equal, not "within" them.
+    assert (
+        "so they are not told apart; lora (2.1\N{NO-BREAK SPACE}% of the parameters trained) is 10.0 points" in methods
+    )
+    assert "fewer parameters) is 9.8 points of WER better (90\N{NO-BREAK SPACE}% 9.2…10.0, p = 0.005);" in methods
+    assert methods.endswith("; bare is worse (not tested) in 1.")
+    assert "(90\N{NO-BREAK SPACE}% interval 5.0…20.0)" in headline.summary([full])[1]
+    # A test set of one speaker for each language has no intervals; the systems are equal, not "told apart".
     equal = [make(name, task="lid", accuracy=0.5) for name in ("full", "seed2")]
     assert headline.summary([*equal, make("lora", task="lid", accuracy=0.4)])[1].replace("\N{NO-BREAK SPACE}", " ") == (
-        "In lid, full on wav2vec2 has the lowest error: accuracy 50.0 %, and 1 of the 2 other adapted systems is equal "
-        "(intervals not known)."
+        "In lid, full on wav2vec2 has the lowest error: accuracy 50.0 %; without a test, 1 of 2 other adapted systems "
+        "has the same error."
     )
     assert headline.summary([make("base", "none", wer=0.9)])[1:] == [
         "No adapted system was scored.",

@@ -347,6 +347,8 @@ CODE_EDITS = {
     ),
     "sequence-to-sequence loss": ("training/losses/seq2seq.py", statement, {"base": 1, "features": 6, **OF_WHISPER}),
     "classification loss": ("training/losses/language.py", statement, systems(8)),
+    "LF-MMI, which no method uses": ("training/losses/lfmmi.py", statement, {}),
+    "its denominator": ("training/losses/denominator.py", statement, {}),
     "LoRA": ("lowrank/lora.py", statement, systems(4)),
     "constraint": ("lowrank/constraint.py", statement, systems(8)),
     "truncation, which no method uses": ("lowrank/truncate.py", statement, {}),

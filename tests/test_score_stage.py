@@ -65,7 +65,37 @@ def test_lid(tmp_path):
         "act_cprimary": 1.0,
         "min_cprimary": 1.0,
         "eer": 0.5,
+        "cllr": 1.0,
     }
+
+
+def test_lid_by_duration_and_source(tmp_path):
+    files = {
+        "scores_tsv": "id\ten\tde\na\t0\t-5\nb\t-5\t0\nc\t0\t-1\nd\t0\t-1\n",
+        "labels_tsv": "id\tlanguage\na\ten\nb\tde\nc\tde\nd\ten\n",
+        "seconds_tsv": "id\tseconds\na\t3.0\nb\t3.5\nc\t12.0\nd\t11.0\n",
+        "sources_tsv": "id\tsource\n",
+    }
+    folder = decoded(tmp_path / "d", **files)
+    options = {"bootstrap": 10, "durations": [10]}
+    assert run(folder, tmp_path / "score.json", type="lid", score=options) == 0
+    numbers = read_manifest(tmp_path / "score.json")["metrics"]
+    assert {name: part["accuracy"] for name, part in numbers["by_duration"].items()} == {
+        "below 10 s": 1,
+        "10 s or more": 0.5,
+    }
+    assert "by_source" not in numbers  # only a header: no source is known
+    decoded(tmp_path / "d", sources_tsv="id\tsource\na\tx\nb\tx\nc\ty\nd\ty\n")
+    options |= {"resample": "sources"}
+    assert run(folder, tmp_path / "score.json", type="lid", score=options) == 0
+    numbers = read_manifest(tmp_path / "score.json")["metrics"]
+    assert set(numbers["by_source"]) == {"x", "y"} and numbers["resampled"] == "sources"
+
+
+def test_sources_are_only_for_language_recognition(tmp_path, capsys):
+    folder = decoded(tmp_path / "d", ref_txt="a x\nb y\n", hyp_txt="a x\nb x\n", speakers_tsv="a s\nb t\n")
+    assert run(folder, tmp_path / "score.json", type="asr", score={"bootstrap": 10, "resample": "sources"}) == 2
+    assert "resample: sources is for language recognition" in capsys.readouterr().err
 
 
 def test_the_same_run_gives_the_same_numbers(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from lowrank_speech.scoring import detection, lid, text
 from lowrank_speech.scoring.options import ScoreOptions
+from lowrank_speech.scoring.survey import Survey
 
 GOLDEN = np.array([[0, -3, -4], [0, -1, -5], [-2, 0, -2], [-0.5, 0, -3], [-3, -3, 0], [-4, -2, 0], [0, -2, -0.5]])
 TRUTH = np.array([0, 0, 1, 1, 2, 2, 2])
@@ -221,7 +222,7 @@ def test_weights_equal_repeated_segments():
     for options in (PLAIN, ScoreOptions(bootstrap=0, minimum="per-language", eer="nearest", eer_over="languages")):
         scores, truth = random_case(rng, n=3, s=12)
         weights = rng.integers(1, 4, size=(5, 12)).astype(float)
-        found = lid.Evaluation(scores, truth, options).metrics(weights)
+        found = lid.evaluation(Survey.of(scores, truth, options.betas), options).metrics(weights)
         for row, drawn in zip(found, weights.astype(int), strict=True):
             rows = np.repeat(np.arange(12), drawn)
             again = run(scores[rows], truth[rows], options)

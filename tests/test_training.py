@@ -20,7 +20,7 @@ from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.dropout import set_dropout
 from lowrank_speech.training import loop, progress
 from lowrank_speech.training.adapt import freeze_for, lora_on
-from lowrank_speech.training.config import Noise, Runtime, SpecAugment, TrainConfig
+from lowrank_speech.training.config import CtcConfig, Noise, Runtime, SpecAugment, TrainConfig
 from lowrank_speech.training.data import plan
 from lowrank_speech.training.data.targets import targets_of
 from lowrank_speech.training.loop import Trainer
@@ -328,6 +328,8 @@ RUNS = {
         None,
         {"dropout": 0.1, "spec_augment": SpecAugment(), "ctc_weight": 0.5, "language_weight": 0.5},
     ),
+    "LF-MMI": ("ctc", None, {"loss": "lfmmi", "dropout": 0.1}),
+    "label priors, delay penalty": ("ctc", None, {"ctc": CtcConfig(prior_scale=0.3, delay_penalty=0.02)}),
     "last epoch": ("classify", None, {"dropout": 0.1, "keep": "last", "weight_decay": 0.1}),
 }
 

@@ -17,8 +17,9 @@ from torch.nn import functional as F
 from lowrank_speech.errors import UserError
 from lowrank_speech.training.config import CtcConfig, TrainConfig
 from lowrank_speech.training.losses import ctc_losses as module
-from lowrank_speech.training.losses.ctc import choose_ctc, ctc_frames_needed
+from lowrank_speech.training.losses.backends import choose_backend
 from lowrank_speech.training.losses.ctc_losses import ctc_losses, import_k2
+from lowrank_speech.training.losses.frame_labels import ctc_frames_needed
 from test_training import built, cuts, setup_of, trainer_of  # noqa: F401 - cuts is a fixture
 from tiny_training import measured, ready
 
@@ -157,7 +158,7 @@ raise ImportError(f"k2 was built using PyTorch 1.13.1+cu117\\nBut you are using 
 
 def test_auto_takes_torchs_without_k2_and_says_why(no_k2, caplog):
     with caplog.at_level(logging.INFO):
-        chosen = choose_ctc(CtcConfig(), CPU)
+        chosen = choose_backend(CtcConfig(), CPU)
     assert (chosen.backend, chosen.version, chosen.k2) == ("torch", torch.__version__, None)
     (record,) = caplog.records
     assert record.levelname == "INFO" and record.message.startswith("CTC runs with torch: k2, under torch")
@@ -165,27 +166,27 @@ def test_auto_takes_torchs_without_k2_and_says_why(no_k2, caplog):
 
 def test_k2_asked_for_and_absent_is_one_line_with_advice(no_k2):
     with pytest.raises(UserError, match=r"^training\.ctc\.backend: k2.* cannot be imported: .*docs/k2\.md") as caught:
-        choose_ctc(CtcConfig(backend="k2"), CPU)
+        choose_backend(CtcConfig(backend="k2"), CPU)
     assert "\n" not in str(caught.value)
 
 
 def test_a_k2_for_another_torch_is_one_line_that_names_both(folder, caplog):
     folder(OTHER_TORCH)
     with pytest.raises(UserError) as caught:
-        choose_ctc(CtcConfig(backend="k2"), CPU)
+        choose_backend(CtcConfig(backend="k2"), CPU)
     message = str(caught.value)
     for part in ("training.ctc.backend: k2 1.24.4, under torch", torch.__version__, "built using PyTorch 1.13.1+cu117"):
         assert part in message
     assert "\n" not in message
     with caplog.at_level(logging.INFO):
-        assert choose_ctc(CtcConfig(), CPU).backend == "torch"
+        assert choose_backend(CtcConfig(), CPU).backend == "torch"
     assert "built using PyTorch 1.13.1+cu117" in caplog.text
 
 
 @pytest.mark.parametrize("text", ["raise OSError('libk2.so: cannot open')", "import nothing_of_this_name"])
 def test_auto_survives_whatever_keeps_k2_from_importing(text, folder):
     folder(text)
-    assert choose_ctc(CtcConfig(), CPU).backend == "torch"
+    assert choose_backend(CtcConfig(), CPU).backend == "torch"
 
 
 def test_a_folder_called_k2_is_not_k2(folder, tmp_path):
@@ -196,15 +197,15 @@ def test_a_folder_called_k2_is_not_k2(folder, tmp_path):
 
 def test_a_k2_without_cuda_serves_the_cpu_alone(folder):
     folder("ctc_loss, with_cuda = None, False")
-    assert choose_ctc(CtcConfig(), CPU).backend == "k2"
-    assert choose_ctc(CtcConfig(), torch.device("cuda")).backend == "torch"
+    assert choose_backend(CtcConfig(), CPU).backend == "k2"
+    assert choose_backend(CtcConfig(), torch.device("cuda")).backend == "torch"
     with pytest.raises(UserError, match=r"k2 1\.24\.4.* was built without CUDA"):
-        choose_ctc(CtcConfig(backend="k2"), torch.device("cuda"))
+        choose_backend(CtcConfig(backend="k2"), torch.device("cuda"))
 
 
 def test_torch_is_taken_where_it_is_asked_for(folder):
     folder("ctc_loss = None")
-    assert choose_ctc(CtcConfig(backend="torch"), CPU).backend == "torch" and "k2" not in sys.modules
+    assert choose_backend(CtcConfig(backend="torch"), CPU).backend == "torch" and "k2" not in sys.modules
 
 
 def test_a_beam_that_prunes_everything_is_refused():
@@ -252,7 +253,7 @@ def seen(monkeypatch):
     """Installs the fake; the list of the beams it was called with."""
     beams = []
     monkeypatch.setitem(sys.modules, "k2", fake_k2(beams))
-    monkeypatch.setattr("lowrank_speech.training.losses.ctc.k2_version", lambda: "9.9")
+    monkeypatch.setattr("lowrank_speech.training.losses.backends.k2_version", lambda: "9.9")
     return beams
 
 

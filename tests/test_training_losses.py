@@ -16,6 +16,7 @@ from lowrank_speech import fingerprints
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.kept import keep
 from lowrank_speech.lang.codes import nearest_language
+from lowrank_speech.lang.lm import arpa
 from lowrank_speech.lang.load import Lang
 from lowrank_speech.lang.normalise import NormaliseConfig, Normaliser
 from lowrank_speech.lang.select import Reason
@@ -118,6 +119,24 @@ def test_ctc_beside_a_whisper_with_its_own_tokenizer_is_refused():
     recipe = TrainConfig(ctc_weight=0.5)
     with pytest.raises(UserError, match=r"training\.ctc_weight: .* Whisper's own tokenizer; set ctc_weight: 0"):
         make_objective("seq2seq", Materials(recipe, lang, tokens=lang_of(["de"]).tokens))
+
+
+def test_lfmmi_through_the_stage(world, tmp_path):
+    """The n-gram of the denominator is an output; its words are token ids."""
+    out = tmp_path / "out"
+    cfg = train_cfg(training={"loss": "lfmmi", "lfmmi": {"order": 3}})
+    manifest = done(train, cfg, out / "train.json", **train_paths(world, "wav2vec2", out))
+    assert manifest["outputs"]["ngram.arpa"]["bytes"] == (out / "ngram.arpa").stat().st_size
+    assert manifest["metrics"]["ctc"]["backend"] == "torch" and manifest["metrics"]["ctc_impossible"] == 0
+    model = arpa.read(out / "ngram.arpa")
+    size = Lang.load(world.lang["wav2vec2"]).tokens.size
+    assert model.order == 3 and all(0 < int(word) < size for word in set(model.words) - {"<unk>", "<s>", "</s>"})
+
+
+def test_lfmmi_for_whisper_is_refused(world, tmp_path, capsys):
+    message = "training.loss: lfmmi is not a loss for seq2seq; remove it to train with seq2seq"
+    paths = train_paths(world, "whisper", tmp_path / "out")
+    refused(capsys, message, train, train_cfg(training={"loss": "lfmmi"}), tmp_path / "m.json", **paths)
 
 
 # --- targets

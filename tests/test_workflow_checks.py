@@ -181,6 +181,42 @@ def test_ctc_beside_the_tokenizer_of_a_published_whisper_is_refused(where):
     assert refused(config).startswith("training.ctc_weight: the system whisper/asr/full uses Whisper's own tokenizer")
 
 
+@pytest.mark.parametrize(
+    ("where", "recipe", "message"),
+    [
+        ("training", {"loss": "lfmni"}, "training.loss: 'lfmni'"),
+        ("bases.whisper.training", {"loss": "lfmmi"}, "training.loss: the system whisper/asr/full cannot be trained"),
+        ("tasks.lid.training", {"loss": "lfmmi"}, "training.loss: the system wav2vec2/lid/full cannot be trained with"),
+        ("bases.whisper.pretrain", {"loss": "lfmmi"}, "bases.whisper.pretrain.loss: the base whisper cannot be"),
+        ("training", {"ctc": {"prior_scale": 0.3}}, "training.ctc.prior_scale: the system whisper/asr/full trains"),
+        ("bases.whisper.pretrain", {"ctc": {"delay_penalty": 0.1}}, "bases.whisper.pretrain.ctc.delay_penalty: the"),
+        ("training", {"lfmmi": {"order": 9}}, "training.lfmmi.order is 9; it must be at most 6"),
+    ],
+)
+def test_losses_and_variants_of_ctc_for_other_models_are_refused(where, recipe, message):
+    config = tiny_config()
+    section = config
+    for name in where.split("."):
+        section = section.setdefault(name, {})
+    section.update(recipe)
+    if "ctc" in recipe:
+        section["ctc_weight"] = 0.0
+    assert refused(config).startswith(message)
+
+
+def test_losses_and_variants_of_ctc_are_taken_where_they_fit():
+    """Language recognition uses none of these keys, so they may be set for all tasks."""
+    config = tiny_config()
+    config["bases"]["wav2vec2"]["training"] = {"ctc": {"prior_scale": 0.3, "delay_penalty": 0.01}}
+    checked(config)
+    config["bases"]["wav2vec2"]["training"] = {}
+    config["tasks"]["asr"]["training"] = {"lfmmi": {"order": 3}}
+    checked(config)
+    config["systems"] |= {"bases": ["wav2vec2"], "tasks": ["asr"]}
+    config["tasks"]["asr"]["training"] |= {"loss": "lfmmi"}
+    checked(config)
+
+
 # What keys of a recipe say together: recipe, what the message says after the place.
 TOGETHER = [
     ({"warmup": 0.7}, ": warmup is 0.7 and hold is 0.4: they are shares of all steps, so their sum must be at most 1"),

@@ -154,3 +154,20 @@ def test_equal_settings_have_one_slice():
     one, other = sliced(config), sliced(spelt)
     system = System("whisper", "asr", "lowrank")
     assert one.train(system) == other.train(system) and one.report() == other.report()
+
+
+def test_keys_of_losses_that_a_recipe_does_not_use_are_not_in_its_slice():
+    """So an experiment without them does not depend on their defaults."""
+    config = tiny_config()
+    names = wildcards(base="wav2vec2", task="asr", method="full")
+    plain = sliced(config).train(names).cfg
+    assert "lfmmi" not in plain["training"] and set(plain["training"]["ctc"]) == {"backend", "output_beam"}
+    config["training"] |= {"lfmmi": {"order": 3}, "ctc": {"prior_scale": 0, "delay_penalty": 0.0}}
+    config["bases"]["wav2vec2"]["pretrain"] |= {"lfmmi": {"order": 3}}
+    assert sliced(config).train(names).cfg == plain
+    assert sliced(config).base(names).cfg == sliced(tiny_config()).base(names).cfg
+    config["training"]["ctc"] = {"prior_scale": 0.3}
+    found = sliced(config).train(names).cfg["training"]
+    assert found["ctc"]["prior_scale"] == 0.3 and "delay_penalty" not in found["ctc"]
+    config["training"] |= {"loss": "lfmmi"}
+    assert sliced(config).train(names).cfg["training"]["lfmmi"] == {"order": 3, "den_scale": 1.0}

@@ -52,7 +52,8 @@ def ready(cuts):
     made = []
     for cut in cuts:
         utterance = Utterance(cut, losses[0].materials.lang, lambda _: 10**6)
-        made.append(with_targets(cut, {loss.name: loss.prepare(utterance) for loss in losses}))
+        targets = {loss.name: loss.prepare(utterance) for loss in losses}
+        made.append(with_targets(cut, {**targets, "lfmmi": targets["ctc"]}))
     return CutSet.from_cuts(made)
 
 
@@ -106,7 +107,9 @@ def trainer_of(task, scratch, config, prepare=None, key="key", loader=None, **ru
     constraint = prepare(model) if prepare else None
     if loader is not None:  # the objective may draw the weights of heads
         torch.manual_seed(5)
-    objective = objective_of(task, config, lang).build(model)
+    objective = objective_of(task, config, lang)
+    objective.fit(drawn_cuts)
+    objective.build(model)
     return Trainer(model, objective, config, 1, scratch, key, loader or usual, constraint, runtime=Runtime(**runtime))
 
 

@@ -49,12 +49,16 @@ files = {
     "factorise": lambda: model,
     "train": lambda: [f"model/{file}" for file in model] + ["metrics.jsonl", "set_aside.tsv"],
     "emissions": lambda: ["emissions.h5"],
+    "graph": lambda: [f"{cfg['graph'].upper()}.fst"],
     "tune": lambda: [],
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
-    "score": lambda: [],
-    "report": lambda: ["results.csv", "results.txt", "error.png", "cost.png", "curves.png", "report.html"],
+    "score": lambda: ["utterances.tsv"],
+    "report": lambda: [
+        *("results.csv", "comparisons.csv", "seeds.csv", "results.txt", "error.png", "cost.png", "curves.png"),
+        "report.html",
+    ],
     "export": lambda: ["config.json"],
 }[stage]()
 if stage in ("features", "calibrate"):
@@ -85,6 +89,8 @@ if stage == "corpus" and cfg["corpus"]["kind"] == "kaldi":
     tables = ("wav.scp", "segments", "text", "utt2spk", "utt2lang", "spk2gender", "reco2dur")
     sources = {f"{source}/{name}": os.path.join(folder, name) for name in tables}
     sources = {name: path for name, path in sources.items() if os.path.isfile(path)}
+elif stage == "graph" and cfg["lexicon"]:
+    sources = {"lexicon": cfg["lexicon"]}
 elif stage == "base" and os.path.isdir(cfg["source"]):
     sources = {name: os.path.join(cfg["source"], name) for name in sorted(os.listdir(cfg["source"]))}
 elif stage == "lm":

@@ -1,7 +1,9 @@
-"""The command line for people: score files, count parameters, factorise a model.
+"""The command line for people: score files, compare systems, count parameters, factorise a model.
 
     lowrank-speech score asr REF HYP
     lowrank-speech score lid SCORES LABELS
+    lowrank-speech score nist SCORES LABELS --scores-out FILE --key-out FILE
+    lowrank-speech compare exp/default wav2vec2/asr/lowrank wav2vec2/asr/full
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
 
@@ -18,12 +20,14 @@ from typing import Annotated, Any
 
 import typer
 
+from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
     Characters,
     Eer,
     EerOver,
+    Form,
     Minimum,
     Normaliser,
     Numbers,
@@ -183,8 +187,8 @@ def score_asr(
 @score_app.command("lid")
 @friendly
 def score_lid(
-    scores: Annotated[Path, typer.Argument(help="Table 'id language language ...' of log-likelihoods, with header.")],
-    labels: Annotated[Path, typer.Argument(help="Map 'id language'.")],
+    scores: Annotated[Path, typer.Argument(help="Log-likelihoods: 'id language language ...', or a NIST form.")],
+    labels: Annotated[Path, typer.Argument(help="Map 'id language', or a NIST key.")],
     as_json: Json = False,
     minimum: Annotated[
         Minimum, typer.Option(help="Minimum C_primary: one threshold for all languages, or one for each.")
@@ -196,22 +200,57 @@ def score_lid(
         EerOver, typer.Option(help="One EER over all trials, or the mean of the languages' EERs.")
     ] = DEFAULT.eer_over,
     utt2spk: Utt2spk = None,
+    utt2dur: Annotated[Path | None, typer.Option(help="Map 'id seconds'.", metavar="FILE")] = None,
+    utt2source: Annotated[Path | None, typer.Option(help="Map 'id source'.", metavar="FILE")] = None,
     resample: Resampled = DEFAULT.resample,
     bootstrap: Bootstrap = DEFAULT.bootstrap,
     confidence: Confidence = DEFAULT.confidence,
     seed: Seed = 1,
 ) -> None:
-    """Compute accuracy, C_primary (NIST LRE17/22), EER and confusions, with intervals."""
+    """Compute accuracy, C_primary (NIST LRE17/22), EER, Cllr and confusions, with intervals.
+
+    A key can have columns of durations, sources and speakers too; the three options replace them.
+    """
     options = _options(
         bootstrap=bootstrap, confidence=confidence, resample=resample, minimum=minimum, eer=eer, eer_over=eer_over
     )
-    from lowrank_speech.scoring import files, lid, text
+    from lowrank_speech.scoring import lid, nist, text
 
-    names = (str(scores), str(labels))
+    key, names = nist.read_key(labels), (str(scores), str(labels))
     result = lid.score(
-        *files.read_scores(scores), files.read_map(labels), options, seed, speakers=_map(utt2spk), names=names
+        *nist.read_scores(scores),
+        key.labels,
+        options,
+        seed,
+        speakers=_map(utt2spk) or key.speakers,
+        names=names,
+        durations=_map(utt2dur) or key.durations,
+        sources=_map(utt2source) or key.sources,
     )
     show(result, lambda: text.lid_lines(result), as_json)
+
+
+@score_app.command("nist")
+@friendly
+def write_nist(
+    scores: Annotated[Path, typer.Argument(help="Log-likelihoods: scores.tsv of a decode folder, or a NIST form.")],
+    labels: Annotated[Path, typer.Argument(help="Map 'id language' or NIST key; scores and key must match.")],
+    scores_out: Annotated[Path, typer.Option(help="Score file to write.", metavar="FILE")],
+    key_out: Annotated[Path | None, typer.Option(help="Key to write.", metavar="FILE")] = None,
+    form: Annotated[
+        Form, typer.Option(help="table: LRE15, 17, 22; lines: 'segmentid language score'; lre07: LRE07, 09.")
+    ] = "table",
+) -> None:
+    """Write language scores and labels as NIST score and key files."""
+    from lowrank_speech.artefact import write_text
+    from lowrank_speech.scoring import lid, nist
+
+    ids, languages, values = nist.read_scores(scores)
+    key = nist.read_key(labels)
+    lid.check(ids, languages, values, key.labels, (str(scores), str(labels)))
+    write_text(scores_out, "".join(f"{line}\n" for line in nist.score_lines(form, ids, languages, values)))
+    if key_out is not None:
+        write_text(key_out, "".join(f"{line}\n" for line in nist.key_lines(key)))
 
 
 @app.command("params")
@@ -256,6 +295,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
     return None if path is None else files.read_map(path)
 
 
+app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
 
 

@@ -119,6 +119,9 @@ if workflow.is_main_process:
     if (lost := outside.lost_lms({lm: CONFIG["lms"][lm] for lm in unmade})) is not None:
         refuse(lost)
 
+    if (lost := outside.lost_lexicon(slices.graphs().values())) is not None:
+        refuse(lost)
+
     noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
     if noise is not None:
         refuse(noise)
@@ -231,6 +234,12 @@ def training_env(stage):
     return quick(path)
 
 
+def decoding_env(wildcards):
+    """The environment of a stage that decodes: the one with k2 if the decoder says `backend: k2`."""
+    backend = slices.decode(wildcards).cfg["decoder"].get("backend")
+    return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
+
+
 # ---- for input: functions of the wildcards
 
 
@@ -271,6 +280,8 @@ def sources(stage, wildcards):
     """Name -> path of the external files that the job would read; None: unknown here."""
     if stage == "corpus":
         return outside.corpus_sources(slices.corpus(wildcards).cfg["corpus"])
+    if stage == "graph":
+        return outside.lexicon_sources(slices.graph(wildcards).cfg["lexicon"])
     if stage == "base" and CONFIG["bases"][wildcards.base]["source"] != "scratch":
         return outside.base_sources(CONFIG["bases"][wildcards.base]["source"])
     if stage == "lm":
@@ -458,13 +469,20 @@ def tuned(wildcards):
 
 
 def resource(name):
-    """The manifest of the artefact that a decoder names in the key `name` (`lm`), if it names one; else nothing."""
+    """The manifest of the artefact that a decoder reads as `name` (lm, graph, rescore_lm), if it does; else nothing."""
 
     def path(wildcards):
-        named = slices.decode(wildcards).cfg["decoder"].get(name)
-        return f"{getattr(layout, name)(named)}/{name}.json" if named else []
+        stage, *names = slices.resources(wildcards).get(name, (None,))
+        return f"{getattr(layout, stage)(*names)}/{stage}.json" if stage else []
 
     return quick(path)
+
+
+@quick
+def graph_lm(wildcards):
+    """The manifest of the n-gram in a graph; nothing without one."""
+    named = slices.graph(wildcards).cfg["lm"]
+    return f"{layout.lm(named)}/lm.json" if named else []
 
 
 def stored_base(file):
@@ -496,4 +514,5 @@ wildcard_constraints:
     test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),
+    graph=names(sorted({graph for _, graph in slices.graphs()})),
     form="[a-z0-9]+",

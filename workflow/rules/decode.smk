@@ -38,6 +38,8 @@ rule tune:
         dev=task_features("dev", "json"),
         lang=task_lang,
         lm=resource("lm"),
+        graph=resource("graph"),
+        rescore_lm=resource("rescore_lm"),
         emissions=emissions("emissions.json", DEV),
         weights=ancient(f"{layout.train()}/model/model.safetensors"),
         cuts=ancient(task_features("dev", "jsonl.gz")),
@@ -46,7 +48,7 @@ rule tune:
     log:
         layout.log(layout.tune(), "tune"),
     conda:
-        "../../envs/torch.yaml"
+        decoding_env
     threads: 1
     resources:
         mem_mb=4000,
@@ -55,7 +57,15 @@ rule tune:
         cfg=cfg("tune"),
         code=code("tune"),
         runtime=runtime("tune"),
-        paths=options("cuts", model="weights", lang="lang", lm="lm", emissions="emissions"),
+        paths=options(
+            "cuts",
+            model="weights",
+            lang="lang",
+            lm="lm",
+            graph="graph",
+            rescore_lm="rescore_lm",
+            emissions="emissions",
+        ),
     shell:
         "python -m lowrank_speech.stages.tune --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
@@ -68,6 +78,8 @@ rule decode:
         test=test_features("json"),
         lang=task_lang,
         lm=resource("lm"),
+        graph=resource("graph"),
+        rescore_lm=resource("rescore_lm"),
         tune=tuned,
         emissions=emissions("emissions.json"),
         weights=ancient(f"{layout.train()}/model/model.safetensors"),
@@ -78,7 +90,7 @@ rule decode:
     log:
         layout.log(layout.decode(), "decode"),
     conda:
-        "../../envs/torch.yaml"
+        decoding_env
     threads: 1
     resources:
         mem_mb=4000,
@@ -87,7 +99,17 @@ rule decode:
         cfg=cfg("decode"),
         code=code("decode"),
         runtime=runtime("decode"),
-        paths=options("cuts", "tune", model="weights", lang="lang", lm="lm", emissions="emissions", out="manifest"),
+        paths=options(
+            "cuts",
+            "tune",
+            model="weights",
+            lang="lang",
+            lm="lm",
+            graph="graph",
+            rescore_lm="rescore_lm",
+            emissions="emissions",
+            out="manifest",
+        ),
     shell:
         "python -m lowrank_speech.stages.decode --cfg {params.cfg:q} --code {params.code}"
         " --runtime {params.runtime:q} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -11,9 +11,12 @@ rule report:
         trains=[f"{layout.train(*system)}/train.json" for system in GRID],
         decodes=[f"{layout.decode(*result)}/decode.json" for result in RESULTS],
         scores=[f"{layout.score(*result)}/score.json" for result in RESULTS],
+        utterances=ancient([f"{layout.score(*result)}/utterances.tsv" for result in RESULTS]),
         curves=ancient([f"{layout.train(*system)}/metrics.jsonl" for system in GRID]),
     output:
         table=report(f"{layout.report()}/results.csv", caption="../report/results.rst", category="Results"),
+        comparisons=f"{layout.report()}/comparisons.csv",
+        seeds=f"{layout.report()}/seeds.csv",
         text=f"{layout.report()}/results.txt",
         error=report(f"{layout.report()}/error.png", caption="../report/error.rst", category="Plots"),
         cost=report(f"{layout.report()}/cost.png", caption="../report/cost.rst", category="Plots"),

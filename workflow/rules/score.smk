@@ -6,6 +6,7 @@ rule score:
         made("score"),
         decode=f"{layout.decode()}/decode.json",
     output:
+        utterances=f"{layout.score()}/utterances.tsv",
         manifest=f"{layout.score()}/score.json",
     log:
         layout.log(layout.score(), "score"),
@@ -17,7 +18,7 @@ rule score:
     params:
         cfg=cfg("score"),
         code=code("score"),
-        paths=options(decoded="decode"),
+        paths=options(decoded="decode", out="manifest"),
     shell:
         "python -m lowrank_speech.stages.score --cfg {params.cfg:q} --code {params.code} {params.paths}"
         " --manifest {output.manifest:q} > {log:q} 2>&1"

@@ -36,6 +36,12 @@ def _listed(kind: str, task: str) -> ModuleType | None:
             from lowrank_speech.decoding.ctc import beam as found
         case "ctc/align":
             from lowrank_speech.decoding.ctc import align as found
+        case "ctc/hlg":
+            from lowrank_speech.decoding.ctc import hlg as found
+        case "ctc/nbest":
+            from lowrank_speech.decoding.ctc import nbest as found
+        case "ctc/rescore":
+            from lowrank_speech.decoding.ctc import rescore as found
         case "whisper/greedy":
             from lowrank_speech.decoding.whisper import greedy as found
         case "whisper/beam":

@@ -2,7 +2,8 @@
 
 A decoder names a resource in a key of its settings (``lm: words3``). The workflow turns the name into the folder of the
 stage that makes it, the stage decode takes that folder as an option of the same name (``--lm``), and the decoder finds
-the loaded resource in ``source.resources["lm"]``.
+the loaded resource in ``source.resources["lm"]``. A settings class lists its resources in ``reads``; without it, a
+decoder reads the language model of its key ``lm``. Several keys define a graph; ``graph`` is one of them.
 
 The cases are import statements, so that the code hash of a decoder without a resource leaves that resource out.
 """
@@ -13,10 +14,15 @@ from typing import Any
 
 from lowrank_speech.errors import UserError
 
-NAMES = ("lm",)
-"""Keys of decoders that name a resource, and options of the stages decode and tune."""
-MADE_BY = {"lm": "lm"}
+NAMES = ("lm", "graph", "rescore_lm")
+"""Resources, which are keys of decoders and options of the stages decode and tune."""
+MADE_BY = {"lm": "lm", "graph": "graph", "rescore_lm": "lm"}
 """Resource -> the stage that makes it."""
+
+
+def read_by(settings: type) -> tuple[str, ...]:
+    """The resources that decoders with a settings class may read."""
+    return getattr(settings, "reads", ("lm",))
 
 
 def load(given: Mapping[str, Path | None], settings: Any, who: str) -> dict[str, Any]:
@@ -26,18 +32,19 @@ def load(given: Mapping[str, Path | None], settings: Any, who: str) -> dict[str,
     """
     found = {}
     for name in NAMES:
-        named, folder = getattr(settings, name, None), given.get(name)
+        named = getattr(settings, name, None) if name in read_by(type(settings)) else None
+        folder, option = given.get(name), f"--{name.replace('_', '-')}"
         if named is None and folder is None:
             continue
         if named is None:
-            raise UserError(f"{who}: the decoder {settings.kind} names no {name}, but --{name} is {folder}; remove it")
+            raise UserError(f"{who}: the decoder {settings.kind} reads no {name}, but {option} is {folder}; remove it")
         if folder is None:
             raise UserError(
                 f"{who}: the decoder {settings.kind} reads the {name} {named!r}; give the folder of the stage "
-                f"{MADE_BY[name]} as --{name}"
+                f"{MADE_BY[name]} as {option}"
             )
         if not folder.exists():
-            raise UserError(f"--{name}: {folder} does not exist")
+            raise UserError(f"{option}: {folder} does not exist")
         found[name] = _loaded(name, folder)
     return found
 
@@ -45,6 +52,14 @@ def load(given: Mapping[str, Path | None], settings: Any, who: str) -> dict[str,
 def _loaded(name: str, folder: Path) -> Any:
     match name:
         case "lm":
+            from lowrank_speech.lang.lm.load import LanguageModel
+
+            return LanguageModel.load(folder)
+        case "graph":
+            from lowrank_speech.lang.graphs.load import Graph
+
+            return Graph.load(folder)
+        case "rescore_lm":
             from lowrank_speech.lang.lm.load import LanguageModel
 
             return LanguageModel.load(folder)

@@ -57,12 +57,15 @@ class Network:
 
 
 class Stored:
-    """Stored emissions, in a folder of the stage emissions."""
+    """Stored emissions, in a folder of the stage emissions.
+
+    ``device``: where the decoder computes; one that can use CUDA sets it by ``asked`` (auto, cpu, cuda).
+    """
 
     reads = "emissions"
 
-    def __init__(self, folder: str | Path):
-        self.folder, self.device = Path(folder), torch.device("cpu")
+    def __init__(self, folder: str | Path, asked: str = "auto"):
+        self.folder, self.device, self.asked = Path(folder), torch.device("cpu"), asked
         self._emissions = Emissions(folder)
         self.task, self.lang_sha256 = self._emissions.task, self._emissions.lang_sha256
         self.resources: dict[str, Any] = {}

@@ -11,8 +11,10 @@ from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.decoding import tuning
 from lowrank_speech.errors import UserError
+from lowrank_speech.experiment.heads import check_heads
 from lowrank_speech.experiment.outside import located
 from lowrank_speech.lang.config import read as read_lang
+from lowrank_speech.lang.graphs.settings import WITH_LEXICON
 from lowrank_speech.lang.lm.config import LmSettings
 from lowrank_speech.lowrank.constraint_settings import ConstraintSettings
 from lowrank_speech.lowrank.lora_settings import LoraSettings
@@ -24,7 +26,7 @@ from lowrank_speech.settings import read
 from lowrank_speech.stages import report
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distil_settings import DistilSettings
-from lowrank_speech.workflow.config import System, results, systems
+from lowrank_speech.workflow.config import LMS, System, results, systems
 from lowrank_speech.workflow.slices import Slices
 
 METHOD_PARTS = {
@@ -56,6 +58,7 @@ def check(slices: Slices) -> None:
                     read(cls, own, f"methods.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
+        check_heads(config)
         _check_jobs(slices)
         _check_decoders(slices)
         for name in config["systems"]["tasks"]:
@@ -90,7 +93,7 @@ def _check_jobs(slices: Slices) -> None:
 
 
 def _check_decoders(slices: Slices) -> None:
-    """Check the decoders of the grid, and the values that are tried for them."""
+    """Check the decoders of the grid, the values that are tried for them, and the language models that they name."""
     seen = set()
     for result in results(slices.config, slices.schema):
         decoder, of = slices.decode(result).cfg["decoder"], slices.model_task(result)
@@ -102,6 +105,20 @@ def _check_decoders(slices: Slices) -> None:
         read(cls, decoder, where)
         for _ in tuning.grid(cls, decoder, tune, where) if tune else ():
             pass
+        if "graph" in slices.resources(result):
+            _check_units(slices.config["lms"], decoder, where)
+
+
+def _check_units(lms: Mapping[str, Any], decoder: Mapping[str, Any], where: str) -> None:
+    """Refuse an n-gram in a graph, or for rescoring, over other units than the graph's."""
+    words = decoder["graph"] in WITH_LEXICON
+    for key in LMS:
+        unit = lms[decoder[key]]["unit"] if decoder.get(key) else None
+        if unit is not None and words != (unit == "word"):
+            raise UserError(
+                f"{where}.{key}: {decoder[key]!r} is over {unit}s, but the graph ({decoder['graph']}) is over "
+                f"{'words' if words else 'tokens'}; name another model, or set graph: {'hg' if words else 'hlg'}"
+            )
 
 
 def _check_tokens(config: Mapping[str, Any], name: str) -> None:

@@ -10,7 +10,6 @@ from lowrank_speech import published
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.corpora import tracking
 from lowrank_speech.errors import UserError
-from lowrank_speech.lang.lm import taken
 from lowrank_speech.models.files import imported_files
 from lowrank_speech.settings import read
 from lowrank_speech.training.config import Noise
@@ -102,6 +101,21 @@ def lm_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
     return found if all(Path(path).is_file() for path in found.values()) else None
 
 
+def lexicon_sources(path: str | None) -> dict[str, str] | None:
+    """Name -> path of the pronunciation dictionary of a graph; None: it does not exist."""
+    if path is None:
+        return {}
+    return {"lexicon": path} if Path(path).is_file() else None
+
+
+def lost_lexicon(graphs: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why a pronunciation dictionary of ``graphs`` cannot be found; None: all exist."""
+    for graph in graphs:
+        if lexicon_sources(graph["lexicon"]) is None:
+            return f"decoders: the lexicon {graph['lexicon']} does not exist; correct the path"
+    return None
+
+
 def lost_lms(sections: Mapping[str, Mapping[str, Any]]) -> str | None:
     """Why a text file or a model of ``sections`` (name -> section of `lms`) cannot be used; None: all seem fine.
 
@@ -115,6 +129,8 @@ def lost_lms(sections: Mapping[str, Mapping[str, Any]]) -> str | None:
             continue
         if not Path(section["arpa"]).is_file():
             return f"lms.{name}.arpa: {section['arpa']} does not exist; correct the path"
+        from lowrank_speech.lang.lm import taken  # imports NumPy
+
         try:
             order = taken.order(Path(section["arpa"]))
         except UserError as error:

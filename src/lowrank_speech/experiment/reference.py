@@ -21,6 +21,11 @@ SECTIONS = {
     "bases": ("Bases", "`bases.<name>`."),
     "tasks": ("Tasks", "`tasks.<name>`."),
     "methods": ("Methods", "`methods.<name>`."),
+    "head": (
+        "Heads",
+        "`tasks.<name>.head` and `methods.<name>.head`, by `kind`: the classifier of a task of type `lid`; see "
+        "[language-recognition.md](language-recognition.md#heads). A method's head replaces the task's.",
+    ),
     "systems": ("Systems", "`systems`: every base x every task x every method."),
     "calibrate": ("Calibration", "`calibrate`: needed by `factorise.init: activation`."),
     "training": (
@@ -49,7 +54,7 @@ def text(schema: Mapping[str, Any]) -> str:
     parts = [HEAD, "## Top level\n\n", _table(_top(schema))]
     for name, (title, said) in SECTIONS.items():
         parts.append(f"## {title}\n\n{said}\n\n")
-        node = schema["properties"][name]
+        node = schema["properties"].get(name) or schema["$defs"][name]
         node = followed(node, schema)
         if isinstance(node.get("additionalProperties"), Mapping):
             node = followed(node["additionalProperties"], schema)
@@ -87,6 +92,13 @@ def _inlined(node: Mapping[str, Any], schema: Mapping[str, Any]) -> Mapping[str,
                 "type": "object",
                 "default": None,
                 "description": "keys of [training](#training) that differ",
+            }
+            continue
+        if part.get("$ref", "").endswith("/head"):
+            properties[name] = {
+                "type": "object",
+                "default": None,
+                "description": "lid: the classifier, see [heads](#heads)",
             }
             continue
         if name == "pretrain":

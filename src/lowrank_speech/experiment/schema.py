@@ -6,6 +6,7 @@ from typing import Any
 
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
+from lowrank_speech.decoding.resources import read_by
 from lowrank_speech.experiment.sections import (
     BaseSection,
     CalibrateSection,
@@ -68,6 +69,7 @@ def schema() -> Node:
         _without(_with_runtime(tool.of(calibrate.Config), tool, ("device",)), ("seed", "layers", "gradients")),
         tool.of(CalibrateSection),
     )
+    tool.definitions["head"] = _heads(tool)
     tool.definitions["emissions"] = _with_runtime(tool.of(emissions.Settings), tool, ("device",))
     decoders = _decoders(tool)
     sections: dict[str, Node] = {
@@ -124,12 +126,13 @@ def schema() -> Node:
                 f"{k.name}.{k.task}": f"decoding.{decoding.FOLDERS[k.task]}.{k.name}" for k in decoding.kinds()
             },
             "families": {name: f"models.families.{name.replace('-', '_')}" for name in FAMILIES},
-            "heads": {kind: f"models.heads.{kind}" for kind in heads.KINDS},
+            "heads": {kind: f"models.heads.{kind.replace('-', '_')}" for kind in heads.KINDS},
             "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
             "exports": {name: f"exporting.{name}" for name in exports.FORMATS},
         },
         "heads": heads.DEFAULT,
         "losses": losses.OF_TASK,
+        "loss_tasks": losses.TASK_OF,
     }
 
 
@@ -180,7 +183,7 @@ def _task(tool: Schemas) -> Node:
     node["properties"]["test"] |= {"minItems": 1, "uniqueItems": True, "minProperties": 1, "propertyNames": ref("name")}
     for name in ("decoders", "languages"):
         node["properties"][name]["uniqueItems"] = True
-    node["properties"]["training"] = partial(ref("training"))
+    node["properties"] |= {"head": ref("head"), "training": partial(ref("training"))}
     tool.definitions["task"] = node
     return ref("task")
 
@@ -188,6 +191,7 @@ def _task(tool: Schemas) -> Node:
 def _method(tool: Schemas) -> Node:
     node = tool.of(MethodSection)
     node["properties"] |= {
+        "head": ref("head"),
         "factorise": ref("factorise"),
         "constraint": ref("constraint"),
         "lora": ref("lora"),
@@ -197,6 +201,17 @@ def _method(tool: Schemas) -> Node:
     }
     tool.definitions["method"] = node
     return ref("method")
+
+
+def _heads(tool: Schemas) -> Node:
+    """The classifiers, by kind. A task's head is for all methods that do not name another."""
+    branches = {}
+    for kind in heads.KINDS:
+        cls = heads.head_class(kind)
+        if cls.TASK == "classify":
+            tool.definitions[f"head.{kind}"] = _kind(tool.of(cls.SETTINGS), kind)
+            branches[kind] = ref(f"head.{kind}")
+    return by_kind(branches)
 
 
 def _systems() -> Node:
@@ -218,7 +233,10 @@ def _decoders(tool: Schemas) -> dict[str, Node]:
     every: Node = {"type": "object", "additionalProperties": False, "properties": {}}
     for kind in decoding.kinds():
         node = _with_runtime(_kind(tool.of(kind.settings), kind.name), tool, ("device",))
-        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {"emissions": kind.reads == "emissions"}
+        tool.definitions[f"decoder.{kind.name}.{kind.task}"] = node | {
+            "emissions": kind.reads == "emissions",
+            "resources": [name for name in read_by(kind.settings) if name in node["properties"]],
+        }
         before = branches.get(kind.name, {"properties": {}})
         properties = {**before["properties"], **node["properties"]}
         if kind.type == "asr":

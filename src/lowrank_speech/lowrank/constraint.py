@@ -23,8 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lowrank_speech.lowrank.linear import OrthonormalLinear
 from lowrank_speech.lowrank.orthonormal import gram, orthonormal_first
-from lowrank_speech.lowrank.structure import low_rank_layers
+from lowrank_speech.lowrank.structure import LowRank
 
 Mode = Literal["floating", "fixed", "exact", "none"]
 UPDATE_SPEED = 0.125  # nu
@@ -114,13 +115,18 @@ def deviation(M: Tensor, scale: float | None = None) -> Tensor:
     return torch.where(square > 0, found, 0.0)
 
 
+def constrained_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Qualified name -> module of every factorised or ``OrthonormalLinear`` layer, in the model's order."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LowRank | OrthonormalLinear)}
+
+
 class SemiOrthogonal:
-    """Keeps the first factors of a model's ``LowRankLinear`` layers semi-orthogonal. Call ``step()`` after the
-    optimiser's step.
+    """Keeps the first factors of a model's ``LowRankLinear`` layers, and its ``OrthonormalLinear`` layers,
+    semi-orthogonal. Call ``step()`` after the optimiser's step.
 
     ``every`` = k updates all layers at every k-th step. Without it, each layer is updated with ``probability``, as in
     Kaldi, drawn from the object's own generator. Frozen layers do not change. Layers of the same shape are updated
-    together. Raises ValueError for an unknown mode, a value out of range, or a model without ``LowRankLinear`` layers.
+    together. Raises ValueError for an unknown mode, a value out of range, or a model without such layers.
     """
 
     def __init__(
@@ -139,7 +145,7 @@ class SemiOrthogonal:
                 f"constraint: scale ({scale}) must be positive, probability ({probability}) in (0, 1], every ({every}) "
                 f"at least 1"
             )
-        self.layers = low_rank_layers(model)
+        self.layers = constrained_layers(model)
         if not self.layers:
             raise ValueError(
                 "the model has no factorised layer to constrain: factorise it, or leave the constraint out"
@@ -149,8 +155,13 @@ class SemiOrthogonal:
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Count a step, and update the layers that are due."""
+    def step(self, prefix: str = "") -> None:
+        """Count a step, and update the layers that are due, of those whose names start with ``prefix``.
+
+        It does nothing, and draws nothing, if there is no such layer.
+        """
+        if not any(name.startswith(prefix) for name in self.layers):
+            return
         self.steps += 1
         if self.mode == "none":
             return
@@ -158,9 +169,10 @@ class SemiOrthogonal:
         for name in self._turn():
             layer = self.layers[name]
             weight = layer.first.weight
-            if weight.requires_grad:
+            if weight.requires_grad and name.startswith(prefix):
                 # The exact update also changes the second factors, so their shapes must match too.
-                key = (weight.shape, weight.dtype, weight.device, layer.second.weight.shape)
+                second = None if layer.second is None else layer.second.weight.shape
+                key = (weight.shape, weight.dtype, weight.device, second)
                 groups.setdefault(key if self.mode == "exact" else key[:3], []).append(layer)
         for layers in groups.values():
             self._update(layers)
@@ -184,11 +196,16 @@ class SemiOrthogonal:
             raise ValueError(
                 f"a first factor has shape {tuple(M.shape[1:])}; mode: exact needs at most as many rows as columns"
             )
-        second = torch.stack([layer.second.weight for layer in layers])
+        # A second factor may read the outputs of the first one at several frames: r columns for each. A layer without
+        # a second factor gets the orthonormal rows of its QR factorisation.
+        rank = M.shape[-2]
+        seconds = [first[0].new_zeros(0, rank) if x.second is None else x.second.weight.view(-1, rank) for x in layers]
+        second = torch.stack(seconds)
         Q, product = orthonormal_first(*(x if x.dtype == torch.float64 else x.float() for x in (M, second)))
         for layer, q, n in zip(layers, Q, product, strict=True):
             layer.first.weight.copy_(q * self.scale)
-            layer.second.weight.copy_(n / self.scale)
+            if layer.second is not None:
+                layer.second.weight.copy_((n / self.scale).view_as(layer.second.weight))
 
     def _pull(self, weights: list[Tensor]) -> None:
         if len(weights) == 1 and weights[0].dtype in (torch.float32, torch.float64):

@@ -4,6 +4,8 @@ A dense layer ``y = W x + b`` with W (d_out, d_in) becomes ``y = N (M x) + b``. 
 kept semi-orthogonal (``M Mᵀ = s² I``); ``second`` is N (d_out, r) with the bias of the dense layer. Together they have
 r (d_in + d_out) parameters instead of d_in d_out.
 
+``OrthonormalLinear`` is one dense layer whose matrix the same constraint keeps semi-orthogonal.
+
 Source: Povey et al., "Semi-orthogonal low-rank matrix factorization for deep neural networks", Interspeech 2018.
 """
 
@@ -82,3 +84,19 @@ class LowRankLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.rank}"
+
+
+class OrthonormalLinear(nn.Linear):
+    """A linear layer whose weight (d_out, d_in) starts semi-orthogonal; ``lowrank.constraint`` keeps it so."""
+
+    second = None  # the constraint's exact update moves what it takes from the first matrix into this one
+
+    def reset_parameters(self) -> None:
+        nn.init.orthogonal_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    @property
+    def first(self) -> "OrthonormalLinear":
+        """The layer itself: what the constraint calls the first factor."""
+        return self

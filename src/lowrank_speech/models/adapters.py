@@ -32,14 +32,14 @@ def save_adapter(model: SpeechModel, peft_model: nn.Module, folder: str | Path) 
     trained = {theirs: getattr(model.head, own) for own, theirs in model.head.NAMES.items()} if known else {}
     base_class = getattr(transformers, model.architecture)
     save_peft(peft_model, folder, prefix=model.body_prefix, trained=trained, base_class=base_class)
-    if model.head is not None and not known:
+    if model.parameters_head() and not known:
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.head.state_dict().items()}
         save_file(state, folder / HEAD, metadata={"format": "pt"})
     (folder / "README.md").write_text(_readme(model), encoding="utf-8")
 
 
 def _readme(model: SpeechModel) -> str:
-    outputs = {} if model.head is None else _outputs(model)
+    outputs = _outputs(model) if model.head is not None and model.known_head else {}
     given = "".join(f", {name}={value}" for name, value in outputs.items())
     lines = [
         "# LoRA adapter",
@@ -62,7 +62,13 @@ def _readme(model: SpeechModel) -> str:
             "transformers.",
             "",
         ]
-    if model.head is not None and not model.known_head:
+    if model.head is not None and model.head.DECODER:
+        lines += [
+            "The decoder's language tokens are the classifier: the logits of the languages' tokens after",
+            "`<|startoftranscript|>`, restricted to the languages in the config.json of the folder `model`.",
+            "",
+        ]
+    elif model.head is not None and not model.known_head:
         lines += [
             f"transformers has no head of the kind `{model.head.KIND}`: its weights are in `{HEAD}`, and the lines",
             "above load only the encoder.",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.heads.base import Head
 from lowrank_speech.models.heads.registry import DEFAULT, head_class
+from lowrank_speech.models.mixing import LayerSum
 from lowrank_speech.models.registry import family_class, family_of
 from lowrank_speech.models.speech import Meta, SpeechModel
 
@@ -75,18 +76,20 @@ def skeleton(
 ) -> SpeechModel:
     """A model on the meta device, with tied weights.
 
-    ``plan``: its low-rank layers; ``exact``: exact rows of a factorised embedding; ``head``: settings of its head.
+    ``plan``: its low-rank layers; ``exact``: exact rows of a factorised embedding; ``head``: settings of its head (the
+    low-rank layers of a head are in ``meta``).
     """
     family = family_of(config.model_type, "config")
     cls = family_class(family)
+    own = empty_head(cls, task, config, head)
     with torch.device("meta"):
-        hf = cls.bare(config, task)
+        hf = cls.bare(config, task, own is not None and own.DECODER)
     # The constructor of wav2vec 2.0's masked_spec_embed ignores the default device.
     hf.to("meta")
     hf.tie_weights()
-    model = cls(hf, empty_head(cls, task, config, head), meta or Meta(family, task))
+    model = cls(hf, own, meta or Meta(family, task))
     with torch.device("meta"):
-        return model.factorised(plan, exact)
+        return model.factorised(plan, exact).factorised_head(model.meta.head_plan)
 
 
 def empty_head(cls: type[SpeechModel], task: str, config: Any, settings: Any = None) -> Head | None:
@@ -100,14 +103,20 @@ def empty_head(cls: type[SpeechModel], task: str, config: Any, settings: Any = N
     kind = head_class(DEFAULT[task] if settings is None else settings.kind)
     if task != kind.TASK:
         raise UserError(f"head: {kind.KIND!r} is a head for {kind.TASK!r}, but the task is {task!r}; use another kind")
+    settings = kind.settings_of(config) if settings is None else settings
     with torch.device("meta"):
-        return kind(settings or kind.settings_of(config), cls.width_of(config), kind.outputs_of(config))
+        head = kind(settings, cls.width_of(config), kind.outputs_of(config))
+        if getattr(settings, "layers", "last") == "weighted":
+            head.mix = LayerSum(cls.depth_of(config) + 1)
+    return head
 
 
 def drawn(head: Head, config: Any) -> Head:
     """``head`` on the CPU, newly initialised with torch's global generator."""
     head.to_empty(device="cpu")
     head.initialise(getattr(config, "initializer_range", 0.02))
+    if head.mix is not None:
+        head.mix.reset_parameters()
     return head
 
 

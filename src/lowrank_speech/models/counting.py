@@ -5,6 +5,7 @@ reduction=0.24)``. Models are built on the meta device, only from their config; 
 counted as it is. Layer names are relative to the body, so they are the same in a preset, a folder and a factorisation.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def _from_folder(folder: Path) -> tuple[SpeechModel, dict[str, int] | None, int]
     if KEY in raw:
         low = structure_of(raw, file)
         head = None if low.head is None else low.head.settings
-        return skeleton(low.task, low.config, head=head), low.plan, low.meta.exact
+        meta = dataclasses.replace(low.meta, plan=None)
+        return skeleton(low.task, low.config, head=head, meta=meta), low.plan, low.meta.exact
     kind = raw.pop("model_type", None)
     task = family_class(family_of(kind, str(file))).task_of((raw.get("architectures") or [""])[0])
     return skeleton(task, AutoConfig.for_model(kind, **raw)), None, 0

@@ -103,10 +103,10 @@ def save_model(
         save_file(kept, weights, metadata={"format": "pt"})
 
 
-def _same_tokens(meta: Meta, source: Path) -> bool:
-    """Whether a model with ``meta`` uses the tokenizer in the folder ``source``."""
+def _same_tokens(meta: Meta, decodes: bool, source: Path) -> bool:
+    """Whether a model with ``meta``, which has a decoder or not, uses the tokenizer in the folder ``source``."""
     if meta.task != "ctc":
-        return meta.task == "seq2seq"  # a decoder keeps its tokens
+        return decodes  # a decoder keeps its tokens
     file = source / "config.json"
     said = json.loads(file.read_text(encoding="utf-8")).get(KEY, {}) if file.is_file() else {}
     return said.get("lang_sha256") == meta.lang_sha256  # None: the published head, which belongs to the tokenizer
@@ -124,17 +124,18 @@ def model_folder(
     with atomic(folder) as temporary:
         temporary.mkdir()
         if copy_from is not None:
-            copy_files(Path(copy_from), temporary, tokenizer=_same_tokens(meta, Path(copy_from)))
+            copy_files(Path(copy_from), temporary, tokenizer=_same_tokens(meta, model.decodes, Path(copy_from)))
         config = json.loads(model.config.to_json_string(use_diff=False))
         config["architectures"] = [model.architecture]
         config[KEY] = dataclasses.asdict(meta)
-        if meta.target is None:  # only models before a progressive truncation have one
-            del config[KEY]["target"]
+        for name in ("target", "head_plan"):  # which few models have
+            if getattr(meta, name) is None:
+                del config[KEY][name]
         if not model.known_head:
             config[KEY]["head"] = resolved(model.head.settings)
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
-        if model.task == "seq2seq":
+        if model.decodes:
             model.hf.generation_config.to_json_file(temporary / "generation_config.json")
         for name, content in (files or {}).items():
             (temporary / name).write_text(content, encoding="utf-8")

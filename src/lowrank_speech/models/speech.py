@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.structure import apply_plan, densify
 from lowrank_speech.models.heads.base import Head
+from lowrank_speech.models.mixing import layer_states
 from lowrank_speech.models.registry import FAMILIES
 
 
@@ -41,6 +42,7 @@ class Meta:
     priors: list[float] = field(default_factory=list)  # classify: share of each label in training
     exact: int = 0  # rows of a factorised embedding that are not factors
     target: dict[str, int] | None = None  # like plan: the ranks that a training has to reach (progressive truncation)
+    head_plan: dict[str, int] | None = None  # name of a factorised layer (relative to the head) -> rank
 
 
 class SpeechModel(nn.Module):
@@ -113,6 +115,11 @@ class SpeechModel(nn.Module):
         """The size D of the encoder states."""
         return self.width_of(self.config)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the model has a decoder, which predicts what its task asks for."""
+        return False
+
     def is_head(self, name: str) -> bool:
         """Whether a parameter of the model (by its name in ``named_parameters``) belongs to the task's head."""
         return name.startswith("head.")
@@ -132,12 +139,24 @@ class SpeechModel(nn.Module):
     def dense_parameters(self) -> int:
         """Number of parameters of the same model without factorisation."""
         if not self.plan:
-            return self.parameters_total()
+            return self.parameters_total() - self.parameters_head() + self.dense_head_parameters()
         with torch.device("meta"):
-            dense = self.bare(self.config, self.task)
+            dense = self.bare(self.config, self.task, self.decodes)
         dense.tie_weights()
-        heads = 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
-        return sum(p.numel() for p in dense.parameters()) + heads
+        return sum(p.numel() for p in dense.parameters()) + self.dense_head_parameters()
+
+    def parameters_head(self) -> int:
+        """Number of parameters of the head; 0 without one."""
+        return 0 if self.head is None else sum(p.numel() for p in self.head.parameters())
+
+    def dense_head_parameters(self) -> int:
+        """The same without the head's factors."""
+        if not self.meta.head_plan:
+            return self.parameters_head()
+        with torch.device("meta"):
+            dense = type(self.head)(self.head.settings, self.width, self.head.outputs_of(self.config))
+        mix = 0 if self.head.mix is None else self.head.mix.weights.numel()
+        return sum(p.numel() for p in dense.parameters()) + mix
 
     def parameters_total(self) -> int:
         """Number of parameters; tied ones count once."""
@@ -156,8 +175,15 @@ class SpeechModel(nn.Module):
             self.tie()
         return self
 
+    def factorised_head(self, plan: Mapping[str, int] | None) -> "SpeechModel":
+        """Replace the layers of ``plan`` (names relative to the head) by uninitialised factors, and note the plan."""
+        if plan:
+            self.head.factorised(plan)
+            self.meta.head_plan = dict(plan)
+        return self
+
     def densified(self) -> "SpeechModel":
-        """Multiply all factors out, in place. Returns itself."""
+        """Multiply all factors of the body out, in place. Returns itself."""
         densify(self.body)
         self.plan, self.meta.exact = None, 0
         self.tie()
@@ -198,8 +224,11 @@ class SpeechModel(nn.Module):
     # -- transformers' classes and names -----------------------------------------------------------------------------
 
     @classmethod
-    def bare(cls, config: Any, task: str) -> nn.Module:
-        """Transformers' model without a head for a config and a task, with random weights from torch's current seed."""
+    def bare(cls, config: Any, task: str, decoder: bool = False) -> nn.Module:
+        """Transformers' model without a head for a config and a task, with random weights from torch's current seed.
+
+        ``decoder``: also for a classifier with the decoder, if the family has one.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -221,6 +250,11 @@ class SpeechModel(nn.Module):
     def width_of(cls, config: Any) -> int:
         """The size D of the encoder states for a ``config``."""
         return config.hidden_size
+
+    @classmethod
+    def depth_of(cls, config: Any) -> int:
+        """The number of encoder layers for a ``config``."""
+        return config.num_hidden_layers
 
     @classmethod
     def check(cls, task: str, config: Any) -> None:
@@ -318,9 +352,19 @@ class SpeechModel(nn.Module):
 
         ``features``: waveforms (B, T) or front-end output (B, F, C) for wav2vec 2.0 and its relatives, stacked
         filterbanks (B, F, C) for w2v-BERT, log-mel (B, F, C) for Whisper; ``lengths``: (B,) valid samples or frames.
-        Returns (B, F', D) and (B,) int64.
+        Returns (B, F', D) and (B,) int64. The states are those of the last layer, or the weighted sum of all layers if
+        the head has one.
         """
         raise NotImplementedError
+
+    def mixed(self, encode: Callable[[], Tensor]) -> Tensor:
+        """What the head reads: the states (B, F, D) that ``encode()`` returns, or the sum of those of all layers."""
+        mix = None if self.head is None else self.head.mix
+        if mix is None:
+            return encode()
+        with layer_states(list(self.body.get_submodule("encoder.layers"))) as found:
+            last = encode()
+        return mix([*found[:-1], last])  # a norm may follow the last layer
 
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         """The valid lengths (B,) int64 that ``states`` returns for the same inputs, without computing states."""

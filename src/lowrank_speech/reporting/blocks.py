@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from lowrank_speech.reporting import units
+from lowrank_speech.reporting.comparisons import ties
+from lowrank_speech.reporting.flags import MARK, flags
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
 INTERVAL = ("", "interval")
@@ -53,7 +55,8 @@ class Block:
     names   number of columns on the left that name the row
     costs   index of the first cost column
     rows    kind (chance, unadapted, adapted) and cells
-    best    (row, column) of the cells with the lowest error of the adapted systems
+    best    (row, column) of the cells with the lowest error of the adapted systems, and of those that a paired test
+            does not tell apart from it
     scored  the normaliser of scoring, if there is one
     """
 
@@ -81,6 +84,12 @@ class Block:
 def runs(names: Sequence[str]) -> list[tuple[str, int]]:
     """Group equal adjacent names: (name, count)."""
     return [(name, len(list(equal))) for name, equal in itertools.groupby(names)]
+
+
+def _name(row: Row) -> str:
+    """The method, with a mark if one of the row's results is degenerate."""
+    marked = any(flags(result) for result in row.system.results if result.decoder == row.decoder)
+    return f"{row.system.name.method} {MARK}" if marked else row.system.name.method
 
 
 # -- columns -----------------------------------------------------------------------------------------------------------
@@ -188,7 +197,7 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
     tests = list(dict.fromkeys(test for system in members for test in system.tests))
     results = [result for system in members for result in system.results]
     chances = {test: _chances(members, test) for test in tests}
-    names = [Column((), ("", "method"), lambda row: row.system.name.method)]
+    names = [Column((), ("", "method"), _name)]
     if len({row.decoder for row in rows}) > 1:
         names.append(Column((), ("", "decoder"), lambda row: row.decoder))
     measures = [c for test in tests for c in _measures(kind, test, chances[test], brief and len(tests) > 1)]
@@ -199,8 +208,7 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
     above = _baselines(columns, len(names), chances)
     best = set()
     for test in tests:
-        row = lowest_error([row for row in rows if not row.system.unadapted], test)
-        if row is not None:
+        for row in lowest_errors([row for row in rows if not row.system.unadapted], test):
             best |= {(rows.index(row), i) for i, c in enumerate(columns) if c.test == test and c.primary}
             best |= {(rows.index(row), i) for i in range(len(names)) if test == tests[0]}
     level = confidence_level(results)
@@ -238,7 +246,8 @@ def _baselines(
     return rows
 
 
-def lowest_error(rows: Iterable[Row], test: str) -> Row | None:
-    """The row with the lowest error on a test set, the first one on a tie; None if no row has an error."""
-    found = ((result.error, row) for row in rows if (result := row.result(test)) is not None)
-    return min(((e, row) for e, row in found if e is not None), key=lambda pair: pair[0], default=(None, None))[1]
+def lowest_errors(rows: Iterable[Row], test: str) -> list[Row]:
+    """The row with the lowest error on a test set, and those that are not told apart from it; [] without errors."""
+    found = [(row, result) for row in rows if (result := row.result(test)) is not None]
+    best = ties(result for _, result in found)
+    return [row for row, result in found if any(result is one for one in best)]

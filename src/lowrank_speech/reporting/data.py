@@ -181,7 +181,7 @@ def layer_tables(systems: Sequence[System]) -> list[Table]:
 
 
 def base_table(root: Path, systems: Sequence[System]) -> Table:
-    """Source, pinned revision and parameters of the bases; a dash if base.json does not have them."""
+    """Source, pinned revision, window and parameters of the bases; a dash if base.json does not have them."""
     rows = []
     for base in dict.fromkeys(system.name.base for system in systems):
         path = root / "base" / base / "base.json"
@@ -190,5 +190,8 @@ def base_table(root: Path, systems: Sequence[System]) -> Table:
             manifest = load_manifest(path, "base")
             metrics, cfg = manifest["metrics"], manifest.get("cfg", {})
         values = (cfg.get("family"), metrics.get("source", cfg.get("source")), metrics.get("revision"))
-        rows.append((base, *map(units.plain, values), units.parameters(finite(metrics.get("parameters")))))
-    return Table("Bases", ("base", "family", "source", "revision", "parameters"), tuple(rows), 4)
+        window = finite(metrics.get("window", cfg.get("window")))
+        shown = "its own" if cfg and window is None else units.DASH if window is None else f"{window:g} s"
+        rows.append((base, *map(units.plain, values), shown, units.parameters(finite(metrics.get("parameters")))))
+    note = "Window: to how many seconds a model pads; `its own`: as published (Whisper: 30 s), or none."
+    return Table("Bases", ("base", "family", "source", "revision", "window", "parameters"), tuple(rows), 5, note)

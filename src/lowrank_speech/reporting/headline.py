@@ -1,8 +1,8 @@
 """Summary of an experiment: three sentences (what was compared, with which results), and a card for each task and base.
 
-The reference is the first system of a task and base that fully fine-tunes the dense model. Each difference says whether
-the two intervals overlap, so that nobody mistakes noise for a result. The summary compares only the first decoder of a
-task; the tables have the others.
+The reference is the system that `comparisons.reference` names: by default full fine-tuning of the dense model. Each
+difference comes with a paired test, so that nobody mistakes noise for a result. The summary compares only the first
+decoder of a task; the tables have the others.
 """
 
 from collections import Counter
@@ -11,13 +11,22 @@ from dataclasses import dataclass
 
 from lowrank_speech.reporting import units
 from lowrank_speech.reporting.blocks import TYPES
+from lowrank_speech.reporting.comparisons import (
+    EQUAL,
+    ORDER,
+    TIE,
+    WORSE,
+    Comparison,
+    amount,
+    compare,
+    groups,
+    reference,
+)
 from lowrank_speech.reporting.data import Table
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
 _NAMES = {"wer": "WER", "accuracy": "accuracy"}
 PERCENT = "\N{NO-BREAK SPACE}%"
-WITHIN, BETTER, WORSE, EQUAL, UNKNOWN = "within the intervals", "better", "worse", "equal", "intervals not known"
-ORDER = (WITHIN, EQUAL, BETTER, WORSE, f"{BETTER} ({UNKNOWN})", f"{WORSE} ({UNKNOWN})")
 
 
 @dataclass(frozen=True)
@@ -33,9 +42,12 @@ class Headline:
 # -- three sentences ---------------------------------------------------------------------------------------------------
 
 
-def summary(systems: Sequence[System]) -> list[str]:
-    """Three sentences: what was compared, the lowest errors, and the other methods against full fine-tuning."""
-    return [_compared(systems), _best(systems), _methods(systems)]
+def summary(systems: Sequence[System], against: str | None = None) -> list[str]:
+    """Three sentences: what was compared, the lowest errors, and the other methods against the reference.
+
+    ``against``: the method of the reference; None: full fine-tuning of the dense model.
+    """
+    return [_compared(systems), _best(systems), _methods(systems, against)]
 
 
 def _compared(systems: Sequence[System]) -> str:
@@ -59,8 +71,8 @@ def _counted(what: str, names: Sequence[str]) -> str:
 
 
 def _best(systems: Sequence[System]) -> str:
-    """The lowest error of each task on its first test set, and how many other systems are within the intervals (without
-    intervals: equal)."""
+    """The lowest error of each task on its first test set, and how many systems a paired test does not tell apart from
+    it."""
     parts = []
     for task in dict.fromkeys(s.name.task for s in systems):
         members = [s for s in systems if s.name.task == task]
@@ -71,42 +83,57 @@ def _best(systems: Sequence[System]) -> str:
         best = min(found, key=lambda r: r.error)
         where = f"{task} on {test}" if len(members[0].tests) > 1 else task
         text = f"in {where}, {best.system.method} on {best.system.base} has the lowest error: {_value(best, True)}"
-        if len(found) > 1:
-            same = WITHIN if best.error_interval else EQUAL
-            near = sum(outcome(r, best) == same for r in found if r is not best)
-            verb = "is" if near == 1 else "are"
-            text += f", and {near} of the {len(found) - 1} other adapted systems {verb} {same}"
-            text += "" if best.error_interval else f" ({UNKNOWN})"
-        parts.append(text)
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]}." if text else "No adapted system was scored."
+        others = [compare(r, best) for r in found if r is not best]
+        tested = [one for one in others if one.difference is not None]
+        if tested:
+            worse = sum(one.outcome == WORSE for one in tested)
+            text += f"; by a paired test it is better than {worse} of {_others(len(tested))}"
+        if untested := [one for one in others if one.difference is None]:
+            near = sum(one.outcome == EQUAL for one in untested)
+            text += (
+                f"; without a test, {near} of {_others(len(untested))} {'has' if near == 1 else 'have'} the same error"
+            )
+        parts.append(f"{text[0].upper()}{text[1:]}.")
+    return " ".join(parts) or "No adapted system was scored."
 
 
-def _methods(systems: Sequence[System]) -> str:
-    """How often each method is within the intervals of full fine-tuning, better, or worse, and what it saves."""
-    found: dict[str, Counter[str]] = {}
+def _others(number: int) -> str:
+    return f"{number} other adapted system{'s' if number > 1 else ''}"
+
+
+def _methods(systems: Sequence[System], against: str | None) -> str:
+    """Each method against the reference: the difference, or how often it is better or worse, and what it saves."""
+    found: dict[str, list[Comparison]] = {}
     members_of: dict[str, list[System]] = {}
-    for members in _groups(systems):
-        reference = _reference(members)
-        if reference is None:
+    for members in groups(systems):
+        whom = reference(members, against)
+        if whom is None:
             continue
         for system in members:
-            if system is reference or system.unadapted:
+            if system is whom or system.unadapted:
                 continue
             members_of.setdefault(system.name.method, []).append(system)
             for test in system.tests:
-                mine, theirs = system.result(test), reference.result(test)
+                mine, theirs = system.result(test), whom.result(test, system.decoders[0])
                 if mine and theirs and mine.error is not None and theirs.error is not None:
-                    found.setdefault(system.name.method, Counter())[outcome(mine, theirs)] += 1
+                    found.setdefault(system.name.method, []).append(compare(mine, theirs))
+    what = "full fine-tuning of the dense model" if against is None else against
     if not found:
-        return "No dense model was fully fine-tuned, so there is no reference to compare the methods with."
-    parts = []
-    for method, outcomes in found.items():
-        counts = [f"{what} in {outcomes[what]}" for what in ORDER if outcomes[what]]
-        parts.append(f"{method}{_saving(members_of[method])} is {_listed(counts)}")
-    most = max(outcomes.total() for outcomes in found.values())
+        lacking = "No dense model was fully fine-tuned" if against is None else f"No other system ran beside {against}"
+        return f"{lacking}, so there is no reference to compare the methods with."
+    parts = [f"{method}{_saving(members_of[method])} is {_outcomes(found[method])}" for method in found]
+    most = max(map(len, found.values()))
     comparisons = "one comparison" if most == 1 else f"{most} comparisons"
-    return f"Compared with full fine-tuning of the dense model ({comparisons} for each method), {'; '.join(parts)}."
+    return f"Compared with {what} ({comparisons} for each method), {'; '.join(parts)}."
+
+
+def _outcomes(found: Sequence[Comparison]) -> str:
+    """The difference with its interval if there is one comparison, else how many ended in which way."""
+    if len(found) == 1 and found[0].difference is not None:
+        only = found[0]
+        return f"{amount(only.difference)}{', so they are not told apart' if only.outcome == TIE else ''}"
+    outcomes = Counter(one.outcome for one in found)
+    return _listed(f"{what} in {outcomes[what]}" for what in ORDER if outcomes[what])
 
 
 def _saving(systems: Sequence[System]) -> str:
@@ -125,15 +152,6 @@ def _range(shares: Sequence[float], digits: int) -> str:
     return "…".join(ends) + PERCENT
 
 
-def outcome(one: Result, other: Result) -> str:
-    """Whether ``one`` is better or worse than ``other``, or their intervals overlap."""
-    mine, theirs = one.error_interval, other.error_interval
-    if mine and theirs:
-        overlap = mine[0] <= theirs[1] and theirs[0] <= mine[1]
-        return WITHIN if overlap else BETTER if one.error < other.error else WORSE
-    return EQUAL if one.error == other.error else f"{BETTER if one.error < other.error else WORSE} ({UNKNOWN})"
-
-
 def _listed(names: Iterable[str]) -> str:
     """``a, b and c``."""
     *most, last = names
@@ -143,31 +161,17 @@ def _listed(names: Iterable[str]) -> str:
 # -- cards -------------------------------------------------------------------------------------------------------------
 
 
-def headlines(systems: Sequence[System]) -> list[Headline]:
+def headlines(systems: Sequence[System], against: str | None = None) -> list[Headline]:
     """One headline per task and base, in the order of the systems."""
-    return [_headline(members) for members in _groups(systems)]
+    return [_headline(members, against) for members in groups(systems)]
 
 
-def _groups(systems: Sequence[System]) -> list[list[System]]:
-    """The systems of each task and base."""
-    groups: dict[tuple[str, str], list[System]] = {}
-    for system in systems:
-        groups.setdefault((system.name.task, system.name.base), []).append(system)
-    return list(groups.values())
-
-
-def _reference(members: Sequence[System]) -> System | None:
-    """Full fine-tuning of the dense model."""
-    full = (s for s in members if s.metrics["adapt"] == "full" and not s.low_rank)
-    return next((s for s in full if any(r.error is not None for r in s.results)), None)
-
-
-def _headline(members: Sequence[System]) -> Headline:
+def _headline(members: Sequence[System], against: str | None) -> Headline:
     task, base = members[0].name.task, members[0].name.base
     tests = list(dict.fromkeys(test for system in members for test in system.tests))
     leads = [text for test in tests if (text := _lead(members, test, len(tests) > 1))]
     lead = "; ".join(leads)
-    return Headline(task, base, f"{lead}." if lead else "Nothing was scored.", _against(members, tests))
+    return Headline(task, base, f"{lead}." if lead else "Nothing was scored.", _against(members, tests, against))
 
 
 def _lead(members: Sequence[System], test: str, several: bool) -> str:
@@ -179,7 +183,13 @@ def _lead(members: Sequence[System], test: str, several: bool) -> str:
     if not adapted:
         return f"Only the unadapted base{where}: {_value(unadapted)}" if unadapted else ""
     best = min(adapted, key=lambda r: r.error)
-    lead = f"{best.system.method} is best{where}: {_value(best)}"
+    near = [compare(r, best) for r in adapted if r is not best]
+    names = [one.mine.system.method for one in near if one.outcome in (TIE, EQUAL)]
+    if names:
+        tied = _listed(names) if len(names) < 4 else f"{len(names)} others"
+        lead = f"{best.system.method} has the lowest error{where}, {_value(best)}, and is not told apart from {tied}"
+    else:
+        lead = f"{best.system.method} is best{where}: {_value(best)}"
     if unadapted is not None:
         lead += f"; the base before adaptation: {_value(unadapted)}"
     chance = best.metrics["chance_accuracy"]
@@ -204,38 +214,40 @@ _COSTS = {
 }
 
 
-def _against(members: Sequence[System], tests: Sequence[str]) -> Table | None:
-    """Changes in error and cost from full fine-tuning to the other adapted systems; None if there are none."""
-    reference, rows = _reference(members), []
-    if reference is None:
+def _against(members: Sequence[System], tests: Sequence[str], against: str | None) -> Table | None:
+    """Changes in error and cost from the reference to the other adapted systems; None if there are none."""
+    whom, rows, refused = reference(members, against), [], {}
+    if whom is None:
         return None
     for system in members:
-        pairs = [(system.result(test), reference.result(test)) for test in tests]
-        if system is reference or system.unadapted or all(mine is None or mine.error is None for mine, _ in pairs):
+        pairs = [(system.result(test), whom.result(test, system.decoders[0])) for test in tests]
+        if system is whom or system.unadapted or all(mine is None or mine.error is None for mine, _ in pairs):
             continue
-        errors = [cell for mine, theirs in pairs for cell in _difference(mine, theirs)]
-        rows.append((system.name.method, *errors, *(_change(system, reference, key) for key in _COSTS)))
-    metric = _NAMES[reference.results[0].metric]
-    titles = (
-        [(f"{metric}, points", "intervals")]
-        if len(tests) == 1
-        else [(f"{t}: {metric}, points", "intervals") for t in tests]
-    )
-    header = (f"against {reference.name.method}", *(title for pair in titles for title in pair))
-    return Table("", (*header, *(f"{name} %" for name in _COSTS.values())), tuple(rows)) if rows else None
+        cells = [_difference(mine, theirs, refused) for mine, theirs in pairs]
+        errors = [cell for three in cells for cell in three]
+        rows.append((system.name.method, *errors, *(_change(system, whom, key) for key in _COSTS)))
+    metric = _NAMES[whom.results[0].metric]
+    level = confidence_level(r for s in members for r in s.results) or "interval"
+    titles = [(f"{test}: {metric}, points" if len(tests) > 1 else f"{metric}, points", level, "p") for test in tests]
+    header = (f"against {whom.name.method}", *(title for three in titles for title in three))
+    note = " ".join(f"Not tested: {why}." for why in refused)
+    return Table("", (*header, *(f"{name} %" for name in _COSTS.values())), tuple(rows), note=note) if rows else None
 
 
-def _difference(mine: Result | None, theirs: Result | None) -> tuple[str, str]:
-    """Difference of the primary metric in points, and whether the intervals overlap or are apart."""
+def _difference(mine: Result | None, theirs: Result | None, refused: dict[str, None]) -> tuple[str, str, str]:
+    """Difference of the primary metric in points, its interval, and the p-value; adds to ``refused`` why not."""
     if mine is None or theirs is None or mine.error is None or theirs.error is None:
-        return units.DASH, units.DASH
+        return units.DASH, units.DASH, units.DASH
+    found = compare(mine, theirs)
     difference = units.signed(mine.metrics[mine.metric] - theirs.metrics[theirs.metric])
-    if not (mine.error_interval and theirs.error_interval):
-        return difference, units.DASH
-    (low, high), (low_2, high_2) = mine.error_interval, theirs.error_interval
-    return difference, "overlap" if low <= high_2 and low_2 <= high else "apart"
+    if found.refused:
+        refused.setdefault(found.refused)
+    if found.difference is None:
+        return difference, units.DASH, units.DASH
+    p = found.difference.p
+    return difference, units.interval(*found.difference.interval), f"{p:.2f}" if p >= 0.095 else f"{p:.1g}"
 
 
-def _change(system: System, reference: System, key: str) -> str:
-    mine, theirs = system.metrics[key], reference.metrics[key]
+def _change(system: System, whom: System, key: str) -> str:
+    mine, theirs = system.metrics[key], whom.metrics[key]
     return units.DASH if mine is None or not theirs else units.signed(mine / theirs - 1)

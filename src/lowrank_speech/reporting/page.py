@@ -6,7 +6,7 @@ own stylesheet is marked safe), and the page's content policy forbids scripts an
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -30,13 +30,17 @@ class Page:
     title: str
     summary: Sequence[str]
     headlines: Sequence[Headline]
+    flagged: Table | None
     compared: Sequence[tuple[str, str]]
     blocks: Sequence[Block]
+    sentences: Sequence[str]
+    seeds: Table | None
     plots: Sequence[Plot]
     mistakes: Sequence[tuple[str, Sequence[Table]]]
     layers: Sequence[Table]
     data: Sequence[Table]
     configs: Sequence[tuple[str, str]]
+    provenance: Sequence[tuple[str, str]]
     versions: Sequence[tuple[str, str]]
     measured: Sequence[tuple[str, str]]
 
@@ -98,9 +102,14 @@ def _how(systems: Sequence[System]) -> str:
     return "; ".join(parts)
 
 
-def configs(systems: Sequence[System]) -> list[tuple[str, str]]:
-    """(what, JSON) of the settings of each stage, in the order of the stages; equal settings appear once."""
-    places = [("factorise", f"{s.name.base}/{s.name.method}", s.manifests) for s in systems]
+def configs(systems: Sequence[System], corpora: Mapping[str, dict[str, Any]]) -> list[tuple[str, str]]:
+    """(what, JSON) of the settings of each stage, in the order of the stages; equal settings appear once.
+
+    ``corpora``: corpus/split -> its manifest.
+    """
+    places = [("corpus", name, {"corpus": manifest}) for name, manifest in corpora.items()]
+    places += [("base", s.name.base, s.manifests) for s in systems]
+    places += [("factorise", f"{s.name.base}/{s.name.method}", s.manifests) for s in systems]
     places += [("train", str(s.name), s.manifests) for s in systems]
     places += [(stage, str(r), r.manifests) for stage in ("decode", "score") for s in systems for r in s.results]
     found: dict[tuple[str, str], list[str]] = {}
@@ -136,6 +145,8 @@ def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
     results = [result for system in systems for result in system.results]
     types = {result.system.type: result.score for result in results}
     rows = [("intervals", _intervals([result.score for result in results if result.error_interval]))]
+    if any(result.resampled is not None for result in results):
+        rows.append(("paired tests", PAIRED))
     if "asr" in types:
         spaces = "counted" if types["asr"].get("character_counting") == "with-spaces" else "not counted"
         note = f"; the space between words is {spaces} as a character" if "character_counting" in types["asr"] else ""
@@ -174,6 +185,14 @@ def measured(systems: Sequence[System]) -> list[tuple[str, str]]:
         ),
     ]
 
+
+PAIRED = (
+    "Two systems are computed on the same resamples, and the interval is that of their difference (percentile method). "
+    "p is two-sided: 2 (1 + min(k, l)) / (B + 1), where k of B differences are <= 0 and l are >= 0. Systems are not "
+    "told apart if the interval covers 0, which does not mean that they are equally good: the interval says how much "
+    "worse one may be. p is not corrected for the number of comparisons. With fewer than 20 speakers or utterances to "
+    "draw from, intervals are too narrow and p too small."
+)
 
 NORMALISERS = {
     "house": "in lower case without punctuation",
@@ -215,7 +234,7 @@ def _intervals(scores: Sequence[dict[str, Any]]) -> str:
             f"{score['units']} {score['resampled']}"
         ] * known
     note = (
-        "They cover the choice of test data, not the training seed. If two intervals are apart, the difference is not "
-        "due to that choice; if they overlap, the systems may still differ."
+        "They cover the choice of test data, not the training seed. Two systems on the same test set are compared by "
+        "paired tests, not by whether their intervals overlap."
     )
     return f"{'; '.join(dict.fromkeys(texts))}. {note}" if texts else "None were computed."

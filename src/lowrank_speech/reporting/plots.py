@@ -19,15 +19,20 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.reporting import units
+from lowrank_speech.reporting import language_plots, units
+from lowrank_speech.reporting.placing import ceiling, offsets
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31", "#7570B3")
 UNADAPTED = "#8a8a8a"
 PANELS = 4
 """Number of panels in a row of the error plot."""
+SEQ2SEQ = ("whisper",)
+"""Families whose error on dev is measured with teacher forcing (training/losses/seq2seq.py)."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 THEMES = {"light": ("#ffffff", "#2b2b2b", "#dddddd"), "dark": ("#1d1f21", "#d6d6d6", "#3a3d40")}
 """Colours of background, ink and grid, as in page.css."""
@@ -47,7 +52,7 @@ class Plot:
 def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Path], list[Plot]]:
     """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page."""
     paths, plots = [], []
-    for name, (title, caption, draw) in FIGURES.items():
+    for name, (title, caption, draw) in {**FIGURES, **language_plots.figures(systems)}.items():
         images = {theme: png(draw, systems, theme, dpi) for theme in THEMES}
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:
@@ -96,19 +101,19 @@ def error_figure(systems: Sequence[System]) -> Figure:
         axes.set_axis_off()
     for axes, (task, test) in zip(panels.flat, shown, strict=False):
         members = [s for s in systems if s.name.task == task and test in s.tests]
-        for system in members:
-            for result in (r for r in system.results if r.test == test):
-                _point(
-                    axes,
-                    system,
-                    result,
-                    colour[system.name.method],
-                    MARKERS[bases.index(system.name.base) % len(MARKERS)],
-                )
+        pairs = [(s, r) for s in members for r in s.results if r.test == test and r.error is not None]
+        pairs = [(s, r) for s, r in pairs if s.metrics["parameters_total"] is not None]
+        top = ceiling(
+            [100 * r.error for _, r in pairs], [100 * (r.error_interval or (0, r.error))[1] for _, r in pairs]
+        )
+        aside = offsets([s.metrics["parameters_total"] for s, _ in pairs])
+        for (system, result), points in zip(pairs, aside, strict=True):
+            marker = MARKERS[bases.index(system.name.base) % len(MARKERS)]
+            _point(axes, system, result, colour[system.name.method], marker, points, top)
         results = [r for s in members for r in s.results if r.test == test]
         chance = [r.metrics["chance_accuracy"] for r in results if r.metrics["chance_accuracy"] is not None]
-        if chance:
-            level = 100 * (1 - chance[0])
+        level = 100 * (1 - chance[0]) if chance else None
+        if level is not None and (top is None or level < top):
             axes.axhline(level, linestyle="--", color=UNADAPTED, linewidth=1)
             axes.annotate(
                 "chance", (0, level), xycoords=("axes fraction", "data"), xytext=(3, 3), textcoords="offset points",
@@ -117,23 +122,37 @@ def error_figure(systems: Sequence[System]) -> Figure:
         metric = results[0].metric
         axes.set(title=f"{task}, {test}" if several else task, xlabel="parameters of the model (millions)")
         axes.set_ylabel("word error rate (%)" if metric == "wer" else f"error: 100 − {metric} (%)")
-        axes.set_ylim(bottom=0)
-        axes.margins(x=0.12)
+        axes.margins(x=0.16)
+        axes.autoscale_view()
+        axes.set_ylim(0, top)
     _legend(figure, colour, bases)
     return figure
 
 
-def _point(axes: Axes, system: System, result: Result, colour: str, marker: str) -> None:
-    """A result with its interval; hollow for decoders other than the first."""
-    if result.error is None or system.metrics["parameters_total"] is None:
-        return
+def _point(
+    axes: Axes, system: System, result: Result, colour: str, marker: str, aside: float, top: float | None
+) -> None:
+    """A result with its interval, ``aside`` points beside its size; hollow for decoders other than the first.
+
+    Above ``top`` it is an arrow with its value at the upper edge.
+    """
     x, y = system.metrics["parameters_total"] / 1e6, 100 * result.error
-    if result.error_interval:
-        low, high = (100 * end for end in result.error_interval)
-        axes.vlines(x, low, high, color=colour, linewidth=1.2, alpha=0.7)
+    # Artists with a transform of their own do not count for the limits of the axes.
+    ends = [100 * end for end in result.error_interval or ()]
+    axes.update_datalim([(x, min(end, top or end)) for end in (y, *ends)])
+    place = axes.transData + ScaledTranslation(aside / 72, 0, axes.figure.dpi_scale_trans)
+    if top is not None and y > top:
+        axes.plot(x, 0.94 * top, "^", color=colour, markersize=8, markeredgewidth=0, transform=place, clip_on=False)
+        axes.annotate(
+            f"{y:.0f}", (x, 0.94 * top), xytext=(aside, 5), textcoords="offset points", ha="center", color=colour,
+            fontsize=8, annotation_clip=False,
+        )  # fmt: skip
+        return
+    if ends:
+        axes.plot([x, x], ends, color=colour, linewidth=1.2, alpha=0.7, transform=place)
     hollow = result.decoder != system.decoders[0]
     fill = {"markerfacecolor": "none", "markeredgewidth": 1.2} if hollow else {"markeredgewidth": 0}
-    axes.plot(x, y, marker, color=colour, markersize=7, **fill)
+    axes.plot(x, y, marker, color=colour, markersize=7, transform=place, **fill)
 
 
 def _legend(figure: Figure, colour: dict[str, str], bases: Sequence[str]) -> None:
@@ -206,10 +225,21 @@ def curves_figure(systems: Sequence[System]) -> Figure:
         panels[0, column].set_title(f"{block[0]}, {block[1]}")
         panels[1, column].set_xlabel("epoch")
         panels[1, column].set_ylim(bottom=0)
+        panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        panels[1, column].set_ylabel(dev_error(next(s for s in trained if (s.name.task, s.name.base) == block)))
     panels[0, 0].set_ylabel("training loss")
-    panels[1, 0].set_ylabel("error on dev (%)")
     _legend(figure, colour, ())
     return figure
+
+
+def dev_error(system: System) -> str:
+    """What the error on dev of a system's training is."""
+    if system.name.type == "lid":
+        return "dev: wrong languages (%)"
+    base = system.manifests.get("base", {})
+    if base.get("cfg", {}).get("family") in SEQ2SEQ:
+        return "dev: token errors,\nteacher-forced (%)"
+    return "dev: token errors (%)"
 
 
 def _curve(axes: Axes, system: System, key: str, scale: float, colour: str) -> None:
@@ -222,7 +252,8 @@ def _curve(axes: Axes, system: System, key: str, scale: float, colour: str) -> N
 def _of_errors(systems: Sequence[System]) -> str:
     level = confidence_level(result for system in systems for result in system.results)
     parts = ["Lower left is better.", f"Bars are {level} intervals." if level else "No intervals were computed."]
-    parts.append("Grey: the base before adaptation.")
+    parts.append("Grey: the base before adaptation. Models of the same size stand side by side.")
+    parts.append("An arrow with a value is an error far above the others.")
     if any(len(system.decoders) > 1 for system in systems):
         parts.append("Filled: first decoder; hollow: other decoders.")
     return " ".join(parts)
@@ -233,10 +264,16 @@ def _of_costs(systems: Sequence[System]) -> str:
 
 
 def _of_curves(systems: Sequence[System]) -> str:
-    return (
+    text = (
         "Loss on the training data and error on dev, after each epoch that was evaluated. Decoding uses the weights of "
         "the epoch that is best on dev, unless the recipe says otherwise."
     )
+    if any("teacher" in dev_error(s) for s in systems if s.history):
+        text += (
+            " Teacher-forced: the share of tokens that the decoder gets wrong although it reads the correct ones "
+            "before; it is not an error rate of decoding, and lower."
+        )
+    return text
 
 
 Caption = Callable[[Sequence[System]], str]

@@ -1,4 +1,4 @@
-"""Result files: results.csv (raw values) and results.txt (for a terminal of 120 columns).
+"""Result files: results.csv, comparisons.csv, seeds.csv (raw values) and results.txt (a terminal of 120 columns).
 
 results.txt follows Kaldi's RESULTS files: it fits a terminal and can be pasted.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from lowrank_speech.artefact import atomic, write_text
+from lowrank_speech.reporting import comparisons, flags, seeds
 from lowrank_speech.reporting.blocks import Block, blocks, runs
 from lowrank_speech.reporting.systems import COLUMNS, System
 
@@ -18,15 +19,17 @@ _COUNTS = (
     *("utterances", "set_aside_train", "set_aside_decode", "stopped"),
     *("parameters_total", "parameters_dense", "parameters_trained", "peak_bytes", "peak_bytes_decode"),
     *("steps", "epochs"),
+    *("seed", "oracle_n", "empty_hypotheses"),
 )
 WIDTH = 120
 
 
-def as_text(title: str, systems: Sequence[System], summary: Sequence[str] = ()) -> str:
-    """The table for a terminal: aligned columns, one block per task and base.
+def as_text(title: str, systems: Sequence[System], summary: Sequence[str] = (), against: str | None = None) -> str:
+    """The table for a terminal: aligned columns, one block per task and base, with its paired comparisons below.
 
     If a block is wider than 120 columns, the costs are in a separate table below the errors.
     """
+    compared, spread = comparisons.comparisons(systems, against), seeds.spreads(systems)
     lines = [title, "", *(line for text in summary for line in textwrap.wrap(text, WIDTH - 10)), *[""] * bool(summary)]
     for block in blocks(systems, brief=True):
         every, names = list(range(len(block.titles))), list(range(block.names))
@@ -37,7 +40,14 @@ def as_text(title: str, systems: Sequence[System], summary: Sequence[str] = ()) 
                 "",
                 *_table(block, [*names, *every[block.costs :]], costs=True),
             ]
-        lines += [block.title, *table, ""]
+        members = [s for s in systems if (s.name.task, s.name.base) == (block.task, block.base)]
+        several = any(len(s.results) > 1 for s in members)
+        notes = [f"{flags.MARK} {result}: {'; '.join(found)}" for result, found in flags.flagged(members)]
+        own = [one for one in compared if (one.mine.system.task, one.mine.system.base) == (block.task, block.base)]
+        notes += [comparisons.sentence(one, several) for one in own]
+        notes += seeds.lines(spread, block.task, block.base)
+        wrapped = [line for note in notes for line in textwrap.wrap(note, WIDTH, subsequent_indent="  ")]
+        lines += [block.title, *table, *([""] if wrapped else []), *wrapped, ""]
     return "\n".join(lines)
 
 
@@ -70,9 +80,20 @@ def as_frame(systems: Sequence[System]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(_COUNTS, "Int64"))
 
 
-def write_results(out: Path, title: str, systems: Sequence[System], summary: Sequence[str] = ()) -> list[Path]:
-    """Write results.csv and results.txt into ``out``; return their paths. Unknown values are empty fields."""
-    with atomic(out / "results.csv") as temporary:
-        as_frame(systems).to_csv(temporary, index=False)
-    write_text(out / "results.txt", as_text(title, systems, summary))
-    return [out / "results.csv", out / "results.txt"]
+def write_results(
+    out: Path, title: str, systems: Sequence[System], summary: Sequence[str] = (), against: str | None = None
+) -> list[Path]:
+    """Write the result files into ``out``; return their paths. Unknown values are empty fields.
+
+    ``against``: the method that the others are compared with; see `comparisons.reference`.
+    """
+    frames = {
+        "results": as_frame(systems),
+        "comparisons": comparisons.as_frame(comparisons.comparisons(systems, against)),
+        "seeds": seeds.as_frame(seeds.spreads(systems)),
+    }
+    for name, frame in frames.items():
+        with atomic(out / f"{name}.csv") as temporary:
+            frame.to_csv(temporary, index=False)
+    write_text(out / "results.txt", as_text(title, systems, summary, against))
+    return [*(out / f"{name}.csv" for name in frames), out / "results.txt"]

@@ -5,8 +5,9 @@ Inputs, under the experiment's folder, each with a ``.cost.json`` beside it:
 
     train/{base}/{task}/{method}/train.json, and metrics.jsonl beside it
     decode/{base}/{task}/{method}/{decoder}/{test}/decode.json
-    score/{base}/{task}/{method}/{decoder}/{test}/score.json
+    score/{base}/{task}/{method}/{decoder}/{test}/score.json, and utterances.tsv beside it
     factorise/{base}/{factorisation}/factorise.json    if the method factorises
+    base/{base}/base.json                              if it exists
 
 Output: `System`s with their `Result`s. Their `metrics` map column names of results.csv to raw values (fractions, bytes,
 seconds), or to None if no file has the value.
@@ -14,11 +15,17 @@ seconds), or to None if no file has the value.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.reporting.manifests import finite, load_cost, load_manifest, read_history, total
+from lowrank_speech.scoring import paired, utterances
+from lowrank_speech.scoring.options import ScoreOptions
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 METRICS = {
     "asr": ("wer", "cer"),
@@ -44,6 +51,7 @@ COLUMNS = (
     *(*_FROM_DECODE, "rtf_total", "peak_bytes_decode"),
     *("set_aside_train", "set_aside_decode", "stopped"),
     *("normaliser", "numbers"),
+    *("seed", "ter", "ter_low", "ter_high", "oracle_wer", "oracle_n", "empty_hypotheses"),
 )
 """Columns of results.csv; names and order are stable."""
 
@@ -71,7 +79,7 @@ class Result:
     """Result of a system with one decoder on one test set.
 
     ``metrics``: values by the names in `COLUMNS`, None if unknown. ``score``: all metrics of score.json. ``manifests``,
-    ``costs``: those of decode and score.
+    ``costs``: those of decode and score. ``table``: its utterances.tsv.
     """
 
     system: SystemName
@@ -81,9 +89,19 @@ class Result:
     score: dict[str, Any] = field(default_factory=dict)
     manifests: dict[str, dict[str, Any]] = field(default_factory=dict)
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    table: "pd.DataFrame | None" = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.system}/{self.decoder}/{self.test}"
+
+    @cached_property
+    def resampled(self) -> paired.Resampled | None:
+        """The metrics on the resamples of its test set, drawn as the stage score did; None without ``table``."""
+        if self.table is None or not {"bootstrap", "confidence", "resampled"} <= self.score.keys():
+            return None
+        known = {name: self.score[name] for name in ("bootstrap", "confidence")}
+        seed = self.manifests.get("score", {}).get("seed")
+        return paired.resample(self.table, ScoreOptions(**known, resample=self.score["resampled"]), seed or 0)
 
     @property
     def metric(self) -> str:
@@ -122,7 +140,7 @@ class System:
 
     ``metrics``: values of its training, by the names in `COLUMNS`. ``results``: the first one is that of the task's
     first decoder on its first test set. ``history``: rows of metrics.jsonl. ``manifests``, ``costs``: those of train,
-    and of factorise if there is one.
+    and of factorise and the base if there are any.
     """
 
     name: SystemName
@@ -200,6 +218,9 @@ def read_system(root: Path, name: SystemName, tests: Sequence[str], decoders: Se
     if name.factorisation is not None or (factorise / "factorise.json").is_file():
         manifests["factorise"] = load_manifest(factorise / "factorise.json", "factorise")
         costs["factorise"] = load_cost(factorise / "factorise.json")
+    base = root / "base" / name.base / "base.json"
+    if base.is_file():
+        manifests["base"], costs["base"] = load_manifest(base, "base"), load_cost(base)
     trained_metrics = manifests["train"]["metrics"]
     known = trained_metrics | costs["train"]
     metrics: dict[str, Any] = {"task": name.task, "type": name.type, "base": name.base, "method": name.method}
@@ -208,6 +229,7 @@ def read_system(root: Path, name: SystemName, tests: Sequence[str], decoders: Se
         # By convention, a method named `base` is the unadapted base. The manifest takes precedence.
         "adapt": trained_metrics.get("adapt", "none" if name.method == "base" else None),
         "device": manifests["train"].get("device"),
+        "seed": finite(manifests["train"].get("seed")),
         "set_aside_train": total(trained_metrics.get("set_aside")),
         "reduction": None,
         "trained_share": None,
@@ -234,6 +256,7 @@ def read_result(root: Path, name: SystemName, system: Mapping[str, Any], decoder
         low, high = (score.get("interval") or {}).get(metric) or (None, None)
         metrics |= {metric: finite(score.get(metric)), f"{metric}_low": finite(low), f"{metric}_high": finite(high)}
     metrics |= {key: score.get(key) for key in ("normaliser", "numbers")}
+    metrics |= _beside_words(score)
     for key in _CHANCE:
         metrics[f"chance_{key}"] = finite((score.get("chance") or {}).get(key))
     metrics["peak_bytes_decode"] = finite(costs["decode"].get("peak_bytes"))
@@ -241,4 +264,27 @@ def read_result(root: Path, name: SystemName, system: Mapping[str, Any], decoder
     metrics["stopped"] = total(decode.get("stopped"))
     if metrics["rtf"] is not None and metrics["frontend_rtf"] is not None:
         metrics["rtf_total"] = metrics["rtf"] + metrics["frontend_rtf"] + (metrics["network_rtf"] or 0.0)
-    return Result(name, decoder, test, metrics, score, manifests, costs)
+    return Result(name, decoder, test, metrics, score, manifests, costs, _table(paths["score"], name.type))
+
+
+def _beside_words(score: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics of recognition beside those of words and characters; None where score.json does not have them."""
+    low, high = (score.get("interval") or {}).get("ter") or (None, None)
+    rates = (score.get("oracle") or {}).get("wer") or [None]
+    found = {"ter": score.get("ter"), "ter_low": low, "ter_high": high, "oracle_wer": rates[-1]}
+    found |= {
+        "oracle_n": len(rates) if rates[-1] is not None else None,
+        "empty_hypotheses": score.get("empty_hypotheses"),
+    }
+    return {key: finite(value) for key, value in found.items()}
+
+
+def _table(score: Path, kind: str) -> "pd.DataFrame | None":
+    """The table of utterances beside score.json; None if an older version of the stage wrote none."""
+    path = score.with_name(utterances.NAME)
+    if not path.is_file():
+        return None
+    try:
+        return utterances.read(path, kind)
+    except ValueError as error:
+        raise UserError(str(error)) from error

@@ -25,7 +25,8 @@ def interval(low: float | None, high: float | None, digits: int = 1, scale: floa
     """Both ends of an interval, in percent (``scale`` 1: unscaled): 11.2…13.5."""
     if low is None or high is None:
         return DASH
-    return f"{scale * low:.{digits}f}…{scale * high:.{digits}f}"
+    ends = (f"{round(scale * end, digits) + 0.0:.{digits}f}" for end in (low, high))  # + 0.0: no negative zero
+    return "…".join(ends).replace("-", "−")
 
 
 def cost(value: float | None) -> str:

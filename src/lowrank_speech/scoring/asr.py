@@ -109,6 +109,11 @@ def per_utterance(
     return pd.DataFrame(rows, columns=[*COUNTS, "ref", "hyp"], index=pd.Index(pairs, name="id"))
 
 
+def empty(table: pd.DataFrame) -> pd.Series:
+    """Which hypotheses are empty although their references are not."""
+    return (table["words"] > 0) & (table["words"] - table["deletions"] + table["insertions"] == 0)
+
+
 def confusions(pairs: Mapping[str, tuple[Sequence[str], Sequence[str]]], most: int) -> dict[str, list]:
     """The most frequent word errors: substitutions [ref, hyp, n], deletions [ref, n], insertions [hyp, n]."""
     found = Counter(two for ref, hyp in pairs.values() for two in align(ref, hyp) if two[0] != two[1])
@@ -168,6 +173,24 @@ def breakdown(
     return {str(g): summary(table[group == g], units[group == g], options, seed) for g in np.unique(group)}
 
 
+def by_length(
+    table: pd.DataFrame, lengths: np.ndarray, ends: Sequence[float], units: np.ndarray, options: ScoreOptions, seed: int
+) -> dict[str, dict[str, Any]]:
+    """:func:`summary` of the utterances in each range of ``lengths`` (S,); empty ranges are left out.
+
+    ``ends``: the upper ends of the ranges, which belong to them. Names such as "0", "1-5", "6-10", "over 10" for
+    integer ``lengths``, else "0-2", "2-5".
+    """
+    whole = np.issubdtype(lengths.dtype, np.integer)
+    ends = [0, *ends] if whole and 0 not in ends else list(ends)
+    place, result = np.searchsorted(ends, lengths, side="left"), {}
+    for i in np.unique(place):
+        low = (ends[i - 1] + (whole and i < len(ends))) if i else 0
+        name = f"over {low:g}" if i == len(ends) else f"{low:g}-{ends[i]:g}"
+        result["0" if name == "0-0" else name] = summary(table[place == i], units[place == i], options, seed)
+    return result
+
+
 def worst(table: pd.DataFrame, most: int | None = None) -> list[dict[str, Any]]:
     """The utterances with errors, most word errors first: id, wer, counts, ref, hyp."""
     errors = table[["substitutions", "deletions", "insertions"]].sum(axis=1)
@@ -191,12 +214,14 @@ def score(
     speakers: Mapping[str, str] | None = None,
     languages: Mapping[str, str] | None = None,
     emptied: Mapping[str, str] | None = None,
+    seconds: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
     """All metrics as JSON values: those of :func:`summary`, breakdowns, confusions, and the settings used.
 
     ``pairs`` are already normalised as ``options`` says; ``emptied``: the second result of :func:`normalised`.
     ``by_language`` and ``by_speaker`` are present if a map (id -> language, id -> speaker) is given. ``language_mean``
-    (all languages have the same weight) is present with two languages or more.
+    (all languages have the same weight) is present with two languages or more. ``by_length`` has ranges of reference
+    ``words``, and of ``seconds`` if durations are given (id -> seconds).
     """
     table = per_utterance(pairs, options.characters)
     units, drawn = bootstrap.units_of(list(table.index), speakers, options.resample)
@@ -209,10 +234,18 @@ def score(
         "normaliser": options.normaliser,
         "numbers": options.numbers,
         "empty_references": int((table["words"] == 0).sum()),
+        "empty_hypotheses": int(empty(table).sum()),
         "emptied_references": [{"id": name, "ref": ref} for name, ref in (emptied or {}).items()],
         "confusions": confusions(pairs, options.confusions),
         "worst": worst(table, options.worst),
+        "by_length": {"words": by_length(table, table["words"].to_numpy(), options.word_bins, units, options, seed)},
     }
+    if seconds is not None:
+        for name in table.index:
+            if name not in seconds:
+                raise ValueError(f"utterance {name!r} has no duration; add it to seconds.tsv")
+        known = np.array([seconds[name] for name in table.index], dtype=np.float64)
+        result["by_length"]["seconds"] = by_length(table, known, options.second_bins, units, options, seed)
     if languages is not None:
         by_language = breakdown(table, languages, "language", units, options, seed)
         result["by_language"] = by_language

@@ -22,6 +22,8 @@ def units_of(ids: Sequence[str], speakers: Mapping[str, str] | None, resample: s
     """
     if resample == "utterances" or (resample == "auto" and speakers is None):
         return np.arange(len(ids)), "utterances"
+    if resample == "sources":
+        raise ValueError("resample: sources is for language recognition; choose speakers or utterances")
     if speakers is None:
         raise ValueError("resampling speakers needs a map from utterance to speaker (utt2spk); give one")
     for name in ids:

@@ -54,11 +54,15 @@ def average_cost(
     ``weights`` (B, S): drawn counts; every language must have a segment in every resample. Rejecting everything costs
     1, accepting everything costs beta.
     """
+    return segment_weights(labels, accepted.shape[1], weights) @ segment_costs(accepted, labels, beta)
+
+
+def segment_costs(accepted: np.ndarray, labels: np.ndarray, beta: float) -> np.ndarray:
+    """What each segment adds to C_avg(beta), (S,): the sum over languages of its mean over the segments of each."""
     s, n = accepted.shape
     own = accepted[np.arange(s), labels]
     false_alarms = accepted.sum(axis=1) - own
-    per_segment = ((~own) + beta * false_alarms / (n - 1)) / n
-    return segment_weights(labels, n, weights) @ per_segment
+    return ((~own) + beta * false_alarms / (n - 1)) / n
 
 
 def pair_rates(accepted: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -15,34 +15,43 @@ from typing import Any
 
 import numpy as np
 
-HEADERS = {"language", "lang", "label", "speaker", "spk"}
+from lowrank_speech.scoring import tables
+
+HEADERS = {"language", "lang", "label", "speaker", "spk", "seconds", "duration", "source"}
+IDS = frozenset({"id", "utt", "segment"})
 
 
-def _lines(path: str | Path) -> Iterator[tuple[int, str]]:
+def lines(path: str | Path) -> Iterator[tuple[int, str]]:
     """Yield number (from 1) and text of each line that is not blank."""
     path = Path(path)
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            # Not text mode, which also splits at characters that transcripts may contain (U+0085, U+2028).
+            for number, line in enumerate(file, start=1):
+                line = line.removesuffix(b"\n").removesuffix(b"\r")
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, _decoded(path, number, line)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: the file does not exist; check the path") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}; check the path and its permissions") from error
-    # Not str.splitlines, which also splits at characters that transcripts may contain (U+0085, U+2028).
-    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield number, line.removesuffix(b"\r").decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; convert it") from error
 
 
-def _words(line: str) -> list[str]:
-    """Split at ASCII white space only."""
+def _decoded(path: Path, number: int, line: bytes) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}:{number}: byte {error.start + 1} of the line is not UTF-8; convert it") from error
+
+
+def words(line: str) -> list[str]:
+    """The fields of a line, split at ASCII white space only."""
     return [word.decode("utf-8") for word in line.encode("utf-8").split()]
 
 
-class _Table:
+class Table:
     """Value and line of each id in a file; an id may occur only once."""
 
     def __init__(self, path: str | Path):
@@ -57,7 +66,7 @@ class _Table:
                     f"{self.path}:{number}: id {name!r} is also in line {first}, with the same value; remove one line"
                 )
             raise ValueError(
-                f"{self.path}:{number}: id {name!r} has {_shown(value)!r} here and {_shown(before)!r} in line {first}; "
+                f"{self.path}:{number}: id {name!r} has {shown(value)!r} here and {shown(before)!r} in line {first}; "
                 "keep one of the two lines"
             )
         self.line[name], self.value[name] = number, value
@@ -68,10 +77,10 @@ def read_text(path: str | Path) -> dict[str, list[str]]:
 
     ValueError: the file does not exist, is not UTF-8, has an id twice, or no line.
     """
-    table = _Table(path)
-    for number, line in _lines(path):
-        name, *words = _words(line)
-        table.add(name, number, words)
+    table = Table(path)
+    for number, line in lines(path):
+        name, *spoken = words(line)
+        table.add(name, number, spoken)
     if not table.value:
         raise ValueError(f"{path}: the file has no utterance; expected lines 'id word word ...'")
     return table.value
@@ -81,12 +90,15 @@ def read_map(path: str | Path) -> dict[str, str]:
     """Read ``id value`` (labels, ``utt2spk``, ``utt2lang``), with or without a header line: id -> value.
 
     The first line is a header if its first field is id, utt or segment and its second field is language, lang, label,
-    speaker or spk. ValueError: a line does not have two fields, an id occurs twice, or the file is empty.
+    speaker, spk, seconds, duration or source. ValueError: a line does not have two fields, an id occurs twice, or the
+    file is empty.
     """
-    table, first = _Table(path), True
-    for number, line in _lines(path):
-        fields = [f.strip() for f in line.split("\t")] if "\t" in line else _words(line)
-        header = first and len(fields) == 2 and fields[0].lower() in {"id", "utt", "segment"}
+    if tables.is_large(path) and (plain := tables.mapping(path, frozenset(HEADERS), IDS)) is not None:
+        return plain
+    table, first = Table(path), True
+    for number, line in lines(path):
+        fields = [f.strip() for f in line.split("\t")] if "\t" in line else words(line)
+        header = first and len(fields) == 2 and fields[0].lower() in IDS
         first = False
         if header and fields[1].lower() in HEADERS:
             continue
@@ -98,6 +110,16 @@ def read_map(path: str | Path) -> dict[str, str]:
     return table.value
 
 
+def read_seconds(path: str | Path) -> dict[str, float]:
+    """Read durations, ``id seconds``. ValueError as for :func:`read_map`, or a value that is not a duration."""
+    found = {}
+    for name, value in read_map(path).items():
+        if not is_number(value) or not 0 <= float(value) < np.inf:
+            raise ValueError(f"{path}: utterance {name!r}: {value!r} is not a duration in seconds")
+        found[name] = float(value)
+    return found
+
+
 def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
     """Read language scores: ids (S), languages (N) and float64 scores (S, N), natural-log likelihoods.
 
@@ -105,11 +127,15 @@ def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
     or an id occurs twice, a line has the wrong number of fields, or a value is not a number. The scorer checks whether
     the numbers are valid scores.
     """
-    table, languages, tabs = _Table(path), None, False
-    for number, line in _lines(path):
+    if tables.is_large(path) and (plain := tables.scores(path)) is not None:
+        ids, languages, scores = plain
+        if not all(is_number(name) for name in languages):
+            return ids, languages, scores
+    table, languages, tabs = Table(path), None, False
+    for number, line in lines(path):
         if languages is None:
             tabs = "\t" in line
-        fields = [f.strip() for f in line.split("\t")] if tabs else _words(line)
+        fields = [f.strip() for f in line.split("\t")] if tabs else words(line)
         if languages is None:
             languages = _header(path, number, fields)
             continue
@@ -121,7 +147,7 @@ def read_scores(path: str | Path) -> tuple[list[str], list[str], np.ndarray]:
         try:
             scores = [float(f) for f in fields[1:]]
         except ValueError:
-            column, value = next((c, v) for c, v in zip(languages, fields[1:], strict=True) if not _is_number(v))
+            column, value = next((c, v) for c, v in zip(languages, fields[1:], strict=True) if not is_number(v))
             raise ValueError(
                 f"{path}:{number}: segment {fields[0]!r}, language {column!r}: {value!r} is not a number; "
                 "expected a log-likelihood"
@@ -138,7 +164,7 @@ def _header(path: str | Path, number: int, fields: list[str]) -> list[str]:
     languages = fields[1:]
     if not languages or not all(languages):
         raise ValueError(f"{path}:{number}: expected a header 'id language language ...', got {fields}")
-    if all(_is_number(name) for name in languages):
+    if all(is_number(name) for name in languages):
         raise ValueError(f"{path}:{number}: the header is missing; put 'id' and the language names in the first line")
     for name in languages:
         if languages.count(name) > 1:
@@ -146,13 +172,13 @@ def _header(path: str | Path, number: int, fields: list[str]) -> list[str]:
     return languages
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value for messages, shortened."""
     text = value if isinstance(value, str) else " ".join(map(str, value))
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
     try:
         float(text)
     except ValueError:

@@ -1,38 +1,31 @@
-"""Metrics of language recognition: accuracy, C_primary (actual, minimum), EER, confusions, with bootstrap intervals.
+"""Metrics of language recognition: accuracy, costs, EER, Cllr, confusions, with bootstrap intervals.
 
 The input is a log-likelihood for each segment and language (natural logarithm, up to a constant per segment) and the
 true language of each segment. See :mod:`lowrank_speech.scoring.detection` for definitions.
 
 - Actual C_primary: mean of C_avg(beta) over the target priors, with the thresholds log beta. Minimum C_primary: each
   C_avg at its best threshold, either one per beta for all languages, or one per beta and language.
+- C_avg as in LRE07 (and LRE15, OLR): P C_miss C_avg(beta), so at P = 0.5 half of C_avg(1).
 - EER: by ROCCH or nearest point; pooled (all trials have the same weight) or as the mean over languages.
+- Cllr: multiclass; for the detection ratios also its minimum (:mod:`lowrank_speech.scoring.cllr`).
 - Accuracy: the highest score decides. If k languages tie, each gets 1/k of the decision, so the order of the columns
   does not matter. Macro accuracy: all languages have the same weight.
-- Resampling draws segments (or speakers) within each language, because the costs average over languages.
+- Resampling draws segments (or speakers, sources) within each language, because the costs average over languages.
 
 Scores may be -inf (likelihood 0) if the segment has a finite score as well; NaN and +inf are errors.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lowrank_speech.scoring import bootstrap
-from lowrank_speech.scoring.detection import (
-    Sweep,
-    average_cost,
-    eer_nearest,
-    eer_rocch,
-    llr,
-    minimum_cost,
-    pair_rates,
-    segment_weights,
-)
+from lowrank_speech.scoring import bootstrap, curves, groups, pairs
+from lowrank_speech.scoring.evaluation import EERS, METRICS, Evaluation, LargeEvaluation, evaluation
 from lowrank_speech.scoring.options import ScoreOptions
+from lowrank_speech.scoring.survey import Survey
 
-EERS = {"rocch": eer_rocch, "nearest": eer_nearest}
-METRICS = ("accuracy", "macro_accuracy", "act_cprimary", "min_cprimary", "eer")
+__all__ = ["METRICS", "check", "score"]
 
 
 def check(
@@ -66,19 +59,20 @@ def check(
                 f"{names[1]}: segment {name!r} has the label {labels[name]!r}; expected one of the scored languages: "
                 f"{', '.join(languages)}; correct the label, or remove the segment"
             )
-    bad = np.isnan(scores) | (scores == np.inf)
-    if bad.any():
-        row, col = np.argwhere(bad)[0]
+    row = _first_row(scores, lambda block: (np.isnan(block) | (block == np.inf)).any(axis=1))
+    if row is not None:
+        col = int(np.flatnonzero(np.isnan(scores[row]) | (scores[row] == np.inf))[0])
         raise ValueError(
             f"{names[0]}: segment {ids[row]!r}, language {languages[col]!r}: the score is {scores[row, col]}; "
             "expected a finite log-likelihood (or -inf)"
         )
-    hopeless = np.flatnonzero((scores == -np.inf).all(axis=1))
-    if len(hopeless):
-        raise ValueError(f"{names[0]}: segment {ids[hopeless[0]]!r}: all scores are -inf; expected a finite one")
+    row = _first_row(scores, lambda block: (block == -np.inf).all(axis=1))
+    if row is not None:
+        raise ValueError(f"{names[0]}: segment {ids[row]!r}: all scores are -inf; expected a finite one")
     truth = np.array([column[labels[name]] for name in ids])
-    for i, language in enumerate(languages):
-        if not (truth == i).any():
+    present = np.bincount(truth, minlength=len(languages))
+    for language, number in zip(languages, present, strict=True):
+        if not number:
             raise ValueError(
                 f"{names[1]}: there is no segment of the language {language!r}, so its miss rate is undefined; "
                 "add segments, or remove its column from the scores"
@@ -86,66 +80,14 @@ def check(
     return truth
 
 
-def decisions(scores: np.ndarray) -> np.ndarray:
-    """Share of the decision (S, N) of each language: 1 for the highest score, 1/k if k languages tie."""
-    top = scores == scores.max(axis=1, keepdims=True)
-    return top / top.sum(axis=1, keepdims=True)
-
-
-class Evaluation:
-    """Metrics of one set of scores, for the original segments or any resample."""
-
-    def __init__(self, scores: np.ndarray, truth: np.ndarray, options: ScoreOptions):
-        """scores: (S, N) log-likelihoods; truth: (S,) columns of the true languages; checked by :func:`check`."""
-        self.truth, self.options = truth, options
-        self.n = scores.shape[1]
-        self.llr = llr(scores)
-        self.decided = decisions(scores)
-        self.accepted = [self.llr > np.log(beta) for beta in options.betas]
-        self.pooled = Sweep.of(self.llr, truth)
-        self.single = [Sweep.of(self.llr, truth, np.array([i])) for i in range(self.n)]
-
-    def actual(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """C_avg at the thresholds log beta, (B, priors)."""
-        costs = zip(self.accepted, self.options.betas, strict=True)
-        return np.stack([average_cost(a, self.truth, beta, weights) for a, beta in costs], axis=1)
-
-    def minimum(self, kind: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """Minimum C_avg, (B, priors); ``kind``: "common" or "per-language"."""
-        weights = segment_weights(self.truth, self.n, weights)
-        sweeps = [self.pooled] if kind == "common" else self.single
-        points = [sweep.points(weights) for sweep in sweeps]
-        costs = [np.mean([minimum_cost(*two, beta) for two in points], axis=0) for beta in self.options.betas]
-        return np.stack(costs, axis=1)
-
-    def eers(self, kind: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """EER of each language, (B, N); ``kind``: "rocch" or "nearest". All segments have the same weight."""
-        weights = np.ones((1, len(self.truth))) if weights is None else weights
-        return np.stack([EERS[kind](*sweep.points(weights)) for sweep in self.single], axis=1)
-
-    def eer(self, kind: str, over: str, weights: np.ndarray | None = None) -> np.ndarray:
-        """EER, (B,); ``over``: "pooled" (over all trials), or "languages" (mean over languages)."""
-        if over == "languages":
-            return self.eers(kind, weights).mean(axis=1)
-        weights = np.ones((1, len(self.truth))) if weights is None else weights
-        return EERS[kind](*self.pooled.points(weights))
-
-    def metrics(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """The ``METRICS``, (B, 5), in the variants selected by the options; ``weights`` (B, S): drawn counts."""
-        o = self.options
-        counts = np.ones((1, len(self.truth))) if weights is None else weights
-        right = self.decided[np.arange(len(self.truth)), self.truth]
-        own = np.eye(self.n)[self.truth]
-        return np.stack(
-            [
-                counts @ right / counts.sum(axis=1),
-                ((counts * right) @ own / (counts @ own)).mean(axis=1),
-                self.actual(counts).mean(axis=1),
-                self.minimum(o.minimum, counts).mean(axis=1),
-                self.eer(o.eer, o.eer_over, counts),
-            ],
-            axis=1,
-        )
+def _first_row(scores: np.ndarray, wrong: Callable[[np.ndarray], np.ndarray]) -> int | None:
+    """The first row for which ``wrong`` (of a block of rows) is true, looking at a block at a time."""
+    step = max(1, 2_000_000 // scores.shape[1])
+    for start in range(0, len(scores), step):
+        rows = np.flatnonzero(wrong(scores[start : start + step]))
+        if len(rows):
+            return start + int(rows[0])
+    return None
 
 
 def score(
@@ -157,44 +99,102 @@ def score(
     seed: int,
     speakers: Mapping[str, str] | None = None,
     names: tuple[str, str] = ("the scores", "the labels"),
+    durations: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """All metrics as JSON values: ``METRICS``, the ``interval`` of each ([low, high] or None), and the settings used.
 
     ``variants`` has all definitions of minimum C_primary and EER, ``chance`` the metrics of a system with equal scores,
-    ``by_language`` the rates of each language, ``confusion`` the decisions (rows: true language). Arguments and errors
-    as in :func:`check`; ``speakers`` maps id -> speaker.
+    ``by_language`` the rates of each language, ``confusion`` the decisions (rows: true language), ``lre07_cavg`` the
+    costs in that form, ``detection_cllr`` (actual, minimum), ``pairs`` the costs of pairs, ``accepted`` for each prior
+    the share of the segments of a language (row) accepted as a language (column), ``det`` and ``reliability`` points to
+    draw, ``grid_error`` how far intervals of many trials can be off (None: exact). Cllr is None if it is infinite: a
+    true language has likelihood 0.
+
+    Arguments and errors as in :func:`check`; ``speakers`` maps id -> speaker, ``durations`` id -> seconds (text),
+    ``sources`` id -> source: with them, there are also ``by_duration`` and ``by_source``.
     """
     scores = np.asarray(scores, dtype=np.float64)
     truth = check(ids, languages, scores, labels, names)
-    units, drawn = bootstrap.units_of(ids, speakers, options.resample)
-    evaluation = Evaluation(scores, truth, options)
-    values = dict(zip(METRICS, map(float, evaluation.metrics()[0]), strict=True))
+    units, drawn = _units(ids, speakers, sources, options)
+    survey = Survey.of(scores, truth, options.betas)
+    parts = _parts(ids, durations, sources, options)  # errors before anything takes long
+    pair_costs = pairs.summary(*pairs.pair_costs(scores, truth), list(languages))
+    del scores  # a large table; the rest works on the ratios
+    whole = evaluation(survey, options)
+    values = groups.named(whole.metrics()[0])
+    intervals, grid_error = groups.intervals(whole, values, units, options, seed)
     priors = [f"{p:g}" for p in options.p_target]
-    confusion = np.eye(len(languages))[truth].T @ evaluation.decided
+    actual, minimum = whole.actual()[0], whole.minimum(options.minimum)[0]
+    bits, least = whole.detection_cllr()
     return values | {
-        "interval": _intervals(evaluation, units, options, seed),
+        "interval": intervals,
         "segments": len(ids),
         "languages": list(languages),
         "confidence": options.confidence,
         "bootstrap": options.bootstrap,
         "resampled": drawn,
-        "units": len(np.unique(np.stack([truth, units]), axis=1).T),
+        "units": len(np.unique(truth * (int(units.max()) + 1) + units)),
+        "grid_error": grid_error,
         "minimum": options.minimum,
         "eer_kind": options.eer,
         "eer_over": options.eer_over,
-        "act_cavg": dict(zip(priors, map(float, evaluation.actual()[0]), strict=True)),
-        "min_cavg": dict(zip(priors, map(float, evaluation.minimum(options.minimum)[0]), strict=True)),
+        "act_cavg": dict(zip(priors, map(float, actual), strict=True)),
+        "min_cavg": dict(zip(priors, map(float, minimum), strict=True)),
+        "lre07_cavg": {
+            kind: {f"{p:g}": float(options.c_miss * p * c) for p, c in zip(options.p_target, cost, strict=True)}
+            for kind, cost in (("actual", actual), ("minimum", minimum))
+        },
+        "detection_cllr": {"actual": groups.finite(bits), "minimum": least},
         "variants": {
-            "min_cprimary": {kind: float(evaluation.minimum(kind).mean()) for kind in ("common", "per-language")},
-            "eer": {
-                kind: {over: float(evaluation.eer(kind, over)[0]) for over in ("pooled", "languages")} for kind in EERS
-            },
+            "min_cprimary": {kind: float(whole.minimum(kind).mean()) for kind in ("common", "per-language")},
+            "eer": {kind: {over: float(whole.eer(kind, over)[0]) for over in ("pooled", "languages")} for kind in EERS},
         },
         "chance": chance(truth, options),
-        "tied": int((evaluation.decided.max(axis=1) < 1).sum()),
-        "by_language": _by_language(evaluation, languages, priors),
-        "confusion": [[int(c) if c == int(c) else float(c) for c in row] for row in confusion],
+        "tied": survey.tied,
+        "by_language": _by_language(whole, languages, priors),
+        "pairs": pair_costs,
+        "confusion": [[int(c) if c == int(c) else float(c) for c in row] for row in survey.confusion],
+        "accepted": {
+            p: [[float(f"{v:.5g}") for v in row] for row in counts / whole.sizes[:, None]]
+            for p, counts in zip(priors, survey.accepted, strict=True)
+        },
+        "det": curves.det(whole.pooled["balanced"]),
+        "reliability": curves.reliability(survey.reliability),
+        **{
+            name: groups.breakdown(survey, bins, labels, languages, units, options, seed)
+            for name, (bins, labels) in parts.items()
+        },
     }
+
+
+def _units(
+    ids: Sequence[str],
+    speakers: Mapping[str, str] | None,
+    sources: Mapping[str, str] | None,
+    options: ScoreOptions,
+) -> tuple[np.ndarray, str]:
+    """The bootstrap unit of each segment and the kind of unit, as ``bootstrap.units_of``; also "sources"."""
+    if options.resample != "sources":
+        return bootstrap.units_of(ids, speakers, options.resample)
+    if sources is None:
+        raise ValueError("resampling sources needs a map from segment to source (sources.tsv, utt2source); give one")
+    return groups.source_bins(ids, sources, "the sources")[0], "sources"
+
+
+def _parts(
+    ids: Sequence[str],
+    durations: Mapping[str, str] | None,
+    sources: Mapping[str, str] | None,
+    options: ScoreOptions,
+) -> dict[str, tuple[np.ndarray, list[str]]]:
+    """Bins (S,) and their names of the breakdowns for which there is a map."""
+    parts = {}
+    if durations is not None:
+        parts["by_duration"] = groups.duration_bins(ids, durations, options.durations, "the durations")[1:]
+    if sources is not None:
+        parts["by_source"] = groups.source_bins(ids, sources, "the sources")
+    return parts
 
 
 def chance(truth: np.ndarray, options: ScoreOptions) -> dict[str, float]:
@@ -211,32 +211,25 @@ def chance(truth: np.ndarray, options: ScoreOptions) -> dict[str, float]:
         "act_cprimary": cost,
         "min_cprimary": cost,
         "eer": 0.5,
+        "cllr": float(np.log2(n)),
     }
 
 
-def _intervals(
-    evaluation: Evaluation, units: np.ndarray, options: ScoreOptions, seed: int
-) -> dict[str, list[float] | None]:
-    if not options.bootstrap or not bootstrap.varies(units, evaluation.truth):
-        return dict.fromkeys(METRICS)
-    blocks = bootstrap.weights(
-        units, options.bootstrap, seed, strata=evaluation.truth, width=len(evaluation.truth) * evaluation.n
-    )
-    values = np.concatenate([evaluation.metrics(block) for block in blocks])
-    return {name: bootstrap.interval(v, options.confidence) for name, v in zip(METRICS, values.T, strict=True)}
-
-
-def _by_language(evaluation: Evaluation, languages: Sequence[str], priors: Sequence[str]) -> dict[str, dict[str, Any]]:
-    rates = [pair_rates(accepted, evaluation.truth) for accepted in evaluation.accepted]
-    eers = evaluation.eers(evaluation.options.eer)[0]
-    right = evaluation.decided[np.arange(len(evaluation.truth)), evaluation.truth]
+def _by_language(
+    whole: Evaluation | LargeEvaluation, languages: Sequence[str], priors: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    rates = [accepted / whole.sizes[:, None] for accepted in whole.survey.accepted]
+    eers = whole.eers(whole.options.eer)[0]
+    right = np.bincount(whole.truth, weights=whole.survey.right) / whole.sizes
+    loss = np.bincount(whole.truth, weights=whole.survey.loss) / whole.sizes
     result = {}
     for i, language in enumerate(languages):
         others = np.arange(len(languages)) != i
         result[language] = {
-            "segments": int((evaluation.truth == i).sum()),
-            "accuracy": float(right[evaluation.truth == i].mean()),
+            "segments": int(whole.sizes[i]),
+            "accuracy": float(right[i]),
             "eer": float(eers[i]),
+            "cllr": groups.finite(loss[i]),
             "p_miss": {p: float(1 - r[i, i]) for p, r in zip(priors, rates, strict=True)},
             "p_fa": {p: float(r[others, i].mean()) for p, r in zip(priors, rates, strict=True)},
         }

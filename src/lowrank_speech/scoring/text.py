@@ -9,6 +9,13 @@ Standard library only. The functions format the results of :func:`lowrank_speech
 from collections.abc import Sequence
 from typing import Any
 
+MATRIX = 20
+"""Languages up to which the confusion matrix is shown."""
+PAIRS = 5
+"""Pairs of languages to show."""
+FEW = 20
+"""With fewer speakers or utterances to draw from, intervals are too narrow."""
+
 
 def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
     """Align columns: text to the left, numbers to the right, None as "-"; no trailing blanks."""
@@ -57,20 +64,36 @@ def asr_lines(result: dict[str, Any], missing: int = 0) -> list[str]:
     lines = [
         _rate(result, "WER", "wer", "words"),
         _rate(result, "CER", "cer", "characters", "char_"),
+        *([_rate(result, "TER", "ter", "tokens", "token_")] if result.get("ter") is not None else []),
         f"%SER {100 * result['ser']:.2f} [ {result['utterances_wrong']} / {result['utterances']} ]"
         f"{_interval(result, 'ser')}",
         f"Scored {result['utterances']} utterances, {missing} not present in hyp.",
         *_normalised(result),
+        *_oracle(result.get("oracle")),
     ]
     for what in ("language", "speaker"):
         groups = result.get(f"by_{what}")
         if groups:
             header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
             lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
+    for what, groups in result.get("by_length", {}).items():
+        header = [what, "utterances", "words", "ins", "del", "sub", "%WER", "%CER", "%WER interval"]
+        if len(groups) > 1:
+            lines += ["", *table(header, [_group(name, group) for name, group in groups.items()])]
     mean = result.get("language_mean")
     if mean:
         lines.append(f"mean over languages: %WER {100 * mean['wer']:.2f}, %CER {100 * mean['cer']:.2f}")
     return lines
+
+
+def _oracle(found: dict[str, Any] | None) -> list[str]:
+    """The oracle error at 1, 2, 5, 10, ... hypotheses, if there are n-best lists."""
+    if not found:
+        return []
+    last = len(found["wer"])
+    shown = [n for n in (1, 2, 5, 10, 20, 50, 100) if n < last] + [last]
+    rates = ", ".join(f"{100 * found['wer'][n - 1]:.2f} (n = {n})" for n in shown)
+    return [f"Oracle %WER of the n-best lists: {rates}"]
 
 
 def _normalised(result: dict[str, Any]) -> list[str]:
@@ -118,8 +141,8 @@ def confusion_lines(found: dict[str, list]) -> list[str]:
 
 
 def lid_lines(result: dict[str, Any]) -> list[str]:
-    """Accuracy, C_primary and EER with intervals and chance levels, then a table of languages and the confusions."""
-    chance, n = result["chance"], len(result["languages"])
+    """Accuracies, costs, EER and Cllr with intervals and chance, then tables: languages, parts, pairs, confusions."""
+    chance, bits, n = result["chance"], result["detection_cllr"], len(result["languages"])
     right = sum(result["confusion"][i][i] for i in range(n))
     threshold = {"common": "one threshold for all languages", "per-language": "one threshold per language"}
     over = {"pooled": "pooled over languages", "languages": "mean over languages"}
@@ -134,6 +157,9 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
         f" ({threshold[result['minimum']]})",
         f"%EER {100 * result['eer']:.2f}{_interval(result, 'eer')}"
         f" ({ {'rocch': 'ROCCH', 'nearest': 'nearest point'}[result['eer_kind']] }, {over[result['eer_over']]})",
+        f"Cllr {_bits(result['cllr'])}{_interval(result, 'cllr', 1, 4)} bits (chance {chance['cllr']:.4f}); of "
+        f"detection {_bits(bits['actual'])}, minimum {bits['minimum']:.4f} (chance 1)",
+        f"C_avg as in LRE07 {_priors(result['lre07_cavg'])}",
         f"Scored {result['segments']} segments of {n} languages.",
     ]
     priors = list(result["act_cavg"])
@@ -144,8 +170,71 @@ def lid_lines(result: dict[str, Any]) -> list[str]:
         rates = [100 * one[kind][p] for p in priors for kind in ("p_miss", "p_fa")]
         rows.append([name, one["segments"], 100 * one["accuracy"], 100 * one["eer"], *rates])
     lines += ["", *table(header, rows)]
+    lines += [*_parts(result, "duration"), *_parts(result, "source"), *_pairs(result["pairs"])]
+    if n > MATRIX:
+        return [*lines, "", f"(--json has the confusions of all {n} languages)"]
     counts = [[name, *row] for name, row in zip(result["languages"], result["confusion"], strict=True)]
     return [*lines, "", *table(["true \\ decided", *result["languages"]], counts)]
+
+
+def _bits(value: float | None) -> str:
+    return "infinite" if value is None else f"{value:.4f}"
+
+
+def _priors(costs: dict[str, dict[str, float]]) -> str:
+    """Actual and minimum cost at each prior."""
+    both = zip(costs["actual"].items(), costs["minimum"].values(), strict=True)
+    return "; ".join(f"at P = {p}: actual {actual:.4f}, minimum {minimum:.4f}" for (p, actual), minimum in both)
+
+
+def _parts(result: dict[str, Any], what: str) -> list[str]:
+    """A table of the parts of the test set by duration or source, if there are any."""
+    parts = result.get(f"by_{what}")
+    if not parts:
+        return []
+    header = [what, "segments", "languages", "%accuracy", "C_primary", "interval", "minimum", "%EER", "Cllr"]
+    rows = []
+    for name, part in parts.items():
+        limits = part["interval"]["act_cprimary"]
+        shown = None if limits is None else f"{limits[0]:.4f} - {limits[1]:.4f}"
+        costs = [None if part[key] is None else f"{part[key]:.4f}" for key in ("act_cprimary", "min_cprimary")]
+        rows.append(
+            [
+                *(name, part["segments"], part["languages"], 100 * part["accuracy"]),
+                *(costs[0], shown, costs[1], _percent(part["eer"]), part["cllr"]),
+            ]
+        )
+    return ["", *table(header, rows)]
+
+
+def _pairs(pairs: dict[str, Any]) -> list[str]:
+    """The pairs of languages that are hardest to tell apart."""
+    rows = [[f"{a} - {b}", f"{actual:.4f}", f"{minimum:.4f}"] for a, b, actual, minimum in pairs["worst"][:PAIRS]]
+    least = "" if pairs["minimum"] is None else f", minimum {pairs['minimum']:.4f}"
+    mean = f"mean over {pairs['pairs']} pairs: cost actual {pairs['actual']:.4f}{least}"
+    return ["", *table(["worst pairs", "actual", "minimum"], rows), mean]
+
+
+def compare_lines(found: Sequence[Any]) -> list[str]:
+    """A row per metric of two systems (``scoring.paired.Difference``), and what was drawn."""
+    first, rows = found[0], []
+    for d in found:
+        scale, digits = (1, 4) if d.metric == "act_cprimary" else (100, 2)
+        name = (
+            "C_primary"
+            if scale == 1
+            else f"%{d.metric.upper() if scale == 100 and d.metric != 'accuracy' else d.metric}"
+        )
+        values = [f"{scale * value:.{digits}f}" for value in (d.first, d.second)]
+        ends = None if d.interval is None else " - ".join(f"{scale * end:+.{digits}f}" for end in d.interval)
+        verdict = {None: "not tested", False: "not told apart"}.get(d.decided, "better" if d.better else "worse")
+        p = None if d.p is None else f"{d.p:.3f}"
+        rows.append([name, *values, f"{scale * d.difference:+.{digits}f}", ends, p, verdict])
+    level = f"{100 * first.confidence:g}% interval"
+    lines = table(["metric", "first", "second", "difference", level, "p", "the first is"], rows)
+    drawn = f"{first.bootstrap} resamples of {first.units} {first.unit}, {first.utterances} utterances"
+    few = "; with so few, intervals are too narrow and p too small" if first.units < FEW else ""
+    return [*lines, f"({drawn}{few})"]
 
 
 def factorise_lines(result: dict[str, Any]) -> list[str]:

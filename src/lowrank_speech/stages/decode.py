@@ -5,18 +5,25 @@ inputs   --model      the system's model folder (stage train)
          --cuts       test cuts with features (stage features)
          --lang       recognition: token set (stage lang)
          --lm         for decoders with a language model: folder of the stage lm
+         --graph      for decoders that search a graph: folder of the stage graph
+         --rescore-lm for decoders that rescore: folder of the stage lm
          --tune       manifest of the stage tune: its best values replace those of the decoder
 outputs  --out        folder with
            hyp.txt, ref.txt      recognition: Kaldi text, both normalised
            hyp_raw.txt, ref_raw.txt   recognition: the same before normalisation, with tags replaced
+           hyp_tokens.txt, ref_tokens.txt   recognition: tokens as decoded, and those of ref.txt, as symbols
            hypotheses.jsonl      recognition: an object for each utterance with id, text (as in hyp.txt), score (log
-                                 probability, or null), and optionally: nbest (text and score of each, the best first),
-                                 words (text, start, end in seconds, score), segments (text, start, end), language (if
-                                 the decoder detected it), no_speech (a probability), stopped (bound or loop, if the
-                                 decoder stopped the utterance; nothing, empty or no_speech, if there is no text)
+                                 probability, or null), and optionally: nbest (text, raw text as in hyp_raw.txt, and
+                                 score of each, the best first), words (text, start, end in seconds, score), segments
+                                 (text, start, end), language (if the decoder detected it), no_speech (a probability),
+                                 stopped (bound or loop, if the decoder stopped the utterance; nothing, empty or
+                                 no_speech, if there is no text)
            languages.tsv         recognition: the language of each utterance
+           seconds.tsv           the duration of each utterance
            scores.tsv            language recognition: log-likelihoods, a column for each language
            labels.tsv            language recognition: the true language of each utterance
+           sources.tsv           language recognition: the source of each utterance, if supervisions have one
+                                 (``custom: source``); else only the header
            speakers.tsv          the speaker of each utterance
            set_aside.tsv         utterances that cannot be scored, with the reason
          --manifest   number of utterances, hypotheses that the decoder stopped, real-time factors
@@ -53,7 +60,7 @@ log = logging.getLogger(__name__)
 STOPPED = {
     "bound": "reached their token limit",
     "loop": "only repeated themselves",
-    "nothing": "lost all their prefixes, so they are empty",
+    "nothing": "are empty, because nothing survived the beam",
     "empty": "have no frame of speech, so they are empty",
     "no_speech": "have no speech, by its no-speech probability, so they are empty",
 }
@@ -83,8 +90,8 @@ def body(run: common.Run) -> None:
     tuned = _tuned(arguments.tune, config.decoder)
     work = _Work("decode", arguments, config.task, config.decoder | tuned, run.runtime)
     run.cfg["decoder"] = resolved(work.settings)
-    run.device = str(work.source.device)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
+    run.device = str(work.source.device)  # a decoder that reads emissions chooses it
     outputs.append(run.write_set_aside(arguments.out / "set_aside.tsv", work.set_aside.rows))
     clock = work.clock
     metrics |= {"tuned": tuned} if tuned else {}
@@ -113,9 +120,14 @@ class _Work(decoding.Work):
     """Decodes the test cuts and writes what came out."""
 
     def recognise(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
+        from lowrank_speech.decoding.sources import spoken_seconds
+        from lowrank_speech.decoding.symbols import symbols_of
+
         lang, cuts = self.transcribed()
         found = self.decoded(cuts, lang, self.settings)
-        texts: dict[str, list[str]] = {"hyp": [], "ref": [], "hyp_raw": [], "ref_raw": []}
+        stems = ("hyp", "ref", "hyp_raw", "ref_raw", "hyp_tokens", "ref_tokens")
+        texts: dict[str, list[str]] = {stem: [] for stem in stems}
+        symbols = symbols_of(self.source, lang)
         rows, unseen = [], Counter()
         for cut, hypothesis in found:
             supervision = cut.supervisions[0]
@@ -125,7 +137,10 @@ class _Work(decoding.Work):
             texts["ref"].append(reference)
             texts["hyp_raw"].append(lang.written(hypothesis.text, supervision.language))
             texts["ref_raw"].append(lang.written(supervision.text, supervision.language))
-            rows.append(_row(cut.id, hypothesis, partial(lang.normalise, language=supervision.language)))
+            texts["hyp_tokens"].append(" ".join(symbols.of_ids(hypothesis.ids)))
+            texts["ref_tokens"].append(" ".join(symbols.of_text(reference, supervision.language)))
+            forms = (partial(form, language=supervision.language) for form in (lang.normalise, lang.written))
+            rows.append(_row(cut.id, hypothesis, *forms))
         if unseen:
             shown = ", ".join(f"{c!r} in {n}" for c, n in sorted(unseen.items()))
             log.warning("the references have characters that the token set lacks; each is an error: %s", shown)
@@ -136,11 +151,14 @@ class _Work(decoding.Work):
             )
         write_text(out / "hypotheses.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
         outputs = [*(out / f"{stem}.txt" for stem in texts), out / "hypotheses.jsonl"]
-        outputs += [_map(out, [cut for cut, _ in found], what) for what in ("language", "speaker")]
+        cuts = [cut for cut, _ in found]
+        outputs += [_map(out, cuts, "language"), _map(out, cuts, "speaker"), out / "seconds.tsv"]
+        write_table(outputs[-1], ("id", "seconds"), [(cut.id, round(spoken_seconds(cut), 3)) for cut in cuts])
         metrics = {"utterances": len(names), "unseen_characters": dict(sorted(unseen.items()))}
         return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], out / "hypotheses.jsonl")
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
+        from lowrank_speech.decoding.sources import spoken_seconds
         from lowrank_speech.lang.select import known_language, require
 
         labels = self.source.model.meta.labels
@@ -151,14 +169,22 @@ class _Work(decoding.Work):
         write_table(out / "scores.tsv", ("id", *labels), table)
         truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
         write_table(out / "labels.tsv", ("id", "language"), truth)
-        return [out / "scores.tsv", out / "labels.tsv", _map(out, cuts, "speaker")], {"utterances": len(found)}
+        seconds = [(cut.id, f"{spoken_seconds(cut):.3f}") for cut, _ in found]
+        write_table(out / "seconds.tsv", ("id", "seconds"), seconds)
+        names = ("scores.tsv", "labels.tsv", "seconds.tsv")
+        outputs = [*(out / name for name in names), _map(out, cuts, "source"), _map(out, cuts, "speaker")]
+        return outputs, {"utterances": len(found)}
 
 
-def _row(name: str, hypothesis: Hypothesis, normalise: Callable[[str], str]) -> dict[str, Any]:
+def _row(
+    name: str, hypothesis: Hypothesis, normalise: Callable[[str], str], written: Callable[[str], str]
+) -> dict[str, Any]:
     """A line of hypotheses.jsonl. Scores have four decimals, times have three."""
     row: dict[str, Any] = {"id": name, "text": normalise(hypothesis.text), "score": _rounded(hypothesis.score, 4)}
     if hypothesis.nbest:
-        row["nbest"] = [{"text": normalise(h.text), "score": _rounded(h.score, 4)} for h in hypothesis.nbest]
+        row["nbest"] = [
+            {"text": normalise(h.text), "raw": written(h.text), "score": _rounded(h.score, 4)} for h in hypothesis.nbest
+        ]
     if hypothesis.words:
         row["words"] = [
             {"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3), "score": _rounded(w.score, 4)}
@@ -187,12 +213,18 @@ def _noticed(hypotheses: Iterable[Hypothesis], where: Path) -> dict[str, Any]:
 
 
 def _map(out: Path, cuts: list, what: str) -> Path:
-    """Write languages.tsv or speakers.tsv; only its header if any utterance lacks the value."""
-    rows = sorted((cut.id, getattr(cut.supervisions[0], what) or "") for cut in cuts)
+    """Write languages.tsv, speakers.tsv or sources.tsv; only its header if any utterance lacks the value."""
+    rows = sorted((cut.id, str(_value(cut.supervisions[0], what) or "")) for cut in cuts)
     if not all(value for _, value in rows):
         rows = []
     write_table(out / f"{what}s.tsv", ("id", what), rows)
     return out / f"{what}s.tsv"
+
+
+def _value(supervision: Any, what: str) -> Any:
+    """A field of a supervision, or a value of its ``custom``."""
+    custom = supervision.custom or {}
+    return custom.get(what) if what == "source" else getattr(supervision, what)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

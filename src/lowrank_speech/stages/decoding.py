@@ -21,7 +21,9 @@ def add_inputs(parser: argparse.ArgumentParser, cuts: str) -> None:
     parser.add_argument("--lang", type=Path, help="recognition: folder of the stage lang")
     for name in resources.NAMES:
         stage = resources.MADE_BY[name]
-        parser.add_argument(f"--{name}", type=Path, help=f"for decoders that read it: folder of the stage {stage}")
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", type=Path, help=f"for decoders that read it: folder of the stage {stage}"
+        )
 
 
 class Work:
@@ -56,7 +58,7 @@ class Work:
         from lowrank_speech.decoding.sources import Network, Stored
 
         model, emissions = self.arguments.model, self.arguments.emissions
-        stored = Stored(emissions) if emissions is not None else None
+        stored = Stored(emissions, device) if emissions is not None else None
         if stored is not None and registry.module(kind, stored.task).READS == "emissions":
             return stored
         if model is None:

@@ -222,10 +222,8 @@ def _dev(path: Path, unit: str, lang: Lang, scorer: Scorer) -> dict[str, Any]:
 def _report(unit: str, numbers: dict[str, Any], dev: dict[str, Any] | None) -> None:
     said = f"lm: order {numbers['order']} over {unit}s: {' + '.join(map(str, numbers['ngrams']))} n-grams"
     if dev is not None:
-        rate = (
-            "no words" if dev["oov_rate"] is None else f"{100 * dev['oov_rate']:.2f} % of {dev['words']} words unknown"
-        )
-        said += f"; dev: perplexity {dev['perplexity']}, without unknown words {dev['perplexity_without_oov']}, {rate}"
+        said += f"; dev: perplexity {dev['perplexity']}, {dev['perplexity_without_oov']} without unknown {unit}s, "
+        said += f"{100 * (dev['oov_rate'] or 0):.2f} % of {dev['words']} {unit}s unknown"
     log.info("%s", said)
     log.debug("lm: %s", json.dumps(numbers))
 

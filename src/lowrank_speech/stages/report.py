@@ -4,12 +4,15 @@ inputs   --root  the experiment's folder. For every system, below {base}/{task}/
                  .cost.json beside it):
                    train/.../train.json                      parameters, memory and time; metrics.jsonl, set_aside.tsv
                    decode/.../{decoder}/{test}/decode.json   time per second of speech; set_aside.tsv
-                   score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals
+                   score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals;
+                                                             utterances.tsv, for paired tests
                  if they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
                    results.csv             a row per system, decoder and test set; raw: fractions, bytes, seconds
                    results.txt             a table for the terminal
+                   comparisons.csv         paired tests of each system against its reference, a row per metric
+                   seeds.csv               means and deviations over methods that differ only in the seed
                    error.png, cost.png, curves.png
                    report.html             everything on one page that needs no other file and no network
          --manifest  hashes of the outputs, number of systems and results, the three sentences at the top of the page
@@ -20,7 +23,8 @@ cfg      experiment  the title
                      exists; decoders: if only some of the task's decode this system
          tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
          corpora     corpus -> its splits to describe; default: all under corpus/
-         report      {dpi, mistakes}: resolution of the plots, rows of each table of errors
+         report      {dpi, mistakes, against}: resolution of the plots, rows of each table of errors, the method that
+                     the others are compared with
 
 python -m lowrank_speech.stages.report --root exp/default --out exp/default/report
     --manifest exp/default/report/report.json
@@ -73,6 +77,11 @@ class ReportConfig:
 
     dpi: int = key(130, "resolution of the plots, in dots per inch", ge=50, le=600)
     mistakes: CountOrZero = key(15, "rows in each table of word errors")
+    against: str | None = key(
+        None,
+        "the method that the others are compared with, by a paired test on each test set; null: the first that fully "
+        "fine-tunes the dense model",
+    )
 
 
 @settings
@@ -92,6 +101,12 @@ class Config:
         twice = [name for i, name in enumerate(names) if name in names[:i]]
         if twice:
             raise ValueError(f"systems: {twice[0]} is listed twice; remove one")
+        methods = list(dict.fromkeys(s.method for s in self.systems))
+        if self.report.against is not None and self.report.against not in methods:
+            raise ValueError(
+                f"report.against: {self.report.against!r} is not a method of the systems; expected one of: "
+                f"{', '.join(methods)}"
+            )
         missing = [s.task for s in self.systems if s.task not in self.tasks]
         if missing:
             raise ValueError(f"tasks: {missing[0]!r} is missing; give its tests and decoders")
@@ -105,8 +120,10 @@ def add(parser: argparse.ArgumentParser) -> None:
 def body(run: common.Run) -> None:
     config, root, out = run.config, common.existing(run.arguments.root, "--root"), run.arguments.out
 
-    from lowrank_speech.reporting import blocks, data, headline, page, plots, results
+    from lowrank_speech.reporting import blocks, comparisons, data, flags, headline, page, plots, results, seeds
+    from lowrank_speech.reporting.manifests import load_manifest
     from lowrank_speech.reporting.mistakes import mistakes
+    from lowrank_speech.reporting.provenance import provenance
     from lowrank_speech.reporting.systems import SystemName, read_systems
 
     tasks = config.tasks
@@ -134,9 +151,17 @@ def body(run: common.Run) -> None:
         data.base_table(root, systems),
     ]
     layers = data.layer_tables(systems)
-    summary, headlines = headline.summary(systems), headline.headlines(systems)
+    against = config.report.against
+    summary, headlines = headline.summary(systems, against), headline.headlines(systems, against)
+    compared = comparisons.comparisons(systems, against)
+    refused = [one.refused for one in compared if one.refused]
+    if refused:
+        log.warning("%d of %d comparisons have no paired test: %s", len(refused), len(compared), refused[0])
+    for result, found_flags in flags.flagged(systems):
+        log.warning("%s is degenerate: %s", result, "; ".join(found_flags))
+    corpora = {f"{c}/{s}": load_manifest(root / "corpus" / c / f"{s}.json", "corpus") for c, s in splits}
     # Everything has been read, so from here on no input can stop the run half-way.
-    outputs = results.write_results(out, config.experiment, systems, summary)
+    outputs = results.write_results(out, config.experiment, systems, summary, against)
     images, drawn = plots.write_plots(out, systems, config.report.dpi)
     page.write_page(
         out / "report.html",
@@ -144,13 +169,17 @@ def body(run: common.Run) -> None:
             title=config.experiment,
             summary=summary,
             headlines=headlines,
+            flagged=flags.table(systems),
             compared=page.compared(systems),
             blocks=blocks.blocks(systems),
+            sentences=[comparisons.placed(one) for one in compared],
+            seeds=seeds.table(seeds.spreads(systems)),
             plots=drawn,
             mistakes=mistakes(systems, config.report.mistakes),
             layers=layers,
             data=[table for table in tables if table is not None],
-            configs=page.configs(systems),
+            configs=page.configs(systems, corpora),
+            provenance=provenance(root, systems),
             versions=page.versions(systems),
             measured=page.measured(systems),
         ),

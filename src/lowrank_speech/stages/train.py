@@ -11,6 +11,7 @@ outputs  --out         folder with
            adapter/        LoRA only: the adapter in peft's own format
            metrics.jsonl   loss, dev loss, dev metric, learning rate, deviation from semi-orthogonality per epoch
            set_aside.tsv   utterances that could not be used, with the reason
+           ngram.arpa      `loss: lfmmi`: the token n-gram of the denominator; its words are ids
          --manifest    parameters in total and trained, dev metric, what was set aside
 scratch  --scratch     folder of unfinished runs (state, and the cuts that can be used); a killed run continues there
 
@@ -52,15 +53,20 @@ class Config:
     seed: Seed = key(REQUIRED, "seed of all random draws")
     task: Task = key(REQUIRED, "the task of the system")
     adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "which part of the base to train")
+    head: dict[str, Any] | None = key(None, "lid: kind of the classifier, and its keys; null: the default one")
     lora: LoraSettings | None = key(None, "the adapters")
     constraint: ConstraintSettings | None = key(
-        None, "the constraint on the factors of a factorised model; null: its defaults"
+        None, "the constraint on the factors of a factorised model or head; null: its defaults"
     )
     progressive: Progressive | None = key(
         None, "truncations that bring a model, made with `start` by factorise, to its final ranks"
     )
     distil: DistilSettings | None = key(None, "what to learn from a teacher")
     training: TrainConfig = key(None, "the recipe", default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.head is not None and self.task.type != "lid":
+            raise ValueError("head: only tasks of type lid have a classifier; remove it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -160,7 +166,14 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         arguments.untranscribed_cuts,
     )
     materials = Materials(recipe, lang, labels=sorted(task.languages or ()), device=runtime.device)
-    kind = "classify" if lang is None else base.recognises_by
+    kind, head = "classify" if lang is None else base.recognises_by, None
+    if kind == "classify":
+        # Imported here, so that the code hash of recognition can leave it out.
+        from lowrank_speech.training.classifier import check_base, check_training, classifier, head_settings
+
+        head = head_settings(config.head)
+        check_training(head, config.adapt, recipe)
+        check_base(base, head, arguments.model, materials.labels)
     if kind == "seq2seq":
         base, _ = to_task(base, "seq2seq", None)
         materials.tokens = decoder_tokens(base, arguments.model, lang)
@@ -187,10 +200,11 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     usable = training.usable(base, objective, writer)
     transcribed = len(usable.train) - usable.untranscribed
     if kind == "classify":
-        model, new_head = to_task(base, "classify", len(usable.labels), usable.labels, seed=config.seed)
-        # The classifier learns posteriors under these priors; decoding divides them out again.
-        counts = usable.languages.counts
-        model.meta.priors = [counts[label] / transcribed for label in usable.labels]
+        model, new_head = classifier(base, head, usable.labels, arguments.model, config.seed)
+        if new_head or config.adapt != "none":
+            # The classifier learns posteriors under these priors; decoding divides them out again.
+            counts = usable.languages.counts
+            model.meta.priors = [counts[label] / transcribed for label in usable.labels]
         if teacher is not None:
             teacher.check(base, kind, labels=usable.labels)
     elif kind == "ctc":
@@ -218,6 +232,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
     if peft_model is not None:
         outputs.append(out / "adapter")
         _merge(model, peft_model, out / "adapter")
+    outputs += objective.task.save(out)
     vocabulary = tokenizer_files(lang.tokens) if kind == "ctc" else None
     save_model(model, out / "model", copy_from=arguments.model, files=vocabulary)
     run.write_set_aside(out / "set_aside.tsv", training.set_aside.rows)
@@ -232,6 +247,10 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         "labels": usable.labels if kind == "classify" else None,
         "set_aside": training.set_aside.counts(),
     }
+    if kind == "classify":
+        metrics["head"] = model.head.KIND
+        metrics["parameters_head"] = model.parameters_head()
+        metrics["parameters_head_dense"] = model.dense_head_parameters()
     if teacher is not None:
         if arguments.untranscribed_cuts:
             metrics["utterances_untranscribed"] = usable.untranscribed
@@ -255,11 +274,14 @@ def _check_distil(config: Config) -> None:
 def _constraint(model: Any, config: Config) -> Any:
     """The constraint on the factors of ``model``; None: there is nothing to constrain."""
     c = config.constraint or ConstraintSettings()
-    if config.adapt != "full" or not model.plan or c.mode == "none":
+    from lowrank_speech.training.adapt import constrained
+
+    parts = constrained(model, bool(config.adapt == "full" and model.plan))
+    if parts is None or c.mode == "none":
         return None
     from lowrank_speech.lowrank.constraint import SemiOrthogonal
 
-    return SemiOrthogonal(model.body, c.mode, c.scale, c.probability, c.every, config.seed)
+    return SemiOrthogonal(parts, c.mode, c.scale, c.probability, c.every, config.seed)
 
 
 def _check_progressive(config: Config) -> None:

@@ -3,6 +3,8 @@
 import logging
 from typing import Any
 
+from torch import nn
+
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.lora_settings import LoraSettings
 from lowrank_speech.models.speech import SpeechModel
@@ -16,6 +18,19 @@ def freeze_for(model: SpeechModel, adapt: str, trains_head: bool) -> None:
     for name, parameter in model.named_parameters():
         trains = trains_head if model.is_head(name) else adapt == "full" and id(parameter) not in fixed
         parameter.requires_grad_(trains)
+
+
+def constrained(model: SpeechModel, body: bool) -> Any:
+    """The modules whose factors a constraint concerns, by ``body`` and ``head.``; None if there are none.
+
+    ``body``: whether those of the pretrained body train.
+    """
+    parts, settings = {"body": model.body} if body else {}, getattr(model.head, "settings", None)
+    if getattr(settings, "ranks", None) or getattr(settings, "classifier", None) == "orthonormal":
+        parts["head"] = model.head
+    if set(parts) == {"body"}:
+        return model.body
+    return nn.ModuleDict(parts) if parts else None
 
 
 def lora_on(model: SpeechModel, settings: LoraSettings | None) -> Any:

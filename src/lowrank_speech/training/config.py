@@ -80,11 +80,37 @@ class Reverberation:
 
 @settings
 class CtcConfig:
-    """The library that computes CTC losses; see docs/k2.md."""
+    """CTC: its variants, and the library that computes CTC and LF-MMI; see docs/training.md and docs/k2.md."""
 
     backend: Literal["auto", "k2", "torch"] = key("auto", "auto: k2 if it works with this torch and device, else torch")
     # With 10, k2's own default, the loss is up to 3e-2 off on flat posteriors; from 20 on it equals torch's to 3e-5.
     output_beam: Positive = key(20.0, "k2 prunes paths that are this much (nats) less likely than the best one")
+    prior_scale: Annotated[float, Field(ge=0, le=1)] = key(
+        0.0, "CTC: share of the labels' log priors to subtract, for less peaky outputs, such as 0.3; 0: none"
+    )
+    delay_penalty: Annotated[float, Field(ge=0, le=1)] = key(
+        0.0, "CTC: cost (nats) of a label per frame that it comes later, such as 0.01; 0: none"
+    )
+
+    @property
+    def variant(self) -> str | None:
+        """A key that changes the loss; None: it is plain CTC."""
+        return next((name for name in ("prior_scale", "delay_penalty") if getattr(self, name)), None)
+
+
+@settings
+class LfmmiConfig:
+    """LF-MMI, for `loss: lfmmi`. `ctc` chooses the library."""
+
+    order: Annotated[int, Field(ge=1, le=6)] = key(2, "order of the token n-gram of the denominator")
+    den_scale: Positive = key(1.0, "scale of the denominator")
+
+
+@settings
+class AamConfig:
+    """The additive angular margin of `loss: aam`."""
+
+    margin: Annotated[float, Field(ge=0, lt=1.5)] = key(0.2, "margin on the angle of the true class, in radians")
 
 
 @settings
@@ -134,7 +160,9 @@ class TrainConfig:
     train_front_end: bool = key(False, "train wav2vec 2.0's convolutions too; needs features: waveform")
     label_smoothing: BelowOne = key(0.0, "label smoothing of the cross-entropy losses")
     loss: str | None = key(None, "name of the task's loss (a file in training/losses); null: the default loss")
-    ctc: CtcConfig = key(None, "the library that computes CTC losses", default_factory=CtcConfig)
+    aam: AamConfig = key(None, "loss: aam", default_factory=AamConfig)
+    ctc: CtcConfig = key(None, "CTC, and the library that computes CTC and LF-MMI", default_factory=CtcConfig)
+    lfmmi: LfmmiConfig = key(None, "LF-MMI, for `loss: lfmmi`", default_factory=LfmmiConfig)
     ctc_weight: NotNegative = key(0.0, "Whisper from scratch: weight of a CTC loss on the encoder")
     language_weight: NotNegative = key(0.0, "weight of a language classification loss beside recognition")
     spec_augment: SpecAugment | None = key(None, "masks on the model's input features")
@@ -171,6 +199,9 @@ class TrainConfig:
                 f"frozen_dtype is {self.frozen_dtype} and precision is {self.precision}: frozen_dtype must be fp32 or "
                 f"the same as precision; set precision: {self.frozen_dtype}"
             )
+        variant = self.ctc.variant
+        if self.loss == "lfmmi" and variant is not None:
+            raise ValueError(f"ctc.{variant} changes CTC, but loss is lfmmi; set ctc.{variant}: 0")
         if self.warmup + self.hold > 1:
             raise ValueError(
                 f"warmup is {self.warmup:g} and hold is {self.hold:g}: they are shares of all steps, so their sum must "

@@ -262,6 +262,7 @@ class Trainer:
             watch_blank(state, found, self.step, self.config)
         state.history.append(row)
         self.curves.add(self.step, "epoch", row)
+        self.objective.end_epoch()
         state.epoch, state.batch, state.sums = number, 0, Sums()
 
     def _truncate(self, number: int) -> None:

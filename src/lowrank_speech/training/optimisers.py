@@ -85,7 +85,7 @@ def make_optimiser(
 
 def _factors(model: SpeechModel) -> dict[int, nn.Parameter]:
     """The trainable factors of all low-rank layers, by id; biases stay with AdamW."""
-    weights = [w for layer in low_rank_layers(model.body).values() for w in (layer.first.weight, layer.second.weight)]
+    weights = [w for layer in low_rank_layers(model).values() for w in (layer.first.weight, layer.second.weight)]
     return {id(weight): weight for weight in weights if weight.requires_grad}
 
 

@@ -136,10 +136,14 @@ class Run:
         memory: float = 0.0,
         truncation: Any = None,
     ) -> Outcome:
-        """Initialise the heads of auxiliary losses and train to the end. See ``Trainer`` and ``Trainer.run``.
+        """Let the losses learn from the cuts, initialise auxiliary heads, and train to the end.
+
+        See ``Trainer`` and ``Trainer.run``.
 
         ``memory``: seconds of speech whose inputs stay in memory.
         """
+        transcribed = len(usable.train) - usable.untranscribed
+        objective.fit(lambda: (usable.train[i] for i in range(transcribed)))
         loader = Loader(inputs, memory=memory, workers=self.runtime.workers, augmentation=self.augmentation)
         trainer = Trainer(
             model,

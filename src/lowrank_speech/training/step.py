@@ -31,6 +31,7 @@ from lowrank_speech.training.process.distributed import Ranks
 log = logging.getLogger(__name__)
 
 SHOWN = 5  # number of utterances that a message names
+HEAD = "head."  # begins the names of the head's layers in the constraint
 
 
 def schedule(step: int, steps: int, config: TrainConfig) -> float:
@@ -107,7 +108,7 @@ class Stepper:
         whole = self._units(own) if len(batches) > 1 else None
         self.steps += 1
         names = self.objective.shown
-        sums, bad = [0.0] * (3 + 2 * len(names)), None
+        sums, bad, seen = [0.0] * (3 + 2 * len(names)), None, []
         with self._body_frozen() if frozen_body else contextlib.nullcontext():
             for batch in own:
                 with explained(batch, self.config), compiling(self.config.compile):
@@ -118,6 +119,7 @@ class Stepper:
                         break
                     if total.requires_grad:  # while the body is frozen, this loss may have nothing to train
                         self.scaler.scale(total).backward()
+                seen.append(losses.seen)
                 found = [losses.task_sum, losses.units, losses.impossible]
                 for _, mean, units in losses.terms[len(losses.terms) - len(names) :]:
                     found += [mean.item() * max(units, 1), units]
@@ -130,13 +132,15 @@ class Stepper:
         with explained(largest, self.config) if own else contextlib.nullcontext():
             if not self._update(constrained=not frozen_body):
                 return self._skip("gradient's norm", self.norm, own)
+        self.objective.observe(seen, self.ranks)
         shown = {name: (sums[3 + 2 * i], int(sums[4 + 2 * i])) for i, name in enumerate(names)}
         return StepResult(sums[0], int(sums[1]), int(sums[2]), shown)
 
     def _update(self, constrained: bool) -> bool:
         """Update the weights; returns False, without an update, if the gradients are not finite.
 
-        ``constrained``: apply the constraint afterwards, which must not change factors that are frozen in this step.
+        ``constrained``: apply the constraint afterwards to all factors; else only to those of the head, because the
+        others are frozen in this step.
         """
         self.ranks.sum_gradients(self.parameters)
         if all(p.grad is None for p in self.parameters):  # everything is frozen in this step; the scaler would fail
@@ -151,8 +155,8 @@ class Stepper:
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.optimiser.zero_grad(set_to_none=True)
-        if self.constraint is not None and constrained:
-            self.constraint.step()
+        if self.constraint is not None:
+            self.constraint.step("" if constrained else HEAD)
         return True
 
     def losses(self, batch: dict[str, Any]) -> Losses:
@@ -184,12 +188,12 @@ class Stepper:
 
     @contextlib.contextmanager
     def _body_frozen(self) -> Iterator[None]:
-        """Train only the head inside; in a model without a head (Whisper in recognition), only the decoder."""
+        """Train only the head inside; in a model that predicts with its decoder (Whisper), only the decoder."""
         model = self.model
         body = [
             p
             for name, p in model.named_parameters()
-            if p.requires_grad and ("encoder" in name.split(".") if model.head is None else not model.is_head(name))
+            if p.requires_grad and ("encoder" in name.split(".") if model.decodes else not model.is_head(name))
         ]
         try:
             for parameter in body:

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 from lowrank_speech import fingerprints
 from lowrank_speech.fingerprints import PACKAGE
-from lowrank_speech.workflow.config import System, untranscribed
+from lowrank_speech.workflow.check_heads import has_factors
+from lowrank_speech.workflow.config import System, head, untranscribed
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
@@ -19,6 +20,8 @@ WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
 LORA = ("lowrank.lora", "lowrank.adapter", "lowrank.product", "models.adapters")
 TRUNCATION = ("training.truncation", "lowrank.truncate")
 DISTILLATION = ("training.losses.distil", "training.losses.untranscribed", "training.data.untranscribed")
+ONLY_ASR = ("asr", "tokens", "oracle", "aligned", "exchange")
+"""Modules of the stage score for recognition."""
 ANY_MODEL = ("base", "features", "calibrate", "factorise", "train", "emissions", "tune", "decode", "export")
 """Stages that load models."""
 ADAPTED = ("train", "emissions", "tune", "decode", "export")
@@ -61,15 +64,31 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             found |= _of_train(slices, wildcards)
         case "tune" | "decode":
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
-            found |= _others(slices, "decoders", {f"{kind}.{slices.model_task(wildcards)}"})
-            if not slices.decode(wildcards).cfg["decoder"].get("lm"):
+            task = slices.model_task(wildcards)
+            found |= _others(slices, "decoders", {f"{kind}.{task}"})
+            if stage == "decode":
+                found |= _of_decode(task)
+            read = slices.resources(wildcards)
+            if not any(stage == "lm" for stage, *_ in read.values()):
+                found.add("lang.lm")
+            if "graph" not in read:
+                found.add("lang.graphs")
+        case "graph":
+            if not slices.graph(wildcards).cfg["lm"]:
                 found.add("lang.lm")
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
-            found |= {"scoring.lid", "scoring.detection"} if asr else {"scoring.asr"}
+            found |= {f"scoring.{name}" for name in (("lid", "detection") if asr else ONLY_ASR)}
         case "export":
             found |= _others(slices, "exports", {wildcards.form})
     return found
+
+
+def _of_decode(task: str) -> set[str]:
+    """Only recognition has tokens, and only Whisper's come with the model."""
+    if task == "classify":
+        return {"decoding.symbols"}
+    return set() if task == "seq2seq" else {"models.text", "models.whisper_vocabulary"}
 
 
 def _of_factorise(slices: Slices, wildcards: Any) -> set[str]:
@@ -94,6 +113,10 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
     found = set() if cfg["adapt"] == "lora" else set(LORA)
     if cfg.get("constraint", {"mode": "none"})["mode"] == "none":
         found.add("lowrank.constraint")
+    if slices.model_task(wildcards) != "classify":
+        found |= {"training.classifier", "lang.spoken"}
+    if not has_factors(cfg.get("head")):
+        found.add("training.head_ranks")
     if not cfg.get("progressive"):
         found |= set(TRUNCATION)
     if not cfg.get("distil"):
@@ -123,7 +146,11 @@ def _heads(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         if base["source"] != "scratch":
             return set(slices.schema["modules"]["heads"])
         tasks.add(slices.schema["families"][base["family"]]["recognises_by"])
-    return {of_task[task] for task in tasks if task in of_task}
+    found = {of_task[task] for task in tasks if task in of_task}
+    if "classify" in tasks and "method" in NAMES[stage]:
+        own = head(slices.config, System(wildcards.base, wildcards.task, wildcards.method))
+        found = found - {of_task["classify"]} | {own["kind"]} if own else found
+    return found
 
 
 def _others(slices: Slices, kinds: str, used: set[str]) -> set[str]:

@@ -173,11 +173,16 @@ def lang_splits(config: Config, lang: str) -> Iterator[Split]:
             yield Split(corpus, split)
 
 
+LMS = ("lm", "rescore_lm")
+"""Keys of a decoder that name a language model."""
+
+
 def lms_used(config: Config, tasks: Iterable[str]) -> list[str]:
     """The language models that the decoders of ``tasks`` name. No other one is made."""
     shared, defined = (config.get(name) or {} for name in ("decode", "decoders"))
     names = {name for task in tasks if config["tasks"][task]["type"] == "asr" for name in decoders(config, task)}
-    used = {(shared | (defined.get(name) or {})).get("lm") for name in names}
+    sections = [shared | (defined.get(name) or {}) for name in names]
+    used = {section.get(key) for section in sections for key in LMS}
     return [name for name in config.get("lms") or {} if name in used]
 
 
@@ -214,6 +219,14 @@ def untranscribed(config: Config, system: System) -> list[Split]:
     given = (config["methods"][system.method].get("distil") or {}).get("untranscribed") or []
     corpus = config["tasks"][system.task]["corpus"]
     return [Split(s.get("corpus") or corpus, s["split"]) for s in ([given] if isinstance(given, Mapping) else given)]
+
+
+def head(config: Config, system: System) -> dict[str, Any] | None:
+    """The section of a system's classifier, the method's or the task's; None: the default head, or recognition."""
+    task = config["tasks"][system.task]
+    if task["type"] != "lid":
+        return None
+    return config["methods"][system.method].get("head") or task.get("head")
 
 
 # -- overrides ---------------------------------------------------------------------------------------------------------
@@ -280,6 +293,15 @@ def gradients(section: Mapping[str, Any]) -> bool:
     """Whether the calibration for a ``factorise`` section needs the gradients of the layers' outputs."""
     return section.get("init") == "two-sided"
 
+
+def graph_key(section: Mapping[str, Any]) -> str:
+    """Folder name of the graph of a decoder, such as ``hlg-words3-1f0c9a3e``: decoders with the same graph share it."""
+    seen = {name: section.get(name) for name in GRAPH}
+    return "-".join(filter(None, (seen["graph"], seen["lm"], _digest(seen))))
+
+
+GRAPH = ("graph", "lm", "lexicon")
+"""Keys of a decoder that define its graph, apart from the token set."""
 
 WISHES = ("rank", "fraction", "keep", "energy", "reduction")
 """Ways to set the size of a factorised layer; a ``factorise`` section gives exactly one."""

@@ -34,6 +34,10 @@ class Layout:
         """lm.arpa, lm.bin, words.txt, lm.json."""
         return f"{self.root}/lm/{lm}"
 
+    def graph(self, lang: str = "{lang}", graph: str = "{graph}") -> str:
+        """H.fst, HL.fst, HG.fst or HLG.fst, symbol tables, graph.json; ``graph`` is config.graph_key of a decoder."""
+        return f"{self.root}/graph/{lang}/{graph}"
+
     def base(self, base: str = "{base}") -> str:
         """model/, metrics.jsonl, base.json."""
         return f"{self.root}/base/{base}"
@@ -85,7 +89,7 @@ class Layout:
         decoder: str = "{decoder}",
         test: str = "{test}",
     ) -> str:
-        """score.json."""
+        """utterances.tsv, alignments and transcripts (asr), score.json."""
         return f"{self.root}/score/{base}/{task}/{method}/{decoder}/{test}"
 
     def export(self, base: str = "{base}", task: str = "{task}", method: str = "{method}", form: str = "{form}") -> str:

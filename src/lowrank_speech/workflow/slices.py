@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lowrank_speech.workflow.check_heads import constrained
 from lowrank_speech.workflow.config import (
+    GRAPH,
     Config,
     System,
     calibrate_key,
@@ -22,8 +24,11 @@ from lowrank_speech.workflow.config import (
     factorise_key,
     fitting,
     gradients,
+    graph_key,
+    head,
     model_task,
     overlaps,
+    results,
     splits_used,
     start_share,
     systems,
@@ -45,10 +50,11 @@ NAMES = {
     "calibrate": ("base", "calibration"),
     "factorise": ("base", "factorisation"),
     "train": ("base", "task", "method"),
-    "export": ("base", "task", "form"),
+    "export": ("base", "task", "method", "form"),
     "emissions": ("base", "task"),
-    "tune": ("base", "task", "decoder"),
-    "decode": ("base", "task", "decoder"),
+    "tune": ("base", "task", "method", "decoder"),
+    "decode": ("base", "task", "method", "decoder"),
+    "graph": ("lang", "graph"),
     "score": ("task",),
     "report": (),
 }
@@ -93,6 +99,7 @@ class Slices:
     def __init__(self, config: Config, schema: Schema):
         self.config, self.schema = config, schema
         self.known: dict[tuple[str, ...], Slice] = {}
+        self._graphs: dict[tuple[str, str], Keys] | None = None
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -138,7 +145,7 @@ class Slices:
         cfg = {"seed": self.config["seed"], **_only(base, ("family", "source"))}
         if base["source"] == "scratch":
             recipe = resolve(_without(base["pretrain"], ("corpus", "train", "dev")), *self._at("training"))
-            recipe, runtime = self._apart("training", recipe)
+            recipe, runtime = self._apart("training", _used(recipe))
             cfg |= {**_only(base, ("model", "front_end")), "pretrain": recipe}
         else:
             cfg |= _only(base, ("revision", "window"))
@@ -173,7 +180,7 @@ class Slices:
         """The task, the way of adapting, and the recipe with all overrides."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
-        recipe, runtime = self._apart("training", self.recipe(system))
+        recipe, runtime = self._apart("training", _used(self.recipe(system)))
         if task["type"] != "asr":
             recipe = _without(recipe, RECOGNITION_ONLY)
         cfg = {
@@ -184,7 +191,9 @@ class Slices:
         }
         if method["adapt"] == "lora":
             cfg["lora"] = method["lora"]
-        if method["adapt"] == "full" and method.get("factorise"):
+        if (own := head(self.config, system)) is not None:
+            cfg["head"] = own
+        if (method["adapt"] == "full" and method.get("factorise")) or constrained(own):
             cfg["constraint"] = resolve(method.get("constraint") or {}, *self._at("constraint"))
         if method.get("progressive"):
             cfg["progressive"] = method["progressive"]
@@ -214,6 +223,11 @@ class Slices:
         own = resolve({key: value for key, value in given.items() if key in known}, *self._at(name))
         own, runtime = self._apart(name, own)
         return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
+
+    @once
+    def graph(self, wildcards: Any) -> Slice:
+        """What defines the graph that the folder is named after."""
+        return Slice(self.graphs()[wildcards.lang, wildcards.graph], {})
 
     @once
     def tune(self, wildcards: Any) -> Slice:
@@ -271,10 +285,35 @@ class Slices:
         """Whether a decoder reads stored network outputs instead of the model."""
         return bool(section(self.schema, self.decoder_section(wildcards)).get("emissions"))
 
+    def resources(self, wildcards: Any) -> dict[str, tuple[str, ...]]:
+        """Resource that a decoder reads -> the stage that makes it, and the names in its path."""
+        keys, lang = self.decode(wildcards).cfg["decoder"], self.config["bases"][wildcards.base].get("lang")
+        found = {}
+        for name in section(self.schema, self.decoder_section(wildcards)).get("resources", ()):
+            if name == "graph":
+                found[name] = ("graph", lang, graph_key(keys))
+            elif keys.get(name) is not None:
+                found[name] = ("lm", keys[name])
+        return found
+
+    def graphs(self) -> dict[tuple[str, str], Keys]:
+        """Token set and ``graph_key`` of every graph that a decoder of the grid searches -> what defines the graph."""
+        if self._graphs is None:
+            self._graphs = {}
+            for result in results(self.config, self.schema):
+                found = self.resources(result).get("graph")
+                if found is not None:
+                    self._graphs[found[1:]] = _only(self.decode(result).cfg["decoder"], GRAPH)
+        return self._graphs
+
     def tunes(self, wildcards: Any) -> dict[str, list[float]]:
-        """The grid of a decoder; empty: it is not tuned."""
-        given = self.config["decoders"][wildcards.decoder].get("tune") or {}
-        return {key: sorted(map(float, values)) for key, values in given.items()}
+        """The grid of a decoder; empty: it is not tuned. Without keys that only models of other families have."""
+        decoder, own = self.config["decoders"][wildcards.decoder], self.decoder_section(wildcards)
+        kinds = {name: part for name, part in self.schema["$defs"].items() if name.startswith(own.rpartition(".")[0])}
+        others = {key for name, part in kinds.items() if name != own for key in part["properties"]}
+        unused = others - set(kinds[own]["properties"])
+        given = decoder.get("tune") or {}
+        return {key: sorted(map(float, values)) for key, values in given.items() if key not in unused}
 
     def split(self, wildcards: Any) -> tuple[str, str]:
         """Corpus and split that a decoding reads."""
@@ -303,12 +342,15 @@ class Slices:
 WATCHING = ("track",)
 """Keys of a corpus that say how changed audio is detected."""
 
-RECOGNITION_ONLY = ("ctc", "ctc_weight", "language_weight")
+RECOGNITION_ONLY = ("ctc", "lfmmi", "ctc_weight", "language_weight")
 """Keys of a recipe that language recognition does not use."""
 
+CTC_VARIANTS = ("prior_scale", "delay_penalty")
+"""Keys of ``ctc`` that turn on a variant of the loss; 0 turns it off."""
+
 SCORED = {
-    "asr": ("characters", "normaliser", "numbers", "confusions", "worst"),
-    "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa"),
+    "asr": ("characters", "normaliser", "numbers", "word_bins", "second_bins", "confusions", "worst"),
+    "lid": ("minimum", "eer", "eer_over", "p_target", "c_miss", "c_fa", "durations"),
 }
 """Keys of ``score`` that concern one type of task; systems of the other type do not depend on them."""
 
@@ -328,6 +370,12 @@ def _only(keys: Mapping[str, Any], wanted: Iterable[str]) -> Keys:
 
 def _without(keys: Mapping[str, Any], unwanted: Iterable[str]) -> Keys:
     return {key: value for key, value in keys.items() if key not in set(unwanted)}
+
+
+def _used(recipe: Keys) -> Keys:
+    """A recipe without the keys of losses, and of variants of CTC, that it does not use."""
+    ctc = {key: value for key, value in recipe["ctc"].items() if key not in CTC_VARIANTS or value}
+    return _without({**recipe, "ctc": ctc}, {"lfmmi", "aam"} - {recipe["loss"]})
 
 
 def _trial(calibrate: Mapping[str, Any]) -> dict[str, Any]:

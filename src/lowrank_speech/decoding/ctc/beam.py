@@ -66,12 +66,13 @@ def open(source: Any, lang: Any, settings: Settings) -> Callable[[dict[str, Any]
 
     tokens, spelled = tokens_of(source, lang), spellings(lang)
     scorer = scorer_of(source.resources.get("lm"), lang, settings)
+    most = 1 if settings.nbest == 1 else None  # several sequences may have one text
     limits = Limits(settings.beam, settings.beam_threshold, settings.token_beam)
 
     def decode(batch: dict[str, Any]) -> list[Hypothesis]:
         log_probs, frames = batch["log_probs"].numpy(), batch["frames"].numpy()
         result = []
-        for row, found in enumerate(search(log_probs, frames, limits, scorer)):
+        for row, found in enumerate(search(log_probs, frames, limits, scorer, most)):
             nbest = _different(found, tokens, settings.nbest)
             if not nbest:
                 result.append(Hypothesis((), "", stopped="nothing"))

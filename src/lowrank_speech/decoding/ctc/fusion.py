@@ -92,10 +92,13 @@ class Words:
         empty = scorer.empty()
         alone = np.array([LN10 * scorer.score(empty, word)[0] for word in self._words])
         alone[-1] += unknown
-        # What is assumed of a word that is not complete; nothing between words.
-        self._assumed = weight * np.maximum(self._trie.best(alone[:-1], alone[-1]), LEAST)
+        # What is assumed of a word that is not complete; nothing between words. A word that may still become an unknown
+        # one has at least its score, so that no letter is a gain.
+        best = self._trie.best(alone[:-1], alone[-1])
+        self._assumed = weight * np.maximum(best, LEAST if closed else max(alone[-1], LEAST))
         self._assumed[0] = 0.0
-        self._bound = -self._assumed + max(insertion, 0.0)
+        self._bound = np.stack([np.zeros_like(best), max(insertion, 0.0) - self._assumed], axis=1)
+        self.ends = self._trie.separates
         self._extra = unknown
         self._ended = Memo(self._end_word)
 
@@ -148,6 +151,7 @@ class Units:
     columns = 1
 
     def __init__(self, model: Any, spelled: Sequence[bytes], weight: float, unk: int):
+        self.ends = np.zeros(len(spelled), bool)
         self._weight, self._size, self._spelled = weight, len(spelled), spelled
         self._contexts = Contexts(model.scorer())
         self._unk = unk
@@ -176,7 +180,7 @@ class Units:
         return (self._contexts.start * 3,)
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        return np.zeros(len(states))
+        return np.zeros((len(states), 2))
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         score, after = self._known(states[:, 0] * self._size + tokens)
@@ -193,6 +197,7 @@ class WordEnds:
 
     def __init__(self, spelled: Sequence[bytes], insertion: float):
         self._insertion = insertion
+        self.ends = np.zeros(len(spelled), bool)
         self._words = np.array([len(text.split()) for text in spelled])
         self._before = np.array([text[:1] == b" " for text in spelled])
         self._after = np.array([text[-1:] == b" " for text in spelled])
@@ -202,7 +207,7 @@ class WordEnds:
         return (0,)
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        return np.full(len(states), max(self._insertion, 0.0) * self._words.max(initial=0))
+        return np.full((len(states), 2), max(self._insertion, 0.0) * self._words.max(initial=0))
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         within = states[:, 0] == 1
@@ -223,6 +228,7 @@ class Sum:
         ends = np.cumsum([0, *(part.columns for part in parts)]).tolist()
         self._slices = [slice(a, b) for a, b in pairwise(ends)]
         self.columns = ends[-1]
+        self.ends = np.any([part.ends for part in parts], axis=0)
 
     def _each(self, states: np.ndarray) -> list[tuple[Any, np.ndarray]]:
         return [(part, states[:, own]) for part, own in zip(self._parts, self._slices, strict=True)]
@@ -231,7 +237,7 @@ class Sum:
         return tuple(number for part in self._parts for number in part.start())
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        return sum((part.bound(own) for part, own in self._each(states)), np.zeros(len(states)))
+        return sum((part.bound(own) for part, own in self._each(states)), np.zeros((len(states), 2)))
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         added, after = np.zeros(len(states)), np.zeros_like(states)

@@ -21,6 +21,7 @@ class HotWords:
     columns = 1
 
     def __init__(self, words: Sequence[str], spelled: Sequence[bytes], weight: float):
+        self.ends = np.zeros(len(spelled), bool)
         read = Automaton([f" {' '.join(word.split())} ".encode() for word in dict.fromkeys(words)])
         share, size = np.array(read.share), (len(read.share), len(spelled))
         self._next, found = np.zeros(size, np.int64), np.zeros(size)
@@ -31,7 +32,7 @@ class HotWords:
             ends[node] = read(node, b" ")[1]
         self._added = weight * (found + share[self._next] - share[:, None])
         self._ends = weight * (ends - share)
-        self._most = np.maximum(self._added.max(axis=1), 0.0)
+        self._most = np.maximum(self._added.max(axis=1), 0.0)[:, None].repeat(2, axis=1)
         self._first = read(0, b" ")[0]
 
     def start(self) -> Sequence[int]:

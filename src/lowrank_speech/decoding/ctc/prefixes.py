@@ -22,19 +22,24 @@ import numpy as np
 
 BLANK = 0
 NEVER = -np.inf
+ROUNDING = 1e-9
 
 
 class Scorer(Protocol):
-    """Scores a label sequence step by step. Its state is a row of ``columns`` integers; N states are (N, columns)."""
+    """Scores a label sequence step by step. Its state is a row of ``columns`` integers; N states are (N, columns).
+
+    ``ends`` (V,): tokens that end a word, for which the upper bound may differ from that of the others.
+    """
 
     columns: int
+    ends: np.ndarray
 
     def start(self) -> Sequence[int]:
         """The state of the empty sequence."""
         ...
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        """An upper bound (N,) of what any extension of the states adds."""
+        """Upper bounds (N, 2) of what extending the states adds: by other tokens, and by those that end a word."""
         ...
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,11 +56,14 @@ class NoScore:
 
     columns = 0
 
+    def __init__(self, symbols: int):
+        self.ends = np.zeros(symbols, bool)
+
     def start(self) -> Sequence[int]:
         return ()
 
     def bound(self, states: np.ndarray) -> np.ndarray:
-        return np.zeros(len(states))
+        return np.zeros((len(states), 2))
 
     def extend(self, states: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.zeros(len(states)), states
@@ -84,7 +92,7 @@ class _Beam:
 
     blank, label  log probability (with the scorer's part) of the prefix, ending in blank or in its last label
     part          the scorer's part
-    bound         bound of what the scorer adds next
+    bound         (B, K, 2) bounds of what the scorer adds next
     last          last label; -1: empty
     parent        row of the prefix without its last label; -1: not in the beam
     key, above    hash of the prefix, and of its parent
@@ -109,7 +117,7 @@ class _Beam:
 
         states = np.zeros((size, beam, scorer.columns), np.int64)
         states[:, 0] = scorer.start()
-        made = cls(full(NEVER), full(NEVER), full(0), full(0), full(-1, np.int64), full(-1, np.int64),
+        made = cls(full(NEVER), full(NEVER), full(0), np.zeros((size, beam, 2)), full(-1, np.int64), full(-1, np.int64),
                    full(0, np.uint64), full(0, np.uint64), full(0, np.int64), states)  # fmt: skip
         made.blank[:, 0] = 0.0
         made.bound[:, 0] = scorer.bound(states[:, 0])
@@ -139,13 +147,14 @@ class _History:
 
 
 def search(
-    log_probs: np.ndarray, frames: np.ndarray, limits: Limits, scorer: Scorer | None = None
+    log_probs: np.ndarray, frames: np.ndarray, limits: Limits, scorer: Scorer | None = None, most: int | None = None
 ) -> list[list[tuple[tuple[int, ...], float]]]:
-    """All sequences left in the beam of each utterance, with their scores, the best first; empty: nothing survived.
+    """The sequences left in the beam of each utterance, with their scores, the best first; empty: nothing survived.
 
+    ``most``: return only so many of each utterance.
     ``log_probs`` (B, F, V): natural-log probabilities, blank is 0; NaN counts as -inf. ``frames`` (B,) valid frames.
     """
-    scorer = scorer or NoScore()
+    scorer = scorer or NoScore(log_probs.shape[2])
     order = np.argsort(-frames, kind="stable")
     log_probs, lengths = log_probs[order], frames[order]
     beam = _Beam.start(len(order), limits.beam, scorer)
@@ -156,7 +165,7 @@ def search(
             active = int(np.searchsorted(-lengths, -frame, side="left"))
             row = log_probs[:active, frame].astype(np.float64)
             _step(beam.first(active), np.where(np.isnan(row), NEVER, row), limits, scorer, history)
-    found = _results(beam, history, scorer)
+    found = _results(beam, history, scorer, most)
     return [found[i] for i in np.argsort(order, kind="stable")]
 
 
@@ -215,7 +224,10 @@ def _extensions(
     beam: _Beam, row: np.ndarray, total: np.ndarray, floor: np.ndarray, limits: Limits, scorer: Scorer
 ) -> _New:
     """The prefixes that are not yet in the beam and score above ``floor`` (B,), sorted by utterance, label, parent."""
-    wanted = row > (floor - (total + beam.bound).max(axis=1))[:, None]
+    ends = scorer.ends.astype(np.int64)
+    # What an extension may reach, apart from the label's own probability; rounding must not make this too low.
+    reach = np.stack([total + beam.bound[:, :, 0], total + beam.bound[:, :, 1]]) + ROUNDING
+    wanted = row > (floor - reach.max(axis=2))[ends].T
     wanted[:, BLANK] = False
     least = row.shape[1] - (limits.tokens or row.shape[1])
     if least > 1:
@@ -224,8 +236,7 @@ def _extensions(
         some[:, BLANK] = NEVER
         wanted[crowded] &= some >= np.partition(some, least, axis=1)[:, least, None]
     of, label = np.nonzero(wanted)
-    scores = np.where(beam.last[of] == label[:, None], beam.blank[of], total[of]) + row[of, label][:, None]
-    able = scores + beam.bound[of] > floor[of][:, None]
+    able = reach[ends[label], of] > (floor[of] - row[of, label])[:, None]
     # The children in the beam are not new.
     child, at = np.nonzero(beam.parent >= 0)
     pair = np.full(row.shape, -1)
@@ -234,8 +245,11 @@ def _extensions(
     able[pair[pair >= 0], beam.parent[child, at][pair >= 0]] = False
     which, parent = np.nonzero(able)
     utterance, label = of[which], label[which]
+    # A label that repeats the last one needs a blank between them.
+    repeated = beam.last[utterance, parent] == label
+    score = np.where(repeated, beam.blank[utterance, parent], total[utterance, parent]) + row[utterance, label]
     added, states = scorer.extend(beam.states[utterance, parent], label)
-    new = _New(utterance, parent, label, scores[which, parent] + added, beam.part[utterance, parent] + added, states)
+    new = _New(utterance, parent, label, score + added, beam.part[utterance, parent] + added, states)
     return new.only(new.score > floor[utterance])
 
 
@@ -285,7 +299,9 @@ def _mix(value: np.ndarray) -> np.ndarray:
     return value ^ (value >> np.uint64(31))
 
 
-def _results(beam: _Beam, history: _History, scorer: Scorer) -> list[list[tuple[tuple[int, ...], float]]]:
+def _results(
+    beam: _Beam, history: _History, scorer: Scorer, most: int | None
+) -> list[list[tuple[tuple[int, ...], float]]]:
     parents, labels = np.concatenate(history.parents).tolist(), np.concatenate(history.labels).tolist()
     scores = np.logaddexp(beam.blank, beam.label)
     of, row = np.nonzero(scores > NEVER)
@@ -293,7 +309,7 @@ def _results(beam: _Beam, history: _History, scorer: Scorer) -> list[list[tuple[
     found = []
     for utterance in range(len(scores)):
         order = np.argsort(-scores[utterance], kind="stable")
-        order = order[scores[utterance, order] > NEVER]
+        order = order[scores[utterance, order] > NEVER][:most]
         rows = []
         for node, score in zip(beam.node[utterance, order].tolist(), scores[utterance, order].tolist(), strict=True):
             sequence = []

@@ -28,7 +28,7 @@ class Encoder(SpeechModel):
     # -- transformers' classes and names -----------------------------------------------------------------------------
 
     @classmethod
-    def bare(cls, config: Any, task: str) -> nn.Module:
+    def bare(cls, config: Any, task: str, decoder: bool = False) -> nn.Module:
         return getattr(transformers, f"{cls.STEMS[config.model_type]}Model")(config)
 
     @classmethod
@@ -72,7 +72,7 @@ class Encoder(SpeechModel):
 
     @property
     def known_head(self) -> bool:
-        return self.head is None or self.head.KIND in ENDINGS
+        return self.head is None or (self.head.KIND in ENDINGS and self.head.known)
 
     @property
     def architecture(self) -> str:
@@ -92,7 +92,8 @@ class Encoder(SpeechModel):
         size = next((n for n in self.buckets if n >= longest), longest) if self.training else longest
         hidden = nn.functional.pad(hidden, (0, 0, 0, size - longest))
         # The mask must be bool: with an int64 mask transformers zeroes the wrong rows.
-        return self.body.encoder(hidden, attention_mask=within(frames, size)).last_hidden_state[:, :longest]
+        mask = within(frames, size)
+        return self.mixed(lambda: self.body.encoder(hidden, attention_mask=mask).last_hidden_state)[:, :longest]
 
     # -- the convolutional adapter on top of some checkpoints (add_adapter) ------------------------------------------
 

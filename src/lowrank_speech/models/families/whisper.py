@@ -63,8 +63,9 @@ class Whisper(SpeechModel):
     # -- transformers' classes and names -----------------------------------------------------------------------------
 
     @classmethod
-    def bare(cls, config: Any, task: str) -> nn.Module:
-        return WhisperForConditionalGeneration(config) if task == "seq2seq" else WhisperEncoderModel(config)
+    def bare(cls, config: Any, task: str, decoder: bool = False) -> nn.Module:
+        whole = decoder or task == "seq2seq"
+        return WhisperForConditionalGeneration(config) if whole else WhisperEncoderModel(config)
 
     @classmethod
     def published(cls, config: Any, task: str) -> str:
@@ -89,17 +90,21 @@ class Whisper(SpeechModel):
 
     @property
     def known_head(self) -> bool:
-        return self.head is None or self.head.KIND == "pooled"
+        return self.head is None or (self.head.KIND == "pooled" and self.head.known)
+
+    @property
+    def decodes(self) -> bool:
+        return isinstance(self.hf, WhisperForConditionalGeneration)
 
     @property
     def architecture(self) -> str:
-        if self.task == "seq2seq":
+        if self.decodes:
             return "WhisperForConditionalGeneration"
         return "WhisperForAudioClassification" if self.known_head else "WhisperModel"
 
     @property
     def body(self) -> nn.Module:
-        return self.hf.model if self.task == "seq2seq" else self.hf
+        return self.hf.model if self.decodes else self.hf
 
     def tied(self) -> dict[str, str]:
         if self.projection() is None:
@@ -107,7 +112,7 @@ class Whisper(SpeechModel):
         return {"proj_out.weight": "model.decoder.embed_tokens.weight"}
 
     def tie(self) -> None:
-        if self.task != "seq2seq" or not self.config.tie_word_embeddings:
+        if not (self.decodes and self.config.tie_word_embeddings):
             return
         table = self.body.decoder.embed_tokens
         if isinstance(table, LowRankEmbedding):
@@ -117,12 +122,12 @@ class Whisper(SpeechModel):
             self.hf.proj_out.weight = table.weight
 
     def projection(self) -> nn.Linear | None:
-        if self.task != "seq2seq" or not self.config.tie_word_embeddings:
+        if not (self.decodes and self.config.tie_word_embeddings):
             return None
         return self.hf.proj_out if isinstance(self.hf.proj_out, nn.Linear) else None
 
     def special_tokens(self) -> list[int]:
-        if self.task != "seq2seq":
+        if not self.decodes:
             return []
         said, config = self.hf.generation_config, self.config
         named = [config.bos_token_id, config.eos_token_id, config.pad_token_id, config.decoder_start_token_id]
@@ -176,7 +181,8 @@ class Whisper(SpeechModel):
         # Pad before masking: the padding's value comes from the utterance's maximum, which a mask may hide.
         padded = self.pad_mel(features, lengths).transpose(1, 2)
         seen = self.masked(padded, lengths.clamp(max=self.window)).transpose(1, 2)
-        return self.body.encoder(seen).last_hidden_state, self.output_lengths(features, lengths)
+        states = self.mixed(lambda: self.body.encoder(seen).last_hidden_state)
+        return states, self.output_lengths(features, lengths)
 
     def output_lengths(self, features: Tensor, lengths: Tensor) -> Tensor:
         return torch.div(lengths.clamp(max=self.window) + 1, 2, rounding_mode="floor")
@@ -215,6 +221,18 @@ class Whisper(SpeechModel):
         """Decoder logits (B, L, V) for encoder states (B, F', D) and ``decoder_input`` (B, L)."""
         decoded = self.body.decoder(input_ids=decoder_input, encoder_hidden_states=states, use_cache=False)
         return self.hf.proj_out(decoded.last_hidden_state)
+
+    def head_logits(self, states: Tensor, frames: Tensor) -> Tensor:
+        """As in the base class. With the head language-tokens: the logits of the languages after the first token.
+
+        The decoder attends to the whole window, as in recognition.
+        """
+        if not (self.head is not None and self.head.DECODER):
+            return super().head_logits(states, frames)
+        start = torch.full((len(states), 1), self.config.decoder_start_token_id, device=states.device)
+        codes, known = self.head.settings.codes, self.hf.generation_config.lang_to_id
+        ids = [known[f"<|{codes.get(label, label)}|>"] for label in self.meta.labels]
+        return self.decoder_logits(states, start)[:, 0, ids]
 
     # -- from scratch and calibration --------------------------------------------------------------------------------
 
@@ -260,12 +278,12 @@ class Whisper(SpeechModel):
             checked(folder, config.vocab_size)
 
     def imported(self, folder: Path) -> None:
-        if self.task == "seq2seq":
+        if self.decodes:
             complete(self, folder)
 
     @property
     def languages(self) -> tuple[str, ...]:
-        if self.task != "seq2seq":
+        if not self.decodes:
             return ()
         known = getattr(self.hf.generation_config, "lang_to_id", None) or {}
         return tuple(token[2:-2] for token in known)

@@ -16,6 +16,9 @@ To add a head, add a file here and a line in ``heads.registry``:
 
         def forward(self, states, frames): ...  # (B, F, D), (B,) -> (B, F, V) for "ctc", (B, N) for "classify"
 
+A classifier may read the last layer or a learnt weighted sum of all layers (key ``layers``; ``mixing.LayerSum``), and
+may have factors: ``factorised`` replaces linear layers by them (see ``training.head_ranks``).
+
 A model folder stores a head's weights as ``head.*`` and its settings in config.json. Heads that transformers also has
 (``NAMES``) are stored under transformers' names, so that its own classes load the folder.
 
@@ -28,6 +31,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from lowrank_speech.lowrank.structure import apply_plan, low_rank_layers
+from lowrank_speech.models.mixing import LayerSum
+
 
 class Head(nn.Module):
     """A task's head. ``settings``: an object of the class's ``SETTINGS``."""
@@ -38,10 +44,15 @@ class Head(nn.Module):
     """``ctc``: a symbol's logits for each frame; ``classify``: the classes' logits for each utterance."""
     NAMES: ClassVar[Mapping[str, str]] = {}
     """Child module -> its name in transformers' class for the task. Empty if transformers does not have this head."""
+    DECODER: ClassVar[bool] = False
+    """Whether the decoder's own output is the classifier (``language_tokens``); then the model has its decoder."""
+    OUTPUT: ClassVar[str] = "classifier"
+    """The layer that stays dense when the head is factorised: its size follows from the classes."""
 
     def __init__(self, settings: Any):
         super().__init__()
         self.settings = settings
+        self.mix: LayerSum | None = None  # the weights of the encoder's layers; None: only the last one counts
 
     def forward(self, states: Tensor, frames: Tensor) -> Tensor:
         """Logits for encoder states (B, F, D), of which ``frames`` (B,) are valid; padding must not affect them."""
@@ -52,6 +63,17 @@ class Head(nn.Module):
         for module in self.modules():
             if module is not self and hasattr(module, "reset_parameters"):
                 module.reset_parameters()
+        for layer in low_rank_layers(self).values():
+            nn.init.orthogonal_(layer.first.weight)  # keeps the variance of the inputs, so that of the outputs too
+
+    @property
+    def known(self) -> bool:
+        """Whether transformers may have a class with this head."""
+        return bool(self.NAMES) and self.mix is None and not low_rank_layers(self)
+
+    def factorised(self, plan: Mapping[str, int]) -> "Head":
+        """Replace the layers of ``plan`` (name -> rank) by uninitialised factors. Returns itself."""
+        return apply_plan(self, plan)
 
     @classmethod
     def settings_of(cls, config: Any) -> Any:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from lowrank_speech.models.heads.base import Head, draw_linear, within
+from lowrank_speech.models.heads.settings import LAYERS, Layers
 from lowrank_speech.settings import Count, key, settings
 
 
@@ -17,6 +18,7 @@ from lowrank_speech.settings import Count, key, settings
 class PooledSettings:
     kind: Literal["pooled"] = key("pooled", "mean over the frames between two linear layers")
     size: Count = key(256, "outputs of the first linear layer")
+    layers: Layers = key("last", LAYERS)
 
 
 class PooledHead(Head):
@@ -30,11 +32,14 @@ class PooledHead(Head):
         self.projector = nn.Linear(width, settings.size)
         self.classifier = nn.Linear(settings.size, outputs)
 
-    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+    def embed(self, states: Tensor, frames: Tensor) -> Tensor:
+        """Embeddings (B, E) for states (B, F, D), of which ``frames`` (B,) are valid."""
         hidden = self.projector(states)
         mask = within(frames, hidden.shape[1])
-        pooled = (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
-        return self.classifier(pooled)
+        return (hidden * mask[..., None]).sum(1) / frames.clamp(min=1)[:, None]
+
+    def forward(self, states: Tensor, frames: Tensor) -> Tensor:
+        return self.classifier(self.embed(states, frames))
 
     def initialise(self, std: float) -> None:
         draw_linear(self.projector, std)

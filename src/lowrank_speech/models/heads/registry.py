@@ -10,7 +10,7 @@ from lowrank_speech.errors import UserError
 if TYPE_CHECKING:
     from lowrank_speech.models.heads.base import Head
 
-KINDS = ("ctc", "pooled")
+KINDS = ("ctc", "pooled", "statistics", "attentive", "tdnn", "ecapa", "language-tokens")
 DEFAULT = {"ctc": "ctc", "classify": "pooled"}
 """Task -> its default kind of head."""
 
@@ -26,4 +26,24 @@ def head_class(kind: str) -> "type[Head]":
             from lowrank_speech.models.heads.pooled import PooledHead
 
             return PooledHead
+        case "statistics":
+            from lowrank_speech.models.heads.statistics import StatisticsHead
+
+            return StatisticsHead
+        case "attentive":
+            from lowrank_speech.models.heads.attentive import AttentiveHead
+
+            return AttentiveHead
+        case "tdnn":
+            from lowrank_speech.models.heads.tdnn import TdnnHead
+
+            return TdnnHead
+        case "ecapa":
+            from lowrank_speech.models.heads.ecapa import EcapaHead
+
+            return EcapaHead
+        case "language-tokens":
+            from lowrank_speech.models.heads.language_tokens import LanguageTokensHead
+
+            return LanguageTokensHead
     raise UserError(f"head: {kind!r} is not a known kind; expected one of: {', '.join(KINDS)}")

@@ -4,62 +4,26 @@ As a task's loss it uses the model's head. As an auxiliary loss (``language_weig
 scratch) it has its own linear layer over the mean of the states.
 """
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lowrank_speech.errors import UserError
-from lowrank_speech.lang.select import Languages, Reason, known_or_reason
 from lowrank_speech.models.speech import SpeechModel
-from lowrank_speech.training.losses.loss import Errors, Loss, Materials, Term, Utterance
+from lowrank_speech.training.losses.classification import Classification
+from lowrank_speech.training.losses.loss import Materials, Term
 
-IGNORE = -100  # torch's ignore_index
 
-
-class Classify(Loss):
+class Classify(Classification):
     name = "language"
-    tasks = ("classify",)
     beside = ("ctc", "seq2seq")
-    wants_labels = True
 
     def __init__(self, materials: Materials, auxiliary: bool = False):
         super().__init__(materials, auxiliary)
         self.head: nn.Linear | None = None
 
-    def prepare(self, utterance: Utterance) -> str | Reason | None:
-        """The language's code. An auxiliary loss takes the set of languages from the training cuts."""
-        labels = self.materials.labels
-        return known_or_reason(utterance.language, labels) if labels or not self.auxiliary else utterance.language
-
-    def untranscribed(self, tokens: Sequence[int] | None) -> None:
-        return None  # nobody said which language it is
-
-    def check(self, languages: Languages) -> None:
-        labels = self.materials.labels
-        if self.auxiliary:
-            return
-        missing = [label for label in labels if not languages.counts[label]]
-        if missing:
-            raise UserError(
-                f"train: the training cuts have no utterance in {missing[0]!r}, one of the task's languages; add some, "
-                f"or remove it from `languages`"
-            )
-        if len(labels) < 2:
-            raise UserError(
-                f"train: language recognition needs at least two languages, but the training cuts have "
-                f"{', '.join(labels) or 'none'}; add cuts of another language"
-            )
-
     def build(self, model: SpeechModel) -> None:
         if self.auxiliary:
             self.head = nn.Linear(model.width, len(self.materials.labels))
-
-    def collate(self, targets: Sequence[str | None]) -> Tensor:
-        """Label indices (B,) int64 of the languages; IGNORE if the language is None."""
-        index = {label: i for i, label in enumerate(self.materials.labels)} | {None: IGNORE}
-        return torch.tensor([index[language] for language in targets])
 
     def forward(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Tensor, errors: bool = False) -> Term:
         logits = self.logits(model, states, frames, target).float()
@@ -67,18 +31,8 @@ class Classify(Loss):
         loss = F.cross_entropy(logits, target.to(states.device), label_smoothing=smoothing)
         return Term(loss, len(target), errors=self.errors(logits, frames, target) if errors else None, logits=logits)
 
-    def units(self, target: Tensor, frames: Callable[[], Tensor]) -> int:
-        return len(target)
-
     def logits(self, model: SpeechModel, states: Tensor, frames: Tensor, target: Tensor) -> Tensor:
         if self.head is None:
             return model.head_logits(states, frames)
         mask = torch.arange(states.shape[1], device=states.device)[None, :] < frames[:, None]
         return self.head((states * mask[..., None]).sum(1) / frames[:, None])
-
-    def predicted(self, target: Tensor, frames: Tensor, size: int) -> Tensor:
-        return torch.ones(len(target), dtype=torch.bool, device=frames.device)
-
-    def errors(self, logits: Tensor, frames: Tensor, target: Tensor) -> Errors:
-        """Count the utterances whose target differs from the argmax of ``logits`` (B, labels)."""
-        return Errors(int((logits.argmax(-1).cpu() != target).sum()), len(target))

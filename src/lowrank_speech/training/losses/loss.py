@@ -1,21 +1,25 @@
 """The interface of all losses, from the cut to the gradient.
 
     prepare   called once per cut before the first step: the target as JSON, stored with the cut, or why it has none
+    fit       called before build, with the targets of the training cuts, for a loss that learns from them as a whole
     build     called before the first step: makes the loss's own head, if it has one; that head is not saved
     collate   targets of a batch -> tensors
     forward   the loss of a batch, and with ``errors`` the counts for the dev metric
     units     over how many labels (tokens, utterances) that loss is a mean, without computing it
     logits    the model's predictions behind the loss, and ``predicted``, which of them count: for distillation.
               ``untranscribed`` makes their target where there is no transcript
+    observe   called after each update with what ``forward`` saw in it; ``end_epoch`` after each epoch
+    save      called at the end: files beside the model
 
 To add a loss, write a file with a subclass of ``Loss`` and name it in ``registry``.
 
 Shapes: B batch, F frames, D size of the encoder states, V vocabulary, L target length.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -86,7 +90,8 @@ class Errors(NamedTuple):
 class Term(NamedTuple):
     """A loss over a batch: mean per unit, number of units, number of utterances left out, counts for the dev metric.
 
-    ``logits``: those that the loss was computed from; None if it has none to distil (see ``Loss.logits``).
+    ``logits``: those that the loss was computed from; None if it has none to distil (see ``Loss.logits``). ``seen``:
+    numbers for ``Loss.observe``, which gets their sum over the batches of an update.
     """
 
     mean: Tensor
@@ -94,6 +99,7 @@ class Term(NamedTuple):
     impossible: int = 0
     errors: Errors | None = None
     logits: Tensor | None = None
+    seen: Tensor | None = None
 
 
 class TargetError(ValueError):
@@ -108,6 +114,7 @@ class Loss(nn.Module):
     beside        tasks for which it can be an auxiliary loss
     wants_labels  whether it distinguishes languages
     backend       the library that computes it, if there is a choice (``backend`` and ``version``)
+    observes      how many numbers ``observe`` wants
     """
 
     name: ClassVar[str]
@@ -115,6 +122,7 @@ class Loss(nn.Module):
     beside: ClassVar[tuple[str, ...]] = ()
     wants_labels: ClassVar[bool] = False
     backend: Any = None
+    observes: int = 0
 
     def __init__(self, materials: Materials, auxiliary: bool = False):
         super().__init__()
@@ -126,6 +134,9 @@ class Loss(nn.Module):
 
     def check(self, languages: Languages) -> None:
         """Raise UserError if the training cuts, which have these languages, do not suffice."""
+
+    def fit(self, targets: Callable[[], Iterable[Any]]) -> None:
+        """Learn from the targets of all training cuts, which ``targets()`` reads. Every process calls this."""
 
     def build(self, model: SpeechModel) -> None:
         """Initialise the loss's own head with torch's generator; called once, when the model is complete."""
@@ -160,3 +171,14 @@ class Loss(nn.Module):
         Padding and prompts are not. ``size``: the number of frames with padding.
         """
         raise NotImplementedError
+
+    def observe(self, total: Tensor) -> None:
+        """Use the sum of ``Term.seen`` (float64, on the CPU) over all batches of all processes in an update."""
+        raise NotImplementedError
+
+    def end_epoch(self) -> None:
+        """Called when an epoch and its evaluation are over."""
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write what belongs beside the model to ``folder``; returns the files."""
+        return []

@@ -4,7 +4,7 @@ Auxiliary losses are for pretraining bases from scratch (``ctc_weight``, ``langu
 saved.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -28,6 +28,7 @@ class Losses:
     ``terms``: the summands of ``total``, each with its weight, its mean over the batch, and the units in that mean. A
     weight of 0 leaves a term out of ``total``, even if the term is not finite.
     ``errors``: the counts for the dev metric, if they were requested.
+    ``seen``: what each term has for ``Loss.observe``, or None.
     """
 
     total: Tensor
@@ -36,6 +37,7 @@ class Losses:
     impossible: int = 0
     terms: tuple[tuple[float, Tensor, int], ...] = ()
     errors: Errors | None = None
+    seen: tuple[Tensor | None, ...] = ()
 
     def share(self, whole: Sequence[int]) -> Tensor:
         """This batch's share of the ``total`` over several batches, whose terms have ``whole`` units together.
@@ -97,6 +99,11 @@ class Objective(nn.Module):
         for loss in self.losses:
             loss.check(languages)
 
+    def fit(self, cuts: Callable[[], Iterable[Any]]) -> None:
+        """Let the losses learn from all training cuts with transcripts, which ``cuts()`` reads; see ``Loss.fit``."""
+        for loss in self.losses:
+            loss.fit(lambda name=loss.name: (targets_of(cut)[name] for cut in cuts()))
+
     def build(self, model: SpeechModel) -> "Objective":
         """Initialise the auxiliary heads; returns itself."""
         for loss in self.losses:
@@ -135,6 +142,21 @@ class Objective(nn.Module):
         targets = self._targets(batch["cuts"])
         return [loss.units(target, frames) for loss, target in zip(self.losses, targets, strict=True)]
 
+    def observe(self, seen: Sequence[Sequence[Tensor | None]], ranks: Any) -> None:
+        """Tell the losses what the batches of an update had for them: ``Losses.seen`` of each batch of this process."""
+        for number, loss in enumerate(self.losses):
+            if loss.observes:
+                total = torch.zeros(loss.observes, dtype=torch.float64)
+                for batch in seen:
+                    if batch[number] is not None:
+                        total += batch[number].to("cpu", torch.float64)
+                loss.observe(torch.tensor(ranks.sum(total.tolist()), dtype=torch.float64))
+
+    def end_epoch(self) -> None:
+        """Tell the losses that an epoch and its evaluation are over."""
+        for loss in self.losses:
+            loss.end_epoch()
+
     def _targets(self, cuts: Sequence[Any]) -> list[Any]:
         given = [targets_of(cut) for cut in cuts]
         return [loss.collate([targets[loss.name] for targets in given]) for loss in self.losses]
@@ -146,8 +168,9 @@ def summed(weights: Sequence[float], found: Sequence[Term]) -> Losses:
     total, *others = (mean if w == 1 else w * mean for w, mean, _ in terms if w)
     for term in others:
         total = total + term
+    seen = tuple(term.seen for term in found)
     task_sum = first.mean.item() * max(first.units, 1)
-    return Losses(total, task_sum, first.units, sum(term.impossible for term in found), terms, first.errors)
+    return Losses(total, task_sum, first.units, sum(term.impossible for term in found), terms, first.errors, seen)
 
 
 def make_objective(task: str, materials: Materials) -> Objective:

@@ -5,9 +5,11 @@ Each ``case`` has its own import statement, so that a code hash can leave out un
 
 from lowrank_speech.errors import UserError
 
-NAMES = ("ctc", "seq2seq", "language")
+NAMES = ("ctc", "lfmmi", "seq2seq", "language", "aam")
 OF_TASK = {"ctc": "ctc", "seq2seq": "seq2seq", "classify": "language"}
 """The default loss for each task of a model."""
+TASK_OF = {"ctc": "ctc", "lfmmi": "ctc", "seq2seq": "seq2seq", "language": "classify", "aam": "classify"}
+"""The task of each loss, for the check of the config. The stages ask the class itself (``Loss.tasks``)."""
 
 
 def loss_class(name: str) -> type:
@@ -17,6 +19,10 @@ def loss_class(name: str) -> type:
             from lowrank_speech.training.losses.ctc import Ctc
 
             return Ctc
+        case "lfmmi":
+            from lowrank_speech.training.losses.lfmmi import Lfmmi
+
+            return Lfmmi
         case "seq2seq":
             from lowrank_speech.training.losses.seq2seq import Seq2seq
 
@@ -25,4 +31,8 @@ def loss_class(name: str) -> type:
             from lowrank_speech.training.losses.language import Classify
 
             return Classify
+        case "aam":
+            from lowrank_speech.training.losses.aam import Aam
+
+            return Aam
     raise UserError(f"training.loss: {name!r} is not a known loss; expected one of: {', '.join(NAMES)}")
