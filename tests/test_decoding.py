@@ -34,10 +34,12 @@ def test_every_kind_says_what_it_serves():
     assert found[("scores", "classify")] == ("lid", "model")
     assert found[("beam", "ctc")] == found[("align", "ctc")] == ("asr", "emissions")
     assert found[("beam", "seq2seq")] == ("asr", "model")
+    # Graphs have a language model by default, and rescoring needs a second one.
+    needed = {"hlg": {"lm": "a"}, "nbest": {"lm": "a", "rescore_lm": "b"}, "rescore": {"lm": "a", "rescore_lm": "b"}}
     for kind in registry.kinds():
         assert kind.type == registry.TYPES[kind.task] and kind.reads in ("model", "emissions")
         assert kind.reads == "model" or kind.task == "ctc"  # only CTC models have emissions
-        made = resolved(kind.settings())
+        made = resolved(kind.settings(**needed.get(kind.name, {})))
         assert made["kind"] == kind.name and made["batch_seconds"] >= 60.0
 
 

@@ -82,6 +82,8 @@ def test_results_do_not_depend_on_the_batch(source, module, keys):
     assert module is beam or len(together[0].ids) > len(together[1].ids)
     for row, alone in zip(together, rows_of(batch), strict=True):
         same(row, decoded(module, source, alone, **keys)[0])
+        starts = [word.start for word in row.words]
+        assert starts == sorted(starts) or keys["long"] == "chunks"
     # Utterances that fit the window are decoded as ever.
     if "condition" not in keys:
         short = {name: value for name, value in keys.items() if name not in ("long", "overlap")}

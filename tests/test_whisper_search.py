@@ -45,13 +45,30 @@ def same(one, other):
 
 
 KEYS = [
-    (beam, {"beam": 4, "nbest": 4}),
-    (beam, {"beam": 4, "nbest": 2, "timestamps": True, "length_penalty": 0.4}),
+    (beam, {"beam": 4, "nbest": 4, "max_new_tokens": 12}),
+    (beam, {"beam": 4, "nbest": 2, "timestamps": True, "length_penalty": 0.4, "max_new_tokens": 12}),
     (greedy, {"timestamps": True, "no_speech": True, "word_times": True}),
     (greedy, {"language": "detect", "languages": ("en",), "task": "translate"}),
     (greedy, {"prompt": "ab cd", "max_new_tokens": 9}),
-    (greedy, {"temperatures": (0.0, 0.5, 1.0), "logprob_threshold": -1.0, "no_speech_threshold": 0.001}),
-    (beam, {"beam": 3, "temperatures": (0.0, 1.0), "compression_ratio_threshold": 0.5, "timestamps": True}),
+    (
+        greedy,
+        {
+            "temperatures": (0.0, 0.5, 1.0),
+            "logprob_threshold": -1.0,
+            "no_speech_threshold": 0.001,
+            "max_new_tokens": 12,
+        },
+    ),
+    (
+        beam,
+        {
+            "beam": 3,
+            "temperatures": (0.0, 1.0),
+            "compression_ratio_threshold": 0.5,
+            "timestamps": True,
+            "max_new_tokens": 12,
+        },
+    ),
 ]
 
 

@@ -84,12 +84,12 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
         raise ConfigError(f"{where}.languages: {task['languages']} has only one language; name at least two")
     else:
         _check_spoken(config, name)
-    known = {**{decoder: {} for decoder in DEFAULT_DECODERS.values()}, **config.get("decoders", {})}
+    defined = {**{decoder: {} for decoder in DEFAULT_DECODERS.values()}, **config.get("decoders", {})}
     for decoder in decoders(config, name):
-        known(f"{where}.decoders", decoder, known)
-        kind = known[decoder].get("kind", decoder)
+        known(f"{where}.decoders", decoder, defined)
+        kind = defined[decoder].get("kind", decoder)
         if task["type"] not in schema["decoders"][kind]["types"]:
-            fit = [n for n, d in known.items() if task["type"] in schema["decoders"][d.get("kind", n)]["types"]]
+            fit = [n for n, d in defined.items() if task["type"] in schema["decoders"][d.get("kind", n)]["types"]]
             raise ConfigError(
                 f"{where}.decoders: {decoder!r} is of kind {kind}, which does not decode tasks of type {task['type']}; "
                 f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"

@@ -5,6 +5,7 @@ Cuts that fit the model's window are decoded at once, each padded to the window.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -246,12 +247,14 @@ class Decoder:
     def _joined(self, recording: Recording, detected: str | None) -> Hypothesis:
         """The hypothesis of the segments of all windows."""
         pieces, segments, words, ids = [], [], [], []
-        for part in recording.parts:
+        ends = [*(part.start for part in recording.parts[1:]), recording.end]
+        for part, end in zip(recording.parts, ends, strict=True):
             offset = part.start / RATE
             tokens = [token for segment in part.segments for token in self.codes.written(segment.tokens)]
-            words += self._words(
-                tokens, self._timed(part.states, part.frames, recording.language, tokens, offset), recording.language
-            )
+            times = self._timed(part.states, part.frames, recording.language, tokens, offset)
+            # The attention may place the last words behind the time stamp at which the next window begins.
+            for word in self._words(tokens, times, recording.language):
+                words.append(replace(word, start=min(word.start, end / RATE), end=min(word.end, end / RATE)))
             ids += tokens
             for segment in part.segments:
                 text = self._text(segment.tokens)
