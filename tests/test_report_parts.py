@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -41,6 +42,11 @@ def make(
         score = {"bootstrap": 400, "confidence": 0.95, "resampled": "utterances"} | score
     result = Result(name, "greedy", "test", known, score, table=table)
     return System(name, known, (result,), manifests={"train": {"cfg": {}}} | (manifests or {}), costs=costs or {})
+
+
+def other_decoder(system: System, wer: float) -> Result:
+    (first,) = system.results
+    return replace(first, decoder="bigram", metrics=first.metrics | {"decoder": "bigram", "wer": wer})
 
 
 @pytest.mark.parametrize(
@@ -175,6 +181,17 @@ def test_summary_is_honest_about_differences():
         "In lid, full on wav2vec2 has the lowest error: accuracy 50.0 %; without a test, 1 of 2 other adapted systems "
         "has the same error."
     )
+    # With several decoders, systems are compared with the first one, and the summary says so.
+    named = [make("full", wer=0.4), make("mmi", wer=0.5)]
+    several = [
+        replace(s, results=(*s.results, other_decoder(s, wer))) for s, wer in zip(named, (0.3, 0.2), strict=True)
+    ]
+    best, methods = (text.replace("\N{NO-BREAK SPACE}", " ") for text in headline.summary(several)[1:])
+    assert best.startswith("In asr, full on wav2vec2 with the decoder greedy has the lowest error: WER 40.0 %")
+    assert best.endswith("; the lowest with any decoder has mmi on wav2vec2 with the decoder bigram: WER 20.0 %.")
+    assert "of the dense model, with the decoder greedy (one comparison" in methods
+    (card,) = headlines(several)
+    assert card.lead.startswith("full is best with the decoder greedy: ")
     assert headline.summary([make("base", "none", wer=0.9)])[1:] == [
         "No adapted system was scored.",
         "No dense model was fully fine-tuned, so there is no reference to compare the methods with.",

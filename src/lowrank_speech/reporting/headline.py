@@ -1,8 +1,8 @@
 """Summary of an experiment: three sentences (what was compared, with which results), and a card for each task and base.
 
 The reference is the system that `comparisons.reference` names: by default full fine-tuning of the dense model. Each
-difference comes with a paired test, so that nobody mistakes noise for a result. The summary compares only the first
-decoder of a task; the tables have the others.
+difference comes with a paired test, so that nobody mistakes noise for a result. The summary compares systems with the
+first decoder of a task, and says which one if there are several; the tables have the others.
 """
 
 from collections import Counter
@@ -77,12 +77,13 @@ def _best(systems: Sequence[System]) -> str:
     for task in dict.fromkeys(s.name.task for s in systems):
         members = [s for s in systems if s.name.task == task]
         test = members[0].tests[0]
+        several = any(len(s.decoders) > 1 for s in members)
         found = [r for s in members if not s.unadapted and (r := s.result(test)) is not None and r.error is not None]
         if not found:
             continue
         best = min(found, key=lambda r: r.error)
         where = f"{task} on {test}" if len(members[0].tests) > 1 else task
-        text = f"in {where}, {best.system.method} on {best.system.base} has the lowest error: {_value(best, True)}"
+        text = f"in {where}, {_named(best, several)} has the lowest error: {_value(best, True)}"
         others = [compare(r, best) for r in found if r is not best]
         tested = [one for one in others if one.difference is not None]
         if tested:
@@ -93,8 +94,21 @@ def _best(systems: Sequence[System]) -> str:
             text += (
                 f"; without a test, {near} of {_others(len(untested))} {'has' if near == 1 else 'have'} the same error"
             )
+        every = [r for s in members if not s.unadapted for r in s.results if r.test == test and r.error is not None]
+        lowest = min(every, key=lambda r: r.error)
+        if lowest.error < best.error:
+            text += f"; the lowest with any decoder has {_named(lowest, several)}: {_value(lowest, True)}"
         parts.append(f"{text[0].upper()}{text[1:]}.")
     return " ".join(parts) or "No adapted system was scored."
+
+
+def _named(result: Result, several: bool) -> str:
+    return f"{result.system.method} on {result.system.base}{_by(result.decoder, several)}"
+
+
+def _by(decoder: str, several: bool) -> str:
+    """The decoder, if the task has ``several``."""
+    return f" with the decoder {decoder}" if several else ""
 
 
 def _others(number: int) -> str:
@@ -124,7 +138,9 @@ def _methods(systems: Sequence[System], against: str | None) -> str:
     parts = [f"{method}{_saving(members_of[method])} is {_outcomes(found[method])}" for method in found]
     most = max(map(len, found.values()))
     comparisons = "one comparison" if most == 1 else f"{most} comparisons"
-    return f"Compared with {what} ({comparisons} for each method), {'; '.join(parts)}."
+    first = dict.fromkeys(s.decoders[0] for s in systems if len(s.decoders) > 1)
+    by = f", with the decoder {_listed(first)}" if first else ""
+    return f"Compared with {what}{by} ({comparisons} for each method), {'; '.join(parts)}."
 
 
 def _outcomes(found: Sequence[Comparison]) -> str:
@@ -180,6 +196,7 @@ def _lead(members: Sequence[System], test: str, several: bool) -> str:
     unadapted = next((r for s, r in scored if s.unadapted), None)
     adapted = [r for s, r in scored if not s.unadapted]
     where = f" on {test}" if several else ""
+    where += _by(members[0].decoders[0], any(len(s.decoders) > 1 for s in members))
     if not adapted:
         return f"Only the unadapted base{where}: {_value(unadapted)}" if unadapted else ""
     best = min(adapted, key=lambda r: r.error)
