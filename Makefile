@@ -62,7 +62,7 @@ lint: $(STAMP)
 	snakefmt --check Snakefile workflow
 	snakemake --lint
 
-bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc lfmmi loader padding memory trainer inference lm planning lid_scoring)
+bench: $(STAMP) $(patsubst %,bench-%,factorise constraint layer front_end ctc lfmmi loader padding memory trainer inference lm decoding lid_scoring planning)
 
 # Uses the Python that is there, see benchmarks/gpu.sh; .venv need not exist.
 bench-gpu:

@@ -78,8 +78,8 @@ def measured(folder: Path, order: int, prune: list[int]) -> dict[str, Any]:
         "order": metrics["order"],
         "prune": " ".join(map(str, prune)) or "-",
         "n-grams": " + ".join(map(str, metrics["ngrams"])),
-        "seconds": round(cost["seconds"], 1),
-        "cpu seconds": round(cpu, 1),
+        "seconds": round(cost["seconds"], 3),
+        "cpu seconds": round(cpu, 3),
         "peak GB": round(cost["peak_bytes"] / 1e9, 2),
         "ARPA MB": round((folder / "lm/lm.arpa").stat().st_size / 1e6),
     }

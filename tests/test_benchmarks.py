@@ -206,6 +206,10 @@ BAD = [
     ("bench_lm", "--words 0", "argument --words: '0' is not valid; expected an integer above 0"),
     ("bench_lm", "--prune -1", "argument --prune: '-1' is not valid; expected an integer of at least 0"),
     ("bench_lm", "--order 7", "argument --order: invalid choice: 7"),
+    ("bench_lfmmi", "--threads 0", "argument --threads: '0' is not valid; expected an integer above 0"),
+    ("bench_lfmmi", "--device cuda", "torch sees no CUDA device"),
+    ("bench_lid_scoring", "--languages 1", "argument --languages: '1' is not valid; expected an integer of at least 2"),
+    ("bench_decoding", "--threshold 0", "argument --threshold: '0' is not valid; expected a number above 0"),
     ("layer", "--rounds 1.5", "argument --rounds: '1.5' is not valid; expected an integer above 0"),
 ]
 
