@@ -140,7 +140,9 @@ def read_command(command: str) -> str:
 @pytest.mark.parametrize("name", [*CONFIGS, str(REPOSITORY / "tests/configs/tiny.yaml")])
 def test_stages_take_the_command_lines_of_their_rules(tree, name):
     seen = {read_command(command) for command in tree.commands("--configfile", name)}
-    stages = {"corpus", "overlap", "lang", "base", "features", "factorise", "train", "decode", "score", "report"}
+    stages = {"corpus", "overlap", "lang", "base", "features", "train", "decode", "score", "report"}
+    if "factorise:" in (REPOSITORY / name).read_text(encoding="utf-8"):
+        stages.add("factorise")
     assert seen - {"calibrate", "emissions", "lm", "graph", "tune"} == stages
 
 

@@ -634,6 +634,14 @@ def test_the_dev_set_can_be_decoded(tree):
     assert tree.due(target) == {"decode": 1}
 
 
+LANGUAGE_MODELS = {
+    "hlg": {"lm": "words"},
+    "nbest": {"lm": "words", "rescore_lm": "words"},
+    "rescore": {"lm": "words", "rescore_lm": "words"},
+}
+"""What kinds of decoders need."""
+
+
 def test_every_key_of_the_schema_is_compared_or_declared_neutral():
     """A key that no slice sees would be a setting that can change and run nothing."""
     sys.path.insert(0, str(REPOSITORY / "src"))
@@ -642,12 +650,24 @@ def test_every_key_of_the_schema_is_compared_or_declared_neutral():
     from lowrank_speech.workflow.slices import Slices
 
     root = json.loads((REPOSITORY / "workflow/schemas/config.schema.json").read_text(encoding="utf-8"))
-    found = schemas.resolve(configs.complete(tiny_config()), root, root)
-    slices, seen = Slices(found, root), set()
-    for result in configs.results(found):
-        train = slices.train(result)
-        seen |= set(train.cfg["training"]) | set(train.runtime)
-        seen |= set(slices.decode(result).cfg["decoder"]) | set(slices.decode(result).runtime)
-        seen |= set(slices.score(result).cfg["score"])
-    wanted = {key for name in ("training", "decode", "score") for key in root["$defs"][name]["properties"]}
+    config = tiny_config()
+    config["lms"] = {"words": {"lang": "chars"}}
+    kinds = {name.split(".")[1] for name in root["$defs"] if name.startswith("decoder.")}
+    config["decoders"] = {kind: {"kind": kind, **LANGUAGE_MODELS.get(kind, {})} for kind in sorted(kinds)}
+    for task in config["tasks"].values():
+        task["decoders"] = [kind for kind in sorted(kinds) if task["type"] in root["decoders"][kind]["types"]]
+    for loss in root["modules"]["losses"]:
+        config["methods"][loss] = {"adapt": "full", "training": {"loss": loss}}
+    config["systems"]["methods"] = [*config["systems"]["methods"], *root["modules"]["losses"]]
+    found = schemas.resolve(configs.complete(config), root, root)
+    slices, seen, decoded = Slices(found, root), set(), {}
+    for result in configs.results(found, root):
+        train, own = slices.train(result), slices.decode(result)
+        seen |= set(train.cfg["training"]) | set(train.runtime) | set(slices.score(result).cfg["score"])
+        decoded.setdefault(slices.decoder_section(result), set(own.cfg["decoder"]) | set(own.runtime))
+    wanted = {key for name in ("training", "score") for key in root["$defs"][name]["properties"]}
+    # Every kind for each task of models that it decodes.
+    assert decoded == {
+        name: set(node["properties"]) for name, node in root["$defs"].items() if name.startswith("decoder.")
+    }
     assert wanted - seen == set()
