@@ -62,6 +62,7 @@ def test_full_rank_diverges_by_nothing_and_leaves_the_model_as_it_was(model, fol
     full = {name: full_rank(shape) for name, shape in shapes_of(layers, len(exact)).items()}
     loss, agreement = trial.divergence(full)
     assert loss < 1e-6 and agreement == 1
+    losses = []
     for name in layers:  # one layer alone, as the factorised model has it
         found = trial.divergence({name: 3})
         low = load_model(folder)
@@ -70,8 +71,11 @@ def test_full_rank_diverges_by_nothing_and_leaves_the_model_as_it_was(model, fol
             low.meta.exact = len(exact)
         low.tie()
         expected = reference.divergence(low)
-        assert found.loss == pytest.approx(expected.loss, rel=0.02, abs=5e-8) and found.loss > 1e-9
+        assert found.loss == pytest.approx(expected.loss, rel=0.02, abs=5e-8)
+        losses.append(found.loss)
         assert found.agreement == expected.agreement
+    # Layers of a tiny model may matter so little that only rounding is left of them.
+    assert max(losses) > 1e-6
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
