@@ -192,6 +192,8 @@ def test_summary_is_honest_about_differences():
     assert "of the dense model, with the decoder greedy (one comparison" in methods
     (card,) = headlines(several)
     assert card.lead.startswith("full is best with the decoder greedy: ")
+    # There is a dense model, but nothing to compare it with.
+    assert headline.summary([make("full", wer=0.4, reduction=0.0)])[2].startswith("No other adapted system was scored")
     assert headline.summary([make("base", "none", wer=0.9)])[1:] == [
         "No adapted system was scored.",
         "No dense model was fully fine-tuned, so there is no reference to compare the methods with.",

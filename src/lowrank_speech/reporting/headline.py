@@ -133,6 +133,9 @@ def _methods(systems: Sequence[System], against: str | None) -> str:
                     found.setdefault(system.name.method, []).append(compare(mine, theirs))
     what = "full fine-tuning of the dense model" if against is None else against
     if not found:
+        alone = next((whom for members in groups(systems) if (whom := reference(members, against)) is not None), None)
+        if alone is not None:
+            return f"No other adapted system was scored beside {alone.name.method}, so nothing can be compared with it."
         lacking = "No dense model was fully fine-tuned" if against is None else f"No other system ran beside {against}"
         return f"{lacking}, so there is no reference to compare the methods with."
     parts = [f"{method}{_saving(members_of[method])} is {_outcomes(found[method])}" for method in found]
