@@ -63,6 +63,8 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "train":
             found |= _of_train(slices, wildcards)
         case "tune" | "decode":
+            if stage == "tune":
+                found.discard("schemas")  # it decides which keys can be tuned
             kind = slices.config["decoders"][wildcards.decoder]["kind"]
             task = slices.model_task(wildcards)
             found |= _others(slices, "decoders", {f"{kind}.{task}"})
