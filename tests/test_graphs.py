@@ -11,14 +11,14 @@ import pytest
 
 import graph_brute as brute
 from lowrank_speech.decoding.graphs.kaldi_search import KaldiSearch
-from lowrank_speech.decoding.graphs.lattice import Lattice, sequence_score
+from lowrank_speech.decoding.graphs.lattice import Lattice
 from lowrank_speech.decoding.graphs.scorers import InGraph, Named
 from lowrank_speech.errors import UserError
 from lowrank_speech.lang.graphs import build, convert, fst
 from lowrank_speech.lang.graphs.load import names_in
 from lowrank_speech.lang.lexicon import Lexicon, Pronunciation
 from lowrank_speech.lang.lm import arpa
-from lowrank_speech.lang.lm.query import OwnScorer
+from lowrank_speech.lang.lm.query import OwnScorer, sentence_score
 
 SIZE = len(brute.TOKENS)
 LEXICON = Lexicon(
@@ -153,8 +153,8 @@ def test_scores_in_the_graph_and_of_the_arpa(grammar, files):
         for words in itertools.product(brute.WORDS, repeat=length):
             symbols = [LEXICON.words.index(word) + 1 for word in words]
             expected = brute.in_graph(brute.SMALL, words)
-            assert sequence_score(inside, symbols) == pytest.approx(expected, abs=1e-4)
-            assert sequence_score(model, symbols) == pytest.approx(brute.exact(brute.LARGE, words), abs=1e-4)
+            assert sentence_score(inside, symbols) == pytest.approx(expected, abs=1e-4)
+            assert sentence_score(model, symbols) == pytest.approx(brute.exact(brute.LARGE, words), abs=1e-4)
             differences += abs(expected - brute.exact(brute.SMALL, words)) > 1e-3
     assert differences > 10
 

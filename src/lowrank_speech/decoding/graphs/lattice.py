@@ -158,12 +158,3 @@ class Lattice:
                 row.append((symbol, numbers[key], own))
             arcs.append(row)
         return Lattice(arcs, finals)
-
-
-def sequence_score(scorer: Any, symbols: Sequence[int]) -> float:
-    """The natural log of a scorer's probability of a whole sequence, with its end."""
-    state, total = scorer.start(), 0.0
-    for symbol in symbols:
-        score, state = scorer.score(state, symbol)
-        total += score
-    return total + scorer.end(state)

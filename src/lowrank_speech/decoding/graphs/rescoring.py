@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from lowrank_speech.decoding.graphs.lattice import sequence_score
 from lowrank_speech.decoding.graphs.reading import Ranked, Reader
 from lowrank_speech.decoding.graphs.scorers import InGraph, Named
 from lowrank_speech.decoding.graphs.searching import Search, graph_of, open_search
 from lowrank_speech.decoding.graphs.settings import Rescoring
+from lowrank_speech.lang.lm.query import sentence_score
 
 Scorers = list[tuple[Any, float]]
 
@@ -34,7 +34,7 @@ def opened(source: Any, lang: Any, settings: Rescoring) -> tuple[Search, Reader,
 def rescored_list(pairs: Ranked, scorers: Scorers) -> Ranked:
     """An n-best list with the scores added, sorted again; ties by symbols."""
     found = [
-        (score + sum(weight * sequence_score(scorer, symbols) for scorer, weight in scorers), symbols)
+        (score + sum(weight * sentence_score(scorer, symbols) for scorer, weight in scorers), symbols)
         for score, symbols in pairs
     ]
     return sorted(found, key=lambda pair: (-pair[0], pair[1]))

@@ -144,8 +144,9 @@ def has_kenlm() -> bool:
     return True
 
 
-def sentence_score(scorer: Scorer, words: Iterable[str]) -> float:
-    """Log10 probability of a whole sentence with its end."""
+def sentence_score(scorer: Any, words: Iterable[Any]) -> float:
+    """Log probability of a whole sentence with its end, as ``scorer`` scores ``words``: a :class:`Scorer` log10, in
+    ``decoding.graphs`` natural logarithms of numbered symbols."""
     state, total = scorer.start(), 0.0
     for word in words:
         score, state = scorer.score(state, word)
