@@ -6,6 +6,7 @@
     lowrank-speech compare exp/default wav2vec2/asr/lowrank wav2vec2/asr/full
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
+    lowrank-speech export exp/default:wav2vec2/asr/lowrank small.onnx --format onnx
 
 Results go to stdout, as text or (``--json``) as one JSON value; errors are one line on stderr and exit code 2.
 The libraries are imported when a command needs them, so that ``--help`` answers at once.
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 import typer
 
 from lowrank_speech.cli_compare import compare
+from lowrank_speech.cli_export import export
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
@@ -297,6 +299,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
 
 app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
+app.command("export")(friendly(export))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
