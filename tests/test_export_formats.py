@@ -72,7 +72,12 @@ def tree(tmp_path_factory):
     root = tmp_path_factory.mktemp("export")
     system(root, "wav2vec2", published_ctc(root / "w"))
     hub = published(
-        root / "v", special_tokens=TOKENS, times=TIMES, max_source_positions=1500, init_std=0.6, max_target_positions=48
+        root / "v",
+        special_tokens=TOKENS,
+        times=TIMES,
+        max_source_positions=1500,
+        init_std=0.6,
+        max_target_positions=448,
     )
     WhisperFeatureExtractor(feature_size=CONFIG["num_mel_bins"]).save_pretrained(hub)
     system(root, "whisper", hub)

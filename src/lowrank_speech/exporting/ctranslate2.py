@@ -17,6 +17,7 @@ TOLERANCE = 1e-2
 LEAST = (4, 5)
 STEPS = 12  # tokens that are compared
 WINDOW = 3000  # frames of 10 ms, to which faster-whisper pads every segment
+POSITIONS = 448  # tokens that faster-whisper lets the decoder read
 
 
 def check(model: Any, source: Path) -> None:
@@ -31,6 +32,11 @@ def check(model: Any, source: Path) -> None:
         raise UserError(
             f"{source} has a window of {model.window / 100:g} s, but faster-whisper pads all audio to 30 s; export it "
             f"with --format onnx or dense"
+        )
+    if model.decoder_positions < POSITIONS:
+        raise UserError(
+            f"{source} has a decoder of {model.decoder_positions} positions, but faster-whisper uses {POSITIONS}; export "
+            f"it with --format onnx or dense"
         )
     from lowrank_speech.models.whisper_vocabulary import open_tokenizer
 
