@@ -35,8 +35,8 @@ def check(model: Any, source: Path) -> None:
         )
     if model.decoder_positions < POSITIONS:
         raise UserError(
-            f"{source} has a decoder of {model.decoder_positions} positions, but faster-whisper uses {POSITIONS}; export "
-            f"it with --format onnx or dense"
+            f"{source} has a decoder of {model.decoder_positions} positions, but faster-whisper uses {POSITIONS}; "
+            f"export it with --format onnx or dense"
         )
     from lowrank_speech.models.whisper_vocabulary import open_tokenizer
 
