@@ -29,10 +29,13 @@ from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
     DEV,
     System,
+    backend_decoder,
     calibrate_key,
     calibrated,
+    calibrated_results,
     complete,
     factorise_key,
+    fused,
     lang_splits,
     lm_dev,
     lm_splits,
@@ -83,7 +86,7 @@ except ValueError as error:
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
-GRID, RESULTS = systems(CONFIG), results(CONFIG, SCHEMA)
+GRID, RESULTS, CALIBRATED = systems(CONFIG), results(CONFIG, SCHEMA), calibrated_results(CONFIG)
 ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
@@ -180,6 +183,18 @@ def options(*files, **folders):
     return quick(text)
 
 
+def folders(several, **single):
+    """As ``options(**single)``, and before it ``--several FOLDER ...``: the folders of the input files ``several``."""
+
+    def text(wildcards, input, output):
+        words = [flag(several), *map(os.path.dirname, input[several])]
+        for name, file in single.items():
+            words += [flag(name), os.path.dirname(input.get(file) or output.get(file))]
+        return shlex.join(words)
+
+    return quick(text)
+
+
 def flag(name):
     """`--some-name` for some_name."""
     return f"--{name.replace('_', '-')}"
@@ -236,7 +251,7 @@ def training_env(stage):
 
 def decoding_env(wildcards):
     """The environment of a stage that decodes: the one with k2 if the decoder says `backend: k2`."""
-    backend = slices.decode(wildcards).cfg["decoder"].get("backend")
+    backend = slices.decoding(wildcards).cfg["decoder"].get("backend")
     return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
 
 
@@ -468,6 +483,28 @@ def tuned(wildcards):
     return f"{layout.tune(wildcards.base, wildcards.task, wildcards.method, wildcards.decoder)}/tune.json"
 
 
+def decoded_by_fused(test=None):
+    """The manifests of the decodings, on `test` (default: the wildcard), of the systems that a back end reads."""
+
+    def paths(wildcards):
+        name, own = wildcards.backend, System(wildcards.base, wildcards.task, wildcards.method)
+        decoder = backend_decoder(CONFIG, own.task, name)
+        return [
+            f"{layout.decode(*system, decoder, test or wildcards.test)}/decode.json"
+            for system in fused(CONFIG, own, name)
+        ]
+
+    return quick(paths)
+
+
+@quick
+def scored(wildcards):
+    """The manifest of what is scored: a decoding, or calibrated scores where a back end has the decoder's place."""
+    stage = "apply" if wildcards.decoder in CONFIG["backends"] else "decode"
+    names = wildcards.base, wildcards.task, wildcards.method, wildcards.decoder, wildcards.test
+    return f"{getattr(layout, stage)(*names)}/{stage}.json"
+
+
 def resource(name):
     """The manifest of the artefact that a decoder reads as `name` (lm, graph, rescore_lm), if it does; else nothing."""
 
@@ -511,6 +548,7 @@ wildcard_constraints:
     task=names(CONFIG["tasks"]),
     method=names(CONFIG["methods"]),
     decoder=names(CONFIG["decoders"]),
+    backend=names(CONFIG["backends"]),
     test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),

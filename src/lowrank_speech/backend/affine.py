@@ -11,8 +11,6 @@ import numpy as np
 from lowrank_speech.backend import fitting
 from lowrank_speech.settings import NotNegative, key, settings
 
-ON = ("scores",)
-
 
 @settings
 class Settings:
@@ -37,7 +35,9 @@ def fit(inputs: list[np.ndarray], truth: np.ndarray, languages: int, settings: S
     x = fitting.centred(inputs[0])
     # Scikit-learn sums the loss over segments, with class weights of mean 1: ridge / 2 |W|^2 + its mean.
     strength = np.inf if settings.ridge == 0 else 1.0 / (settings.ridge * len(x))
-    found = LogisticRegression(C=strength, class_weight="balanced", tol=1e-8, max_iter=10_000).fit(x, truth)
+    # newton-cg, because lbfgs stops where probabilities still move by 1e-5.
+    fit = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cg", tol=1e-8, max_iter=1000)
+    found = fit.fit(x, truth)
     weights, offsets = _both(found.coef_, found.intercept_)
     return fitting.Fitted((weights @ fitting.centring(languages),), offsets - offsets.mean())
 

@@ -11,8 +11,6 @@ from pydantic import Field
 from lowrank_speech.backend import fitting
 from lowrank_speech.settings import REQUIRED, NotNegative, key, settings
 
-ON = ("scores",)
-
 
 @settings
 class Settings:

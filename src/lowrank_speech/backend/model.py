@@ -1,7 +1,7 @@
 """A trained back end: language scores (or embeddings) of one or several systems -> calibrated log-likelihoods.
 
-All kinds are affine: with x_k the input of system k, l = sum_k W_k x_k + b. The file is backend.json, the manifest of the
-stage backend, of which ``metrics.backend`` has
+All kinds are affine: with x_k the input of system k, l = sum_k W_k x_k + b. The file is backend.json, the manifest of
+the stage backend, of which ``metrics.backend`` has
 
     kind       temperature, affine, gaussian or fusion
     on         scores, or embeddings
@@ -137,7 +137,9 @@ def arranged(scores: np.ndarray, columns: Sequence[str], languages: Sequence[str
     if set(columns) != set(languages) or len(columns) != len(languages):
         lacking, extra = sorted(set(languages) - set(columns)), sorted(set(columns) - set(languages))
         said = f"has no column {lacking[0]!r}" if lacking else f"has the column {extra[0]!r}"
-        raise ValueError(f"{where} {said}, but the back end is for {', '.join(languages)}; use scores of these languages")
+        raise ValueError(
+            f"{where} {said}, but the back end is for {', '.join(languages)}; use scores of these languages"
+        )
     place = {name: i for i, name in enumerate(columns)}
     return scores[:, [place[name] for name in languages]]
 

@@ -1,7 +1,8 @@
 """Registry of back ends: kind -> module. A new kind is one file, and one name and one case here.
 
-A module has ``Settings`` (with ``kind``), ``ON`` (what it reads: scores, embeddings), and ``fit(inputs, truth, languages,
-settings)``, which returns a ``fitting.Fitted``. The cases are import statements because the code hash follows them.
+A module has ``Settings`` (with ``kind``) and ``fit(inputs, truth, languages, settings)``, which returns a
+``fitting.Fitted``. A kind that can read embeddings has a key ``on``. The cases are import statements because the code
+hash follows them.
 
     >>> module("temperature").Settings().ridge
     1e-06

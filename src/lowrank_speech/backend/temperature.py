@@ -11,8 +11,6 @@ import numpy as np
 from lowrank_speech.backend import fitting
 from lowrank_speech.settings import NotNegative, key, settings
 
-ON = ("scores",)
-
 
 @settings
 class Settings:

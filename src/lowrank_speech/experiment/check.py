@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech.backend import registry as backends
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.decoding import tuning
@@ -56,6 +57,9 @@ def check(slices: Slices) -> None:
                 if section.get(part) is not None:
                     own = {k: v for k, v in section[part].items() if k != "untranscribed"}
                     read(cls, own, f"methods.{name}.{part}")
+        for name, section in config["backends"].items():
+            own = {k: v for k, v in section.items() if k not in ("decoder", "least")}
+            backends.settings_of(own, f"backends.{name}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         check_heads(config)

@@ -145,12 +145,18 @@ def _measures(kind: str, test: str, chance: Result | None, brief: bool) -> list[
             _interval("act_cprimary", test, 1, 2),
             _measured("min_cprimary", ("C_prim", "min."), test, cost, at_chance("min_cprimary", cost)),
             _measured("eer", ("EER", "%"), test, share, at_chance("eer", share)),
+            _measured("cllr", ("Cllr", "bits"), test, cost, at_chance("cllr", cost)),
         ]
     )
 
 
 def _of_system(key: str, title: Titles, show: Callable[[float | None], str]) -> Column:
-    return Column((key,), title, lambda row: show(row.system.metrics[key]))
+    def cell(row: Row) -> str:
+        # A result has the costs of its system, but a fusion those of all its systems.
+        own = row.result(row.system.tests[0])
+        return show((row.system if own is None else own).metrics[key])
+
+    return Column((key,), title, cell)
 
 
 def _decoding(row: Row) -> str:

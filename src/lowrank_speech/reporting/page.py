@@ -111,7 +111,9 @@ def configs(systems: Sequence[System], corpora: Mapping[str, dict[str, Any]]) ->
     places += [("base", s.name.base, s.manifests) for s in systems]
     places += [("factorise", f"{s.name.base}/{s.name.method}", s.manifests) for s in systems]
     places += [("train", str(s.name), s.manifests) for s in systems]
-    places += [(stage, str(r), r.manifests) for stage in ("decode", "score") for s in systems for r in s.results]
+    places += [
+        (stage, str(r), r.manifests) for stage in ("decode", "backend", "score") for s in systems for r in s.results
+    ]
     found: dict[tuple[str, str], list[str]] = {}
     for stage, place, manifests in places:
         cfg = manifests.get(stage, {}).get("cfg")

@@ -102,11 +102,11 @@ def error_figure(systems: Sequence[System]) -> Figure:
     for axes, (task, test) in zip(panels.flat, shown, strict=False):
         members = [s for s in systems if s.name.task == task and test in s.tests]
         pairs = [(s, r) for s in members for r in s.results if r.test == test and r.error is not None]
-        pairs = [(s, r) for s, r in pairs if s.metrics["parameters_total"] is not None]
+        pairs = [(s, r) for s, r in pairs if r.metrics["parameters_total"] is not None]
         top = ceiling(
             [100 * r.error for _, r in pairs], [100 * (r.error_interval or (0, r.error))[1] for _, r in pairs]
         )
-        aside = offsets([s.metrics["parameters_total"] for s, _ in pairs])
+        aside = offsets([r.metrics["parameters_total"] for _, r in pairs])
         for (system, result), points in zip(pairs, aside, strict=True):
             marker = MARKERS[bases.index(system.name.base) % len(MARKERS)]
             _point(axes, system, result, colour[system.name.method], marker, points, top)
@@ -136,7 +136,7 @@ def _point(
 
     Above ``top`` it is an arrow with its value at the upper edge.
     """
-    x, y = system.metrics["parameters_total"] / 1e6, 100 * result.error
+    x, y = result.metrics["parameters_total"] / 1e6, 100 * result.error
     # Artists with a transform of their own do not count for the limits of the axes.
     ends = [100 * end for end in result.error_interval or ()]
     axes.update_datalim([(x, min(end, top or end)) for end in (y, *ends)])

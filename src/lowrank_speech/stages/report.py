@@ -5,7 +5,8 @@ inputs   --root  the experiment's folder. For every system, below {base}/{task}/
                    train/.../train.json                      parameters, memory and time; metrics.jsonl, set_aside.tsv
                    decode/.../{decoder}/{test}/decode.json   time per second of speech; set_aside.tsv
                    score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals;
-                                                             utterances.tsv, for paired tests
+                                                             utterances.tsv, for paired tests; {decoder} may be a back
+                                                             end, of which backend/.../{backend}/backend.json is read
                  if they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
@@ -20,7 +21,7 @@ outputs  --out   folder with
 cfg      experiment  the title
          systems     list of {base, task, method, type, factorisation, decoders}, in the order of the report.
                      factorisation is the folder of the low-rank model, default: the one named after the method, if it
-                     exists; decoders: if only some of the task's decode this system
+                     exists; decoders: if only some of the task's decode this system; backends: back end -> decoder
          tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
          corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes, against}: resolution of the plots, rows of each table of errors, the method that
@@ -61,6 +62,7 @@ class SystemConfig:
         None, "folder of its low-rank model below factorise/{base}/; null: the one named after the method, if it exists"
     )
     decoders: Names | None = key(None, "its decoders, the main one first; null: all decoders of its task")
+    backends: dict[str, str] | None = key(None, "its back ends, each with the decoder that it reads; null: none")
 
 
 @settings
@@ -134,7 +136,8 @@ def body(run: common.Run) -> None:
         )
         for s in config.systems
     }
-    systems = read_systems(root, names)
+    backends = {name: s.backends or {} for name, s in zip(names, config.systems, strict=True)}
+    systems = read_systems(root, names, backends)
     found = [result for system in systems for result in system.results]
     if all(result.error is None for result in found):
         score = root / "score" / str(found[0]) / "score.json"

@@ -2,14 +2,35 @@
 
 from typing import Literal
 
-from lowrank_speech.settings import Positive, key, settings
+from lowrank_speech.settings import REQUIRED, Positive, Range, Seed, key, settings
 
 
 @settings
 class Segment:
     """Utterances are cut to a length."""
 
-    seconds: Positive | None = key(None, "cut utterances to at most this length; null: do not cut")
+    seconds: Positive | None = key(
+        None, "cut utterances to at most this length, dev and test in the middle; null: do not cut"
+    )
+    crop: Range | None = key(
+        None,
+        "training: a length in seconds from this range, and a place, are drawn for each utterance in each epoch; null: "
+        "at one place in all epochs, of `seconds`",
+    )
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and self.crop[0] <= 0:
+            raise ValueError(f"crop is {list(self.crop)}; its lengths in seconds must be above 0")
+
+
+@settings
+class Cut:
+    """The piece of each utterance that a test set has."""
+
+    seconds: Positive = key(REQUIRED, "length of the pieces")
+    place: Literal["middle", "random"] = key("middle", "where the piece is cut; random: drawn for each utterance")
+    shorter: Literal["set-aside", "keep"] = key("set-aside", "what happens to utterances that are shorter")
+    seed: Seed = key(0, "seed of the random places")
 
 
 @settings
@@ -21,7 +42,8 @@ class Task:
     segment: Segment | None = key(None, "lid: length of the utterances; null: do not cut")
 
     def __post_init__(self) -> None:
-        if self.type == "asr" and self.segment is not None and self.segment.seconds is not None:
+        cut = self.segment is not None and (self.segment.seconds, self.segment.crop) != (None, None)
+        if self.type == "asr" and cut:
             raise ValueError(
                 "segment cuts the audio, but not the transcript; only tasks of type lid take it: remove the key"
             )

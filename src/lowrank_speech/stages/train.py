@@ -164,6 +164,7 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         task.segment and task.segment.seconds,
         arguments.tensorboard,
         arguments.untranscribed_cuts,
+        task.segment and task.segment.crop,
     )
     materials = Materials(recipe, lang, labels=sorted(task.languages or ()), device=runtime.device)
     kind, head = "classify" if lang is None else base.recognises_by, None

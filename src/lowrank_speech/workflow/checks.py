@@ -6,7 +6,7 @@ config as it was written; ``experiment.check`` then reads every section with the
 
 from collections.abc import Mapping
 
-from lowrank_speech.workflow import check_heads
+from lowrank_speech.workflow import check_backends, check_heads
 from lowrank_speech.workflow.check_bases import check_base, check_lang
 from lowrank_speech.workflow.check_decoding import check_decoders, check_lm, check_resources
 from lowrank_speech.workflow.check_methods import check_loss, check_method, check_system
@@ -56,6 +56,7 @@ def check(config: Config, schema: Schema) -> None:
         task = model_task(config, schema, system.base, system.task)
         check_loss("training", f"the system {'/'.join(system)}", training(config, system), task, schema)
     check_heads.check(config, schema["families"])
+    check_backends.check(config)
 
 
 def _check_task(config: Config, name: str, schema: Schema) -> None:

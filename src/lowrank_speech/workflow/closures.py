@@ -78,6 +78,8 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "graph":
             if not slices.graph(wildcards).cfg["lm"]:
                 found.add("lang.lm")
+        case "backend":
+            found |= _others(slices, "backends", {slices.config["backends"][wildcards.backend]["kind"]})
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
             found |= {f"scoring.{name}" for name in (("lid", "detection") if asr else ONLY_ASR)}
@@ -106,7 +108,7 @@ def _of_base(slices: Slices, wildcards: Any) -> set[str]:
     cfg, family = slices.base(wildcards).cfg, slices.schema["families"][base["family"]]
     task = family["recognises_by"]
     gabor = set() if family["front_end"] and cfg["front_end"] == "gabor" else {"models.gabor"}
-    never = {"models.sources", *LORA, *TRUNCATION, "lowrank.constraint", *DISTILLATION}
+    never = {"models.sources", "features.crops", *LORA, *TRUNCATION, "lowrank.constraint", *DISTILLATION}
     return never | gabor | _recipe(slices, task, cfg["pretrain"])
 
 
@@ -117,6 +119,8 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
         found.add("lowrank.constraint")
     if slices.model_task(wildcards) != "classify":
         found |= {"training.classifier", "lang.spoken"}
+    if not (cfg["task"].get("segment") or {}).get("crop"):
+        found.add("features.crops")
     if not has_factors(cfg.get("head")):
         found.add("training.head_ranks")
     if not cfg.get("progressive"):
