@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.reporting import language_plots, units
+from lowrank_speech.reporting import durations, language_plots, units
 from lowrank_speech.reporting.placing import ceiling, offsets
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
@@ -49,10 +49,15 @@ class Plot:
     dark: bytes
 
 
-def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Path], list[Plot]]:
-    """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page."""
+def write_plots(
+    out: Path, systems: Sequence[System], dpi: int, pieces: durations.Pieces | None = None
+) -> tuple[list[Path], list[Plot]]:
+    """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page.
+
+    ``pieces``: test sets that cut a split to several lengths; see `durations`.
+    """
     paths, plots = [], []
-    for name, (title, caption, draw) in {**FIGURES, **language_plots.figures(systems)}.items():
+    for name, (title, caption, draw) in {**FIGURES, **language_plots.figures(systems, pieces)}.items():
         images = {theme: png(draw, systems, theme, dpi) for theme in THEMES}
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:

@@ -22,7 +22,8 @@ cfg      experiment  the title
          systems     list of {base, task, method, type, factorisation, decoders}, in the order of the report.
                      factorisation is the folder of the low-rank model, default: the one named after the method, if it
                      exists; decoders: if only some of the task's decode this system; backends: back end -> decoder
-         tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
+         tasks       task -> {tests, decoders, pieces}: names of its test sets and decoders, the main ones first; which
+                     test sets cut one split to several lengths
          corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes, against}: resolution of the plots, rows of each table of errors, the method that
                      the others are compared with
@@ -71,6 +72,9 @@ class TaskConfig:
 
     tests: Names = key(REQUIRED, "test sets, the main one first")
     decoders: Names = key(REQUIRED, "decoders, the main one first")
+    pieces: dict[str, str] | None = key(
+        None, "test set -> its split, of the test sets whose split is cut to several lengths"
+    )
 
 
 @settings
@@ -122,7 +126,18 @@ def add(parser: argparse.ArgumentParser) -> None:
 def body(run: common.Run) -> None:
     config, root, out = run.config, common.existing(run.arguments.root, "--root"), run.arguments.out
 
-    from lowrank_speech.reporting import blocks, comparisons, data, flags, headline, page, plots, results, seeds
+    from lowrank_speech.reporting import (
+        blocks,
+        comparisons,
+        data,
+        durations,
+        flags,
+        headline,
+        page,
+        plots,
+        results,
+        seeds,
+    )
     from lowrank_speech.reporting.manifests import load_manifest
     from lowrank_speech.reporting.mistakes import mistakes
     from lowrank_speech.reporting.provenance import provenance
@@ -144,6 +159,7 @@ def body(run: common.Run) -> None:
         raise UserError(f"none of the {len(found)} results has an error rate ({score} ...); score them again")
     log.info("%d systems with %d results read from %s", len(systems), len(found), root)
     splits = data.splits_of(root, config.corpora)
+    pieces = {name: task.pieces for name, task in tasks.items() if task.pieces}
     tables = [
         data.corpora_table(root, splits),
         data.overlap_table(root, tasks),
@@ -151,6 +167,7 @@ def body(run: common.Run) -> None:
         data.emptied_table(systems),
         data.stopped_table(systems),
         data.cut_table(systems),
+        durations.table(systems, pieces),
         data.base_table(root, systems),
     ]
     layers = data.layer_tables(systems)
@@ -165,7 +182,7 @@ def body(run: common.Run) -> None:
     corpora = {f"{c}/{s}": load_manifest(root / "corpus" / c / f"{s}.json", "corpus") for c, s in splits}
     # Everything has been read, so from here on no input can stop the run half-way.
     outputs = results.write_results(out, config.experiment, systems, summary, against)
-    images, drawn = plots.write_plots(out, systems, config.report.dpi)
+    images, drawn = plots.write_plots(out, systems, config.report.dpi, pieces)
     page.write_page(
         out / "report.html",
         page.Page(

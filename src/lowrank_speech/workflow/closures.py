@@ -92,7 +92,8 @@ def _of_decode(task: str) -> set[str]:
     """Only recognition has tokens, and only Whisper's come with the model."""
     if task == "classify":
         return {"decoding.symbols"}
-    return set() if task == "seq2seq" else {"models.text", "models.whisper_vocabulary"}
+    found = {"decoding.language.posteriors"}
+    return found if task == "seq2seq" else found | {"models.text", "models.whisper_vocabulary"}
 
 
 def _of_factorise(slices: Slices, wildcards: Any) -> set[str]:

@@ -112,6 +112,13 @@ def test_cut(config: Config, task: str, test: str) -> dict[str, Any] | None:
     return {key: own[key] for key in ("seconds", "place", "shorter")} | seed
 
 
+def pieces(config: Config, task: str) -> dict[str, str]:
+    """Test set -> corpus/split, of the test sets of splits that at least one of them cuts."""
+    every = tests(config, task)
+    cut = {split for test, split in every.items() if test_cut(config, task, test) is not None}
+    return {test: "/".join(split) for test, split in every.items() if split in cut}
+
+
 def decoded_split(config: Config, task: str, test: str) -> Split:
     """The split of one of a task's test sets, or of ``dev``."""
     return task_splits(config, task)["dev"] if test == DEV else tests(config, task)[test]

@@ -31,6 +31,7 @@ from lowrank_speech.workflow.config import (
     head,
     model_task,
     overlaps,
+    pieces,
     results,
     splits_used,
     start_share,
@@ -239,6 +240,7 @@ class Slices:
         given = deep_merge(self.config["decode"], self.config["decoders"][wildcards.decoder])
         known = section(self.schema, name)["properties"]
         own = resolve({key: value for key, value in given.items() if key in known}, *self._at(name))
+        own = {key: value for key, value in own.items() if key not in DECODER_VARIANTS or value is not None}
         own, runtime = self._apart(name, own)
         return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
 
@@ -291,6 +293,7 @@ class Slices:
             rows.append({**system._asdict(), "type": task["type"], **shared})
         tasks = {
             task: {"decoders": decoders(self.config, task), "tests": list(tests(self.config, task))}
+            | ({"pieces": cut} if (cut := pieces(self.config, task)) else {})
             for task in self.config["systems"]["tasks"]
         }
         corpora: dict[str, list[str]] = {}
@@ -378,6 +381,9 @@ class Slices:
 
 
 SYSTEM = System._fields
+
+DECODER_VARIANTS = ("out_of_set",)
+"""Keys of decoders that turn on a variant of the task; null turns it off."""
 
 WATCHING = ("track",)
 """Keys of a corpus that say how changed audio is detected."""
