@@ -160,7 +160,7 @@ def test_fusion(world):
     both, _ = trained(fusion.Settings(systems=("a", "b")), noisy, truth)
     assert measured(both.apply(*noisy), truth) < min(measured(x, truth) for x in alone) - 0.01
     # Two copies are one system.
-    one, single = trained(affine.Settings(scale="one", ridge=1e-6), noisy[:1], truth)
+    one, single = trained(affine.Settings(scale="one"), noisy[:1], truth)
     two, double = trained(fusion.Settings(systems=("a", "b")), [noisy[0]] * 2, truth)
     assert two.apply(noisy[0], noisy[0]) == pytest.approx(one.apply(noisy[0]), abs=1e-4)
     assert double.facts["scales"] == pytest.approx([single.facts["scale"] / 2] * 2, rel=1e-4)

@@ -20,9 +20,7 @@ class Settings:
     scale: Literal["matrix", "one"] = key(
         "matrix", "matrix: every score depends on all languages; one: a scale for all languages, as FoCal"
     )
-    ridge: NotNegative = key(
-        1e-3, "penalty on the squares of the weights; scale: one: on offsets and the distance of the scale from 1"
-    )
+    ridge: NotNegative = key(1e-3, "penalty on the squares of the weights; finite ones if dev has no errors")
 
 
 def fit(inputs: list[np.ndarray], truth: np.ndarray, languages: int, settings: Settings) -> fitting.Fitted:
@@ -32,13 +30,14 @@ def fit(inputs: list[np.ndarray], truth: np.ndarray, languages: int, settings: S
         return fitting.Fitted((scale * fitting.centring(languages),), offsets, {"scale": float(scale)})
     from sklearn.linear_model import LogisticRegression
 
-    x = fitting.centred(inputs[0])
+    unit = fitting.spread(inputs[0], truth)  # so that the penalty does not depend on the unit of the scores
+    x = fitting.centred(inputs[0]) / unit
     # Scikit-learn sums the loss over segments, with class weights of mean 1: ridge / 2 |W|^2 + its mean.
     strength = np.inf if settings.ridge == 0 else 1.0 / (settings.ridge * len(x))
     # newton-cg, because lbfgs stops where probabilities still move by 1e-5.
     fit = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cg", tol=1e-8, max_iter=1000)
     found = fit.fit(x, truth)
-    weights, offsets = _both(found.coef_, found.intercept_)
+    weights, offsets = _both(found.coef_ / unit, found.intercept_)
     return fitting.Fitted((weights @ fitting.centring(languages),), offsets - offsets.mean())
 
 

@@ -34,6 +34,11 @@ def centred(scores: np.ndarray) -> np.ndarray:
     return scores - scores.mean(axis=1, keepdims=True)
 
 
+def spread(scores: np.ndarray, truth: np.ndarray) -> float:
+    """The root mean square of centred scores (n, L), with equal weights of the languages; 1 if all are equal."""
+    return float(np.sqrt(shares(truth, scores.shape[1]) @ (centred(scores) ** 2).mean(axis=1))) or 1.0
+
+
 def centring(number: int) -> np.ndarray:
     """The matrix (L, L) of ``centred``: centred(x) = x @ centring(L)."""
     return np.eye(number) - 1.0 / number
@@ -44,14 +49,17 @@ def scales(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The scales a (K,) and offsets b (L,) that minimise the weighted loss of sum_k a_k x_k + b, x_k (n, L) centred.
 
-        loss = sum_s w_s (log sum_j exp l_sj - l_s,truth) + ridge / 2 * K sum_k (a_k - 1 / K)^2 + ridge / 2 |b|^2
+        loss = sum_s w_s (log sum_j exp l_sj - l_s,truth) + ridge / 2 * K sum_k (a_k r_k)^2 + ridge / 2 |b|^2
 
-    It is convex. Scikit-learn's LogisticRegression has a weight for each class and input, so it cannot tie them.
-    Offsets have the sum 0. ``ridge`` keeps scales finite if dev has no errors; K copies of a system get a K-th each.
+    r_k is the root mean square of x_k, so the unit of the scores does not matter. The loss is convex. Scikit-learn's
+    LogisticRegression has a weight for each class and input, so it cannot tie them. Offsets have the sum 0. ``ridge``
+    draws towards posteriors of chance, and keeps scales finite if dev has no errors; K copies of a system get a K-th
+    each.
     """
     from scipy.optimize import minimize
 
-    stacked = np.stack([centred(one) for one in inputs])
+    units = np.array([spread(one, truth) for one in inputs])
+    stacked = np.stack([centred(one) for one in inputs]) / units[:, None, None]
     k, n, number = stacked.shape
     weights, rows = shares(truth, number), np.arange(n)
 
@@ -62,8 +70,8 @@ def scales(
         slope = np.exp(logs)
         slope[rows, truth] -= 1.0
         slope *= weights[:, None]
-        value = -(weights * logs[rows, truth]).sum() + ridge / 2 * (k * ((a - 1 / k) ** 2).sum() + (b**2).sum())
-        by_scale = np.tensordot(stacked, slope, axes=2) + ridge * k * (a - 1 / k)
+        value = -(weights * logs[rows, truth]).sum() + ridge / 2 * (k * (a**2).sum() + (b**2).sum())
+        by_scale = np.tensordot(stacked, slope, axes=2) + ridge * k * a
         by_offset = slope.sum(axis=0) + ridge * b if offsets else np.zeros(0)
         return value, np.concatenate([by_scale, by_offset])
 
@@ -71,4 +79,4 @@ def scales(
     options = {"maxiter": 10_000, "maxfun": 100_000, "ftol": 1e-15, "gtol": 1e-9}
     found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
     b = found[k:] if offsets else np.zeros(number)
-    return found[:k], b - b.mean()
+    return found[:k] / units, b - b.mean()

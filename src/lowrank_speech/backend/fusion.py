@@ -20,7 +20,7 @@ class Settings:
     systems: Annotated[tuple[str, ...], Field(min_length=2)] = key(
         REQUIRED, "what is fused: a list of methods (of the row's own base), or base/method"
     )
-    ridge: NotNegative = key(1e-6, "penalty on offsets, and on the distance of weights from equal ones")
+    ridge: NotNegative = key(1e-3, "penalty on the squares of weights and offsets; finite ones if dev has no errors")
 
     def __post_init__(self) -> None:
         if len(set(self.systems)) < len(self.systems):

@@ -5,7 +5,7 @@ A module has ``Settings`` (with ``kind``) and ``fit(inputs, truth, languages, se
 hash follows them.
 
     >>> module("temperature").Settings().ridge
-    1e-06
+    0.001
 """
 
 from collections.abc import Mapping

@@ -17,7 +17,7 @@ class Settings:
     """One temperature for all languages."""
 
     kind: Literal["temperature"] = key("temperature", "one scale for all languages")
-    ridge: NotNegative = key(1e-6, "penalty on the distance of the scale from 1; keeps it finite if dev has no errors")
+    ridge: NotNegative = key(1e-3, "penalty on the square of the scale; keeps it finite if dev has no errors")
 
 
 def fit(inputs: list[np.ndarray], truth: np.ndarray, languages: int, settings: Settings) -> fitting.Fitted:

@@ -13,7 +13,7 @@ from lowrank_speech.scoring import cllr
 
 
 def train(settings: Any, data: Segments, systems: Sequence[str], least: int) -> tuple[Backend, dict[str, Any]]:
-    """The back end of ``settings``, and facts for the manifest: Cllr and accuracy on dev before and after.
+    """The back end of ``settings``, and facts for the manifest: Cllr and accuracy on dev before and after, a warning.
 
     ``data``: dev segments of ``systems``; ``least``: how many each language needs. ValueError: there are fewer, or only
     one language, or a label that the systems do not score.
@@ -30,6 +30,7 @@ def train(settings: Any, data: Segments, systems: Sequence[str], least: int) -> 
     facts["by_language"] = {name: int(n) for name, n in zip(data.languages, np.bincount(truth), strict=True)}
     facts["before"] = measured(data.scores[0], truth) if len(data.scores) == 1 else {"cllr": None, "accuracy": None}
     facts["after"] = measured(after, truth)
+    facts["warning"] = None
     if facts["after"]["accuracy"] == 1.0 and settings.kind != "gaussian":
         facts["warning"] = (
             f"all {len(truth)} dev segments are recognised, so they do not show how confident the scores should be; "

@@ -74,8 +74,8 @@ def body(run: common.Run) -> None:
         backend, facts = training.train(own, data, config.systems, config.least)
     except ValueError as error:
         raise UserError(str(error)) from error
-    if (warning := facts.pop("warning", None)) is not None:
-        log.warning("backend: %s", warning)
+    if facts["warning"]:
+        log.warning("backend: %s", facts["warning"])
     before, after = (facts[name]["cllr"] for name in ("before", "after"))
     said = "" if before is None else f"Cllr {before:.4f} before, "
     log.info("%s on %d dev segments: %s%.4f after", own.kind, len(data.ids), said, after)
