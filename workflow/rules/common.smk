@@ -28,6 +28,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.workflow import checks, closures, records, schema
 from lowrank_speech.workflow.config import (
     DEV,
+    MEAN_LOGMEL,
     System,
     backend_decoder,
     calibrate_key,
@@ -125,7 +126,7 @@ if workflow.is_main_process:
     if (lost := outside.lost_lexicon(slices.graphs().values())) is not None:
         refuse(lost)
 
-    noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
+    noise = outside.lost_noise({whose: slices.train(s).cfg.get("training") for whose, s in untrained.items()})
     if noise is not None:
         refuse(noise)
 
@@ -371,9 +372,16 @@ def features_file(base, split, suffix):
     return f"{layout.features(base, split[0])}/{split[1]}.{suffix}"
 
 
+def inputs_file(wildcards, split, suffix):
+    """features_file of a split; its split_file for a control that takes the base's place and reads samples."""
+    if CONFIG["methods"][wildcards.method].get("control") == MEAN_LOGMEL:
+        return split_file(split, suffix)
+    return features_file(wildcards.base, split, suffix)
+
+
 def task_features(key, suffix):
     """features_file of the split that a task names as `key` (train, dev)."""
-    return quick(lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix))
+    return quick(lambda wildcards: inputs_file(wildcards, task_splits(CONFIG, wildcards.task)[key], suffix))
 
 
 def untranscribed_features(suffix):
@@ -388,7 +396,7 @@ def untranscribed_features(suffix):
 
 def test_features(suffix):
     """features_file of the split that a decoding reads."""
-    return quick(lambda wildcards: features_file(wildcards.base, slices.split(wildcards), suffix))
+    return quick(lambda wildcards: inputs_file(wildcards, slices.split(wildcards), suffix))
 
 
 def calibration_features(suffix):

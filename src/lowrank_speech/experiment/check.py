@@ -25,6 +25,7 @@ from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import read
 from lowrank_speech.stages import report
+from lowrank_speech.stages.task import Shared
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distil_settings import DistilSettings
 from lowrank_speech.workflow.config import LMS, System, results, systems
@@ -60,6 +61,9 @@ def check(slices: Slices) -> None:
         for name, section in config["backends"].items():
             own = {k: v for k, v in section.items() if k not in ("decoder", "least")}
             backends.settings_of(own, f"backends.{name}")
+        for name, section in config["tasks"].items():
+            if section["allow_shared"]:
+                read(Shared, section["allow_shared"], f"tasks.{name}.allow_shared")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         check_heads(config)
@@ -92,6 +96,8 @@ def _check_jobs(slices: Slices) -> None:
             once(TrainConfig, found.cfg["pretrain"], where, whose)
     for system in systems(config):
         found = slices.train(system)
+        if "training" not in found.cfg:
+            continue  # the control mean-logmel has no recipe
         _check_device("training", found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
         once(TrainConfig, found.cfg["training"], "training", f"the system {'/'.join(system)}")
 

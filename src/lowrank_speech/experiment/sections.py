@@ -3,6 +3,7 @@
 from typing import Literal
 
 from lowrank_speech.settings import REQUIRED, CountOrZero, Positive, Seed, key, settings
+from lowrank_speech.stages.task import Shared
 
 
 @settings
@@ -33,6 +34,9 @@ class TaskSection:
         REQUIRED, "test sets: a split, a list of splits, or name -> {corpus, split}, and for lid the length of pieces"
     )
     decoders: tuple[str, ...] | None = key(None, "names under `decoders`; null: greedy (asr) or scores (lid)")
+    allow_shared: Shared | None = key(
+        None, "lid: roles that may share speakers, sources or sessions, which else is an error; the report warns"
+    )
     backends: tuple[str, ...] | None = key(
         None, "lid: names under `backends`, trained on the scores of dev; null: none"
     )
@@ -57,6 +61,14 @@ class MethodSection:
         REQUIRED, "what trains: none (only a head that the task needs and the base lacks), head, full, or lora"
     )
     seed: Seed | None = key(None, "seed of the training; null: the experiment's seed")
+    control: Literal["mean-logmel", "shuffled-labels"] | None = key(
+        None,
+        "lid: a system that cannot know languages, to compare with: a linear classifier on the mean log-mel instead of "
+        "the base (adapt: none), or training on shuffled labels",
+    )
+    shuffle: Literal["utterances", "speakers"] | None = key(
+        None, "control: shuffled-labels: what the languages are permuted over; null: utterances"
+    )
 
 
 @settings

@@ -210,11 +210,11 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
     # Drop intervals that no result has: they would be columns of dashes.
     measures = [c for c in measures if c.title != INTERVAL or any(r.metrics[c.keys[0]] is not None for r in results)]
     columns = [*names, *measures, *_COSTS]
-    made = [("unadapted" if row.system.unadapted else "adapted", tuple(c.show(row) for c in columns)) for row in rows]
+    made = [("unadapted" if row.system.baseline else "adapted", tuple(c.show(row) for c in columns)) for row in rows]
     above = _baselines(columns, len(names), chances)
     best = set()
     for test in tests:
-        for row in lowest_errors([row for row in rows if not row.system.unadapted], test):
+        for row in lowest_errors([row for row in rows if not row.system.baseline], test):
             best |= {(rows.index(row), i) for i, c in enumerate(columns) if c.test == test and c.primary}
             best |= {(rows.index(row), i) for i in range(len(names)) if test == tests[0]}
     level = confidence_level(results)

@@ -158,7 +158,17 @@ class System:
     @property
     def unadapted(self) -> bool:
         """Whether this is the base without adaptation (at most a head that it lacked was trained)."""
-        return self.metrics["adapt"] == "none"
+        return self.metrics["adapt"] == "none" and self.control is None
+
+    @property
+    def control(self) -> str | None:
+        """What kind of control this is, if it is one: a system that cannot know what it should recognise."""
+        return (self.manifests.get("train", {}).get("cfg") or {}).get("control")
+
+    @property
+    def baseline(self) -> bool:
+        """Whether others are compared with it: the base before adaptation, or a control."""
+        return self.unadapted or self.control is not None
 
     @property
     def low_rank(self) -> bool:

@@ -42,6 +42,8 @@ class Work:
             if (path := getattr(arguments, flag)) is not None:
                 common.existing(path, f"--{flag}")
 
+        from lhotse import CutSet
+
         from lowrank_speech.decoding.sources import Clock
         from lowrank_speech.features.batches import piece, segment
         from lowrank_speech.features.store import load_cuts
@@ -56,6 +58,10 @@ class Work:
         self.source.resources = resources.load(given, self.settings, stage)
         self.set_aside, self.clock = SetAside(), Clock(self.source.device)
         cuts = load_cuts(arguments.cuts)
+        if task.channel is not None:
+            from lowrank_speech.features.channel import through
+
+            cuts = CutSet(through(cuts, task.channel, arguments.cuts)).to_eager()
         if cut is None:
             cuts = segment(cuts, task.segment.seconds if task.segment else None)
         else:

@@ -129,6 +129,7 @@ def body(run: common.Run) -> None:
     from lowrank_speech.reporting import (
         blocks,
         comparisons,
+        confounds,
         data,
         durations,
         flags,
@@ -163,6 +164,7 @@ def body(run: common.Run) -> None:
     tables = [
         data.corpora_table(root, splits),
         data.overlap_table(root, tasks),
+        data.origins_table(root, tasks),
         data.set_aside_table(root, splits, systems),
         data.emptied_table(systems),
         data.stopped_table(systems),
@@ -173,6 +175,10 @@ def body(run: common.Run) -> None:
     layers = data.layer_tables(systems)
     against = config.report.against
     summary, headlines = headline.summary(systems, against), headline.headlines(systems, against)
+    warned = confounds.warnings(root, systems, tasks)
+    for warning in warned:
+        log.warning("%s", warning)
+    summary += [f"Warning: {warning}." for warning in warned]
     compared = comparisons.comparisons(systems, against)
     refused = [one.refused for one in compared if one.refused]
     if refused:

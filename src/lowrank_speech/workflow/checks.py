@@ -79,6 +79,10 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
         for test, of in task["test"].items():
             _check_piece(f"{where}.test.{test}", task["type"], of)
     if task["type"] == "asr":
+        if task.get("channel") is not None:
+            raise ConfigError(f"{where}.channel: only tasks of type lid take this key; remove it")
+        if task.get("allow_shared"):
+            raise ConfigError(f"{where}.allow_shared: only tasks of type lid refuse shared speakers; remove it")
         if task.get("languages"):
             raise ConfigError(f"{where}.languages: only tasks of type lid take this key; remove it")
         if any((task.get("segment") or {}).get(key) is not None for key in ("seconds", "crop")):

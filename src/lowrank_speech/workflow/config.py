@@ -21,6 +21,10 @@ BASE = "base"
 """The value of ``distil.teacher`` that stands for the system's base."""
 
 
+MEAN_LOGMEL = "mean-logmel"
+"""The value of ``control`` that takes the place of the base."""
+
+
 class ConfigError(ValueError):
     """An invalid setting. The message is one line with the key, the value, and what to write instead."""
 

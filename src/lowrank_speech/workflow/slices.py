@@ -13,6 +13,7 @@ from typing import Any
 from lowrank_speech.workflow.check_heads import constrained
 from lowrank_speech.workflow.config import (
     GRAPH,
+    MEAN_LOGMEL,
     Config,
     System,
     backed,
@@ -122,8 +123,13 @@ class Slices:
     @once
     def overlap(self, wildcards: Any) -> Slice:
         """Which splits play which role in a task."""
-        roles = overlaps(self.config, wildcards.task)
-        return Slice({"roles": {role: ["/".join(split) for split in of] for role, of in roles.items()}}, {})
+        roles, task = overlaps(self.config, wildcards.task), self.config["tasks"][wildcards.task]
+        cfg: Keys = {"roles": {role: ["/".join(split) for split in of] for role, of in roles.items()}}
+        if task["type"] == "lid":
+            cfg["apart"] = ["speakers", "sources", "sessions"]
+            if task["allow_shared"]:
+                cfg["allow_shared"] = {what: sorted(of) for what, of in task["allow_shared"].items() if of}
+        return Slice(cfg, {})
 
     @once
     def lang(self, wildcards: Any) -> Slice:
@@ -187,6 +193,10 @@ class Slices:
         """The task, the way of adapting, and the recipe with all overrides."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
+        if method.get("control") == MEAN_LOGMEL:
+            seed = self.config["seed"] if method.get("seed") is None else method["seed"]
+            own = {"seed": seed, "task": self._task(system.task), "adapt": "none", "control": MEAN_LOGMEL}
+            return Slice(own, {})
         recipe, runtime = self._apart("training", _used(self.recipe(system)))
         if task["type"] != "asr":
             recipe = _without(recipe, RECOGNITION_ONLY)
@@ -196,6 +206,8 @@ class Slices:
             "adapt": method["adapt"],
             "training": recipe,
         }
+        if method.get("control"):
+            cfg |= {"control": method["control"], "shuffle": method["shuffle"] or "utterances"}
         if method["adapt"] == "lora":
             cfg["lora"] = method["lora"]
         if (own := head(self.config, system)) is not None:
@@ -374,6 +386,8 @@ class Slices:
     def _task(self, task: str, training: bool = False) -> Keys:
         """What a stage must know of the task. Only ``training`` crops."""
         found = _only(self.config["tasks"][task], ("type", "languages", "segment"))
+        if channel := self.config["tasks"][task]["channel"]:
+            found["channel"] = channel
         segment = found.get("segment")
         if segment and not (training and segment["crop"]):
             found["segment"] = _without(segment, ("crop",))

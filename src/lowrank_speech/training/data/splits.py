@@ -1,6 +1,6 @@
 """Select the cuts that a training can use, with their targets, and set the others aside before the first step."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -26,7 +26,8 @@ class Split:
 
     ``what``: its name in messages; ``recipe``: only for the training split, whose speed may change; ``seconds``: cut
     utterances to at most this length, at a position drawn from ``seed`` (None: the middle); ``number``: of its usable
-    cuts, once ``usable_cuts`` has seen them; ``crops``: the pieces that each epoch reads (``features.crops``).
+    cuts, once ``usable_cuts`` has seen them; ``crops``: the pieces that each epoch reads (``features.crops``);
+    ``changes``: functions from cuts to other cuts, such as with other labels.
     """
 
     what: str
@@ -36,6 +37,7 @@ class Split:
     seed: int | None = None
     number: int = 0
     crops: Any = None
+    changes: tuple[Callable[[Iterable[Any]], Iterator[Any]], ...] = ()
 
     def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
         """Yield the cuts that fit the model's window. Raises UserError if they have stored features to augment."""
@@ -44,6 +46,8 @@ class Split:
             self._check_crops(window)
             window = None  # pieces fit, however long the utterances are
         cuts = segment(load_cuts(self.path, lazy=True), self.seconds, self.seed)
+        for change in self.changes:
+            cuts = change(cuts)
         slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
         cuts = one_supervision(fitting(cuts, model.feature_size, self.path), set_aside)
         for cut in fits_window(cuts, window, set_aside, slowest):
@@ -148,6 +152,14 @@ def crops(lengths: tuple[float, float] | None, seed: int) -> Any:
     from lowrank_speech.features.crops import Crops
 
     return Crops(*lengths, seed)
+
+
+def through_channel(channel: str, path: Path) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """A function that sends the cuts of ``path`` through a ``channel``."""
+    # Imported here, so that the code hash of a training without one can leave it out.
+    from lowrank_speech.features.channel import through
+
+    return partial(through, channel=channel, path=path)
 
 
 def augmentation(recipe: TrainConfig) -> Any:
