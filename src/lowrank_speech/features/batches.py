@@ -281,4 +281,5 @@ def piece(cut: Any, seconds: float, seed: int | None = None, place: float | None
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+    # Torch's generator on the CPU only uses the lower 32 bits of a seed.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
