@@ -14,7 +14,6 @@ import typer
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise, Init
 
-
 Layers = Annotated[
     list[str] | None,
     typer.Option(help="ffn, attention, all, embedding (Whisper), or a name pattern; may be repeated.  [default: ffn]"),
