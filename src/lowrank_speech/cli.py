@@ -23,6 +23,7 @@ import typer
 from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.cli_run import plan, run, status
+from lowrank_speech.cli_upkeep import clean, verify
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
     Characters,
@@ -301,6 +302,8 @@ app.command("factorise")(friendly(factorise))
 app.command("run")(friendly(run))
 app.command("status")(friendly(status))
 app.command("plan")(friendly(plan))
+app.command("verify")(friendly(verify))
+app.command("clean")(friendly(clean))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
