@@ -97,6 +97,10 @@ def test_a_control_takes_the_place_of_the_base():
         (spoken(test={"a": {"split": "test", "place": "random"}}), "place: it has no effect without `seconds`"),
         (spoken(allow_shared={"speakers": ["train"]}), "name two or three different roles that may share speakers"),
         (spoken(segment={"crop": [0, 1]}), "its lengths in seconds must be above 0"),
+        (
+            spoken(channel="gsm"),
+            "channel: gsm changes samples, but bases.whisper has stored features (logmel); set bases",
+        ),
         (spoken(channel="fm"), "'fm' is not valid; expected one of: narrow, mulaw, gsm, mp3"),
     ],
 )

@@ -18,6 +18,7 @@ from lowrank_speech.workflow.config import (
     Config,
     ConfigError,
     Split,
+    System,
     decoders,
     model_task,
     systems,
@@ -52,6 +53,7 @@ def check(config: Config, schema: Schema) -> None:
     if against is not None:
         known("report.against", against, config["systems"]["methods"], "systems.methods: ")
     for system in systems(config):
+        _check_channel(config, system)
         check_system(config, system, schema["families"])
         check_decoders(config, system, schema)
         task = model_task(config, schema, system.base, system.task)
@@ -104,6 +106,16 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
                 f"{'expected one of: ' + ', '.join(fit) if fit else 'define another one under decoders'}"
             )
         check_resources(config, decoder)
+
+
+def _check_channel(config: Config, system: System) -> None:
+    """Refuse a channel for a base whose features are stored: it changes samples."""
+    channel, features = (config["tasks"][system.task].get("channel"), config["bases"][system.base]["features"])
+    if channel is not None and features != "waveform":
+        raise ConfigError(
+            f"tasks.{system.task}.channel: {channel} changes samples, but bases.{system.base} has stored features "
+            f"({features}); set bases.{system.base}.features: waveform, or remove the channel"
+        )
 
 
 def _check_piece(where: str, kind: str, test: Mapping[str, Any]) -> None:
