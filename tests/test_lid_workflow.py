@@ -1,11 +1,14 @@
 """Back ends, pieces, controls and allowed sharing in a config: their jobs, their slices, and what is refused."""
 
+import shutil
+
 import pytest
 import yaml
 
-from lowrank_speech.reporting import confounds, durations
-from lowrank_speech.reporting.systems import Result, System, SystemName
+from lowrank_speech.reporting import blocks, confounds, durations, flags
+from lowrank_speech.reporting.systems import Result, System, SystemName, read_systems
 from lowrank_speech.workflow.config import backed, calibrated_results, fused, pieces, systems
+from report_tree import make_tree, manifest
 from workflow_config import checked, refused, sliced, wildcards
 from workflow_tree import REPOSITORY, tiny_config
 
@@ -206,3 +209,26 @@ def test_curves_of_cost_against_duration():
     from lowrank_speech.reporting.plots import png
 
     assert png(lambda s: durations.figure(s, of), [one], "light", 60).startswith(b"\x89PNG")
+
+
+def test_a_fusion_costs_what_its_systems_cost_together(tmp_path):
+    name = SystemName("whisper", "lid", "full", "lid")
+    make_tree(tmp_path)
+    inputs = [{"system": f"whisper/lid/{method}", "columns": ["de"]} for method in ("full", "lowrank")]
+    metrics = {"backend": {"inputs": inputs}, "warning": "dev is too easy"}
+    manifest(tmp_path / "backend" / str(name) / "both" / "backend.json", "backend", metrics, {})
+    shutil.copytree(tmp_path / "score" / str(name) / "scores", tmp_path / "score" / str(name) / "both")
+    found = read_systems(tmp_path, {name: (["test"], ["scores"])}, {name: {"both": "scores"}})[0]
+    alone, both = found.result("test", "scores"), found.result("test", "both")
+    other = read_systems(tmp_path, {SystemName("whisper", "lid", "lowrank", "lid"): (["test"], ["scores"])})[0]
+    second = other.result("test", "scores")
+    assert both.metrics["systems"] == 2 and both.metrics["cllr"] == alone.metrics["cllr"] is not None
+    for key in ("parameters_total", "parameters_trained", "rtf"):
+        assert both.metrics[key] == pytest.approx(alone.metrics[key] + second.metrics[key])
+    assert 0 < both.metrics["reduction"] < second.metrics["reduction"]
+    assert flags.flags(both) == [*flags.flags(alone), "back end: dev is too easy"]
+    (block,) = blocks.blocks([found])
+    rows = {cells[1]: cells for _, cells in block.rows if cells[0] not in ("chance", "majority")}
+    assert rows.keys() == {"scores", "both"} and ("Cllr", "bits") in block.titles
+    place = block.titles.index(("para-", "meters"))
+    assert rows["scores"][place] != rows["both"][place]
