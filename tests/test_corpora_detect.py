@@ -1,6 +1,7 @@
 """detect: the kind of a folder and the keys of its section in a config."""
 
 import pytest
+
 from lowrank_speech.corpora import detect as module
 from lowrank_speech.corpora import registry
 from lowrank_speech.corpora.detect import detect

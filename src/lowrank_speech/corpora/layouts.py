@@ -183,13 +183,14 @@ def with_details(
             yield item
             continue
         header = headers[item.audio]
+        if isinstance(header, AudioError) or (header.channels == 1 and not item.custom):
+            yield item  # validate.py says what is wrong, or needs no details
+            continue
         try:
-            if isinstance(header, AudioError):
-                raise header
             own = checks if item.channel is None else replace(checks, channel=item.channel)
             cut = make_cut(item, header, own)
         except AudioError as fault:
-            yield SetAside(item.id, fault.reason, f"{item.where}: {fault.detail}" if item.where else fault.detail)
+            yield SetAside(item.id, fault.reason, fault.detail)
             continue
         cut.supervisions[0].custom = dict(item.custom) if item.custom else None
         yield cut
