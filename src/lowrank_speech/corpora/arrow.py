@@ -1,8 +1,8 @@
-"""Read tables of Hugging Face `datasets` from disk with pyarrow: Arrow files of ``save_to_disk`` or the cache, Parquet files.
+"""Read tables of Hugging Face `datasets` from disk with pyarrow: Arrow files of ``save_to_disk`` or the cache,
+Parquet files.
 
-Only the columns that are asked for are read, batch by batch. pyarrow is one package; `datasets` would bring several more,
-and decodes audio, which this project does itself.
-"""
+Only the columns that are asked for are read, batch by batch. pyarrow is one package; `datasets` would bring several
+more, and decodes audio, which this project does itself."""
 
 import json
 import re

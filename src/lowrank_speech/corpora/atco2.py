@@ -1,12 +1,12 @@
 """ATCO2: air traffic control, a WAV file and an XML file of segments per recording (ATCO2 test sets of 1 h and 4 h).
 
-In: ``DATA/LKPR_..._174652.wav`` beside ``....xml`` with ``segment`` elements: ``start``, ``end``, ``speaker``, ``text``,
-``tags/correct``, ``tags/non_english``. Out: an utterance per segment. As in the preparation scripts of the corpus, marks
-of named entities (``[#callsign]``) are removed, what was pronounced counts (``04R(zero four right)``), and words of other
-languages lose their marks (``[NE Czech]``). Marks of noise, such as ``[hes]`` and ``[unk]``, stay: ``normalise.tags``
-removes or maps them. Segments that are marked as incorrect or not English are set aside. If your copy has Kaldi data
-directories, use the kind kaldi. Free sample: atco2.org/data (Zuluaga-Gomez et al., arXiv 2211.04054). Source:
-github.com/idiap/atco2-corpus.
+In: ``DATA/LKPR_..._174652.wav`` beside ``....xml`` with ``segment`` elements: ``start``, ``end``, ``speaker``,
+``text``, ``tags/correct``, ``tags/non_english``. Out: an utterance per segment. As in the preparation scripts of the
+corpus, marks of named entities (``[#callsign]``) are removed, what was pronounced counts (``04R(zero four right)``),
+and words of other languages lose their marks (``[NE Czech]``). Marks of noise, such as ``[hes]`` and ``[unk]``, stay:
+``normalise.tags`` removes or maps them. Segments that are marked as incorrect or not English are set aside. If your
+copy has Kaldi data directories, use the kind kaldi. Free sample: atco2.org/data (Zuluaga-Gomez et al., arXiv
+2211.04054). Source: github.com/idiap/atco2-corpus.
 
     corpora:
       atco2: {kind: atco2, path: /data/ATCO2-ASRdataset-v1_beta, splits: {test: {source: DATA}}}

@@ -1,9 +1,9 @@
 """FLEURS: the folder of a language, or of several languages, as Google distributes it.
 
 In: ``de_de/train.tsv`` (no header; id, file, raw transcript, transcript, characters, number of samples, gender) and
-``de_de/audio/train/*.wav``, for train, dev and test. Out: an utterance per row, whose id is the name of the file. FLEURS
-names no speakers, so every utterance has its own; several speakers read each sentence. The language is the name of the
-folder without the country (``cmn`` for ``cmn_hans_cn``). CC BY 4.0 (Conneau et al., SLT 2022).
+``de_de/audio/train/*.wav``, for train, dev and test. Out: an utterance per row, whose id is the name of the file.
+FLEURS names no speakers, so every utterance has its own; several speakers read each sentence. The language is the
+name of the folder without the country (``cmn`` for ``cmn_hans_cn``). CC BY 4.0 (Conneau et al., SLT 2022).
 
     corpora:
       fleurs: {kind: fleurs, path: /data/fleurs, languages: [de_de, fr_fr],

@@ -1,9 +1,9 @@
 """A folder of audio with a text file of the same name beside each file: ``a.wav`` with ``a.txt`` or ``a.lab``.
 
-In: ``train/anna/001.wav`` and ``train/anna/001.txt``, in folders of any depth. A ``.lab`` file may have times, as in HTK
-(``0 1200000 hello``); only its words are used. Out: an utterance per recording, whose id is its path below the source.
-The first folder below the source is the speaker (anna); a file directly in the source has a speaker of its own. Recordings
-without a text file serve language recognition only.
+In: ``train/anna/001.wav`` and ``train/anna/001.txt``, in folders of any depth. A ``.lab`` file may have times, as in
+HTK (``0 1200000 hello``); only its words are used. Out: an utterance per recording, whose id is its path below the
+source. The first folder below the source is the speaker (anna); a file directly in the source has a speaker of its
+own. Recordings without a text file serve language recognition only.
 
     corpora:
       mine: {kind: folder, path: /data/recordings, language: de,

@@ -1,10 +1,10 @@
 """Lhotse manifests: cuts, recordings with supervisions, or Shar, as `lhotse prepare` and many recipes write them.
 
 In: per split a manifest of cuts (``cuts_train.jsonl.gz``), a pair ``x_recordings_train.jsonl.gz`` and
-``x_supervisions_train.jsonl.gz`` (name one of the two), a Shar folder, or only the part of the names that the split has of its
-own (``train-clean-100``). Relative paths of audio start at ``audio``. Out: a cut per supervision, so long recordings and cuts
-with several supervisions are divided. Features are not used. Audio inside Shar archives is written to files. Recordings that
-are commands are refused; those at URLs are set aside.
+``x_supervisions_train.jsonl.gz`` (name one of the two), a Shar folder, or only the part of the names that the split
+has of its own (``train-clean-100``). Relative paths of audio start at ``audio``. Out: a cut per supervision, so long
+recordings and cuts with several supervisions are divided. Features are not used. Audio inside Shar archives is
+written to files. Recordings that are commands are refused; those at URLs are set aside.
 
     corpora:
       libri: {kind: lhotse, path: /data/manifests, language: en,

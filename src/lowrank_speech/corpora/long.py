@@ -1,9 +1,9 @@
 """Long recordings, cut at the times of STM, CTM or TextGrid files.
 
-In: a transcript file as the source (``train.stm``, ``train.ctm``), or a folder with one per recording (as in TED-LIUM: ``stm/``
-and ``sph/``), and the recordings, which are found by name anywhere below ``audio``. Words of a CTM file are joined to
-utterances at pauses. Out: an utterance per segment, of the channel that the transcript names (1, 2 or A, B) if the recording
-has several.
+In: a transcript file as the source (``train.stm``, ``train.ctm``), or a folder with one per recording (as in
+TED-LIUM: ``stm/`` and ``sph/``), and the recordings, which are found by name anywhere below ``audio``. Words of a CTM
+file are joined to utterances at pauses. Out: an utterance per segment, of the channel that the transcript names (1, 2
+or A, B) if the recording has several.
 
     corpora:
       talks: {kind: long, path: /data/talks, language: en, audio: wav,

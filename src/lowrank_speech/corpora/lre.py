@@ -1,8 +1,9 @@
 """A key of a NIST language recognition evaluation (LRE) with its audio.
 
-In: a key (``scoring/nist.py`` reads the forms of LRE07 to LRE22: segment, language, and optionally source, speaker) and a
-folder with the audio. A segment's file is found by its name, with or without a suffix in the key, anywhere below the
-folder. Out: an utterance without text per segment; ``custom.source`` is the source, for example mls14 or vast.
+In: a key (``scoring/nist.py`` reads the forms of LRE07 to LRE22: segment, language, and optionally source, speaker)
+and a folder with the audio. A segment's file is found by its name, with or without a suffix in the key, anywhere
+below the folder. Out: an utterance without text per segment; ``custom.source`` is the source, for example mls14 or
+vast.
 
     corpora:
       lre: {kind: lre, path: /data/LDC2022E16, audio: data,
@@ -12,11 +13,11 @@ folder. Out: an utterance without text per segment; ``custom.source`` is the sou
 import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside, Utterance
-from lowrank_speech.corpora.layouts import Layout, Segment, inside, located, name_id, with_details
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, inside, located, name_id, with_details
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import REQUIRED, key, settings
@@ -103,3 +104,17 @@ def _audio(segment: str, folder: Path, index: dict[str, list[Path]]) -> list[Pat
     name = PurePosixPath(segment)
     found = index.get(name.stem if walking.is_audio(Path(segment)) else name.name, [])
     return [path for path in found if path.name == name.name] or found
+
+
+def looks_like(path: Path) -> dict[str, Any] | None:
+    """The keys for ``path`` if it has keys of segments and languages (``detect.py``)."""
+    from lowrank_speech.scoring.nist import read_key
+
+    found = {}
+    for key_file in sorted([*path.glob("*.key"), *path.glob("*/*.key")]):
+        try:
+            read_key(key_file)
+        except ValueError:
+            continue
+        found[key_file.stem] = key_file.relative_to(path).as_posix()
+    return {"splits": guess_splits(found)} if found else None

@@ -1,9 +1,9 @@
 """JSON lines with the keys of NeMo: a manifest per source, one object per line.
 
 In: ``{"audio_filepath": "wav/a.wav", "duration": 3.2, "text": "good morning", "offset": 1.5, "lang": "en", "speaker":
-"anna"}``; only the first key is required. Relative paths start at the manifest's folder. With ``offset``, the utterance is
-that part of the recording; without it, ``duration`` is compared with the audio. Other names of keys: ``columns``. Out: an
-utterance per line. Manifests of tar files (keys ``shard_id``) are refused.
+"anna"}``; only the first key is required. Relative paths start at the manifest's folder. With ``offset``, the
+utterance is that part of the recording; without it, ``duration`` is compared with the audio. Other names of keys:
+``columns``. Out: an utterance per line. Manifests of tar files (keys ``shard_id``) are refused.
 
     corpora:
       mine: {kind: nemo, path: /data/manifests, language: en,

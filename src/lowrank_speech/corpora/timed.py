@@ -1,9 +1,8 @@
 """Transcripts with times: NIST's STM and CTM files, and Praat's TextGrid files.
 
 Each reader yields ``Part``s, or ``SetAside`` for lines that cannot be used. Sources: the manual of NIST's SCTK
-(infmts.htm) for STM and CTM; Praat's manual, "TextGrid file formats", according to which only free-standing numbers, texts
-in double quotes and flags in angle brackets count, so the long and the short form read alike.
-"""
+(infmts.htm) for STM and CTM; Praat's manual, "TextGrid file formats", according to which only free-standing numbers,
+texts in double quotes and flags in angle brackets count, so the long and the short form read alike."""
 
 import codecs
 import re

@@ -1,9 +1,9 @@
 """VoxLingua107: a folder of WAV files for each language, and ``dev/`` with the same, for language recognition.
 
-In: ``de/<video>__U__S1---0012.340-0020.110.wav``; the source ``train`` means the folders of languages beside ``dev/``,
-the source ``dev`` those in it. Out: an utterance without text per file, language from the folder's name. Speakers are not
-known; the YouTube video counts as the speaker, so no two parts share a video, and is ``custom.source``. CC BY 4.0 (Valk
-and Alumäe, SLT 2021).
+In: ``de/<video>__U__S1---0012.340-0020.110.wav``; the source ``train`` means the folders of languages beside
+``dev/``, the source ``dev`` those in it. Out: an utterance without text per file, language from the folder's name.
+Speakers are not known; the YouTube video counts as the speaker, so no two parts share a video, and is
+``custom.source``. CC BY 4.0 (Valk and Alumäe, SLT 2021).
 
     corpora:
       vox: {kind: voxlingua107, path: /data/voxlingua107, languages: [de, en, fr],

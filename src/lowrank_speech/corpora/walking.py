@@ -12,8 +12,10 @@ from lowrank_speech.corpora.common import SetAside
 from lowrank_speech.corpora.layouts import name_id, unreadable
 
 AUDIO = frozenset(
-    [".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph", ".aif", ".aiff", ".aifc", ".au", ".snd"]
-    + [".w64", ".rf64", ".caf", ".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm"]
+    (
+        *(".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".sph", ".aif", ".aiff", ".aifc", ".au", ".snd", ".w64"),
+        *(".rf64", ".caf", ".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm"),
+    )
 )
 """Suffixes of audio files, in lower case. Formats that cannot be decoded are set aside when they are opened."""
 
