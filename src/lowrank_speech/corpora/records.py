@@ -121,20 +121,20 @@ def utterances(
     wanted = {code.lower() for code in languages}
     seen: dict[str, tuple[int, Mapping[str, Any]]] = {}
     for row, where, line in rows:
-        name = str(row.get("id") or "").strip()
+        name = _text(row.get("id"))
         if name:
             first, known = seen.setdefault(name, (line, row))
             for role in row.keys() - {"carried"} if known is not row else ():
                 if known.get(role) != row[role]:
                     refuse_twice(path, f"the id {name}", (first, line), (known.get(role), row[role]))
-        yield _utterance(row, name, base, language, wanted, where)
+        name = name or derived_id(_text(row.get("audio")), row.get("start"), row.get("seconds"))
+        yield _utterance(row, name or name_id(f"{path.name}:{line}"), base, language, wanted, where)
 
 
 def _utterance(
     row: Mapping[str, Any], name: str, base: Path, language: str | None, wanted: set[str], where: str
 ) -> Segment | SetAside:
-    audio = str(row.get("audio") or "").strip()
-    name = name or derived_id(audio, row.get("start"), row.get("seconds")) or name_id(where)
+    audio = _text(row.get("audio"))
     numbers = {}
     for role in ("start", "seconds"):
         try:
@@ -142,34 +142,38 @@ def _utterance(
         except ValueError:
             what = "duration" if role == "seconds" else role
             return SetAside(name, "malformed row", f"{where}: the {what} is {row[role]!r}")
-    code = str(row.get("language") or language or "").strip().lower()
+    code = (_text(row.get("language")) or language or "").lower()
     if not audio:
         return SetAside(name, "no recording", f"{where}: the audio path is empty")
     if not code:
         return SetAside(name, "no language", f"{where}: the language is empty")
     if wanted and code not in wanted:
         return SetAside(name, "unknown language", f"{where}: {code} is not one of {', '.join(sorted(wanted))}")
-    speaker = str(row["speaker"] or "").strip() if "speaker" in row else name
+    speaker = _text(row["speaker"]) if "speaker" in row else name
     if not speaker:
         return SetAside(name, "no speaker", f"{where}: the speaker is empty")
     start, seconds = numbers["start"], numbers["seconds"]
     segment = start is not None
-    text = row.get("text")
     return Segment(
         id=name,
         audio=os.path.normpath(base / Path(audio).expanduser()),
         language=code,
         speaker=speaker,
-        text=one_line(None if text is None else str(text)),
-        gender=row.get("gender") or None,
+        text=one_line(_text(row.get("text"))),
+        gender=_text(row.get("gender")) or None,
         start=start or 0.0,
         end=(start or 0.0) + seconds if segment and seconds is not None else None,
         seconds=None if segment else seconds,
         recording_id=derived_id(audio, None, None) if segment else None,
         where=where,
-        custom={"source": row["source"]} if row.get("source") else None,
+        custom={"source": _text(row["source"])} if _text(row.get("source")) else None,
         carried=row.get("carried"),
     )
+
+
+def _text(value: Any) -> str:
+    """A value of a column as text: a speaker may be 0, and pandas writes an empty field as NaN."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def derived_id(audio: str, start: Any, seconds: Any) -> str:
@@ -188,7 +192,7 @@ def derived_id(audio: str, start: Any, seconds: Any) -> str:
 
 def number(value: Any) -> float | None:
     """Seconds at least 0; None for an empty field. ValueError: another value."""
-    if value is None or str(value).strip() == "":
+    if _text(value) == "":
         return None
     found = float(value)
     if not found >= 0 or math.isinf(found):

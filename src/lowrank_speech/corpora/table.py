@@ -72,7 +72,7 @@ def _utterances(config: Config, path: Path) -> Iterator[Segment | SetAside]:
         for line, values, fault in rows:
             where = f"{path} line {line}"
             if fault:
-                name = values[index.get("id", 0)] if index.get("id", 0) < len(values) else ""
+                name = values[index["id"]].strip() if "id" in index and index["id"] < len(values) else ""
                 faults.append(SetAside(name or f"{path.name}:{line}", "malformed row", f"{where}: {fault}"))
             else:
                 yield {role: values[place].strip() for role, place in index.items()}, where, line
