@@ -173,7 +173,8 @@ def _ogg(path: Path) -> Header:
         allowed = 0
     else:
         # The length in the last page cuts off the encoder's padding, which is at most one block.
-        _, _, _, header = _decode(io.BytesIO(ogg.without_length(data, found)), path)
+        source = path if ogg.short_opus(data, found) else io.BytesIO(ogg.without_length(data, found))
+        _, _, _, header = _decode(source, path)
         declared = _declared(path)
         allowed = ogg.trimmed(data, found, header.rate)
     if header.frames < declared:
