@@ -136,8 +136,10 @@ def pronounced(text: str) -> str | None:
 
 def looks_like(path: Path) -> dict[str, Any] | None:
     """The keys for ``path`` if it has WAV files beside XML files (``detect.py``)."""
-    for folder in [*sorted(p for p in path.iterdir() if p.is_dir()), path]:
-        if any(p.name.endswith(SUFFIXES) and (folder / f"{_stem(p)}.wav").exists() for p in folder.iterdir()):
-            source = "." if folder == path else folder.name
-            return {"splits": guess_splits({source: source})}
-    return None
+    folders = {p.name: p for p in sorted(path.iterdir()) if p.is_dir()} | {".": path}
+    found = {
+        name: name
+        for name, folder in folders.items()
+        if any(p.name.endswith(SUFFIXES) and (folder / f"{_stem(p)}.wav").exists() for p in folder.iterdir())
+    }
+    return {"splits": guess_splits(found)} if found else None
