@@ -63,7 +63,7 @@ def _in_folder(path: Path) -> list[Path]:
     state = path / "state.json"
     if state.is_file():
         try:
-            names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8"))["_data_files"]]
+            names = [entry["filename"] for entry in json.loads(state.read_text(encoding="utf-8-sig"))["_data_files"]]
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{state}: not the state of a data set that `save_to_disk` wrote: {error}") from error
         lost = [name for name in names if not (path / name).is_file()]

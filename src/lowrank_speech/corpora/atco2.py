@@ -21,7 +21,17 @@ from typing import Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, inside, located, name_id, one_line, segment_id
+from lowrank_speech.corpora.layouts import (
+    Layout,
+    Segment,
+    guess_splits,
+    inside,
+    located,
+    name_id,
+    one_line,
+    reported,
+    segment_id,
+)
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.corpora.records import number
 from lowrank_speech.settings import REQUIRED, key, settings
@@ -41,6 +51,7 @@ class Config(Layout):
     language: str = key("en", "language code of all utterances")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it or the folder of a split does not exist."""
     root = located(config, data_root, "a folder, such as DATA, with WAV and XML files of the same names")
@@ -49,12 +60,14 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The XML files."""
     used = sorted({split.source for split in config.splits.values()})
     return [path for source in used for path in _transcripts(root / source, config.kind)]
 
 
+@reported
 def listed(config: Config, root: Path) -> list[Path]:
     """The folders of the recordings, so that a new recording changes the corpus."""
     used = {split.source for split in config.splits.values()}

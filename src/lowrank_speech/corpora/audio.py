@@ -83,9 +83,9 @@ def check_file(path: str | Path) -> Header:
     AudioError: the file is missing, unreadable, truncated or empty, or contains audio that loading would skip.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AudioError("missing file", f"{path} does not exist")
     try:
+        if not path.is_file():
+            raise AudioError("missing file", f"{path} does not exist")
         size = path.stat().st_size
         if size == 0:
             raise AudioError("unreadable audio", f"{path} has 0 bytes")

@@ -25,6 +25,7 @@ from lowrank_speech.corpora.layouts import (
     located,
     name_id,
     one_line,
+    reported,
 )
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.errors import UserError
@@ -42,6 +43,7 @@ class Config(Layout):
     languages: tuple[str, ...] = key((), "folders of the languages to use; empty: all")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: a table of a split does not exist."""
     root = located(config, data_root, HOLDS)
@@ -55,6 +57,7 @@ def table(source: str) -> str:
     return source if source.endswith(".tsv") else f"{source}.tsv"
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The tables."""
     names = sorted({table(split.source) for split in config.splits.values()})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_speech.corpora import arrow, records
 from lowrank_speech.corpora.common import SetAside
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located, reported
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.corpora.records import Columns
 from lowrank_speech.corpora.stored import Store, stored_audio
@@ -41,6 +41,7 @@ class Config(Layout):
     columns: Columns = key(None, "names of the columns", default_factory=Columns)
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it or the files of a split do not exist."""
     root = located(config, data_root, "a data set: folders that save_to_disk wrote, or Parquet files")
@@ -49,6 +50,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The Arrow and Parquet files."""
     used = sorted({split.source for split in config.splits.values()})

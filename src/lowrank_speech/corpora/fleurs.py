@@ -25,6 +25,7 @@ from lowrank_speech.corpora.layouts import (
     located,
     name_id,
     one_line,
+    reported,
 )
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.errors import UserError
@@ -49,6 +50,7 @@ class Config(Layout):
     )
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: a table of a split does not exist."""
     root = located(config, data_root, HOLDS)
@@ -57,6 +59,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The tables."""
     names = sorted({f"{split.source}.tsv" for split in config.splits.values()})

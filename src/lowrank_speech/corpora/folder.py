@@ -18,7 +18,17 @@ from typing import Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside
-from lowrank_speech.corpora.layouts import LANGUAGE, Layout, Segment, guess_splits, inside, located, name_id, one_line
+from lowrank_speech.corpora.layouts import (
+    LANGUAGE,
+    Layout,
+    Segment,
+    guess_splits,
+    inside,
+    located,
+    name_id,
+    one_line,
+    reported,
+)
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.settings import REQUIRED, key, settings
 
@@ -37,6 +47,7 @@ class Config(Layout):
     )
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it or the folder of a split does not exist."""
     root = located(config, data_root, "folders of audio files, with .txt or .lab files beside them")
@@ -45,11 +56,13 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """Empty: the text files are compared like the audio, because there may be a million of them (``listed``)."""
     return []
 
 
+@reported
 def listed(config: Config, root: Path) -> list[Path]:
     """All folders with files: every file belongs to the corpus."""
     used = {split.source for split in config.splits.values()}

@@ -14,11 +14,12 @@ A layout's reader yields the items of a whole source; ``parts.items_of_split`` t
 ``common.py`` and ``validate.py`` stay as they are: a change in them would rerun every experiment.
 """
 
+import functools
 import os
 import re
 import unicodedata
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -79,14 +80,23 @@ class Segment(Utterance):
     """What the reader needs to make the item once the split is chosen (a row, a cut)."""
 
 
+def reported(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator of a kind's ``locate`` and ``sources``, which run while Snakemake plans: errors become UserErrors."""
+
+    @functools.wraps(function)
+    def checked(config: Layout, folder: Path | None) -> Any:
+        try:
+            return function(config, folder)
+        except OSError as error:
+            raise unreadable(config.kind, Path(error.filename or config.path or "."), error) from error
+
+    return checked
+
+
 def located(config: Layout, data_root: Path | None, holds: str, files: Iterable[str] = ()) -> Path:
-    """Return the corpus's folder, as ``find_folder`` does. UserError: it does not exist, or cannot be read."""
-    where = config.path or (data_root and Path(data_root) / (config.folder or config.kind))
-    try:
-        root = find_folder(config.kind, config.path, data_root, config.folder or config.kind, holds, files)
-        os.scandir(root).close()
-    except OSError as error:
-        raise unreadable(config.kind, Path(error.filename or where), error) from error
+    """Return the corpus's folder, as ``find_folder`` does. UserError: it does not exist. OSError: it cannot be read."""
+    root = find_folder(config.kind, config.path, data_root, config.folder or config.kind, holds, files)
+    os.scandir(root).close()
     return root
 
 
@@ -101,12 +111,9 @@ def unreadable(kind: str, path: Path, error: OSError) -> UserError:
 def inside(config: Layout, root: Path, source: str) -> Path:
     """The folder ``source`` below ``root``. UserError: it does not exist; the message lists the folders there are."""
     folder = root / source
-    try:
-        if folder.is_dir():
-            return folder
-        found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    except OSError as error:
-        raise unreadable(config.kind, folder, error) from error
+    if folder.is_dir():
+        return folder
+    found = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     raise UserError(
         f"corpus of kind {config.kind}: the folder {folder} does not exist (`source: {source}`); {root} has "
         f"{_listed(found) or 'no folder'}"

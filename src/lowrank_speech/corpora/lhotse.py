@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_speech.corpora.common import SAMPLING_RATE, SetAside
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located, name_id, one_line
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located, name_id, one_line, reported
 from lowrank_speech.corpora.manifests import Manifests, cuts_of, find, pairs_of
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.corpora.stored import stored_audio
@@ -42,6 +42,7 @@ class Config(Layout):
     audio: str = key(".", "where relative audio paths start: a folder, absolute or relative to the corpus's folder")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder of the manifests. UserError: it or a manifest does not exist."""
     root = located(config, data_root, "Lhotse manifests: cuts, recordings and supervisions, or Shar folders")
@@ -50,6 +51,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The manifests, and the archives of Shar folders."""
     used = sorted({split.source for split in config.splits.values()})

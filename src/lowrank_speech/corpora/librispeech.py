@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside, clean_text, read_lines
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, inside, located, name_id
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, inside, located, name_id, reported
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.settings import REQUIRED, key, settings
 
@@ -32,6 +32,7 @@ class Config(Layout):
     language: str = key("en", "language code of all utterances")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder of the subsets. UserError: it or a subset does not exist."""
     root = located(config, data_root, "subsets such as train-clean-100, with speaker/chapter/*.trans.txt")
@@ -45,6 +46,7 @@ def _subsets(config: Config, root: Path, source: str) -> list[Path]:
     return found or [inside(config, root, source)]
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The transcripts and the list of speakers."""
     subsets = {path for split in config.splits.values() for path in _subsets(config, root, split.source)}
@@ -56,6 +58,7 @@ def _transcripts(folder: Path, kind: str) -> list[Path]:
     return [path for path in found if isinstance(path, Path) and path.name.endswith(TRANSCRIPTS)]
 
 
+@reported
 def listed(config: Config, root: Path) -> list[Path]:
     """The folders of chapters: a new recording changes the corpus."""
     subsets = {path for split in config.splits.values() for path in _subsets(config, root, split.source)}

@@ -26,6 +26,7 @@ from lowrank_speech.corpora.layouts import (
     inside,
     located,
     name_id,
+    reported,
     segment_id,
     with_details,
 )
@@ -52,6 +53,7 @@ class Config(Layout):
     max_seconds: Positive = key(20.0, "CTM: longest utterance that words are joined to, in seconds")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it, a transcript or the folder of the recordings does not exist."""
     root = located(config, data_root, "STM, CTM or TextGrid files, and recordings of the same names")
@@ -61,6 +63,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The transcripts."""
     used = sorted({split.source for split in config.splits.values()})

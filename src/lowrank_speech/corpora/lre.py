@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside, Utterance
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, inside, located, name_id, with_details
+from lowrank_speech.corpora.layouts import (
+    Layout,
+    Segment,
+    guess_splits,
+    inside,
+    located,
+    name_id,
+    reported,
+    with_details,
+)
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import REQUIRED, key, settings
@@ -37,6 +46,7 @@ class Config(Layout):
     languages: tuple[str, ...] = key((), "languages to use, others are set aside; empty: all languages")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it, a key or the folder of the audio does not exist."""
     names = sorted({split.source for split in config.splits.values()})
@@ -45,6 +55,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The keys."""
     return [root / source for source in sorted({split.source for split in config.splits.values()})]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside, clean_text, read_lines
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, language_folders, located, name_id
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, language_folders, located, name_id, reported
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import REQUIRED, key, settings
@@ -44,6 +44,7 @@ class Config(Layout):
     languages: tuple[str, ...] = key((), "folders of the languages to use, for example mls_german; empty: all")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: a transcript file does not exist."""
     root = located(config, data_root, "train/, dev/, test/ with transcripts.txt and audio/, or mls_* folders with them")
@@ -52,6 +53,7 @@ def locate(config: Config, data_root: Path | None) -> Path:
     return root
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The transcripts."""
     names = sorted({f"{split.source}/{TRANSCRIPTS}" for split in config.splits.values()})

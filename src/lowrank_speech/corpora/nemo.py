@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_speech.corpora import records
 from lowrank_speech.corpora.common import SetAside, Utterance, read_lines
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located, with_details
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located, reported, with_details
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.corpora.records import Columns
 from lowrank_speech.errors import UserError
@@ -39,12 +39,14 @@ class Config(Layout):
     columns: Columns = key(None, "names of the keys", default_factory=Columns)
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder of the manifests. UserError: it or a manifest does not exist."""
     names = sorted({split.source for split in config.splits.values()})
     return located(config, data_root, f"manifests in JSON lines ({', '.join(names)})", names)
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The manifests."""
     return [root / source for source in sorted({split.source for split in config.splits.values()})]

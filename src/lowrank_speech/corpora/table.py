@@ -17,7 +17,7 @@ from typing import Any, Literal
 from lowrank_speech.corpora import records
 from lowrank_speech.corpora.common import SetAside
 from lowrank_speech.corpora.delimited import Delimiter, read_rows
-from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located
+from lowrank_speech.corpora.layouts import Layout, Segment, guess_splits, located, reported
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.corpora.records import Columns
 from lowrank_speech.errors import UserError
@@ -38,12 +38,14 @@ class Config(Layout):
     )
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder of the tables. UserError: it or a table does not exist."""
     names = sorted({split.source for split in config.splits.values()})
     return located(config, data_root, f"tables with a header line ({', '.join(names)})", names)
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """The tables."""
     return [root / source for source in sorted({split.source for split in config.splits.values()})]

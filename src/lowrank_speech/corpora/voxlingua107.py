@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lowrank_speech.corpora import walking
 from lowrank_speech.corpora.common import SetAside, Utterance
-from lowrank_speech.corpora.layouts import Layout, Segment, inside, located, name_id, with_details
+from lowrank_speech.corpora.layouts import Layout, Segment, inside, located, name_id, reported, with_details
 from lowrank_speech.corpora.parts import items_of_split
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import REQUIRED, key, settings
@@ -40,6 +40,7 @@ class Config(Layout):
     languages: tuple[str, ...] = key((), "languages to use; empty: all")
 
 
+@reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it, dev/ or the folder of a language does not exist."""
     root = located(config, data_root, "folders of languages, such as de, with WAV files, and dev/ with such folders")
@@ -65,11 +66,13 @@ def _languages(config: Config, root: Path, source: str) -> dict[str, Path]:
     return {p.name: p for p in sorted(folder.iterdir()) if p.is_dir() and CODE.fullmatch(p.name) and p.name != "dev"}
 
 
+@reported
 def sources(config: Config, root: Path) -> list[Path]:
     """Empty: there are no tables."""
     return []
 
 
+@reported
 def listed(config: Config, root: Path) -> list[Path]:
     """The folders of the languages, so that a new file changes the corpus."""
     used = sorted({split.source for split in config.splits.values()})
