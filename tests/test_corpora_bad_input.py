@@ -417,6 +417,36 @@ def test_damaged_archives(corpora, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_arrow_files_hold_what_parquet_files_hold(corpora, tmp_path):
+    """Both forms of Arrow, as `datasets` and others write them, with bytes of audio."""
+    corpus = copied(corpora("datasets_parquet"), tmp_path / "x")
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    for i, path in enumerate(sorted((tmp_path / "x/data").iterdir())):
+        table = parquet.read_table(path)
+        with pa.OSFile(str(path.with_suffix(".arrow")), "wb") as file:
+            writer = (pa.ipc.new_stream, pa.ipc.new_file)[i % 2]
+            with writer(file, table.schema) as out:
+                out.write_table(table)
+        path.unlink()
+    for split, texts in corpus.texts.items():
+        assert found(corpus.config, split, tmp_path / "out" / split) == (texts, corpus.aside[split])
+
+
+@pytest.mark.parametrize("limit", ["max_utterances", "max_seconds_per_language"])
+def test_only_the_chosen_audio_is_written(limit, corpora, tmp_path):
+    """A limit in seconds measures the stored audio, which no column declares."""
+    splits = {"train": {"source": "train", "by": "utterance", limit: 1 if limit == "max_utterances" else 0.5}}
+    said, aside = found({**corpora("datasets_parquet").config, "splits": splits}, "train", tmp_path / "out")
+    names = [path.stem for path in (tmp_path / "out").iterdir()]
+    chosen = [
+        name for name in (*said, *aside) if name in ("train-000000003", *corpora("datasets_parquet").texts["train"])
+    ]
+    assert sorted(names) == sorted(name.removeprefix("train-") for name in chosen)
+    assert len(names) == 1 if limit == "max_utterances" else len(said) == 2  # 0.4 s of each language
+
+
 def test_damaged_parquet(corpora, tmp_path):
     corpus = copied(corpora("datasets_parquet"), tmp_path / "x")
     path = tmp_path / "x/data/train-00001-of-00002.parquet"

@@ -23,6 +23,7 @@ BATCH = 256
 def pyarrow_module() -> Any:
     """The package pyarrow. UserError: it is not installed."""
     try:
+        import pyarrow.compute
         import pyarrow.ipc
         import pyarrow.parquet
     except ImportError as error:
