@@ -405,6 +405,15 @@ def test_damaged_manifests(corpora, tmp_path):
         found({**corpus.config, "splits": {"train": {"source": path.name}}}, "train", tmp_path)
 
 
+def test_paths_that_start_elsewhere(corpora, tmp_path):
+    corpus = copied(corpora("lhotse_cuts"), tmp_path / "x")
+    (tmp_path / "x/wav").rename(tmp_path / "wav")
+    said, aside = found(corpus.config, "dev", tmp_path / "out")
+    assert not said and aside == {"dev-0": "missing file", "dev-1": "missing file"}
+    config = {**corpus.config, "audio": str(tmp_path)}
+    assert found(config, "dev", tmp_path / "out") == (corpus.texts["dev"], {})
+
+
 def test_damaged_archives(corpora, tmp_path):
     corpus = copied(corpora("lhotse_shar"), tmp_path / "x")
     [archive] = (tmp_path / "x/train").glob("*.tar")

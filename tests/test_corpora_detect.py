@@ -28,6 +28,11 @@ def test_splits_are_guessed_from_names():
     assert list(guess_splits({"all": "x"}).values()) == [
         {"source": "x", "part": part} for part in ([0.0, 0.8], [0.8, 0.9], [0.9, 1.0])
     ]
+    assert guess_splits({"dev-clean": "d", "dev-other": "o", "test-clean": "t", "train-clean-5": "r"}) == {
+        "train": {"source": "r"},
+        "dev": {"source": "d"},
+        "test": {"source": "t"},
+    }
     assert guess_splits({}) == {}
 
 

@@ -1,14 +1,20 @@
 """Every layout of a corpus: what its reader finds, what it sets aside, and what stage corpus makes of it."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from lhotse import CutSet
 
+from conftest import REPOSITORY
 from corpus_layouts import LAYOUTS, PYARROW, Corpus
+from lowrank_speech.corpora import registry
 from lowrank_speech.corpora.detect import detect
 from lowrank_speech.stages import corpus as stage
+
+DOCS = REPOSITORY / "docs" / "your-data.md"
 
 
 def make(name: str, root: Path) -> Corpus:
@@ -61,3 +67,29 @@ def test_layout_is_detected(name, tmp_path):
     given = {key: made.config[key] for key in found.missing}
     own = {key: value for key, value in made.config.items() if key not in ("splits",)}
     assert run({**own, **found.keys, **given}, "train", tmp_path / "out") == 0
+
+
+def test_the_recipes_in_the_docs_exist():
+    """With the installed Lhotse: the commands, and the options that they are given."""
+    from lhotse.bin.modes.recipes import prepare
+
+    lines = re.findall(r"`lhotse prepare ([^`]+)`", DOCS.read_text(encoding="utf-8"))
+    assert len(lines) >= 10
+    for name, *words in (line.split() for line in lines):
+        params = prepare.commands[name].params
+        options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
+        assert {word for word in words if word.startswith("-")} <= options, name
+        assert sum(param.param_type_name == "argument" for param in params) == len({"CORPUS", "AUDIO", "OUT"} & set(words))
+
+
+def test_the_configs_in_the_docs_are_valid():
+    """Every section of corpora; and the table of kinds is complete."""
+    text = DOCS.read_text(encoding="utf-8")
+    sections = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(corpora:.*?)```", text, re.S)]
+    kinds = set()
+    for section in sections:
+        for name, corpus in section["corpora"].items():
+            kinds.add(registry.read(corpus, f"corpora.{name}").kind)
+    assert kinds >= set(registry.KINDS) - {"digits", "espeak"}
+    listed = re.findall(r"^\| `([a-z0-9]+)`", text, re.M)
+    assert set(registry.KINDS) - {"digits", "espeak"} <= set(listed)

@@ -109,6 +109,11 @@ def _divided(config: Config, root: Path, cut: "Cut", where: str) -> Iterator[Seg
             detail = f"{where}: {supervision.id} has the channels {channels}; `checks: {{channel: 0}}` selects one"
             yield SetAside(name, "several channels", detail)
             continue
+        lost = [path for path in _relative(cut) if _absent(base / path)]
+        if lost:
+            detail = f"{where}: {lost[0]} is not below {base}; set the corpus's key `audio` to the folder it starts at"
+            yield SetAside(name, "missing file", detail)
+            continue
         yield Segment(
             id=name,
             audio="",
@@ -142,6 +147,20 @@ def _fault(cut: "Cut", where: str) -> SetAside | None:
     if not cut.supervisions:
         return SetAside(name_id(cut.id), "no supervision", f"{where}: the cut {cut.id} has no supervision")
     return None
+
+
+def _relative(cut: "Cut") -> list[str]:
+    """The relative paths of the audio of a cut: they start where the manifest was made, which it does not tell."""
+    from lowrank_speech.corpora.validate import paths
+
+    return [path for path in paths(cut) if not Path(path).expanduser().is_absolute()]
+
+
+def _absent(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # validate.py says that it cannot be read
+        return False
 
 
 def _speaker(supervision: "SupervisionSegment") -> str:
