@@ -22,6 +22,8 @@ import typer
 
 from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_factorise import factorise
+from lowrank_speech.cli_run import plan, run, status
+from lowrank_speech.cli_upkeep import clean, verify
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
     Characters,
@@ -297,6 +299,11 @@ def _map(path: Path | None) -> dict[str, str] | None:
 
 app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
+app.command("run")(friendly(run))
+app.command("status")(friendly(status))
+app.command("plan")(friendly(plan))
+app.command("verify")(friendly(verify))
+app.command("clean")(friendly(clean))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
