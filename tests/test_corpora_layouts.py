@@ -79,7 +79,9 @@ def test_the_recipes_in_the_docs_exist():
         params = prepare.commands[name].params
         options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
         assert {word for word in words if word.startswith("-")} <= options, name
-        assert sum(param.param_type_name == "argument" for param in params) == len({"CORPUS", "AUDIO", "OUT"} & set(words))
+        assert sum(param.param_type_name == "argument" for param in params) == len(
+            {"CORPUS", "AUDIO", "OUT"} & set(words)
+        )
 
 
 def test_the_configs_in_the_docs_are_valid():
