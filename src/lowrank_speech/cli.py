@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from lowrank_speech.cli_compare import compare
+from lowrank_speech.cli_compress import compress
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.cli_run import plan, run, status
 from lowrank_speech.errors import UserError
@@ -298,6 +299,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
 
 app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
+app.command("compress")(friendly(compress))
 app.command("run")(friendly(run))
 app.command("status")(friendly(status))
 app.command("plan")(friendly(plan))

@@ -75,8 +75,10 @@ def speech_of(path: Path, utterances: int, seed: int) -> Iterable[Any]:
     return _opened(chosen, path)
 
 
-def transcribed(path: Path) -> list[Any]:
+def transcribed(path: Path, most: int | None = None, seed: int = 1) -> list[Any]:
     """Lhotse cuts from ``path`` with their transcripts, sorted by id; leaves out utterances without one.
+
+    ``most``: only so many, drawn by ``seed``.
 
     Raises UserError if ``path`` has no transcripts, or none of its recordings can be opened.
     """
@@ -85,6 +87,7 @@ def transcribed(path: Path) -> list[Any]:
         from lowrank_speech.features.store import load_cuts
 
         found = [cut for cut in load_cuts(path) if len(cut.supervisions) == 1 and cut.supervisions[0].text]
+        found.sort(key=lambda cut: cut.id)
     elif kind == "folder":
         found = []
     else:
@@ -98,6 +101,8 @@ def transcribed(path: Path) -> list[Any]:
             "folder": "give a table (.tsv), or a Kaldi data directory with the file `text`",
         }[kind]
         raise UserError(f"{path} has no transcripts to compare with; {need}")
+    if most is not None and most < len(found):
+        found = sorted(random.Random(seed).sample(found, most), key=lambda item: item.id)
     return found if kind == "cuts" else _opened(found, path)
 
 
