@@ -123,7 +123,9 @@ def compress(
     recipe = Factorise(**wanted)
     _check(out, recipe, calibrate, evaluate, trial, bootstrap, (report, plot))
     from lowrank_speech.inference.naming import find
+    from lowrank_speech.quiet import quiet
 
+    quiet()
     found = find(source, revision)
     from lowrank_speech.artefact import write_json
     from lowrank_speech.compressing.compress import compress as compressed

@@ -78,9 +78,9 @@ def _numbers(report: dict[str, Any]) -> list[str]:
     if divergence is not None and divergence["agreement"] is not None:
         rows += [
             "",
-            f"On {report['calibration']['held_out']} held-out utterances of the calibration speech: same symbol as the "
-            f"dense model in {100 * divergence['agreement']:.1f} %, loss {divergence['loss']:.4f} nats per output above "
-            f"it.",
+            f"On {report['calibration']['held_out']} held-out utterances of the calibration speech: same symbol as "
+            f"the dense model in {100 * divergence['agreement']:.1f} %, loss {divergence['loss']:.4f} nats per output "
+            f"above it.",
         ]
     elif divergence is not None:
         rows += [
