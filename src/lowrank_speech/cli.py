@@ -23,6 +23,7 @@ import typer
 from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_compress import compress
 from lowrank_speech.cli_factorise import factorise
+from lowrank_speech.cli_init import init
 from lowrank_speech.cli_run import plan, run, status
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
@@ -300,6 +301,7 @@ def _map(path: Path | None) -> dict[str, str] | None:
 app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
 app.command("compress")(friendly(compress))
+app.command("init")(friendly(init))
 app.command("run")(friendly(run))
 app.command("status")(friendly(status))
 app.command("plan")(friendly(plan))
