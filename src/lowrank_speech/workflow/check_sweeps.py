@@ -1,10 +1,11 @@
 """Check a config with sweeps: first under the names that people wrote, then each expansion. See ``workflow.sweeps``."""
 
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from lowrank_speech.workflow import checks, schema, sweeps
-from lowrank_speech.workflow.config import Config, ConfigError, System, factorise_key, model_task, start_share, systems
+from lowrank_speech.workflow.config import Config, ConfigError, System, factorise_key, model_task, start_share
 from lowrank_speech.workflow.slices import Slices
 
 EMPTY = ("training", "seed", "distil", "constraint", "progressive")
@@ -23,15 +24,13 @@ def check(config: Config, root: schema.Schema) -> None:
 
 
 def _check_effects(config: Config, expanded: Config, root: schema.Schema) -> None:
-    """Refuse a key whose values make no difference to any system of the grid."""
+    """Refuse a key whose values make no difference to any system, whether or not the grid has all of them."""
     slices = Slices(schema.resolve(expanded, root, root), root)
-    grid = systems(expanded)
+    grid = expanded["systems"]
     for name, known in sweeps.expansions(config).items():
         method, where = config["methods"][name], f"methods.{name}.{sweeps.KEY}"
-        chosen = [system for system in grid if system.method in known]
+        chosen = [System(*names) for names in itertools.product(grid["bases"], grid["tasks"], known)]
         for key in method[sweeps.KEY]:
-            if not chosen:
-                continue
             adapts = {slices.config["methods"][system.method]["adapt"] for system in chosen}
             idle = adapts == {"none"} and key.partition(".")[0] in EMPTY
             if idle and not any(_trains_a_head(slices, system) for system in chosen):
