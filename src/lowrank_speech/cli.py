@@ -8,6 +8,7 @@
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
     lowrank-speech transcribe exp/mine:wav2vec2/asr/lowrank a.wav
     lowrank-speech identify openai/whisper-base a.wav --languages de,en,fr
+    lowrank-speech export exp/default:wav2vec2/asr/lowrank small.onnx --format onnx
 
 Results go to stdout, as text or (``--json``) as one JSON value; errors are one line on stderr and exit code 2.
 The libraries are imported when a command needs them, so that ``--help`` answers at once.
@@ -24,6 +25,7 @@ import typer
 
 from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_compress import compress
+from lowrank_speech.cli_export import export
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.cli_identify import identify
 from lowrank_speech.cli_init import init
@@ -311,6 +313,7 @@ app.command("status")(friendly(status))
 app.command("plan")(friendly(plan))
 app.command("transcribe")(friendly(transcribe))
 app.command("identify")(friendly(identify))
+app.command("export")(friendly(export))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

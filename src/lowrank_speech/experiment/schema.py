@@ -128,7 +128,7 @@ def schema() -> Node:
             "families": {name: f"models.families.{name.replace('-', '_')}" for name in FAMILIES},
             "heads": {kind: f"models.heads.{kind.replace('-', '_')}" for kind in heads.KINDS},
             "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
-            "exports": {name: f"exporting.{name}" for name in exports.FORMATS},
+            "exports": {name: f"exporting.{name.replace('-', '_')}" for name in exports.FORMATS},
         },
         "heads": heads.DEFAULT,
         "losses": losses.OF_TASK,
