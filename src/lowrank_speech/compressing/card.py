@@ -1,96 +1,74 @@
-"""The model card of a compressed model: what it is, how it was made, what it costs, how to use it."""
+"""The model card of a compressed model: that of an export, with what compression did and what it costs."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-TAGS = {
-    "seq2seq": "automatic-speech-recognition",
-    "ctc": "automatic-speech-recognition",
-    "classify": "audio-classification",
-}
-"""Task of a model -> pipeline tag on the hub."""
+from lowrank_speech.exporting import card as cards
+from lowrank_speech.exporting.about import About, Score
+from lowrank_speech.exporting.snippets import transformers
+from lowrank_speech.models.speech import SpeechModel
 
 
-def card(report: dict[str, Any], out: Path) -> str:
-    """The text of README.md for a report of ``compressing.compress``; ``out``: the folder of the model."""
-    before, after, layers = report["parameters_before"], report["parameters_after"], report["layers"]
-    recipe, calibration = report["recipe"], report["calibration"]
-    ranks = [row["rank"] for row in layers]
+def card(report: dict[str, Any], known: About, model: SpeechModel, out: Path) -> str:
+    """The text of README.md for a ``report`` of ``compressing.compress``.
+
+    ``known``: about the source; ``model``: the compressed model, in the folder ``out``.
+    """
+    ranks, divergence = [row["rank"] for row in report["layers"]], report["divergence"]
+    facts = {
+        "family": report["family"],
+        "task": report["task"],
+        "parameters": report["parameters_after"],
+        "dense": report["parameters_before"],
+        "layers": len(ranks),
+        "ranks": (min(ranks), max(ranks)),
+        "bytes": sum(path.stat().st_size for path in out.iterdir() if path.is_file()),
+        "compared": {} if divergence is None else {"divergence": divergence["loss"]},
+    }
     revision = f" (revision {report['revision']})" if report["revision"] else ""
+    found = replace(
+        known,
+        name=out.name,
+        base=f"{report['source']}{revision}" + (f", made from {known.base}" if known.base else ""),
+        method=[*known.method, *_method(report)],
+        data=[*known.data, *_data(report)],
+        scores=_scores(report),
+    )
+    return cards.card("hf", facts, found, transformers(model, out))
+
+
+def _method(report: dict[str, Any]) -> list[str]:
+    recipe = report["recipe"]
+    layers = recipe["layers"] if isinstance(recipe["layers"], str) else ", ".join(recipe["layers"])
+    ranks = "ranks by what they cost" if recipe["allocate"] else "uniform ranks"
     version = report["versions"].get("lowrank-speech", "")
-    groups = recipe["layers"] if isinstance(recipe["layers"], str) else ", ".join(recipe["layers"])
-    lines = [
-        "---",
-        *([f"pipeline_tag: {TAGS[report['task']]}"] if report["task"] in TAGS else []),
-        f"base_model: {report['source']}",
-        "tags: [low-rank, compression]",
-        "---",
-        "",
-        f"# {out.name}",
-        "",
-        f"{report['source']}{revision} with {100 * report['reduction']:.1f} % fewer parameters: {before:,} -> "
-        f"{after:,}. Made by lowrank-speech {version} without training.",
-        "",
-        "## Method",
-        "",
-        f"{len(layers)} layers ({groups}) are products of two low-rank factors, at ranks {min(ranks)} to {max(ranks)}; "
-        f"init: {recipe['init']}; ranks {'allocated by what they cost' if recipe['allocate'] else 'uniform'}. "
-        f"Calibrated on {calibration['utterances']} utterances ({calibration['seconds'] / 60:.1f} minutes), without "
-        f"transcripts. compress.json lists each layer.",
-        "",
-        "## Numbers",
-        "",
-        *_numbers(report),
-        "",
-        *(f"- {sentence}" for sentence in report["verdict"]),
-        "",
-        "## Use",
-        "",
-        "```python",
-        "from lowrank_speech import load",
-        "",
-        f'model = load("{out.name}")',
-        'print(model.identify("speech.wav"))'
-        if report["task"] == "classify"
-        else 'print(model.transcribe("speech.wav"))',
-        "```",
-        "",
-        "## Licence",
-        "",
-        f"The weights derive from those of {report['source']}; its licence applies.",
-    ]
-    return "\n".join(lines) + "\n"
+    said = f"factorised without training by lowrank-speech {version}: {layers}; init {recipe['init']}; {ranks}"
+    return [said, *report["verdict"], "compress.json lists every layer"]
 
 
-def _numbers(report: dict[str, Any]) -> list[str]:
-    rows = ["| | before | after |", "|---|---|---|"]
-    rows.append(f"| parameters | {report['parameters_before']:,} | {report['parameters_after']:,} |")
-    evaluation, divergence = report["evaluation"], report["divergence"]
+def _data(report: dict[str, Any]) -> list[str]:
+    seen, evaluation = report["calibration"], report["evaluation"]
+    found = [f"calibrated on {seen['utterances']} utterances ({seen['seconds'] / 60:.1f} minutes), without transcripts"]
+    if seen["held_out"]:
+        found.append(f"{seen['held_out']} further ones measured the loss")
     if evaluation is not None:
-        for name in ("wer", "cer"):
-            cells = (_rate(evaluation[side], name) for side in ("before", "after"))
-            rows.append(f"| {name.upper()} % | {' | '.join(cells)} |")
-        rows += [
-            "",
-            f"{evaluation['utterances']} utterances ({evaluation['seconds'] / 60:.1f} minutes), greedy decoding, "
-            f"normaliser {evaluation['normaliser']}; in brackets 95 % intervals.",
-        ]
-    if divergence is not None and divergence["agreement"] is not None:
-        rows += [
-            "",
-            f"On {report['calibration']['held_out']} held-out utterances of the calibration speech: same symbol as "
-            f"the dense model in {100 * divergence['agreement']:.1f} %, loss {divergence['loss']:.4f} nats per output "
-            f"above it.",
-        ]
-    elif divergence is not None:
-        rows += [
-            "",
-            f"The encoder states differ from the dense model's by {100 * divergence['loss']:.1f} % of their power.",
-        ]
-    return rows
+        found.append(
+            f"error rates: {evaluation['utterances']} utterances ({evaluation['seconds'] / 60:.1f} minutes) that "
+            f"calibration has not seen, normaliser {evaluation['normaliser']}"
+        )
+    return found
 
 
-def _rate(side: dict[str, Any], name: str) -> str:
-    ends = (side.get("interval") or {}).get(name)
-    shown = "-" if side[name] is None else f"{100 * side[name]:.2f}"
-    return shown if ends is None else f"{shown} [{100 * ends[0]:.2f}, {100 * ends[1]:.2f}]"
+def _scores(report: dict[str, Any]) -> list[Score]:
+    evaluation = report["evaluation"]
+    if evaluation is None:
+        return []
+    test, found = Path(evaluation["path"]).name, []
+    for name in ("wer", "cer"):
+        for side, shown in (("before", f"{test}, before compression"), ("after", test)):
+            rate = evaluation[side][name]
+            interval = (evaluation[side]["interval"] or {}).get(name)
+            if rate is not None:
+                found.append(Score("greedy", shown, name, rate, tuple(interval) if interval else None))
+    return found

@@ -5,18 +5,26 @@
 The folder ``small`` then holds the model, ``compress.json`` (this result) and ``README.md`` (the model card).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lowrank_speech.artefact import versions, write_json, write_text
 from lowrank_speech.compressing.card import card
 from lowrank_speech.compressing.evaluation import NORMALISERS, Recogniser, TestSet, compared
+from lowrank_speech.errors import UserError
+from lowrank_speech.exporting.about import About, about
+from lowrank_speech.factorising.model import exact_rows
 from lowrank_speech.factorising.on_speech import Calibration, factorise_on
-from lowrank_speech.inference.naming import Found
+from lowrank_speech.inference.naming import Found, find
+from lowrank_speech.lowrank.plan import plan_ranks
 from lowrank_speech.lowrank.recipe import Factorise
+from lowrank_speech.lowrank.select import shapes_of
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.folder import load_model
+from lowrank_speech.models.layers import dense_layers
 from lowrank_speech.models.sources import open_dense
+from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.settings import resolved
 
 REPORT, CARD = "compress.json", "README.md"
@@ -50,8 +58,9 @@ def compress(
     if "layers" not in recipe:
         recipe = recipe | {"layers": LAYERS.get(model.family, ("ffn",))}
     chosen = Factorise(**recipe)
+    _check(model, chosen, found.name)
+    texts = None if test is None else Recogniser(found, device).texts(test)
     model.to(pick_device(device))
-    before = Recogniser(model, folder, found.lang) if test is not None else None
     made = factorise_on(model, folder, chosen, out, calibration, None, seed, found.name)
     own = made.pop("calibration")
     report = {
@@ -71,24 +80,35 @@ def compress(
         "evaluation": None,
         "versions": versions(),
     }
-    _write(out, report)  # if the evaluation is interrupted, the folder is complete
+    known = about(found.folder, found.name)
+    _write(out, report, known)  # if the evaluation is interrupted, the folder is complete
     if test is not None:
+        how = normaliser or NORMALISERS[model.task]
+        del model
         seen = {*own["utterances"], *own["trial"]}
         test.without([cut for cut in calibration.cuts if cut.id in seen])
-        texts = before.texts(test)
-        del before
-        model = load_model(out).to(pick_device(device))
-        after = Recogniser(model, out, found.lang).texts(test)
-        how = normaliser or NORMALISERS[model.task]
+        small = replace(find(out.resolve()), lang=found.lang)  # the same tokens
+        after = Recogniser(small, device).texts(test)
         report["evaluation"] = {"path": str(test.path)} | compared(test, texts, after, how, bootstrap, seed)
-        _write(out, report)
+        _write(out, report, known)
     return report
 
 
-def _write(out: Path, report: dict[str, Any]) -> None:
+def _check(model: SpeechModel, recipe: Factorise, name: str) -> None:
+    """Raise UserError if the recipe does not fit the model, before anything is decoded."""
+    try:
+        chosen = dense_layers(model, recipe.layers)
+        if recipe.energy is None:
+            exact = exact_rows(model, recipe.exact_rows, None) if model.EMBEDDING in chosen else []
+            plan_ranks(shapes_of(chosen, len(exact)), model.parameters_total(), **recipe.ranks())
+    except ValueError as error:
+        raise UserError(f"{name}: {error}") from error
+
+
+def _write(out: Path, report: dict[str, Any], known: About) -> None:
     report["verdict"] = verdict(report)
     write_json(out / REPORT, report)
-    write_text(out / CARD, card(report, out))
+    write_text(out / CARD, card(report, known, load_model(out), out))
 
 
 def verdict(report: dict[str, Any]) -> list[str]:

@@ -5,25 +5,24 @@ before = Recogniser(model, folder, lang_folder, "cpu").texts(test)
 result = compared(test, before, after, "whisper-english", seed=1)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from lowrank_speech.decoding import registry
-from lowrank_speech.decoding.sources import Network, spoken_seconds
+from lowrank_speech.decoding.sources import spoken_seconds
 from lowrank_speech.errors import UserError
 from lowrank_speech.factorising.speech import UNKNOWN, transcribed
 from lowrank_speech.features.batches import Loader
-from lowrank_speech.features.inputs import RATE, inputs_of
+from lowrank_speech.features.inputs import RATE
+from lowrank_speech.features.store import fitting
+from lowrank_speech.inference.naming import Found
+from lowrank_speech.inference.network import open_network
 from lowrank_speech.lang.comparison import Comparison
-from lowrank_speech.lang.load import Lang
-from lowrank_speech.lang.normalise import Normaliser
-from lowrank_speech.lang.select import SetAside, require
-from lowrank_speech.models.speech import SpeechModel
+from lowrank_speech.lang.select import SetAside, fits_window, require
 from lowrank_speech.scoring import asr, paired
 from lowrank_speech.scoring.bootstrap import units_of
 from lowrank_speech.scoring.options import ScoreOptions
@@ -62,79 +61,40 @@ class TestSet:
         require(self.cuts, f"--evaluate {self.path}", self.set_aside)
 
 
-class Recogniser(Network):
-    """Greedy decoding of a recognition model that is in memory.
+class Recogniser:
+    """Greedy decoding of a named model. UserError: it writes no text, or its folder has no tokenizer."""
 
-    ``folder``: that of the model; ``lang``: the folder of the stage lang with its tokens; None: ``folder`` has a
-    tokenizer.
-    """
-
-    def __init__(self, model: SpeechModel, folder: Path, lang: Path | None):
-        if model.task not in NORMALISERS:
-            what = {"classify": "recognises languages", "body": "has no head"}.get(model.task, f"is for {model.task}")
+    def __init__(self, found: Found, device: str = "auto"):
+        self.network = open_network(found, device)
+        task = self.network.task
+        if task not in NORMALISERS:
+            what = {"classify": "recognises languages", "body": "has no head"}.get(task, f"is for {task}")
             raise UserError(
-                f"{folder} {what}, so it writes no text to compare; leave out --evaluate: then the loss on held-out "
-                f"calibration speech is measured"
+                f"{found.name} {what}, so it writes no text to compare; leave out --evaluate: then the loss on "
+                f"held-out calibration speech is measured"
             )
-        self.model, self.folder = model, folder
-        self.device, self.resources = next(model.parameters()).device, {}
-        self.task, self.lang_sha256 = model.task, model.meta.lang_sha256
-        self._loader = Loader(inputs_of(folder))
-        if lang is not None:
-            self._lang = Lang.load(lang)
-        elif model.task == "seq2seq":
-            self._lang = Lang("whisper", None, (), Normaliser(), None)
-        else:
-            self._lang = SimpleNamespace(kind="tokenizer", tokens=_Tokenizer(folder), sha256=self.lang_sha256)
+        module = registry.module("greedy", task)
+        self.settings = module.Settings()
+        self._decode = module.open(self.network, self.network.lang, self.settings)
+        self._loader = Loader(self.network.inputs)
 
     @torch.inference_mode()
     def texts(self, test: TestSet) -> dict[str, str]:
         """Id -> hypothesis. Sets aside, in ``test``, the utterances that the model cannot take."""
         from tqdm import tqdm
 
-        test.cuts = list(self.usable(test.cuts, test.path, test.set_aside))
+        model = self.network.model
+        cuts = fitting(test.cuts, model.feature_size, test.path)
+        test.cuts = list(fits_window(cuts, model.window_seconds, test.set_aside))
         require(test.cuts, f"--evaluate {test.path}", test.set_aside)
-        settings = registry.module("greedy", self.task).Settings()
-        decode = (
-            self._ctc if self.task == "ctc" else registry.module("greedy", self.task).open(self, self._lang, settings)
-        )
         found: dict[str, str] = {}
         with tqdm(total=len(test.cuts), desc="decode", unit="utterance", disable=None) as bar:
-            for batch in self.batches(test.cuts, settings.batch_seconds):
-                texts = [hypothesis if isinstance(hypothesis, str) else hypothesis.text for hypothesis in decode(batch)]
+            for batch in self._loader.all(test.cuts, self.settings.batch_seconds):
+                batch |= {name: batch[name].to(self.network.device) for name in ("features", "lengths")}
+                texts = [hypothesis.text for hypothesis in self._decode(batch)]
                 found |= zip((cut.id for cut in batch["cuts"]), texts, strict=True)
                 bar.update(len(texts))
         return found
-
-    def _ctc(self, batch: dict[str, Any]) -> Iterator[str]:
-        """The best paths. Published models may have another blank than 0."""
-        logits, frames = self.model.ctc_logits(batch["features"], batch["lengths"])
-        tokens, blank = self._lang.tokens, getattr(self._lang.tokens, "blank", 0)
-        for path, n in zip(logits.argmax(-1).cpu(), frames.tolist(), strict=True):
-            merged = torch.unique_consecutive(path[:n])
-            yield tokens.decode(merged[merged != blank].tolist())
-
-
-class _Tokenizer:
-    """The tokenizer in a model folder, for ids without repeats and blanks."""
-
-    def __init__(self, folder: Path):
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{folder} has no tokenizer that can be read ({' '.join(str(error).split())[:160]}); give a "
-                f"folder with one, a system of an experiment (exp/mine:base/task/method), or leave out --evaluate"
-            ) from error
-        self.blank = self._tokenizer.pad_token_id
-
-    def decode(self, ids: list[int]) -> str:
-        """Text of ``ids``; special tokens are left out."""
-        # Wav2Vec2CTCTokenizer would merge repeats once more.
-        grouping = {"group_tokens": False} if "CTC" in type(self._tokenizer).__name__ else {}
-        return self._tokenizer.decode(ids, skip_special_tokens=True, **grouping)
 
 
 def compared(
