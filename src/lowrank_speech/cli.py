@@ -6,6 +6,10 @@
     lowrank-speech compare exp/default wav2vec2/asr/lowrank wav2vec2/asr/full
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
+    lowrank-speech compress openai/whisper-small small --reduction 0.24 --calibrate speech/ --evaluate test.tsv
+    lowrank-speech init mine.yaml --corpus data --base openai/whisper-small --language en
+    lowrank-speech plan|run|status mine.yaml
+    lowrank-speech results exp/mine --latex
     lowrank-speech transcribe exp/mine:wav2vec2/asr/lowrank a.wav
     lowrank-speech identify openai/whisper-base a.wav --languages de,en,fr
     lowrank-speech export exp/default:wav2vec2/asr/lowrank small.onnx --format onnx
@@ -29,6 +33,7 @@ from lowrank_speech.cli_export import export
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.cli_identify import identify
 from lowrank_speech.cli_init import init
+from lowrank_speech.cli_results import results
 from lowrank_speech.cli_run import plan, run, status
 from lowrank_speech.cli_transcribe import transcribe
 from lowrank_speech.errors import UserError
@@ -311,6 +316,7 @@ app.command("init")(friendly(init))
 app.command("run")(friendly(run))
 app.command("status")(friendly(status))
 app.command("plan")(friendly(plan))
+app.command("results")(friendly(results))
 app.command("transcribe")(friendly(transcribe))
 app.command("identify")(friendly(identify))
 app.command("export")(friendly(export))
