@@ -180,6 +180,15 @@ def test_transcripts_are_read_as_they_are(tmp_path, cuts, table):
     assert [(cut.id, cut.start, cut.supervisions[0].text) for cut in read] == [("a", 0.0, "ab cd"), ("b", 0.4, "dc")]
 
 
+def test_one_recording_is_enough_to_calibrate(tmp_path, cuts, call):
+    source, words = published_ctc(tmp_path / "hub"), ("--no-allocate", "--keep", 0.5, "--trial", 0)
+    assert call(source, tmp_path / "small", "--calibrate", tmp_path / "u0.wav", *words)[0] == 0
+    code, _, errors = call(
+        source, tmp_path / "x", "--calibrate", tmp_path / "u0.wav", *words, "--evaluate", tmp_path / "u1.wav"
+    )
+    assert code == 2 and "u1.wav is audio without transcripts" in errors[-1]
+
+
 def test_verdicts():
     def report(low, high, p=0.01, warnings=()):
         wer = {"first": 0.2, "second": 0.1, "difference": (low + high) / 2, "interval": [low, high], "p": p}
@@ -198,7 +207,7 @@ def test_verdicts():
         ((), "exactly one of rank, fraction, keep, energy, reduction; given: none"),
         (("--reduction", 24), "reduction is 24.0; it must be below 1"),
         (("--reduction", 0.2, "--evaluate", "no.tsv"), "no.tsv does not exist"),
-        (("--reduction", 0.2, "--evaluate", "."), "is a folder of audio without transcripts"),
+        (("--reduction", 0.2, "--evaluate", "."), "is audio without transcripts"),
         (("--reduction", 0.2, "--trial", 0), "--trial is 0, but choosing ranks needs some utterances"),
         (("--reduction", 0.2, "--bootstrap", 1), "it must be 0 (no intervals) or at least 2"),
         (("--energy", 0.9, "--allocate"), "cannot be combined with allocate"),

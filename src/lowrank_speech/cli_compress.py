@@ -168,10 +168,9 @@ def _check(
     if bootstrap == 1:
         raise UserError("--bootstrap is 1; it must be 0 (no intervals) or at least 2")
     kind_of(speech)
-    if evaluate is not None and kind_of(evaluate) == "folder":
+    if evaluate is not None and kind_of(evaluate) in ("folder", "file"):
         raise UserError(
-            f"--evaluate: {evaluate} is a folder of audio without transcripts; give a table (.tsv), or a Kaldi data "
-            f"directory"
+            f"--evaluate: {evaluate} is audio without transcripts; give a table (.tsv), or a Kaldi data directory"
         )
     for path in (out, *written):
         if path is not None:

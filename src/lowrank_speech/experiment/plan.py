@@ -179,6 +179,7 @@ def _dry_run(config: str | Path) -> dict[str, Any]:
         out = Path(folder, "plan.json")
         command = [sys.executable, "-m", "lowrank_speech.workflow.dry_run", str(out)]
         command += ["--snakefile", str(workflow_file("Snakefile")), "--configfile", str(config), "--cores", "1"]
+        command += ["--rerun-incomplete"]  # as those of a run that is going on, or was killed
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not out.is_file():
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
