@@ -25,7 +25,7 @@ def test_what_is_left_out_exists(path):
         for name in closures.unused(stage, slices, wildcards):
             file = SRC / PACKAGE / name.replace(".", "/")
             assert file.with_suffix(".py").is_file() or (file / "__init__.py").is_file(), (stage, name)
-    assert set(NAMES) - stages <= {"graph", "calibrate", "factorise", "lm"}
+    assert set(NAMES) - stages <= {"graph", "calibrate", "factorise", "lm", "backend"}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ def test_what_is_left_out_exists(path):
         ("heads", "models/heads"),
         ("losses", "training/losses"),
         ("exports", "exporting"),
+        ("backends", "backend"),
     ],
 )
 def test_the_schema_knows_every_module_of_a_kind(kinds, folder):

@@ -145,12 +145,18 @@ def _measures(kind: str, test: str, chance: Result | None, brief: bool) -> list[
             _interval("act_cprimary", test, 1, 2),
             _measured("min_cprimary", ("C_prim", "min."), test, cost, at_chance("min_cprimary", cost)),
             _measured("eer", ("EER", "%"), test, share, at_chance("eer", share)),
+            _measured("cllr", ("Cllr", "bits"), test, cost, at_chance("cllr", cost)),
         ]
     )
 
 
 def _of_system(key: str, title: Titles, show: Callable[[float | None], str]) -> Column:
-    return Column((key,), title, lambda row: show(row.system.metrics[key]))
+    def cell(row: Row) -> str:
+        # A result has the costs of its system, but a fusion those of all its systems.
+        own = row.result(row.system.tests[0])
+        return show((row.system if own is None else own).metrics[key])
+
+    return Column((key,), title, cell)
 
 
 def _decoding(row: Row) -> str:
@@ -204,11 +210,11 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
     # Drop intervals that no result has: they would be columns of dashes.
     measures = [c for c in measures if c.title != INTERVAL or any(r.metrics[c.keys[0]] is not None for r in results)]
     columns = [*names, *measures, *_COSTS]
-    made = [("unadapted" if row.system.unadapted else "adapted", tuple(c.show(row) for c in columns)) for row in rows]
+    made = [("unadapted" if row.system.baseline else "adapted", tuple(c.show(row) for c in columns)) for row in rows]
     above = _baselines(columns, len(names), chances)
     best = set()
     for test in tests:
-        for row in lowest_errors([row for row in rows if not row.system.unadapted], test):
+        for row in lowest_errors([row for row in rows if not row.system.baseline], test):
             best |= {(rows.index(row), i) for i, c in enumerate(columns) if c.test == test and c.primary}
             best |= {(rows.index(row), i) for i in range(len(names)) if test == tests[0]}
     level = confidence_level(results)

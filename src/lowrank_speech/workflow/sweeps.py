@@ -13,7 +13,8 @@ only on the swept keys and on its own values, so another value adds systems and 
 
 ``systems.methods`` may name the swept method, which stands for all of its expansions in their order, or single ones. A
 ``distil.teacher`` may name a swept method too: it stands for the expansion that has the same values as the student
-(``seed``: the experiment's, if the student sets none). ``report.against`` stands for the first expansion.
+(``seed``: the experiment's, if the student sets none). ``backends.<name>.systems`` stands for all expansions,
+``report.against`` for the first one.
 
 Everything after ``expand`` sees plain methods. Standard library only.
 """
@@ -56,6 +57,7 @@ def expand(config: Config) -> Config:
     if isinstance(grid := config.get("systems"), Mapping) and isinstance(grid.get("methods"), list):
         chosen = [list(known.get(name, [name])) if isinstance(name, str) else [name] for name in grid["methods"]]
         result["systems"] = {**grid, "methods": list(itertools.chain(*chosen))}
+    _fusions(result, known)
     report = config.get("report")
     if isinstance(report, Mapping) and report.get("against") in known:
         result["report"] = {**report, "against": next(iter(known[report["against"]]))}
@@ -183,6 +185,18 @@ def _number(value: float) -> str:
     found = plain if short else scientific
     sign = "m" if found.startswith("-") else ""
     return sign + found.removeprefix("-").replace(".", "p")
+
+
+def _fusions(result: dict[str, Any], known: Mapping[str, Mapping[str, Values]]) -> None:
+    """Let back ends that fuse a swept method (as method, or base/method) fuse all of its systems."""
+    if not isinstance(sections := result.get("backends"), Mapping):
+        return
+    result["backends"] = made = dict(sections)
+    for name, section in sections.items():
+        if isinstance(section, Mapping) and isinstance(named := section.get("systems"), list):
+            pairs = [(one, *one.rpartition("/")) for one in named if isinstance(one, str)]
+            every = [[f"{base}{slash}{m}" for m in known.get(method, [method])] for _, base, slash, method in pairs]
+            made[name] = {**section, "systems": [*itertools.chain(*every)]} if len(pairs) == len(named) else section
 
 
 # -- teachers ----------------------------------------------------------------------------------------------------------
