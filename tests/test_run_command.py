@@ -80,7 +80,7 @@ def states(call, config="mine.yaml"):
 
 
 def rich_config():
-    """Every kind of edge: language models, graphs, emissions, tuning, distillation, truncation."""
+    """Every kind of edge: language models, graphs, emissions, tuning, distillation, truncation, back ends."""
     config = tiny_config()
     config["corpora"]["ocean"]["splits"]["test"]["part"] = [0, 0.5]
     config["corpora"]["ocean"]["splits"]["more"] = {"source": "dev", "part": [0.5, 1]}
@@ -90,6 +90,8 @@ def rich_config():
         "beam": {"kind": "beam", "lm": "words"},
     }
     config["tasks"]["asr"]["decoders"] = ["greedy", "hlg", "beam"]
+    config["backends"] = {"scaled": {"kind": "temperature"}, "fused": {"kind": "fusion", "systems": ["full", "aware"]}}
+    config["tasks"]["lid"]["backends"] = ["scaled", "fused"]
     factorise = {"layers": "ffn", "reduction": 0.2, "init": "activation", "allocate": True}
     config["methods"] |= {
         "student": {

@@ -73,6 +73,14 @@ def test_single_expansions_can_be_chosen_and_compared_with():
     assert opened(config).config["report"]["against"] == "full-seed3"
 
 
+def test_a_fusion_of_a_swept_method_fuses_all_of_its_systems():
+    config = swept(sweep={"seed": [3, 4]})
+    config["backends"] = {"fused": {"kind": "fusion", "systems": ["whisper/lowrank", "wav2vec2/full"]}}
+    config["tasks"]["lid"]["backends"] = ["fused"]
+    names = ["whisper/lowrank", "wav2vec2/full-seed3", "wav2vec2/full-seed4"]
+    assert opened(config).config["backends"]["fused"]["systems"] == names
+
+
 def test_names_are_valid_short_and_different():
     rng = random.Random(1)
     values = {0, 1, -1, 12, 100_000, 2**32 - 1, 0.24, 0.05, 1e-3, 1e-5, 2.5e-4, 0.999, -0.5, 1e20, 123.456}
