@@ -10,11 +10,12 @@ import kaldialign
 import pytest
 import torch
 from lhotse import CutSet
+from lhotse.utils import fastcopy
 from transformers import AutoTokenizer, Wav2Vec2ForCTC
 
 from lowrank_speech import cli
 from lowrank_speech.compressing.compress import verdict
-from lowrank_speech.compressing.evaluation import TestSet
+from lowrank_speech.compressing.evaluation import TestSet, normaliser_for
 from lowrank_speech.factorising.speech import transcribed
 from lowrank_speech.models.build import unwrap
 from lowrank_speech.models.folder import load_model, save_model
@@ -187,6 +188,16 @@ def test_one_recording_is_enough_to_calibrate(tmp_path, cuts, call):
         source, tmp_path / "x", "--calibrate", tmp_path / "u0.wav", *words, "--evaluate", tmp_path / "u1.wav"
     )
     assert code == 2 and "u1.wav is audio without transcripts" in errors[-1]
+
+
+def test_only_known_english_is_normalised_as_english(cuts):
+    known = list(CutSet.from_file(cuts))
+    unknown = [cut.map_supervisions(lambda s: fastcopy(s, language=None)) for cut in known]
+    whisper, ctc = MODELS["whisper"](), MODELS["wav2vec2"]()
+    assert [normaliser_for(whisper, known), normaliser_for(whisper, unknown)] == ["whisper-english", "whisper-basic"]
+    assert normaliser_for(ctc, unknown) == "house"
+    whisper.hf.generation_config.lang_to_id = {}
+    assert normaliser_for(whisper, unknown) == "whisper-english"  # it knows nothing else
 
 
 def test_verdicts():

@@ -81,8 +81,8 @@ def compress(
     normaliser: Annotated[
         Normaliser | None,
         typer.Option(
-            help="What is done to both texts before they are compared.  [default: whisper-english, which is "
-            "whisper-basic in other languages, for Whisper; else house]"
+            help="What is done to both texts before they are compared.  [default: for Whisper, whisper-english, or "
+            "whisper-basic if languages are not known; else house]"
         ),
     ] = None,
     bootstrap: Annotated[

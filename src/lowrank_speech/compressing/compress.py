@@ -11,7 +11,7 @@ from typing import Any
 
 from lowrank_speech.artefact import versions, write_json, write_text
 from lowrank_speech.compressing.card import card
-from lowrank_speech.compressing.evaluation import NORMALISERS, Recogniser, TestSet, compared
+from lowrank_speech.compressing.evaluation import Recogniser, TestSet, compared, normaliser_for
 from lowrank_speech.errors import UserError
 from lowrank_speech.exporting.about import About, about
 from lowrank_speech.factorising.model import exact_rows
@@ -47,7 +47,7 @@ def compress(
     """Write the folder ``out``; returns the report.
 
     ``recipe``: keys of ``Factorise``; without ``layers``, those that suit the family. ``normaliser``: of both texts
-    before they are compared (None: Whisper's for Whisper, else ``house``).
+    before they are compared (None: ``evaluation.normaliser_for``).
 
     The report: that of ``factorising.model.factorise_model``, with ``source``, ``family``, ``task``, ``recipe``,
     ``calibration`` (path, number of utterances, seconds), ``evaluation`` (``evaluation.compared``, or None),
@@ -83,7 +83,7 @@ def compress(
     known = about(found.folder, found.name)
     _write(out, report, known)  # if the evaluation is interrupted, the folder is complete
     if test is not None:
-        how = normaliser or NORMALISERS[model.task]
+        how = normaliser or normaliser_for(model, test.cuts)
         del model
         seen = {*own["utterances"], *own["trial"]}
         test.without([cut for cut in calibration.cuts if cut.id in seen])

@@ -23,12 +23,13 @@ from lowrank_speech.inference.naming import Found
 from lowrank_speech.inference.network import open_network
 from lowrank_speech.lang.comparison import Comparison
 from lowrank_speech.lang.select import SetAside, fits_window, require
+from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.scoring import asr, paired
 from lowrank_speech.scoring.bootstrap import units_of
 from lowrank_speech.scoring.options import ScoreOptions
 
 NORMALISERS = {"seq2seq": "whisper-english", "ctc": "house"}
-"""Task of a model -> normaliser that its hypotheses are compared with by default."""
+"""Task of a model -> normaliser that its hypotheses are compared with by default (see ``normaliser_for``)."""
 OVERLAP = "calibration has seen it"
 
 
@@ -136,6 +137,13 @@ def compared(
         "after": rates["after"],
         "difference": {name: one.as_dict() for name, one in difference.items()},
     }
+
+
+def normaliser_for(model: SpeechModel, cuts: Sequence[Any]) -> str:
+    """The default normaliser. Whisper's for English takes utterances without a language for English, so it is only for
+    models that know no other language, and for cuts whose languages are known."""
+    unknown = any(cut.supervisions[0].language in (None, UNKNOWN) for cut in cuts)
+    return "whisper-basic" if model.task == "seq2seq" and model.languages and unknown else NORMALISERS[model.task]
 
 
 def in_language(cut: Any, language: str | None) -> Any:
