@@ -1,0 +1,39 @@
+"""Resample a stream of blocks: the same samples as torchaudio's ``resample`` of the whole recording.
+
+The filter of torchaudio reaches a few samples to both sides, so a block is resampled together with what its neighbours
+have within this reach.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor
+
+REACH = 6
+"""torchaudio's default ``lowpass_filter_width``, in periods of the lower rate."""
+ROLLOFF = 0.99
+
+
+def resampled(blocks: Iterable[Tensor], rate: int, wanted: int) -> Iterator[Tensor]:
+    """``blocks`` (T,) at ``rate`` -> blocks at the rate ``wanted``; none is empty."""
+    if rate == wanted:
+        yield from (block for block in blocks if len(block))
+        return
+    from torchaudio.functional import resample
+
+    divisor = math.gcd(rate, wanted)
+    old, new = rate // divisor, wanted // divisor
+    width = math.ceil(REACH * old / (min(old, new) * ROLLOFF))
+    before = -(-width // old) * old  # a multiple of the period, so that the phase of the filter stays
+    kept, done = torch.zeros(0), 0  # samples not yet used; the first ``done`` of them are only context
+    for block in blocks:
+        kept = torch.cat([kept, block])
+        ready = (len(kept) - done - before) // old * old
+        if ready <= 0:
+            continue
+        yield resample(kept[: done + ready + before], rate, wanted)[done // old * new : (done + ready) // old * new]
+        drop = max(done + ready - before, 0)
+        kept, done = kept[drop:].clone(), done + ready - drop
+    if len(kept) > done:
+        yield resample(kept, rate, wanted)[done // old * new :]
