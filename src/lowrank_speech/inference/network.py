@@ -1,6 +1,7 @@
 """Open a named model for inference: its network on a device, its token set, its inputs."""
 
 import bisect
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.inputs import RATE, Inputs, inputs_of
@@ -82,6 +84,8 @@ def open_network(found: Found, device: str = "auto", dtype: str | torch.dtype = 
     UserError: the folder is incomplete, or the device or number format is not available.
     """
     place, kind = pick_device(_known(device)), _dtype(dtype)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     family = family_of(found.config.get("model_type"), str(found.folder / "config.json"))
     model = import_model(Source(found.folder, found.revision), family)
     lang = None

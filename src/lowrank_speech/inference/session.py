@@ -27,7 +27,7 @@ FAILED, INTERRUPTED = 1, 130
 def prepare(audio: Sequence[str], output: Path | None) -> list[Named]:
     """The recordings of a command. UserError: there are none, or ``output`` cannot be written."""
     quiet()
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     found, remarks = recordings(audio)
     for remark in remarks:
         typer.echo(remark, err=True)
@@ -74,6 +74,9 @@ def process(
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {done} of {len(named)} recordings are done", err=True)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     if failed and len(named) > 1:
         typer.echo(f"{failed} of {len(named)} recordings have no result", err=True)
     return FAILED if failed else 0
