@@ -25,7 +25,9 @@ import typer
 from lowrank_speech.cli_compare import compare
 from lowrank_speech.cli_factorise import factorise
 from lowrank_speech.cli_identify import identify
+from lowrank_speech.cli_run import plan, run, status
 from lowrank_speech.cli_transcribe import transcribe
+from lowrank_speech.cli_upkeep import clean, verify
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
     Characters,
@@ -303,6 +305,11 @@ app.command("compare")(friendly(compare))
 app.command("factorise")(friendly(factorise))
 app.command("transcribe")(friendly(transcribe))
 app.command("identify")(friendly(identify))
+app.command("run")(friendly(run))
+app.command("status")(friendly(status))
+app.command("plan")(friendly(plan))
+app.command("verify")(friendly(verify))
+app.command("clean")(friendly(clean))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

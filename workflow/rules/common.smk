@@ -25,13 +25,12 @@ sys.path.insert(0, SRC)
 
 from lowrank_speech import yaml_files
 from lowrank_speech.errors import UserError
-from lowrank_speech.workflow import checks, closures, records, schema
+from lowrank_speech.workflow import closures, records
 from lowrank_speech.workflow.config import (
     DEV,
     System,
     calibrate_key,
     calibrated,
-    complete,
     factorise_key,
     lang_splits,
     lm_dev,
@@ -47,6 +46,7 @@ from lowrank_speech.workflow.config import (
     tests,
     untranscribed,
 )
+from lowrank_speech.workflow.experiments import checked, read_schema
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.results import errors
 from lowrank_speech.workflow.shell import prefix
@@ -60,16 +60,13 @@ def refuse(reason):
     raise SystemExit(f"error in the config: {reason}")
 
 
-with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
-    SCHEMA = json.load(file)
+SCHEMA = read_schema()
 try:
     # A job on a cluster node reads the config again, but the process that submitted it has already checked it.
     if workflow.is_main_process:
         for path in workflow.configfiles:
             yaml_files.load(path)
-        schema.validate(config, SCHEMA)
-        checks.check(config, SCHEMA)
-    CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)
+    CONFIG = checked(config, SCHEMA, check=workflow.is_main_process)
     slices = Slices(CONFIG, SCHEMA)
     if workflow.is_main_process:
         from lowrank_speech.corpora import tracking
