@@ -60,7 +60,7 @@ def experiment(folder):
         utterance(folder, f"{code}{i}", text, code) for code, texts in TEXTS.items() for i, text in enumerate(texts)
     ]
     CutSet.from_cuts(cuts).to_file(folder / "train.jsonl.gz")
-    out = folder / "exp" / "lang" / "chars"
+    out = folder / "exp/mine/lang/chars"
     done(
         lang,
         {"seed": 1, "lang": {"kind": "char", "for": "ctc"}},
@@ -73,10 +73,10 @@ def experiment(folder):
     config = member("wav2vec2", vocab_size=found.tokens.size).config
     model = build("ctc", config)
     model.meta.lang_sha256 = found.sha256
-    system = folder / "exp" / "train" / "m" / "asr" / "full"
+    system = folder / "exp/mine/train/m/asr/full"
     save_model(model, system / "model", files=tokenizer_files(found.tokens))
     (system / "train.json").write_text("{}")
-    return SimpleNamespace(folder=folder / "exp", model=system / "model", lang=out)
+    return SimpleNamespace(folder=folder / "exp/mine", model=system / "model", lang=out)
 
 
 def language_folder(folder, labels=("de", "en", "fr"), priors=(0.5, 0.3, 0.2)):
