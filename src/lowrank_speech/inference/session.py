@@ -63,6 +63,7 @@ def process(
             opened = [(one, partial(_open, one, stack)) for one in named]
             for outcome in run(opened, recogniser, batch_seconds, progress.within):
                 one, result = outcome.key, outcome.result
+                progress.close_inner()
                 for note in getattr(result, "notes", ()):
                     progress.say(f"{one.name}: {note.removeprefix(f'{one.name}: ')}", sys.stderr)
                 if isinstance(result, UserError):
@@ -117,7 +118,7 @@ class _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        self.close_inner()
         self._outer.close()
 
     def within(self, one: Named, done: float, total: float) -> None:
@@ -130,7 +131,6 @@ class _Progress:
 
     def step(self) -> None:
         """A recording is done."""
-        self._close()
         self._outer.update()
 
     def say(self, text: str, file: Any) -> None:
@@ -138,7 +138,8 @@ class _Progress:
         self._tqdm.write(text, file=file)
         file.flush()
 
-    def _close(self) -> None:
+    def close_inner(self) -> None:
+        """Remove the bar of a long recording."""
         if self._inner is not None:
             self._inner.close()
             self._inner = None
