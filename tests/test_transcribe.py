@@ -4,6 +4,7 @@ import io
 import json
 import math
 import re
+import shutil
 import sys
 from types import SimpleNamespace
 
@@ -27,8 +28,12 @@ from lowrank_speech.inference.resampling import resampled
 from lowrank_speech.inference.results import Segment, Transcript, Word
 from lowrank_speech.inference.sound import open_sound, samples_of
 from lowrank_speech.inference.streaming import Mel, Samples, scan
+from lowrank_speech.stages import graph
+from lowrank_speech.stages import lm as lm_stage
+from stage_world import done
 from tiny_models import plain
 from using import RATE, call, ctc_folder, experiment, language_folder, local, noise, objects, whisper_folder
+from whisper_models import TOKENS
 
 __all__ = ["call"]
 
@@ -181,7 +186,7 @@ def test_arguments(made, tmp_path, call, monkeypatch):
         (["{ctc}", "{a}", "--task", "translate"], "only Whisper translates"),
         (["{ctc}", "{a}", "--decoder", "bean"], "expected one of: align, beam, greedy"),
         (["{ctc}", "{a}", "--decoder", "align"], "does not transcribe; expected one of: greedy, beam, hlg"),
-        (["{ctc}", "{a}", "--decoder", "hlg"], "give its folder (stage graph) as --graph"),
+        (["{ctc}", "{a}", "--decoder", "hlg"], "give the folder of the stage graph as --graph"),
         (["{ctc}", "{a}", "--lm", "{a}"], "the decoder greedy reads no lm"),
         (["{ctc}", "{a}", "--decoder", "beam", "--lm", "{empty}"], "has no lm.json"),
         (["{ctc}", "{a}", "--decoder-options", "{{"], "--decoder-options is not valid JSON"),
@@ -381,6 +386,24 @@ def test_a_system_of_an_experiment(tmp_path, call):
     assert code == 2 and "has no tokenizer" in err
 
 
+def test_a_graph_and_a_language_model_of_the_stages(tmp_path, call):
+    """The graph H, of the tokens alone, hears what greedy decoding hears; with words it hears words of the model."""
+    pytest.importorskip("kaldifst")
+    made = experiment(tmp_path)
+    audio, name = noise(tmp_path / "a.wav", 1.0), f"{made.folder}:m/asr/full"
+    h, lm = tmp_path / "h", tmp_path / "lm"
+    done(graph, {"graph": "h", "lm": None}, h / "graph.json", lang=made.lang, out=h)
+    code, out, err = call("transcribe", name, audio, "--decoder", "hlg", "--graph", h)
+    assert code == 0 and out == call("transcribe", name, audio)[1], err
+    done(lm_stage, {"lm": {"order": 1, "arpa": None}}, lm / "lm.json", lang=made.lang, cuts=made.cuts, out=lm)
+    argv = ("transcribe", name, audio, "--decoder", "beam", "--lm", lm, "--decoder-options")
+    code, out, err = call(*argv, '{"beam": 10, "vocabulary": "closed"}')
+    words = set((lm / "words.txt").read_text().split())
+    assert code == 0 and out.strip() and set(out.split()) <= words, err
+    code, _, err = call("transcribe", name, audio, "--graph", h)
+    assert code == 2 and "the decoder greedy reads no graph" in err
+
+
 def test_an_arpa_file(made, tmp_path, call):
     arpa = "\\data\\\nngram 1=4\n\n\\1-grams:\n-1 <s>\n-1 </s>\n-1 <unk>\n-0.5 A\n\n\\end\\\n"
     (tmp_path / "words.arpa").write_text(arpa)
@@ -455,13 +478,28 @@ def test_bf16(made):
 
 
 def test_english_only(tmp_path, call):
-    """An English-only model neither detects nor takes another language."""
-    folder = whisper_folder(tmp_path / "en")
-    config = json.loads((folder / "generation_config.json").read_text())
-    assert config["is_multilingual"]
-    audio = noise(tmp_path / "a.wav", 0.5)
-    code, _, err = call("transcribe", folder, audio, "--language", "fr")
-    assert code == 2 and "which the model does not know" in err
+    """An English-only model takes no other language, does not translate, and recognises no languages."""
+    special = tuple(token for token in TOKENS if token != "<|transcribe|>")
+    folder = whisper_folder(tmp_path / "en", special)
+    argv = (folder, noise(tmp_path / "a.wav", 0.5))
+    code, out, err = call("transcribe", *argv, "--format", "json", "--language", "en")
+    assert code == 0 and json.loads(out)["language"] == "en", err
+    for more, message in ((("--language", "fr"), "knows only English"), (("--task", "translate"), "not translate")):
+        code, _, err = call("transcribe", *argv, *more)
+        assert code == 2 and message in err
+    code, _, err = call("identify", *argv)
+    assert code == 2 and "English-only Whisper, which knows no languages" in err
+
+
+def test_damaged_and_incomplete_models(made, tmp_path, call):
+    for name in ("whisper", "ctc"):
+        shutil.copytree(getattr(made, name), tmp_path / name)
+    weights = (tmp_path / "ctc/model.safetensors").read_bytes()
+    (tmp_path / "ctc/model.safetensors").write_bytes(weights[: len(weights) // 2])
+    (tmp_path / "whisper/tokenizer.json").unlink()
+    for name, message in (("ctc", "cannot be loaded"), ("whisper", "tokenizer files")):
+        code, _, err = call("transcribe", tmp_path / name, made.a)
+        assert code == 2 and message in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1
 
 
 # -- real speech

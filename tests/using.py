@@ -25,15 +25,14 @@ LETTERS = "ABCDEFG'"
 RATE = 16_000
 
 
-def whisper_folder(folder, **changed):
+def whisper_folder(folder, special=TOKENS, **changed):
     """A published Whisper with all special tokens and a window of 4 s."""
     settings = {"init_std": 0.6, "max_target_positions": 24, "d_model": 32, "num_mel_bins": 20} | changed
-    return published(folder, special_tokens=TOKENS, times=TIMES, **settings)
+    return published(folder, special_tokens=special, times=TIMES, **settings)
 
 
 def ctc_folder(folder, blank=0, **config):
     """A published CTC model of upper-case letters, whose blank has some number."""
-    hf = plain("wav2vec2", **config)
     symbols = ["<s>", "</s>", "<unk>", "|", *LETTERS]
     symbols[blank:blank] = ["<pad>"]
     hf = plain("wav2vec2", vocab_size=len(symbols), pad_token_id=blank, **config)
@@ -56,18 +55,11 @@ def local(hf):
 
 def experiment(folder):
     """An experiment with a CTC system of characters, m/asr/full, whose folder has its token set."""
-    cuts = [
-        utterance(folder, f"{code}{i}", text, code) for code, texts in TEXTS.items() for i, text in enumerate(texts)
-    ]
-    CutSet.from_cuts(cuts).to_file(folder / "train.jsonl.gz")
+    texts = [(code, text) for code, listed in TEXTS.items() for text in listed]
+    cuts = folder / "train.jsonl.gz"
+    CutSet.from_cuts(utterance(folder, f"u{i}", text, code) for i, (code, text) in enumerate(texts)).to_file(cuts)
     out = folder / "exp/mine/lang/chars"
-    done(
-        lang,
-        {"seed": 1, "lang": {"kind": "char", "for": "ctc"}},
-        out / "lang.json",
-        cuts=folder / "train.jsonl.gz",
-        out=out,
-    )
+    done(lang, {"seed": 1, "lang": {"kind": "char", "for": "ctc"}}, out / "lang.json", cuts=cuts, out=out)
     found = Lang.load(out)
     torch.manual_seed(3)
     config = member("wav2vec2", vocab_size=found.tokens.size).config
@@ -76,7 +68,7 @@ def experiment(folder):
     system = folder / "exp/mine/train/m/asr/full"
     save_model(model, system / "model", files=tokenizer_files(found.tokens))
     (system / "train.json").write_text("{}")
-    return SimpleNamespace(folder=folder / "exp/mine", model=system / "model", lang=out)
+    return SimpleNamespace(folder=folder / "exp/mine", model=system / "model", lang=out, cuts=cuts)
 
 
 def language_folder(folder, labels=("de", "en", "fr"), priors=(0.5, 0.3, 0.2)):

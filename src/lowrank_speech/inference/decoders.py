@@ -9,6 +9,7 @@ from lowrank_speech.decoding import registry, resources
 from lowrank_speech.errors import UserError
 from lowrank_speech.inference.network import Network
 from lowrank_speech.lang.graphs.load import Graph
+from lowrank_speech.lang.graphs.settings import WITH_LM
 from lowrank_speech.lang.lm.load import LanguageModel
 from lowrank_speech.settings import read
 
@@ -52,7 +53,7 @@ def recogniser(network: Network, request: Request) -> Any:
     keys = {"batch_seconds": request.batch_seconds, **request.options, "kind": request.decoder}
     keys |= {name: str(path) for name, path in given.items() if name != "graph"}
     if "graph" in given:
-        keys.setdefault("lm", str(given["graph"]))  # the n-gram is in the graph
+        keys |= _graph_keys(Graph.load(given["graph"]))
     if network.task == "seq2seq":
         keys |= _whisper(network, request, keys)
     elif request.task != "transcribe":
@@ -105,6 +106,11 @@ def _given(request: Request, settings: type) -> dict[str, Path]:
             raise UserError(f"{option}: {path} does not exist; check the path")
         found[name] = path
     return found
+
+
+def _graph_keys(graph: Graph) -> dict[str, Any]:
+    """The keys of a decoder that describe its graph, whose n-gram and lexicon are in its folder."""
+    return {"graph": graph.kind, "lm": str(graph.folder) if graph.kind in WITH_LM else None, "lexicon": None}
 
 
 def known_keys(settings: type) -> set[str]:
