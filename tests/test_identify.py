@@ -146,7 +146,7 @@ def backend(folder, weight=0.5, offsets=(0.0, 1.0, 0.0), columns=LABELS, **chang
 
 @pytest.fixture
 def calibrated(made, tmp_path):
-    pytest.importorskip("lowrank_speech.backend.model", reason="needs the package of back ends")
+    """An experiment with the same system, for back ends of a test."""
     link = tmp_path / "exp"
     link.mkdir()
     (link / "train").symlink_to(made.root / "exp/mine/train")

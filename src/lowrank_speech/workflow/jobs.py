@@ -10,11 +10,15 @@ from typing import Any
 
 from lowrank_speech.workflow.config import (
     DEV,
+    MEAN_LOGMEL,
     Split,
     System,
+    backend_decoder,
     calibrate_key,
     calibrated,
+    calibrated_results,
     factorise_key,
+    fused,
     lang_splits,
     lm_dev,
     lm_splits,
@@ -131,7 +135,7 @@ class _Graph:
         method = self.config["methods"][system.method]
         yield self._start(system)
         splits = [*task_splits(self.config, system.task).values(), *untranscribed(self.config, system)]
-        yield from (self.job("features", system.base, *split) for split in splits)
+        yield from (self._heard(system, split) for split in splits)
         yield from self._tokens(system)
         if method.get("distil") is not None:
             other = teacher(self.config, system)
@@ -152,8 +156,16 @@ class _Graph:
         if self.slices.tunes(names):
             yield self.job("tune", names.base, names.task, names.method, names.decoder)
 
+    def _backend(self, names: Any) -> Iterator[Job]:
+        yield from self._fused(names, DEV)
+
+    def _apply(self, names: Any) -> Iterator[Job]:
+        yield self.job("backend", names.base, names.task, names.method, names.backend)
+        yield from self._fused(names, names.test)
+
     def _score(self, names: Any) -> Iterator[Job]:
-        yield self.job("decode", names.base, names.task, names.method, names.decoder, names.test)
+        stage = "apply" if names.decoder in self.config["backends"] else "decode"
+        yield self.job(stage, names.base, names.task, names.method, names.decoder, names.test)
 
     def _report(self, _: Any) -> Iterator[Job]:
         config = self.config
@@ -165,6 +177,9 @@ class _Graph:
             yield self.job("train", *system)
         for result in results(config, self.slices.schema):
             yield self.job("decode", *result)
+            yield self.job("score", *result)
+        for result in calibrated_results(config):
+            yield self.job("backend", *result[:4])
             yield self.job("score", *result)
 
     # -- pieces --------------------------------------------------------------------------------------------------------
@@ -187,7 +202,19 @@ class _Graph:
         return self.job("features", base, section["corpus"], section["split"])
 
     def _tested(self, names: Any) -> Job:
-        return self.job("features", names.base, *self.slices.split(names))
+        return self._heard(names, self.slices.split(names))
+
+    def _heard(self, names: Any, split: Split) -> Job:
+        """What a system reads of a split: the features of its base, or samples (control)."""
+        if self.config["methods"][names.method].get("control") == MEAN_LOGMEL:
+            return self.job("corpus", *split)
+        return self.job("features", names.base, *split)
+
+    def _fused(self, names: Any, test: str) -> Iterator[Job]:
+        """The decodings of the systems that a back end reads."""
+        decoder = backend_decoder(self.config, names.task, names.backend)
+        own = System(names.base, names.task, names.method)
+        return (self.job("decode", *system, decoder, test) for system in fused(self.config, own, names.backend))
 
     def _decoding(self, names: Any) -> Iterator[Job]:
         yield self.job("train", names.base, names.task, names.method)
@@ -217,6 +244,8 @@ WILDCARDS = {
     "emissions": (*_SYSTEM, "test"),
     "tune": (*_SYSTEM, "decoder"),
     "decode": (*_SYSTEM, "decoder", "test"),
+    "backend": (*_SYSTEM, "backend"),
+    "apply": (*_SYSTEM, "backend", "test"),
     "score": (*_SYSTEM, "decoder", "test"),
     "report": (),
 }
