@@ -505,6 +505,7 @@ def test_damaged_and_incomplete_models(made, tmp_path, call):
 # -- real speech
 
 
+@pytest.mark.slow
 def test_published_models_on_real_speech(speech_models, speech_data, call):
     wav = {line.split()[0]: line.split()[1] for line in (speech_data / "speechocean762/dev/wav.scp").open()}
     text = {line.split()[0]: line.split()[1:] for line in (speech_data / "speechocean762/dev/text").open()}
