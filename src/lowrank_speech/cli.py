@@ -310,19 +310,11 @@ def _map(path: Path | None) -> dict[str, str] | None:
     return None if path is None else files.read_map(path)
 
 
-app.command("compare")(friendly(compare))
-app.command("factorise")(friendly(factorise))
-app.command("compress")(friendly(compress))
-app.command("init")(friendly(init))
-app.command("run")(friendly(run))
-app.command("status")(friendly(status))
-app.command("plan")(friendly(plan))
-app.command("verify")(friendly(verify))
-app.command("clean")(friendly(clean))
-app.command("results")(friendly(results))
-app.command("transcribe")(friendly(transcribe))
-app.command("identify")(friendly(identify))
-app.command("export")(friendly(export))
+for command in (
+    *(init, run, status, plan, results, compare, verify, clean),
+    *(transcribe, identify, compress, factorise, export),
+):
+    app.command(command.__name__)(friendly(command))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

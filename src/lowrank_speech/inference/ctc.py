@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lowrank_speech.decoding import registry, resources
+from lowrank_speech.decoding import registry
 from lowrank_speech.decoding.base import Hypothesis, Unusable, Word
 from lowrank_speech.decoding.ctc.paths import BLANK
 from lowrank_speech.decoding.ctc.spelling import spellings
@@ -46,7 +46,8 @@ class CtcRecogniser:
         self.language = _language(network, language)
         self._least, self._stride = network.field
         self._spelled, self._tokens = spellings(network.lang), network.lang.tokens
-        self._whole_words = "graph" in resources.read_by(type(settings))
+        graph = network.resources.get("graph")
+        self._whole_words = graph is not None and graph.over_words
         self._decode = self._greedy if settings.kind == "greedy" else self._opened()
 
     def input(self, samples: Tensor) -> Tensor:

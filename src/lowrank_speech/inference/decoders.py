@@ -1,7 +1,7 @@
 """From what a person asks for to a recogniser: kind of decoder and its keys, language models, graphs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from lowrank_speech.decoding import registry, resources
 from lowrank_speech.errors import UserError
 from lowrank_speech.inference.network import Network
 from lowrank_speech.lang.graphs.load import Graph
+from lowrank_speech.lang.graphs.settings import WITH_LM
 from lowrank_speech.lang.lm.load import LanguageModel
 from lowrank_speech.settings import read
 
@@ -48,9 +49,11 @@ def recogniser(network: Network, request: Request) -> Any:
             f"a trained system"
         )
     module = registry.module(request.decoder, network.task)
-    given = {name: getattr(request, name) for name in resources.NAMES if getattr(request, name) is not None}
+    given = _given(request, module.Settings)
     keys = {"batch_seconds": request.batch_seconds, **request.options, "kind": request.decoder}
     keys |= {name: str(path) for name, path in given.items() if name != "graph"}
+    if "graph" in given:
+        keys |= _graph_keys(Graph.load(given["graph"]))
     if network.task == "seq2seq":
         keys |= _whisper(network, request, keys)
     elif request.task != "transcribe":
@@ -84,21 +87,46 @@ def _whisper(network: Network, request: Request, keys: Mapping[str, Any]) -> dic
     }
 
 
-def _loaded(network: Network, settings: Any, given: Mapping[str, str | Path]) -> dict[str, Any]:
-    """The language models and graphs that a decoder reads."""
-    reads, found = resources.read_by(type(settings)), {}
+def _given(request: Request, settings: type) -> dict[str, Path]:
+    """The language models and graphs of a request. UserError: the decoder does not read one, or lacks its graph."""
+    reads = [name for name in resources.read_by(settings) if name == "graph" or name in known_keys(settings)]
+    found = {}
     for name in resources.NAMES:
-        option, path = f"--{name.replace('_', '-')}", given.get(name)
-        named = getattr(settings, name, None) if name in reads else None
-        if path is None and named is not None:
-            raise UserError(f"the decoder {settings.kind} reads a {name.replace('_', ' ')}; give it as {option}")
+        option, path = f"--{name.replace('_', '-')}", getattr(request, name)
+        if path is None and name == "graph" and name in reads:
+            raise UserError(
+                f"the decoder {request.decoder} searches a graph; give the folder of the stage graph as --graph"
+            )
         if path is None:
             continue
         path = Path(path)
-        if (named is None and name != "graph") or name not in reads:
-            raise UserError(f"the decoder {settings.kind} reads no {name}, but {option} is {path}; remove it")
+        if name not in reads:
+            raise UserError(f"the decoder {request.decoder} reads no {name}, but {option} is {path}; remove it")
         if not path.exists():
             raise UserError(f"{option}: {path} does not exist; check the path")
+        found[name] = path
+    return found
+
+
+def _graph_keys(graph: Graph) -> dict[str, Any]:
+    """The keys of a decoder that describe its graph, whose n-gram and lexicon are in its folder."""
+    return {"graph": graph.kind, "lm": str(graph.folder) if graph.kind in WITH_LM else None, "lexicon": None}
+
+
+def known_keys(settings: type) -> set[str]:
+    """The keys of a settings class."""
+    return {field.name for field in fields(settings)}
+
+
+def _loaded(network: Network, settings: Any, given: Mapping[str, Path]) -> dict[str, Any]:
+    """Load the language models and graphs that a decoder reads."""
+    for name in ("lm", "rescore_lm"):
+        if name in resources.read_by(type(settings)) and getattr(settings, name, None) and name not in given:
+            raise UserError(
+                f"the decoder {settings.kind} reads a language model; give it as --{name.replace('_', '-')}"
+            )
+    found: dict[str, Any] = {}
+    for name, path in given.items():
         if name == "graph":
             found[name] = Graph.load(path)
         else:

@@ -126,7 +126,7 @@ def _ends(group: Sequence[Word], word: Word, space: str) -> bool:
         return True
     if len(_lines(text + space + word.text, space)) > LINES:
         return True
-    return len(text) > LINE and text[-1] in ".?!。？！…"
+    return len(text) > LINE // 2 and text[-1] in ".?!。？！…"
 
 
 def _parts(segments: Sequence[Segment]) -> Iterator[Segment]:

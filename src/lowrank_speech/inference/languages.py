@@ -119,7 +119,8 @@ class Identifier:
 def _zero_shot(network: Network) -> Network:
     """Whisper's language tokens as a classifier."""
     known = list(network.model.languages)
-    if not known:
+    # English-only checkpoints may list languages, too.
+    if not known or not getattr(network.model.hf.generation_config, "is_multilingual", True):
         raise UserError(
             f"{network.found.name} is an English-only Whisper, which knows no languages; use a multilingual one"
         )

@@ -1,13 +1,17 @@
 """Open a named model for inference: its network on a device, its token set, its inputs."""
 
 import bisect
+import pickle
+import sys
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers.utils.logging import disable_progress_bar
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.inputs import RATE, Inputs, inputs_of
@@ -20,6 +24,8 @@ from lowrank_speech.models.sources import Source, import_model
 from lowrank_speech.models.speech import SpeechModel
 
 DTYPES = {"fp32": torch.float32, "float32": torch.float32, "bf16": torch.bfloat16, "bfloat16": torch.bfloat16}
+BROKEN = (SafetensorError, pickle.UnpicklingError, EOFError, OSError, ValueError, RuntimeError)
+"""What loading a damaged file raises."""
 
 
 @dataclass
@@ -82,8 +88,14 @@ def open_network(found: Found, device: str = "auto", dtype: str | torch.dtype = 
     UserError: the folder is incomplete, or the device or number format is not available.
     """
     place, kind = pick_device(_known(device)), _dtype(dtype)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     family = family_of(found.config.get("model_type"), str(found.folder / "config.json"))
-    model = import_model(Source(found.folder, found.revision), family)
+    try:
+        model = import_model(Source(found.folder, found.revision), family)
+    except BROKEN as error:
+        said = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{found.folder} cannot be loaded ({said}); copy, download or train the model again") from error
     lang = None
     if model.task == "ctc":
         lang = _ctc_lang(found, model)

@@ -15,6 +15,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.inference.sound import RATE
 
 K = TypeVar("K")
+NO_ROOM = "the GPU has too little memory for it; use --device cpu or --dtype bf16"
 ROWS = 32
 """Recordings in a batch, at most."""
 AHEAD = 4
@@ -56,13 +57,16 @@ def run(
             if samples is not None:
                 waiting.append(_Short(key, sound, recogniser.input(samples), len(samples) / RATE))
             else:
+                # What was read before need not wait for a long recording.
+                yield from _batches(waiting, recogniser, batch_seconds)
+                waiting = []
                 with torch.inference_mode():
                     done = recogniser.long(sound, lambda *seconds, key=key: progress(key, *seconds))
                 yield Outcome(key, _noted(done, sound))
         except UserError as error:
             yield Outcome(key, _named(error, key))
         except torch.OutOfMemoryError:
-            yield Outcome(key, UserError(f"{key}: the GPU has too little memory; use --device cpu, or --dtype bf16"))
+            yield Outcome(key, _named(UserError(NO_ROOM), key))
         if sum(one.seconds for one in waiting) >= AHEAD * batch_seconds or len(waiting) >= AHEAD * ROWS:
             yield from _batches(waiting, recogniser, batch_seconds)
             waiting = []
@@ -102,7 +106,7 @@ def _batch(batch: Sequence[_Short[K]], recogniser: Any) -> Iterator[Outcome[K]]:
             for one in batch:
                 yield from _batch([one], recogniser)
             return
-        found = [UserError("the GPU has too little memory; use --device cpu, or --dtype bf16")]
+        found = [UserError(NO_ROOM)]
     for one, result in zip(batch, found, strict=True):
         yield Outcome(one.key, _named(result, one.key) if isinstance(result, UserError) else _noted(result, one.sound))
 

@@ -27,7 +27,7 @@ FAILED, INTERRUPTED = 1, 130
 def prepare(audio: Sequence[str], output: Path | None) -> list[Named]:
     """The recordings of a command. UserError: there are none, or ``output`` cannot be written."""
     quiet()
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s", force=True)
     found, remarks = recordings(audio)
     for remark in remarks:
         typer.echo(remark, err=True)
@@ -63,6 +63,7 @@ def process(
             opened = [(one, partial(_open, one, stack)) for one in named]
             for outcome in run(opened, recogniser, batch_seconds, progress.within):
                 one, result = outcome.key, outcome.result
+                progress.close_inner()
                 for note in getattr(result, "notes", ()):
                     progress.say(f"{one.name}: {note.removeprefix(f'{one.name}: ')}", sys.stderr)
                 if isinstance(result, UserError):
@@ -74,6 +75,9 @@ def process(
     except KeyboardInterrupt:
         typer.echo(f"interrupted: {done} of {len(named)} recordings are done", err=True)
         return INTERRUPTED
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     if failed and len(named) > 1:
         typer.echo(f"{failed} of {len(named)} recordings have no result", err=True)
     return FAILED if failed else 0
@@ -114,7 +118,7 @@ class _Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._close()
+        self.close_inner()
         self._outer.close()
 
     def within(self, one: Named, done: float, total: float) -> None:
@@ -127,7 +131,6 @@ class _Progress:
 
     def step(self) -> None:
         """A recording is done."""
-        self._close()
         self._outer.update()
 
     def say(self, text: str, file: Any) -> None:
@@ -135,7 +138,8 @@ class _Progress:
         self._tqdm.write(text, file=file)
         file.flush()
 
-    def _close(self) -> None:
+    def close_inner(self) -> None:
+        """Remove the bar of a long recording."""
         if self._inner is not None:
             self._inner.close()
             self._inner = None
