@@ -19,6 +19,7 @@ weight of each factorised layer, whose shape does not fit without the import.
 """
 
 import re
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,13 +29,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.embedding import TiedProjection
-from lowrank_speech.lowrank.lora import adapter_config
+from lowrank_speech.lowrank.linear import LowRankLinear
 from lowrank_speech.lowrank.structure import apply_plan, low_rank_layers
 from lowrank_speech.models.families.corrections import correct
 from lowrank_speech.models.files import GUARDED, KEY, METHOD
 from lowrank_speech.models.registry import family_class
-
-__all__ = ["LowRankConfig", "LowRankLoader", "adapter_config"]
 
 
 @register_quantization_config(METHOD)
@@ -93,3 +92,17 @@ class LowRankLoader(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return True
+
+
+def adapter_config(folder: str | Path) -> Any:
+    """The config of a saved LoRA adapter, for ``PeftModel.from_pretrained(base, folder, config=...)``.
+
+    It has the layer for adapters on the product of two factors (``where: product``), which peft cannot store.
+    """
+    from peft import PeftConfig
+
+    from lowrank_speech.lowrank.product import ProductLora
+
+    config = PeftConfig.from_pretrained(str(folder))
+    config._register_custom_module({LowRankLinear: ProductLora})
+    return config

@@ -15,7 +15,9 @@ from lowrank_speech.exporting import snippets
 
 TOLERANCE = 1e-2
 LEAST = (4, 5)
+STEPS = 12  # tokens that are compared
 WINDOW = 3000  # frames of 10 ms, to which faster-whisper pads every segment
+POSITIONS = 448  # tokens that faster-whisper lets the decoder read
 
 
 def check(model: Any, source: Path) -> None:
@@ -30,6 +32,11 @@ def check(model: Any, source: Path) -> None:
         raise UserError(
             f"{source} has a window of {model.window / 100:g} s, but faster-whisper pads all audio to 30 s; export it "
             f"with --format onnx or dense"
+        )
+    if model.decoder_positions < POSITIONS:
+        raise UserError(
+            f"{source} has a decoder of {model.decoder_positions} positions, but faster-whisper uses {POSITIONS}; "
+            f"export it with --format onnx or dense"
         )
     from lowrank_speech.models.whisper_vocabulary import open_tokenizer
 
@@ -72,7 +79,7 @@ def write(model: Any, source: Path, out: Path) -> dict[str, Any]:
     for path in source.iterdir():
         if path.is_file() and is_one_of(path.name, LEGAL):
             shutil.copyfile(path, out / path.name)
-    return compared(wanted, _outputs(out, model, wanted), TOLERANCE, f"the CTranslate2 export of {source}")
+    return compared(*_outputs(out, model, wanted), TOLERANCE, f"the CTranslate2 export of {source}")
 
 
 def usage(model: Any, folder: Path) -> str | None:
@@ -80,27 +87,39 @@ def usage(model: Any, folder: Path) -> str | None:
     return snippets.faster_whisper(model, folder)
 
 
-def _outputs(out: Path, model: Any, wanted: Any) -> list[Any]:
-    """Log probabilities (N, V) of CTranslate2 after each of the reference's tokens."""
+def _outputs(out: Path, model: Any, wanted: Any) -> tuple[Any, list[Any]]:
+    """The reference for the tokens that CTranslate2 writes, and CTranslate2's own log probabilities (N, V).
+
+    CTranslate2 does not score given tokens. So it writes greedily, once until the end of text, and once without it.
+    """
     import ctranslate2
     import numpy as np
     import torch
 
+    from lowrank_speech.exporting.probes import Reference, log_probs
+
     run = ctranslate2.models.Whisper(str(out), device="cpu", compute_type="float32", intra_threads=1)
-    found = []
+    end, followed, found = model.config.eos_token_id, Reference([], [], [], []), []
     for features, tokens, outputs in zip(wanted.features, wanted.tokens, wanted.outputs, strict=True):
+        prompt = tokens[0, : tokens.shape[1] - len(outputs) + 1].tolist()
         mel = np.ascontiguousarray(model.pad_mel(features[None], torch.tensor([len(features)])).numpy())
-        states, rows, ids = run.encode(ctranslate2.StorageView.from_array(mel)), [], tokens[0].tolist()
-        for end in range(len(ids) - len(outputs) + 1, len(ids) + 1):
+        states = run.encode(ctranslate2.StorageView.from_array(mel))
+        for never in ([], [end]):
             (result,) = run.generate(
                 states,
-                [ids[:end]],
+                [prompt],
                 beam_size=1,
-                max_length=end + 1,
+                max_length=min(len(prompt) + STEPS, model.decoder_positions),
                 suppress_blank=False,
-                suppress_tokens=[],
+                suppress_tokens=never,
                 return_logits_vocab=True,
             )
-            rows.append(torch.from_numpy(np.array(result.logits[0][0])).flatten().log_softmax(-1))
-        found.append(torch.stack(rows))
-    return found
+            rows = torch.stack([torch.from_numpy(np.array(row)).flatten() for row in result.logits[0]])
+            written = prompt + result.sequences_ids[0]
+            with torch.inference_mode():
+                expected = log_probs(model, features, torch.tensor([written]))[: len(rows)]
+            allowed = torch.ones(rows.shape[1], dtype=torch.bool)
+            allowed[never] = False
+            followed.outputs.append(expected[:, allowed].log_softmax(-1))
+            found.append(rows[:, allowed].log_softmax(-1))
+    return followed, found

@@ -4,8 +4,8 @@
     compared(wanted, outputs, TOLERANCE, "...")  metrics; UserError if the outputs differ
 
 The utterances are seeded noise of three lengths whose loudness changes as that of syllables. Outputs are log
-probabilities (N, V): of the frames (CTC), of the classes, or of the tokens after those that the model itself writes, and
-after some random ones (a decoder); or the encoder states (N, D) of a model without a head.
+probabilities (N, V): of the frames (CTC), of the classes, or of a decoder's next tokens, after those that the model
+itself writes and some random ones; or the encoder states (N, D) of a model without a head.
 """
 
 import math
@@ -74,10 +74,10 @@ def reference(model: SpeechModel, folder: str | Path) -> Reference:
 
 
 def _longer(model: SpeechModel, tokens: Tensor) -> Tensor:
-    """``tokens`` (1, L) and some random ones, as far as the decoder has positions."""
+    """``tokens`` (1, L) and some random ones, at most as many as the decoder has positions."""
     generator = torch.Generator().manual_seed(SEED)
-    more = min(MORE, model.decoder_positions - tokens.shape[1])
-    return torch.cat([tokens, torch.randint(0, model.config.vocab_size, (1, more), generator=generator)], 1)
+    more = torch.randint(0, model.config.vocab_size, (1, MORE), generator=generator)
+    return torch.cat([tokens[:, : model.decoder_positions - MORE], more], 1)
 
 
 @torch.inference_mode()

@@ -148,20 +148,6 @@ def save_adapter(
     (folder / _CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def adapter_config(folder: str | Path) -> Any:
-    """The config of a saved adapter, for ``PeftModel.from_pretrained(base, folder, config=...)``.
-
-    It has the layer for adapters on the product of two factors (``where: product``), which peft cannot store.
-    """
-    from peft import PeftConfig
-
-    from lowrank_speech.lowrank.product import ProductLora
-
-    config = PeftConfig.from_pretrained(str(folder))
-    config._register_custom_module({LowRankLinear: ProductLora})
-    return config
-
-
 def _adapter_state(peft_model: nn.Module) -> dict[str, torch.Tensor]:
     from peft import get_peft_model_state_dict
 
