@@ -8,7 +8,15 @@ from typing import Any
 
 from lowrank_speech.fingerprints import PACKAGE, closure
 from lowrank_speech.workflow import closures
-from lowrank_speech.workflow.config import calibrate_key, calibrated, factorise_key, results, splits_used, start_share
+from lowrank_speech.workflow.config import (
+    calibrate_key,
+    calibrated,
+    calibrated_results,
+    factorise_key,
+    results,
+    splits_used,
+    start_share,
+)
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WITHOUT_HASH = {"fingerprints", "settings_errors"}
@@ -29,6 +37,9 @@ def jobs(slices: Slices) -> Iterator[tuple[str, Any]]:
     every += [
         result._asdict() | {"form": form} for result in results(config, slices.schema) for form in ("dense", "lowrank")
     ]
+    for result in calibrated_results(config):
+        names = result._asdict()
+        every.append(names | {"backend": names.pop("decoder")})
     for known in every:
         for stage, names in NAMES.items():
             if set(names) <= set(known):

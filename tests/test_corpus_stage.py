@@ -102,10 +102,11 @@ def test_index(tmp_path):
     root, out = make_corpus(tmp_path / "in"), tmp_path / "out"
     assert run(out, {**TABLE, "path": str(root)}) == 0
     header, *rows = [line.split("\t") for line in (out / "train.index.tsv").read_text().splitlines()]
-    assert header == ["id", "speaker", "language", "seconds", "sha256"]
+    assert header == ["id", "speaker", "language", "seconds", "sha256", "source", "session"]
     cuts = {cut.id: cut for cut in CutSet.from_file(out / "train.jsonl.gz")}
     assert [row[0] for row in rows] == list(cuts)
-    for name, speaker, language, seconds, digest in rows:
+    for name, speaker, language, seconds, digest, *origin in rows:
+        assert origin == ["", ""]
         [supervision] = cuts[name].supervisions
         assert (speaker, language, float(seconds)) == (supervision.speaker, supervision.language, cuts[name].duration)
         assert digest == hashlib.sha256(cuts[name].load_audio().astype("<f4").tobytes()).hexdigest()

@@ -54,6 +54,8 @@ files = {
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
+    "backend": lambda: ["dev.tsv"],
+    "apply": lambda: ["scores.tsv", "labels.tsv"],
     "score": lambda: ["utterances.tsv"],
     "report": lambda: [
         *("results.csv", "comparisons.csv", "seeds.csv", "results.txt", "error.png", "cost.png", "curves.png"),
@@ -106,6 +108,7 @@ made = {os.path.relpath(path, folder): {"sha256": sha256(path), "bytes": os.stat
 given = json.dumps(cfg, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 given = hashlib.sha256(given.encode()).hexdigest()
 record = {"stage": stage, "cfg_sha256": given, "code": flags["--code"][0], "outputs": made, "metrics": {}}
+record["cfg"] = cfg
 record["sources"] = {name: sha256(path) for name, path in sources.items()}
 with open(manifest.removesuffix(".json") + ".cost.json", "w") as file:
     json.dump({"seconds": len(os.urandom(1)), "sources": {name: state(path) for name, path in sources.items()}}, file)

@@ -3,7 +3,6 @@
 The libraries are imported when it runs, so that ``--help`` answers at once.
 """
 
-import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -15,54 +14,59 @@ import typer
 from lowrank_speech.errors import UserError
 from lowrank_speech.lowrank.recipe import CALIBRATED, Factorise, Init
 
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(help="ffn, attention, all, embedding (Whisper), or a name pattern; may be repeated.  [default: ffn]"),
+]
+Reduction = Annotated[float | None, typer.Option(help="Share of the whole model's parameters to save.")]
+Rank = Annotated[int | None, typer.Option(help="Or: one rank for all layers.")]
+Fraction = Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")]
+Keep = Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")]
+Energy = Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")]
+Floor = Annotated[float, typer.Option(help="With --allocate: the least rank, as a share of the full one.")]
+ExactRows = Annotated[int, typer.Option(help="Frequent tokens whose rows of the embedding are kept.", min=0)]
+MultipleOf = Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)]
+Sequential = Annotated[
+    bool, typer.Option("--sequential", help="Calibrate each block on the factorised blocks before it.")
+]
+Utterances = Annotated[
+    int | None, typer.Option(help="How many utterances to draw from it.  [default: as many as needed]", min=1)
+]
+TrialNumber = Annotated[
+    int, typer.Option(help="How many further ones measure the loss of the result, and of ranks.", min=0)
+]
+Seed = Annotated[int, typer.Option(help="Seed to draw utterances, and for --init random.", min=0)]
+Revision = Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")]
+SPEECH = "Lhotse cuts, a Kaldi data directory, a table (tsv, csv), or a folder of audio."
+"""Formats of calibration speech, for help texts."""
+DEFAULT_TRIAL = 16
+
 
 def factorise(
     source: Annotated[str, typer.Argument(metavar="SRC", help="Model folder or hub name.")],
     out: Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; it must not exist.")],
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="ffn, attention, all, embedding (Whisper), or a name pattern; may be repeated.  [default: ffn]"
-        ),
-    ] = None,
-    reduction: Annotated[float | None, typer.Option(help="Share of the whole model's parameters to save.")] = None,
-    rank: Annotated[int | None, typer.Option(help="Or: one rank for all layers.")] = None,
-    fraction: Annotated[float | None, typer.Option(help="Or: rank as a share of the smaller dimension.")] = None,
-    keep: Annotated[float | None, typer.Option(help="Or: share of its parameters that each layer keeps.")] = None,
-    energy: Annotated[float | None, typer.Option(help="Or: share of each layer's squared singular values.")] = None,
+    layers: Layers = None,
+    reduction: Reduction = None,
+    rank: Rank = None,
+    fraction: Fraction = None,
+    keep: Keep = None,
+    energy: Energy = None,
     allocate: Annotated[
         bool, typer.Option("--allocate", help="Choose ranks by what they cost, measured on --calibrate.")
     ] = False,
-    floor: Annotated[float, typer.Option(help="With --allocate: the least rank, as a share of the full one.")] = (
-        Factorise.floor
-    ),
-    exact_rows: Annotated[
-        int, typer.Option(help="Frequent tokens whose rows of the embedding are kept.", min=0)
-    ] = Factorise.exact_rows,
-    multiple_of: Annotated[int, typer.Option(help="Ranks are multiples of this.", min=1)] = 1,
+    floor: Floor = Factorise.floor,
+    exact_rows: ExactRows = Factorise.exact_rows,
+    multiple_of: MultipleOf = 1,
     init: Annotated[Init, typer.Option(help="How to initialise factors.")] = "svd",
-    sequential: Annotated[
-        bool, typer.Option("--sequential", help="Calibrate each block on the factorised blocks before it.")
-    ] = False,
-    calibrate: Annotated[
-        Path | None,
-        typer.Option(
-            help="Speech to calibrate on: Lhotse cuts, a Kaldi data directory, a table (tsv, csv), or a folder of "
-            "audio.",
-            metavar="PATH",
-        ),
-    ] = None,
-    utterances: Annotated[
-        int | None, typer.Option(help="How many utterances to draw from it.  [default: as many as needed]", min=1)
-    ] = None,
-    trial: Annotated[
-        int, typer.Option(help="How many further ones measure the loss of the result, and of ranks.", min=0)
-    ] = 16,
+    sequential: Sequential = False,
+    calibrate: Annotated[Path | None, typer.Option(help=f"Speech to calibrate on: {SPEECH}", metavar="PATH")] = None,
+    utterances: Utterances = None,
+    trial: TrialNumber = DEFAULT_TRIAL,
     moments: Annotated[
         Path | None, typer.Option(help="Instead of --calibrate: moments of the stage calibrate.", metavar="FILE")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed to draw utterances, and for --init random.", min=0)] = 1,
-    revision: Annotated[str | None, typer.Option(help="Commit, tag or branch of a hub name.")] = None,
+    seed: Seed = 1,
+    revision: Revision = None,
     report: Annotated[Path | None, typer.Option(help="Also write the report as JSON.", metavar="FILE")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the spectra, as PNG.", metavar="FILE")] = None,
     as_json: Annotated[
@@ -90,35 +94,14 @@ def factorise(
     )
     _check_files(out, recipe, calibrate, moments, trial, (report, plot))
     from lowrank_speech.artefact import write_json
-    from lowrank_speech.factorising.model import factorise_model
+    from lowrank_speech.factorising.on_speech import Calibration, factorise_on
     from lowrank_speech.models.sources import open_dense
     from lowrank_speech.scoring import text
 
-    cuts, tried, again = None, [], []
-    if calibrate is not None:
-        from lowrank_speech.factorising.calibration import MOST
-        from lowrank_speech.factorising.speech import speech_of
-
-        cuts = list(speech_of(calibrate, (utterances or MOST) + trial, seed))
+    speech = None if calibrate is None else Calibration.read(calibrate, utterances, trial, seed)
     model, folder = open_dense(source, revision)
-    with contextlib.ExitStack() as until_done:
-        if cuts is not None:
-            from lowrank_speech.factorising.calibration import calibrate as calibrated
-            from lowrank_speech.factorising.utterances import held_out, seen_again
-
-            # Beside the result: several gigabytes for a large model.
-            out.parent.mkdir(parents=True, exist_ok=True)
-            scratch = until_done.enter_context(tempfile.TemporaryDirectory(dir=out.parent, prefix=".moments-"))
-            moments, gradients = Path(scratch) / "moments.safetensors", init == "two-sided"
-            where = (model, folder, cuts, calibrate)
-            found = calibrated(*where, moments, recipe.layers, utterances, seed, gradients=gradients)
-            seen = len(found["utterances"])
-            tried = held_out(*where, trial, seen, seed) if trial else []
-            again = seen_again(*where, seen, seed) if sequential else []
-        try:
-            result = factorise_model(model, recipe, out, folder, moments, seed, tried, again)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from error
+    result = factorise_on(model, folder, recipe, out, speech, moments, seed, source)
+    result.pop("calibration", None)
     if report is not None:
         write_json(report, result)
     if plot is not None:
@@ -164,10 +147,10 @@ def _check_files(
         kind_of(speech)
     for path in (out, *written):
         if path is not None:
-            _check_writable(path)
+            check_writable(path)
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """Raise UserError if ``path``, whose parents may not exist yet, cannot be written."""
     parent = path.absolute().parent
     while not parent.exists():

@@ -25,14 +25,17 @@ sys.path.insert(0, SRC)
 
 from lowrank_speech import yaml_files
 from lowrank_speech.errors import UserError
-from lowrank_speech.workflow import checks, closures, records, schema
+from lowrank_speech.workflow import closures, records
 from lowrank_speech.workflow.config import (
     DEV,
+    MEAN_LOGMEL,
     System,
+    backend_decoder,
     calibrate_key,
     calibrated,
-    complete,
+    calibrated_results,
     factorise_key,
+    fused,
     lang_splits,
     lm_dev,
     lm_splits,
@@ -47,6 +50,7 @@ from lowrank_speech.workflow.config import (
     tests,
     untranscribed,
 )
+from lowrank_speech.workflow.experiments import checked, read_schema
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.results import errors
 from lowrank_speech.workflow.shell import prefix
@@ -60,16 +64,13 @@ def refuse(reason):
     raise SystemExit(f"error in the config: {reason}")
 
 
-with open(os.path.join(workflow.basedir, "workflow", "schemas", "config.schema.json"), encoding="utf-8") as file:
-    SCHEMA = json.load(file)
+SCHEMA = read_schema()
 try:
     # A job on a cluster node reads the config again, but the process that submitted it has already checked it.
     if workflow.is_main_process:
         for path in workflow.configfiles:
             yaml_files.load(path)
-        schema.validate(config, SCHEMA)
-        checks.check(config, SCHEMA)
-    CONFIG = schema.resolve(complete(config), SCHEMA, SCHEMA)
+    CONFIG = checked(config, SCHEMA, check=workflow.is_main_process)
     slices = Slices(CONFIG, SCHEMA)
     if workflow.is_main_process:
         from lowrank_speech.corpora import tracking
@@ -83,7 +84,7 @@ except ValueError as error:
 
 STARTED = time.time()
 layout = Layout(CONFIG["output"].rstrip("/"))
-GRID, RESULTS = systems(CONFIG), results(CONFIG, SCHEMA)
+GRID, RESULTS, CALIBRATED = systems(CONFIG), results(CONFIG, SCHEMA), calibrated_results(CONFIG)
 ASKS_FOR_CUDA = '"cuda"' in json.dumps(CONFIG)
 
 
@@ -122,7 +123,7 @@ if workflow.is_main_process:
     if (lost := outside.lost_lexicon(slices.graphs().values())) is not None:
         refuse(lost)
 
-    noise = outside.lost_noise({whose: slices.train(s).cfg["training"] for whose, s in untrained.items()})
+    noise = outside.lost_noise({whose: slices.train(s).cfg.get("training") for whose, s in untrained.items()})
     if noise is not None:
         refuse(noise)
 
@@ -175,6 +176,18 @@ def options(*files, **folders):
         for name, file in folders.items():
             path = input.get(file) or output.get(file)
             words += [flag(name), os.path.dirname(path)] if path else []
+        return shlex.join(words)
+
+    return quick(text)
+
+
+def folders(several, **single):
+    """As ``options(**single)``, and before it ``--several FOLDER ...``: the folders of the input files ``several``."""
+
+    def text(wildcards, input, output):
+        words = [flag(several), *map(os.path.dirname, input[several])]
+        for name, file in single.items():
+            words += [flag(name), os.path.dirname(input.get(file) or output.get(file))]
         return shlex.join(words)
 
     return quick(text)
@@ -236,7 +249,7 @@ def training_env(stage):
 
 def decoding_env(wildcards):
     """The environment of a stage that decodes: the one with k2 if the decoder says `backend: k2`."""
-    backend = slices.decode(wildcards).cfg["decoder"].get("backend")
+    backend = slices.decoding(wildcards).cfg["decoder"].get("backend")
     return f"../../envs/{'k2' if backend == 'k2' else 'torch'}.yaml"
 
 
@@ -356,9 +369,16 @@ def features_file(base, split, suffix):
     return f"{layout.features(base, split[0])}/{split[1]}.{suffix}"
 
 
+def inputs_file(wildcards, split, suffix):
+    """features_file of a split; its split_file for a control that takes the base's place and reads samples."""
+    if CONFIG["methods"][wildcards.method].get("control") == MEAN_LOGMEL:
+        return split_file(split, suffix)
+    return features_file(wildcards.base, split, suffix)
+
+
 def task_features(key, suffix):
     """features_file of the split that a task names as `key` (train, dev)."""
-    return quick(lambda wildcards: features_file(wildcards.base, task_splits(CONFIG, wildcards.task)[key], suffix))
+    return quick(lambda wildcards: inputs_file(wildcards, task_splits(CONFIG, wildcards.task)[key], suffix))
 
 
 def untranscribed_features(suffix):
@@ -373,7 +393,7 @@ def untranscribed_features(suffix):
 
 def test_features(suffix):
     """features_file of the split that a decoding reads."""
-    return quick(lambda wildcards: features_file(wildcards.base, slices.split(wildcards), suffix))
+    return quick(lambda wildcards: inputs_file(wildcards, slices.split(wildcards), suffix))
 
 
 def calibration_features(suffix):
@@ -468,6 +488,28 @@ def tuned(wildcards):
     return f"{layout.tune(wildcards.base, wildcards.task, wildcards.method, wildcards.decoder)}/tune.json"
 
 
+def decoded_by_fused(test=None):
+    """The manifests of the decodings, on `test` (default: the wildcard), of the systems that a back end reads."""
+
+    def paths(wildcards):
+        name, own = wildcards.backend, System(wildcards.base, wildcards.task, wildcards.method)
+        decoder = backend_decoder(CONFIG, own.task, name)
+        return [
+            f"{layout.decode(*system, decoder, test or wildcards.test)}/decode.json"
+            for system in fused(CONFIG, own, name)
+        ]
+
+    return quick(paths)
+
+
+@quick
+def scored(wildcards):
+    """The manifest of what is scored: a decoding, or calibrated scores where a back end has the decoder's place."""
+    stage = "apply" if wildcards.decoder in CONFIG["backends"] else "decode"
+    names = wildcards.base, wildcards.task, wildcards.method, wildcards.decoder, wildcards.test
+    return f"{getattr(layout, stage)(*names)}/{stage}.json"
+
+
 def resource(name):
     """The manifest of the artefact that a decoder reads as `name` (lm, graph, rescore_lm), if it does; else nothing."""
 
@@ -511,6 +553,7 @@ wildcard_constraints:
     task=names(CONFIG["tasks"]),
     method=names(CONFIG["methods"]),
     decoder=names(CONFIG["decoders"]),
+    backend=names(CONFIG["backends"]),
     test=names(sorted({DEV, *(test for task in CONFIG["tasks"] for test in tests(CONFIG, task))})),
     calibration="[A-Za-z0-9-]+",
     factorisation=names(FACTORISATIONS),

@@ -26,7 +26,7 @@ rule corpus:
         " --runtime {params.runtime:q} --jobs {threads} {params.paths} --manifest {output.manifest:q} > {log:q} 2>&1"
 
 
-# What the splits of a task share. It blocks the report but not the trainings.
+# What the splits of a task share. It runs as soon as the corpora are there, and blocks the report.
 rule overlap:
     input:
         made("overlap"),
@@ -36,6 +36,7 @@ rule overlap:
         manifest=f"{layout.overlap()}/overlap.json",
     log:
         layout.log(layout.overlap(), "overlap"),
+    priority: 100
     conda:
         "../../envs/report.yaml"
     threads: 1

@@ -10,8 +10,9 @@ rule report:
         starts=sorted({start_of(system) for system in GRID}),
         trains=[f"{layout.train(*system)}/train.json" for system in GRID],
         decodes=[f"{layout.decode(*result)}/decode.json" for result in RESULTS],
-        scores=[f"{layout.score(*result)}/score.json" for result in RESULTS],
-        utterances=ancient([f"{layout.score(*result)}/utterances.tsv" for result in RESULTS]),
+        backends=sorted({f"{layout.backend(*result[:4])}/backend.json" for result in CALIBRATED}),
+        scores=[f"{layout.score(*result)}/score.json" for result in [*RESULTS, *CALIBRATED]],
+        utterances=ancient([f"{layout.score(*result)}/utterances.tsv" for result in [*RESULTS, *CALIBRATED]]),
         curves=ancient([f"{layout.train(*system)}/metrics.jsonl" for system in GRID]),
     output:
         table=report(f"{layout.report()}/results.csv", caption="../report/results.rst", category="Results"),

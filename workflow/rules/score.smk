@@ -4,12 +4,14 @@
 rule score:
     input:
         made("score"),
-        decode=f"{layout.decode()}/decode.json",
+        decode=scored,
     output:
         utterances=f"{layout.score()}/utterances.tsv",
         manifest=f"{layout.score()}/score.json",
     log:
         layout.log(layout.score(), "score"),
+    wildcard_constraints:
+        decoder=names([*CONFIG["decoders"], *CONFIG["backends"]]),
     conda:
         "../../envs/report.yaml"
     threads: 1

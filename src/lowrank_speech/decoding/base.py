@@ -56,7 +56,9 @@ class Hypothesis:
     score      log probability; None: not available
     nbest      alternatives with their scores, the best first, including this one; empty: not available
     words      words with times; empty: not available
-    scores     language recognition: log-likelihood of each label of the model, in the order of the labels
+    scores     language recognition: log-likelihood of each label of the model, in the order of the labels; one more
+               with ``out_of_set``
+    embedding  language recognition: what the output layer of the head reads; empty: not asked for
     language   the language that the decoder detected, if none was given
     stopped    why the decoder stopped before the end of text: ``bound`` (on the number of tokens), ``loop``; why
                there is no text: ``nothing`` (no hypothesis is left), ``empty`` (no frame of speech), ``no_speech``
@@ -75,6 +77,7 @@ class Hypothesis:
     stopped: str | None = None
     segments: tuple[Segment, ...] = ()
     no_speech: float | None = None
+    embedding: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

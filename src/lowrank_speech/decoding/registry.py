@@ -48,6 +48,8 @@ def _listed(kind: str, task: str) -> ModuleType | None:
             from lowrank_speech.decoding.whisper import beam as found
         case "language/scores":
             from lowrank_speech.decoding.language import scores as found
+        case "language/embeddings":
+            from lowrank_speech.decoding.language import embeddings as found
         case _:
             found = None
     return found

@@ -15,10 +15,11 @@ import torch
 from lowrank_speech.decoding.emissions import Emissions
 from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import Loader, longest_first
-from lowrank_speech.features.inputs import inputs_of
+from lowrank_speech.features.inputs import Inputs, inputs_of
 from lowrank_speech.features.kept import numbered
 from lowrank_speech.features.store import fitting
 from lowrank_speech.lang.select import SetAside, fits_window
+from lowrank_speech.models import mean_logmel
 from lowrank_speech.models.device import pick_device
 from lowrank_speech.models.folder import load_model
 
@@ -33,16 +34,19 @@ class Network:
 
     def __init__(self, folder: str | Path, device: str = "auto"):
         self.folder, self.device = Path(folder), pick_device(device)
-        self.model = load_model(folder).to(self.device)
+        control = mean_logmel.load(folder)
+        self.model = (load_model(folder) if control is None else control).to(self.device)
         self.task, self.lang_sha256 = self.model.task, self.model.meta.lang_sha256
         self.resources: dict[str, Any] = {}
-        self._loader = Loader(inputs_of(folder))
+        self._loader = Loader(inputs_of(folder) if control is None else Inputs("logmel", n_mels=mean_logmel.BANDS))
 
     def usable(
         self, cuts: Iterable[Any], path: str | Path, set_aside: SetAside, any_length: bool = False
     ) -> Iterator[Any]:
         """Yield the cuts (from the file ``path``) that the model accepts; set aside those longer than its window,
         unless the decoder takes cuts of ``any_length``."""
+        if self.model.family == mean_logmel.NAME:
+            cuts = mean_logmel.usable(cuts, path)
         window = None if any_length else self.model.window_seconds
         return fits_window(fitting(cuts, self.model.feature_size, path), window, set_aside)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech.backend import registry as backends
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.decoding import tuning
@@ -24,6 +25,7 @@ from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import read
 from lowrank_speech.stages import report
+from lowrank_speech.stages.task import Segment, Shared
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distil_settings import DistilSettings
 from lowrank_speech.workflow.config import LMS, System, results, systems
@@ -56,6 +58,13 @@ def check(slices: Slices) -> None:
                 if section.get(part) is not None:
                     own = {k: v for k, v in section[part].items() if k != "untranscribed"}
                     read(cls, own, f"methods.{name}.{part}")
+        for name, section in config["backends"].items():
+            own = {k: v for k, v in section.items() if k not in ("decoder", "least")}
+            backends.settings_of(own, f"backends.{name}")
+        for name, section in config["tasks"].items():
+            for part, cls in (("allow_shared", Shared), ("segment", Segment)):
+                if section[part]:
+                    read(cls, section[part], f"tasks.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         check_heads(config)
@@ -88,6 +97,8 @@ def _check_jobs(slices: Slices) -> None:
             once(TrainConfig, found.cfg["pretrain"], where, whose)
     for system in systems(config):
         found = slices.train(system)
+        if "training" not in found.cfg:
+            continue  # the control mean-logmel has no recipe
         _check_device("training", found.cfg["training"], found.runtime, f"the system {'/'.join(system)}")
         once(TrainConfig, found.cfg["training"], "training", f"the system {'/'.join(system)}")
 

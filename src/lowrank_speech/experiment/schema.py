@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lowrank_speech.backend import registry as backends
 from lowrank_speech.corpora import registry as corpora
 from lowrank_speech.decoding import registry as decoding
 from lowrank_speech.decoding.resources import read_by
 from lowrank_speech.experiment.sections import (
+    BackendSection,
     BaseSection,
     CalibrateSection,
     DecoderSection,
@@ -31,6 +33,7 @@ from lowrank_speech.models.settings import BaseSettings
 from lowrank_speech.schemas import Node, Schemas, by_kind, named, nullable, partial, ref
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import REQUIRED, Seed, key, settings
+from lowrank_speech.stages import backend as backend_stage
 from lowrank_speech.stages import calibrate, emissions, report
 from lowrank_speech.stages.task import Task
 from lowrank_speech.training.config import Runtime, TrainConfig
@@ -93,6 +96,7 @@ def schema() -> Node:
         "training": ref("training") | {"default": {}},
         "decode": partial(tool.definitions["decode"]) | {"default": {}},
         "decoders": named(by_kind(decoders)) | {"default": {}},
+        "backends": named(_backends(tool)) | {"default": {}},
         "score": ref("score") | {"default": {}},
         "report": ref("report") | {"default": {}},
         "runtime": ref("runtime") | {"default": {}},
@@ -128,6 +132,7 @@ def schema() -> Node:
             "families": {name: f"models.families.{name.replace('-', '_')}" for name in FAMILIES},
             "heads": {kind: f"models.heads.{kind.replace('-', '_')}" for kind in heads.KINDS},
             "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
+            "backends": {kind: f"backend.{kind}" for kind in backends.KINDS},
             "exports": {name: f"exporting.{name.replace('-', '_')}" for name in exports.FORMATS},
         },
         "heads": heads.DEFAULT,
@@ -181,7 +186,7 @@ def _base(tool: Schemas) -> Node:
 def _task(tool: Schemas) -> Node:
     node = _closed(tool.of(Task), tool.of(TaskSection))
     node["properties"]["test"] |= {"minItems": 1, "uniqueItems": True, "minProperties": 1, "propertyNames": ref("name")}
-    for name in ("decoders", "languages"):
+    for name in ("decoders", "backends", "languages"):
         node["properties"][name]["uniqueItems"] = True
     node["properties"] |= {"head": ref("head"), "training": partial(ref("training"))}
     tool.definitions["task"] = node
@@ -211,6 +216,16 @@ def _heads(tool: Schemas) -> Node:
         if cls.TASK == "classify":
             tool.definitions[f"head.{kind}"] = _kind(tool.of(cls.SETTINGS), kind)
             branches[kind] = ref(f"head.{kind}")
+    return by_kind(branches)
+
+
+def _backends(tool: Schemas) -> Node:
+    branches = {}
+    least = {"least": tool.of(backend_stage.Config)["properties"]["least"]}
+    for kind in backends.KINDS:
+        node = _closed(_kind(tool.of(backends.module(kind).Settings), kind), tool.of(BackendSection))
+        tool.definitions[f"backend.{kind}"] = node | {"properties": {**node["properties"], **least}}
+        branches[kind] = ref(f"backend.{kind}")
     return by_kind(branches)
 
 

@@ -1,8 +1,9 @@
 """Sections of the config that only the workflow reads. The other sections are settings classes of stages."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from lowrank_speech.settings import REQUIRED, CountOrZero, Seed, key, settings
+from lowrank_speech.settings import REQUIRED, CountOrZero, Positive, Seed, key, settings
+from lowrank_speech.stages.task import Shared
 
 
 @settings
@@ -14,16 +15,31 @@ class SplitName:
 
 
 @settings
+class TestSet(SplitName):
+    """A test set: a split, or a piece of each of its utterances."""
+
+    seconds: Positive | None = key(None, "lid: cut each utterance to this length; null: as `segment` of the task says")
+    place: Literal["middle", "random"] = key("middle", "where the piece is cut; random: drawn from the seed")
+    shorter: Literal["set-aside", "keep"] = key("set-aside", "what happens to utterances that are shorter")
+
+
+@settings
 class TaskSection:
     """The splits and decoders of a task."""
 
     corpus: str = key(REQUIRED, "the corpus of the splits below")
     train: str = key(REQUIRED, "the split to train on")
     dev: str = key(REQUIRED, "the split that chooses the epoch")
-    test: str | tuple[str, ...] | dict[str, SplitName] = key(
-        REQUIRED, "test sets: a split, a list of splits, or name -> {corpus, split}"
+    test: str | tuple[str, ...] | dict[str, TestSet] = key(
+        REQUIRED, "test sets: a split, a list of splits, or name -> {corpus, split}, and for lid the length of pieces"
     )
     decoders: tuple[str, ...] | None = key(None, "names under `decoders`; null: greedy (asr) or scores (lid)")
+    allow_shared: Shared | None = key(
+        None, "lid: roles that may share speakers, sources or sessions, which else is an error; the report warns"
+    )
+    backends: tuple[str, ...] | None = key(
+        None, "lid: names under `backends`, trained on the scores of dev; null: none"
+    )
 
 
 @settings
@@ -45,6 +61,19 @@ class MethodSection:
         REQUIRED, "what trains: none (only a head that the task needs and the base lacks), head, full, or lora"
     )
     seed: Seed | None = key(None, "seed of the training; null: the experiment's seed")
+    sweep: dict[str, tuple[Any, ...]] | None = key(
+        None,
+        "keys of the method (seed, training.lr ...) -> lists of values; the method stands for one method for each "
+        "combination (docs/training.md, Sweeps)",
+    )
+    control: Literal["mean-logmel", "shuffled-labels"] | None = key(
+        None,
+        "lid: a system that cannot know languages, to compare with: a linear classifier on the mean log-mel instead of "
+        "the base (adapt: none), or training on shuffled labels",
+    )
+    shuffle: Literal["utterances", "speakers"] | None = key(
+        None, "control: shuffled-labels: what the languages are permuted over; null: utterances"
+    )
 
 
 @settings
@@ -63,6 +92,13 @@ class DecoderSection:
     tune: dict[str, tuple[float, ...]] | None = key(
         None, "numeric keys of the decoder -> values to try on the dev split of the task; the best ones are used"
     )
+
+
+@settings
+class BackendSection:
+    """What the workflow does with a back end."""
+
+    decoder: str | None = key(None, "the decoder of the task whose scores it reads; null: the first one")
 
 
 @settings

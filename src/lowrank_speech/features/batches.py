@@ -34,6 +34,7 @@ from lowrank_speech.features.store import read_features
 
 if TYPE_CHECKING:
     from lowrank_speech.features.augment import Augmentation
+    from lowrank_speech.features.crops import Cropped, Crops
 
 Cuts = KeptCuts | ListedCuts | CutSet
 
@@ -42,13 +43,18 @@ class Loader:
     """Cuts -> batches. Keeps up to ``memory`` seconds of computed inputs in memory: short corpora are read only once.
 
     ``workers``: processes that prefetch batches; 0: the main process makes each batch on demand. ``augmentation``
-    changes the samples of training batches.
+    changes the samples of training batches; ``crops`` takes other pieces of the cuts in each epoch.
     """
 
     def __init__(
-        self, inputs: Inputs, memory: float = 0.0, workers: int = 0, augmentation: "Augmentation | None" = None
+        self,
+        inputs: Inputs,
+        memory: float = 0.0,
+        workers: int = 0,
+        augmentation: "Augmentation | None" = None,
+        crops: "Crops | None" = None,
     ):
-        self.inputs, self.workers, self.augmentation = inputs, workers, augmentation
+        self.inputs, self.workers, self.augmentation, self.crops = inputs, workers, augmentation, crops
         # Workers live only for one epoch, so they cannot reuse inputs.
         self._left, self._kept = 0.0 if workers else memory, {}
 
@@ -61,6 +67,8 @@ class Loader:
             return torch.from_numpy(read_features(cut))
         if draw is not None and self.augmentation is not None:
             return self.inputs(cut, lambda samples: self.augmentation(samples, *draw, cut.id))
+        if draw is not None and self.crops is not None:
+            return self.inputs(cut)  # the next epoch has another piece
         name = draw is None, cut.id  # dev and train may share an id
         kept = self._kept.get(name)
         if kept is None:
@@ -93,6 +101,8 @@ class Loader:
         Each of ``world`` processes makes every ``world``-th batch; batches of other processes have only ``cuts``.
         """
         cuts = numbered(cuts)
+        if self.crops is not None:
+            cuts = self.crops.of(cuts, epoch)
         indices = batch_indices(cuts, batch_seconds, seed, epoch, quadratic_seconds)
         dealt = ((batch, i % world == rank) for i, batch in enumerate(indices))
         return self.load(cuts, islice(dealt, skip, None), (seed, epoch))
@@ -108,7 +118,7 @@ class Loader:
 
     def load(
         self,
-        cuts: KeptCuts | ListedCuts,
+        cuts: "KeptCuts | ListedCuts | Cropped",
         batches: Iterable[tuple[list[int], bool]],
         draw: tuple[int, int] | None = None,
     ) -> Iterator[dict[str, Any]]:
@@ -140,7 +150,7 @@ class Loader:
 class _Made:
     """The dataset of a ``DataLoader``, indexed by the indices of a batch's cuts and whether to make the batch."""
 
-    def __init__(self, loader: Loader, cuts: KeptCuts | ListedCuts, draw: tuple[int, int] | None):
+    def __init__(self, loader: Loader, cuts: "KeptCuts | ListedCuts | Cropped", draw: tuple[int, int] | None):
         self.loader, self.cuts, self.draw = loader, cuts, draw
 
     def __getitem__(self, batch: tuple[list[int], bool]) -> dict[str, Any] | UserError:
@@ -172,7 +182,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def batch_indices(
-    cuts: KeptCuts | ListedCuts,
+    cuts: "KeptCuts | ListedCuts | Cropped",
     batch_seconds: float,
     seed: int,
     epoch: int,
@@ -249,14 +259,20 @@ def segment(cuts: CutSet, seconds: float | None, seed: int | None = None) -> Cut
         return cuts
     if seconds <= 0:
         raise UserError(f"segment.seconds is {seconds}; it must be above 0")
-    return cuts.map(partial(_window, seconds=seconds, seed=seed))
+    return cuts.map(partial(piece, seconds=seconds, seed=seed))
 
 
-def _window(cut: Any, seconds: float, seed: int | None) -> Any:
+def piece(cut: Any, seconds: float, seed: int | None = None, place: float | None = None) -> Any:
+    """At most ``seconds`` of a cut, with its id.
+
+    ``place``: the share of the rest that is before it, 0 ... 1; None: drawn from ``seed`` and the id, or without a
+    ``seed`` the middle.
+    """
     spare = cut.duration - seconds
     if spare <= 0:
         return cut
-    place = 0.5 if seed is None else torch.rand((), generator=_generator(seed, cut.id)).item()
+    if place is None:
+        place = 0.5 if seed is None else torch.rand((), generator=_generator(seed, cut.id)).item()
     offset = spare * place
     # Use whole frames: half a frame more would read one that does not exist. In floating point 2.3 / 0.02 is below 115.
     shift = cut.frame_shift if getattr(cut, "has_features", False) else 1 / RATE
@@ -265,4 +281,5 @@ def _window(cut: Any, seconds: float, seed: int | None) -> Any:
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
-    return torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(name.encode()))
+    # Torch's generator on the CPU only uses the lower 32 bits of a seed.
+    return torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))

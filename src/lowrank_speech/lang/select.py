@@ -84,6 +84,26 @@ def known_language(cuts: Iterable[Any], labels: Sequence[str], set_aside: SetAsi
             yield cut
 
 
+def long_enough(cuts: Iterable[Any], seconds: float, set_aside: SetAside) -> Iterator[Any]:
+    """Yield the cuts of at least ``seconds``; set the others aside."""
+    for cut in cuts:
+        if cut.duration >= seconds - TAIL:
+            yield cut
+        else:
+            set_aside.add(
+                cut.id, "shorter than the pieces of the test set", f"{cut.duration:.2f} s, less than {seconds:g} s"
+            )
+
+
+def labelled(cuts: Iterable[Any], set_aside: SetAside) -> Iterator[Any]:
+    """Yield the cuts that have a language; set the others aside."""
+    for cut in cuts:
+        if cut.supervisions[0].language:
+            yield cut
+        else:
+            set_aside.add(cut.id, "no language", "an open-set test needs the language of each utterance")
+
+
 def known_or_reason(language: str | None, labels: Sequence[str]) -> str | Reason:
     """``language`` if it is one of ``labels``, else the reason to set the utterance aside."""
     if language in labels:

@@ -118,8 +118,8 @@ def _chances(members: Sequence[System], test: str) -> Result | None:
     return next(known, None)
 
 
-def _measures(kind: str, test: str, chance: Result | None, brief: bool) -> list[Column]:
-    """Columns of a test set; ``brief``: only the primary metric and few others."""
+def _measures(kind: str, test: str, chance: Result | None, brief: bool, calibrated: bool) -> list[Column]:
+    """Columns of a test set; ``brief``: only the primary metric and few others; ``calibrated``: there are back ends."""
 
     def at_chance(key: str, show: Callable[[float | None], str]) -> str:
         return "" if chance is None else show(chance.metrics[f"chance_{key}"])
@@ -145,12 +145,18 @@ def _measures(kind: str, test: str, chance: Result | None, brief: bool) -> list[
             _interval("act_cprimary", test, 1, 2),
             _measured("min_cprimary", ("C_prim", "min."), test, cost, at_chance("min_cprimary", cost)),
             _measured("eer", ("EER", "%"), test, share, at_chance("eer", share)),
+            *([_measured("cllr", ("Cllr", "bits"), test, cost, at_chance("cllr", cost))] if calibrated else []),
         ]
     )
 
 
 def _of_system(key: str, title: Titles, show: Callable[[float | None], str]) -> Column:
-    return Column((key,), title, lambda row: show(row.system.metrics[key]))
+    def cell(row: Row) -> str:
+        # A result has the costs of its system, but a fusion those of all its systems.
+        own = row.result(row.system.tests[0])
+        return show((row.system if own is None else own).metrics[key])
+
+    return Column((key,), title, cell)
 
 
 def _decoding(row: Row) -> str:
@@ -196,19 +202,20 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
     rows = [Row(system, decoder) for system in members for decoder in system.decoders]
     tests = list(dict.fromkeys(test for system in members for test in system.tests))
     results = [result for system in members for result in system.results]
+    calibrated = any("backend" in result.manifests for result in results)
     chances = {test: _chances(members, test) for test in tests}
     names = [Column((), ("", "method"), _name)]
     if len({row.decoder for row in rows}) > 1:
         names.append(Column((), ("", "decoder"), lambda row: row.decoder))
-    measures = [c for test in tests for c in _measures(kind, test, chances[test], brief and len(tests) > 1)]
+    measures = [c for test in tests for c in _measures(kind, test, chances[test], brief and len(tests) > 1, calibrated)]
     # Drop intervals that no result has: they would be columns of dashes.
     measures = [c for c in measures if c.title != INTERVAL or any(r.metrics[c.keys[0]] is not None for r in results)]
     columns = [*names, *measures, *_COSTS]
-    made = [("unadapted" if row.system.unadapted else "adapted", tuple(c.show(row) for c in columns)) for row in rows]
+    made = [("unadapted" if row.system.baseline else "adapted", tuple(c.show(row) for c in columns)) for row in rows]
     above = _baselines(columns, len(names), chances)
     best = set()
     for test in tests:
-        for row in lowest_errors([row for row in rows if not row.system.unadapted], test):
+        for row in lowest_errors([row for row in rows if not row.system.baseline], test):
             best |= {(rows.index(row), i) for i, c in enumerate(columns) if c.test == test and c.primary}
             best |= {(rows.index(row), i) for i in range(len(names)) if test == tests[0]}
     level = confidence_level(results)

@@ -94,7 +94,7 @@ def groups(systems: Sequence[System]) -> list[list[System]]:
 def reference(members: Sequence[System], against: str | None = None) -> System | None:
     """The system of a group that the others are compared with; None if there is none with a result."""
     if against is None:
-        found = (s for s in members if s.metrics["adapt"] == "full" and not s.low_rank)
+        found = (s for s in members if s.metrics["adapt"] == "full" and not s.low_rank and not s.baseline)
     else:
         found = (s for s in members if s.name.method == against)
     return next((s for s in found if any(r.error is not None for r in s.results)), None)
@@ -106,7 +106,7 @@ def comparisons(systems: Sequence[System], against: str | None = None) -> list[C
     for members in groups(systems):
         whom = reference(members, against)
         for system in members if whom is not None else ():
-            if system is whom or system.unadapted:
+            if system is whom or system.baseline:
                 continue
             for mine in system.results:
                 theirs = whom.result(mine.test, mine.decoder)

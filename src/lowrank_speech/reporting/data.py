@@ -50,6 +50,22 @@ def corpora_table(root: Path, splits: Sequence[tuple[str, str]]) -> Table:
     return Table("Splits", ("corpus", "split", "utterances", "speech", "speakers", "languages"), tuple(rows), 2)
 
 
+def origins_table(root: Path, tasks: Iterable[str]) -> Table | None:
+    """Sources and sessions that splits of a language recognition task share; None if there are none."""
+    rows = []
+    for task in tasks:
+        path = root / "overlap" / task / "overlap.json"
+        metrics = load_manifest(path, "overlap")["metrics"] if path.is_file() else {}
+        for what in ("sources", "sessions"):
+            for row in metrics.get(f"shared_{what}") or ():
+                sides = (f"{row.get(side + 'role')}: {row.get(side + 'split')}" for side in ("", "other_"))
+                shown = ", ".join(map(str, row.get("examples") or ()))
+                rows.append((task, what, *sides, shown, units.count(finite(row.get(what)))))
+    header = ("task", "what", "split", "and split", "for example", "number")
+    note = "The task allows it (allow_shared). A language recogniser may have learnt them instead of languages."
+    return Table("Shared sources and sessions", header, tuple(rows), 5, note) if rows else None
+
+
 def overlap_table(root: Path, tasks: Iterable[str]) -> Table | None:
     """Speakers that splits of a task share, from the stage overlap; None if it did not run."""
     rows, checked = [], []

@@ -24,6 +24,8 @@ def flags(result: Result) -> list[str]:
         used = [i for i in range(len(matrix)) if any(row[i] for row in matrix)]
         if len(matrix) > 1 and len(used) == 1:
             found.append(f"every segment is recognised as {result.score['languages'][used[0]]}")
+        warning = result.manifests.get("backend", {}).get("metrics", {}).get("warning")
+        found += [f"back end: {warning}"] if warning else []
         return found
     wer = metrics["wer"]
     if wer is not None and wer >= 1:
@@ -50,6 +52,6 @@ def table(systems: Sequence[System]) -> Table | None:
     note = (
         f"Marked {MARK} in the tables. Their error rates say that something is broken, not how well the system "
         f"recognises. Flagged are WER of 100 % and more, from {100 * SHARE:g} % empty or stopped hypotheses on, and "
-        "language recognisers with only one answer."
+        "language recognisers with only one answer, and back ends that dev does not determine."
     )
     return Table("Degenerate results", ("where", "why"), tuple(rows), 2, note) if rows else None

@@ -78,7 +78,7 @@ def _best(systems: Sequence[System]) -> str:
         members = [s for s in systems if s.name.task == task]
         test = members[0].tests[0]
         several = any(len(s.decoders) > 1 for s in members)
-        found = [r for s in members if not s.unadapted and (r := s.result(test)) is not None and r.error is not None]
+        found = [r for s in members if not s.baseline and (r := s.result(test)) is not None and r.error is not None]
         if not found:
             continue
         best = min(found, key=lambda r: r.error)
@@ -94,7 +94,7 @@ def _best(systems: Sequence[System]) -> str:
             text += (
                 f"; without a test, {near} of {_others(len(untested))} {'has' if near == 1 else 'have'} the same error"
             )
-        every = [r for s in members if not s.unadapted for r in s.results if r.test == test and r.error is not None]
+        every = [r for s in members if not s.baseline for r in s.results if r.test == test and r.error is not None]
         lowest = min(every, key=lambda r: r.error)
         if lowest.error < best.error:
             text += f"; the lowest with any decoder has {_named(lowest, several)}: {_value(lowest, True)}"
@@ -124,7 +124,7 @@ def _methods(systems: Sequence[System], against: str | None) -> str:
         if whom is None:
             continue
         for system in members:
-            if system is whom or system.unadapted:
+            if system is whom or system.baseline:
                 continue
             members_of.setdefault(system.name.method, []).append(system)
             for test in system.tests:
@@ -197,7 +197,7 @@ def _lead(members: Sequence[System], test: str, several: bool) -> str:
     """The best system on a test set, and the baselines."""
     scored = [(s, r) for s in members if (r := s.result(test)) is not None and r.error is not None]
     unadapted = next((r for s, r in scored if s.unadapted), None)
-    adapted = [r for s, r in scored if not s.unadapted]
+    adapted = [r for s, r in scored if not s.baseline]
     where = f" on {test}" if several else ""
     where += _by(members[0].decoders[0], any(len(s.decoders) > 1 for s in members))
     if not adapted:
@@ -241,7 +241,7 @@ def _against(members: Sequence[System], tests: Sequence[str], against: str | Non
         return None
     for system in members:
         pairs = [(system.result(test), whom.result(test, system.decoders[0])) for test in tests]
-        if system is whom or system.unadapted or all(mine is None or mine.error is None for mine, _ in pairs):
+        if system is whom or system.baseline or all(mine is None or mine.error is None for mine, _ in pairs):
             continue
         cells = [_difference(mine, theirs, refused) for mine, theirs in pairs]
         errors = [cell for three in cells for cell in three]

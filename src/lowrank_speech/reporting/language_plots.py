@@ -5,6 +5,7 @@ other plots; bases and decoders have their line styles.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
@@ -13,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from lowrank_speech.reporting import durations
 from lowrank_speech.reporting.systems import Result, System
 
 STYLES = ("-", "--", ":", "-.")
@@ -29,8 +31,11 @@ Caption = Callable[[Sequence[System]], str]
 Drawing = tuple[str, Caption, Callable[[Sequence[System]], Figure]]
 
 
-def figures(systems: Sequence[System]) -> dict[str, Drawing]:
-    """Name -> title, caption and function of each figure; empty without language recognition."""
+def figures(systems: Sequence[System], pieces: durations.Pieces | None = None) -> dict[str, Drawing]:
+    """Name -> title, caption and function of each figure; empty without language recognition.
+
+    ``pieces``: the test sets that cut a split to several lengths.
+    """
     found: dict[str, Drawing] = {}
     if _having(systems, "det"):
         found["det"] = ("DET curves", _of_det, det_figure)
@@ -38,6 +43,9 @@ def figures(systems: Sequence[System]) -> dict[str, Drawing]:
         found["reliability"] = ("Reliability of language posteriors", _of_reliability, reliability_figure)
     if _having(systems, "confusion"):
         found["confusion"] = ("Confusions of languages", _of_confusion, confusion_figure)
+    if pieces and durations.curves(systems, pieces):
+        draw = partial(durations.figure, pieces=pieces)
+        found["durations"] = ("Cost against duration", durations.caption, draw)
     return found
 
 
@@ -84,7 +92,7 @@ def reliability_figure(systems: Sequence[System]) -> Figure:
 def confusion_figure(systems: Sequence[System]) -> Figure:
     """Share of each language's segments by recognised language, a heat map for each of the first ``MAPS`` results."""
     shown = _having(systems, "confusion")[:MAPS]
-    figure, panels = _grid(len(shown), 3.6)
+    figure, panels = grid(len(shown), 3.6)
     for axes, result in zip(panels, shown, strict=False):
         counts, names = np.array(result.score["confusion"], dtype=float), result.score["languages"]
         image = axes.imshow(
@@ -100,7 +108,7 @@ def confusion_figure(systems: Sequence[System]) -> Figure:
     return figure
 
 
-def _grid(number: int, size: float) -> tuple[Figure, list[Axes]]:
+def grid(number: int, size: float) -> tuple[Figure, list[Axes]]:
     """A figure with ``number`` square panels, and its axes."""
     rows = -(-number // PANELS)
     columns = -(-number // rows)
@@ -122,7 +130,7 @@ def _panels(
     colour = colours(systems)
     lines = list(dict.fromkeys((r.system.base, r.decoder) for r in results))
     places = list(dict.fromkeys((r.system.task, r.test) for r in results))
-    figure, panels = _grid(len(places), 3.6)
+    figure, panels = grid(len(places), 3.6)
     found = []
     for axes, place in zip(panels, places, strict=False):
         members = [r for r in results if (r.system.task, r.test) == place]

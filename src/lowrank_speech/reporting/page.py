@@ -89,8 +89,12 @@ def _how(systems: Sequence[System]) -> str:
         "lora": "low-rank adapters are trained beside frozen weights, then merged",
     }
     adapt = system.metrics["adapt"]
+    if system.control == "mean-logmel":
+        return "control: a linear classifier on the mean log-mel of each utterance, without the base"
     parts = [words.get(adapt, f"adapt: {adapt}" if adapt else "adaptation unknown")]
     train = system.manifests["train"].get("cfg", {})
+    if system.control is not None:
+        parts.insert(0, "control: the labels of the training utterances are shuffled")
     if adapt == "lora" and isinstance(train.get("lora"), dict) and "rank" in train["lora"]:
         parts.append(f"LoRA rank {train['lora']['rank']}")
     if "factorise" in system.manifests:
@@ -111,7 +115,9 @@ def configs(systems: Sequence[System], corpora: Mapping[str, dict[str, Any]]) ->
     places += [("base", s.name.base, s.manifests) for s in systems]
     places += [("factorise", f"{s.name.base}/{s.name.method}", s.manifests) for s in systems]
     places += [("train", str(s.name), s.manifests) for s in systems]
-    places += [(stage, str(r), r.manifests) for stage in ("decode", "score") for s in systems for r in s.results]
+    places += [
+        (stage, str(r), r.manifests) for stage in ("decode", "backend", "score") for s in systems for r in s.results
+    ]
     found: dict[tuple[str, str], list[str]] = {}
     for stage, place, manifests in places:
         cfg = manifests.get(stage, {}).get("cfg")

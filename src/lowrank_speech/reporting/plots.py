@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
 from lowrank_speech.artefact import atomic
-from lowrank_speech.reporting import language_plots, units
+from lowrank_speech.reporting import durations, language_plots, units
 from lowrank_speech.reporting.placing import ceiling, offsets
 from lowrank_speech.reporting.systems import Result, System, confidence_level
 
@@ -49,10 +49,15 @@ class Plot:
     dark: bytes
 
 
-def write_plots(out: Path, systems: Sequence[System], dpi: int) -> tuple[list[Path], list[Plot]]:
-    """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page."""
+def write_plots(
+    out: Path, systems: Sequence[System], dpi: int, pieces: durations.Pieces | None = None
+) -> tuple[list[Path], list[Plot]]:
+    """Draw all figures into ``out`` (PNG, ``dpi`` dots per inch); return their paths, and the figures for the page.
+
+    ``pieces``: test sets that cut a split to several lengths; see `durations`.
+    """
     paths, plots = [], []
-    for name, (title, caption, draw) in {**FIGURES, **language_plots.figures(systems)}.items():
+    for name, (title, caption, draw) in {**FIGURES, **language_plots.figures(systems, pieces)}.items():
         images = {theme: png(draw, systems, theme, dpi) for theme in THEMES}
         paths.append(out / f"{name}.png")
         with atomic(paths[-1]) as temporary:
@@ -81,7 +86,7 @@ def png(draw: Callable[[Any], Figure], data: Any, theme: str, dpi: int) -> bytes
 
 def colours(systems: Sequence[System]) -> dict[str, str]:
     """Method -> colour, in the order of the systems; grey for unadapted bases."""
-    grey = {s.name.method for s in systems if s.unadapted}
+    grey = {s.name.method for s in systems if s.baseline}
     others = [m for m in dict.fromkeys(s.name.method for s in systems) if m not in grey]
     return dict.fromkeys(grey, UNADAPTED) | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
 
@@ -102,11 +107,11 @@ def error_figure(systems: Sequence[System]) -> Figure:
     for axes, (task, test) in zip(panels.flat, shown, strict=False):
         members = [s for s in systems if s.name.task == task and test in s.tests]
         pairs = [(s, r) for s in members for r in s.results if r.test == test and r.error is not None]
-        pairs = [(s, r) for s, r in pairs if s.metrics["parameters_total"] is not None]
+        pairs = [(s, r) for s, r in pairs if r.metrics["parameters_total"] is not None]
         top = ceiling(
             [100 * r.error for _, r in pairs], [100 * (r.error_interval or (0, r.error))[1] for _, r in pairs]
         )
-        aside = offsets([s.metrics["parameters_total"] for s, _ in pairs])
+        aside = offsets([r.metrics["parameters_total"] for _, r in pairs])
         for (system, result), points in zip(pairs, aside, strict=True):
             marker = MARKERS[bases.index(system.name.base) % len(MARKERS)]
             _point(axes, system, result, colour[system.name.method], marker, points, top)
@@ -136,7 +141,7 @@ def _point(
 
     Above ``top`` it is an arrow with its value at the upper edge.
     """
-    x, y = system.metrics["parameters_total"] / 1e6, 100 * result.error
+    x, y = result.metrics["parameters_total"] / 1e6, 100 * result.error
     # Artists with a transform of their own do not count for the limits of the axes.
     ends = [100 * end for end in result.error_interval or ()]
     axes.update_datalim([(x, min(end, top or end)) for end in (y, *ends)])

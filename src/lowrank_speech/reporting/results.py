@@ -19,7 +19,7 @@ _COUNTS = (
     *("utterances", "set_aside_train", "set_aside_decode", "stopped"),
     *("parameters_total", "parameters_dense", "parameters_trained", "peak_bytes", "peak_bytes_decode"),
     *("steps", "epochs"),
-    *("seed", "oracle_n", "empty_hypotheses"),
+    *("seed", "oracle_n", "empty_hypotheses", "systems"),
 )
 WIDTH = 120
 

@@ -6,6 +6,7 @@ Inputs, under the experiment's folder, each with a ``.cost.json`` beside it:
     train/{base}/{task}/{method}/train.json, and metrics.jsonl beside it
     decode/{base}/{task}/{method}/{decoder}/{test}/decode.json
     score/{base}/{task}/{method}/{decoder}/{test}/score.json, and utterances.tsv beside it
+    backend/{base}/{task}/{method}/{backend}/backend.json   for back ends, which have the decoder's place in score/
     factorise/{base}/{factorisation}/factorise.json    if the method factorises
     base/{base}/base.json                              if it exists
 
@@ -40,6 +41,8 @@ _FROM_TRAIN = (
     *("parameters_total", "parameters_dense", "parameters_trained"),
     *("seconds_train", "speech_seconds_per_second", "steps", "epochs", "dev_metric", "deviation"),
 )
+_ADDED = ("parameters_total", "parameters_dense", "parameters_trained", "seconds_train")
+"""Costs of the systems that a back end fuses which add up."""
 _FROM_DECODE = ("utterances", "speech_seconds", "seconds_decode", "rtf", "frontend_rtf", "network_rtf")
 COLUMNS = (
     *("task", "type", "base", "method", "adapt", "decoder", "test"),
@@ -52,6 +55,7 @@ COLUMNS = (
     *("set_aside_train", "set_aside_decode", "stopped"),
     *("normaliser", "numbers"),
     *("seed", "ter", "ter_low", "ter_high", "oracle_wer", "oracle_n", "empty_hypotheses"),
+    *("cllr", "cllr_low", "cllr_high", "chance_cllr", "systems"),
 )
 """Columns of results.csv; names and order are stable."""
 
@@ -79,7 +83,8 @@ class Result:
     """Result of a system with one decoder on one test set.
 
     ``metrics``: values by the names in `COLUMNS`, None if unknown. ``score``: all metrics of score.json. ``manifests``,
-    ``costs``: those of decode and score. ``table``: its utterances.tsv.
+    ``costs``: those of decode and score. ``table``: its utterances.tsv. ``decoder`` may be a back end; then decode and
+    the costs are those of its system, or of all systems that it fuses (``systems``) together.
     """
 
     system: SystemName
@@ -153,7 +158,17 @@ class System:
     @property
     def unadapted(self) -> bool:
         """Whether this is the base without adaptation (at most a head that it lacked was trained)."""
-        return self.metrics["adapt"] == "none"
+        return self.metrics["adapt"] == "none" and self.control is None
+
+    @property
+    def control(self) -> str | None:
+        """What kind of control this is, if it is one: a system that cannot know what it should recognise."""
+        return (self.manifests.get("train", {}).get("cfg") or {}).get("control")
+
+    @property
+    def baseline(self) -> bool:
+        """Whether others are compared with it: the base before adaptation, or a control."""
+        return self.unadapted or self.control is not None
 
     @property
     def low_rank(self) -> bool:
@@ -182,14 +197,21 @@ def confidence_level(results: Iterable[Result]) -> str:
     return " and ".join(f"{100 * share:g}\N{NO-BREAK SPACE}%" for share in found)
 
 
-def read_systems(root: Path, names: Mapping[SystemName, tuple[Sequence[str], Sequence[str]]]) -> list[System]:
+def read_systems(
+    root: Path,
+    names: Mapping[SystemName, tuple[Sequence[str], Sequence[str]]],
+    backends: Mapping[SystemName, Mapping[str, str]] | None = None,
+) -> list[System]:
     """Read all systems under ``root``; ``names``: system -> its test sets and its decoders.
+
+    ``backends``: system -> back end -> the decoder that it reads.
 
     Unadapted bases come first within their task and base; otherwise the order of tasks, bases and methods is that of
     ``names``. UserError: a manifest does not exist or is not valid (the message has the command that makes it), or
     results of a task were scored with different normalisers.
     """
-    systems = [read_system(root, name, tests, decoders) for name, (tests, decoders) in names.items()]
+    own = backends or {}
+    systems = [read_system(root, name, *of, own.get(name) or {}) for name, of in names.items()]
     tasks = list(dict.fromkeys(name.task for name in names))
     bases = list(dict.fromkeys(name.base for name in names))
     _check_alike(root, systems)
@@ -210,7 +232,13 @@ def _check_alike(root: Path, systems: Iterable[System]) -> None:
             )
 
 
-def read_system(root: Path, name: SystemName, tests: Sequence[str], decoders: Sequence[str]) -> System:
+def read_system(
+    root: Path,
+    name: SystemName,
+    tests: Sequence[str],
+    decoders: Sequence[str],
+    backends: Mapping[str, str] | None = None,
+) -> System:
     """Read one system; see `read_systems`."""
     folder = root / "train" / str(name)
     path, factorise = folder / "train.json", root / "factorise" / name.base / (name.factorisation or name.method)
@@ -239,15 +267,23 @@ def read_system(root: Path, name: SystemName, tests: Sequence[str], decoders: Se
         metrics["reduction"] = 1.0 - parameters / dense
     if trained is not None and parameters:
         metrics["trained_share"] = trained / parameters
-    results = tuple(read_result(root, name, metrics, decoder, test) for decoder in decoders for test in tests)
-    return System(name, metrics, results, read_history(folder / "metrics.jsonl"), manifests, costs)
+    results = [read_result(root, name, metrics, decoder, test) for decoder in decoders for test in tests]
+    for backend, decoder in (backends or {}).items():
+        results += [read_result(root, name, metrics, backend, test, decoder) for test in tests]
+    return System(name, metrics, tuple(results), read_history(folder / "metrics.jsonl"), manifests, costs)
 
 
-def read_result(root: Path, name: SystemName, system: Mapping[str, Any], decoder: str, test: str) -> Result:
-    """Read one result of a system with the metrics ``system``."""
-    paths = {stage: root / stage / str(name) / decoder / test / f"{stage}.json" for stage in ("decode", "score")}
+def read_result(
+    root: Path, name: SystemName, system: Mapping[str, Any], decoder: str, test: str, backs: str | None = None
+) -> Result:
+    """Read one result of a system with the metrics ``system``; ``backs``: ``decoder`` is a back end of this decoder."""
+    places = {"decode": backs or decoder, "score": decoder}
+    paths = {stage: root / stage / str(name) / own / test / f"{stage}.json" for stage, own in places.items()}
     manifests = {stage: load_manifest(path, stage) for stage, path in paths.items()}
     costs = {stage: load_cost(path) for stage, path in paths.items()}
+    if backs is not None:
+        path = root / "backend" / str(name) / decoder / "backend.json"
+        manifests["backend"], costs["backend"] = load_manifest(path, "backend"), load_cost(path)
     score, decode = manifests["score"]["metrics"], manifests["decode"]["metrics"] | costs["decode"]
     metrics: dict[str, Any] = dict.fromkeys(COLUMNS) | dict(system) | {"decoder": decoder, "test": test}
     metrics |= {key: finite(score.get(key)) for key in _FROM_SCORE}
@@ -257,14 +293,41 @@ def read_result(root: Path, name: SystemName, system: Mapping[str, Any], decoder
         metrics |= {metric: finite(score.get(metric)), f"{metric}_low": finite(low), f"{metric}_high": finite(high)}
     metrics |= {key: score.get(key) for key in ("normaliser", "numbers")}
     metrics |= _beside_words(score)
-    for key in _CHANCE:
+    low, high = (score.get("interval") or {}).get("cllr") or (None, None)
+    metrics |= {"cllr": finite(score.get("cllr")), "cllr_low": finite(low), "cllr_high": finite(high)}
+    for key in (*_CHANCE, "cllr"):
         metrics[f"chance_{key}"] = finite((score.get("chance") or {}).get(key))
     metrics["peak_bytes_decode"] = finite(costs["decode"].get("peak_bytes"))
     metrics["set_aside_decode"] = total(decode.get("set_aside"))
     metrics["stopped"] = total(decode.get("stopped"))
     if metrics["rtf"] is not None and metrics["frontend_rtf"] is not None:
         metrics["rtf_total"] = metrics["rtf"] + metrics["frontend_rtf"] + (metrics["network_rtf"] or 0.0)
+    if backs is not None:
+        metrics |= _together(root, manifests["backend"], metrics, backs, test)
     return Result(name, decoder, test, metrics, score, manifests, costs, _table(paths["score"], name.type))
+
+
+def _together(
+    root: Path, backend: Mapping[str, Any], metrics: Mapping[str, Any], decoder: str, test: str
+) -> dict[str, Any]:
+    """The costs of all systems that a back end fuses: each runs on its own, so they add up."""
+    systems = [one["system"] for one in backend["metrics"]["backend"]["inputs"]]
+    found: dict[str, Any] = {"systems": len(systems)}
+    if len(systems) == 1:
+        return found
+    trains = [root / "train" / one / "train.json" for one in systems]
+    decodes = [root / "decode" / one / decoder / test / "decode.json" for one in systems]
+    for paths, stage, keys in ((trains, "train", _ADDED), (decodes, "decode", ("seconds_decode", "rtf"))):
+        read = [load_manifest(path, stage)["metrics"] | load_cost(path) for path in paths]
+        for key in keys:
+            values = [finite(one.get(key)) for one in read]
+            found[key] = None if None in values else sum(values)
+    total, dense, trained = (found[f"parameters_{which}"] for which in ("total", "dense", "trained"))
+    found["reduction"] = 1.0 - total / dense if total is not None and dense else None
+    found["trained_share"] = trained / total if trained is not None and total else None
+    if found["rtf"] is not None and metrics["frontend_rtf"] is not None:
+        found["rtf_total"] = found["rtf"] + metrics["frontend_rtf"]
+    return found
 
 
 def _beside_words(score: Mapping[str, Any]) -> dict[str, Any]:

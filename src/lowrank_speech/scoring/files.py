@@ -10,6 +10,7 @@ error is a ValueError that names file and line.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,13 @@ def read_map(path: str | Path) -> dict[str, str]:
     if not table.value:
         raise ValueError(f"{path}: the file has no entry; expected lines 'id label'")
     return table.value
+
+
+def read_optional_map(path: str | Path) -> dict[str, str] | None:
+    """The map in ``path``; None if the file does not exist or has only its header, as where values are not known."""
+    if not Path(path).exists() or sum(1 for _ in islice(lines(path), 2)) <= 1:
+        return None
+    return read_map(path)
 
 
 def read_seconds(path: str | Path) -> dict[str, float]:

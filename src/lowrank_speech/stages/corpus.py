@@ -3,7 +3,8 @@
 inputs   the corpus's folder, by its key `path` or below $SPEECH_DATA; nothing for synthesised speech
 outputs  --out       folder with
            {split}.jsonl.gz       cuts, one supervision each, sorted by id, 16 kHz
-           {split}.index.tsv      id, speaker, language, seconds, sha256 of the samples; for the stage overlap
+           {split}.index.tsv      id, speaker, language, seconds, sha256 of the samples, source and session (``custom``
+                                  fields of the supervision, if there are any); for the stage overlap
            {split}.set_aside.tsv  id, reason, detail
            {split}.audio.json     the audio files that were read; the next run compares them
            audio/{split}/         synthesised speech only
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lowrank_speech")
 
-INDEX = ("id", "speaker", "language", "seconds", "sha256")
+INDEX = ("id", "speaker", "language", "seconds", "sha256", "source", "session")
 SHOWN = 50
 """Number of tags in the manifest, the most frequent first."""
 
@@ -184,6 +185,7 @@ def write_cuts(path: Path, index: Path, results: "Iterable[Accepted]") -> None:
             cut, supervision = result.cut, result.cut.supervisions[0]
             packed.write((json.dumps(cut.to_dict(), ensure_ascii=False) + "\n").encode())
             fields = (cut.id, supervision.speaker, supervision.language, str(round(cut.duration, 6)), result.sha256)
+            fields += tuple((supervision.custom or {}).get(name) for name in INDEX[len(fields) :])
             rows.write("\t".join(" ".join(str(field or "").split()) for field in fields) + "\n")
 
 

@@ -20,7 +20,9 @@ outputs  --out        folder with
                                  no_speech, if there is no text)
            languages.tsv         recognition: the language of each utterance
            seconds.tsv           the duration of each utterance
-           scores.tsv            language recognition: log-likelihoods, a column for each language
+           scores.tsv            language recognition: log-likelihoods, a column for each language (one more with the
+                                 decoder's ``out_of_set``)
+           embeddings.safetensors   language recognition, kind: embeddings: (n, E) in the order of scores.tsv
            labels.tsv            language recognition: the true language of each utterance
            sources.tsv           language recognition: the source of each utterance, if supervisions have one
                                  (``custom: source``); else only the header
@@ -30,6 +32,7 @@ outputs  --out        folder with
 
 cfg      task         type (asr, lid), segment
          decoder      kind (default: greedy, or scores for lid) and its keys; docs/stages.md lists the kinds
+         cut          language recognition: the piece of each utterance to decode (seconds, place, shorter, seed)
 
 The measured time includes the network and the search on loaded features, after one warm-up batch, but not reading
 files. Costs of earlier stages are copied: ``frontend_rtf`` (stage features) and ``network_rtf`` (stage emissions).
@@ -47,13 +50,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lowrank_speech.artefact import read_manifest, write_table, write_text
+from lowrank_speech.artefact import atomic, read_manifest, write_table, write_text
 from lowrank_speech.decoding import registry
 from lowrank_speech.decoding.base import Hypothesis, Runtime
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import REQUIRED, key, resolved, settings
 from lowrank_speech.stages import common, decoding
-from lowrank_speech.stages.task import Task
+from lowrank_speech.stages.task import Cut, Task
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +75,12 @@ class Config:
 
     task: Task = key(REQUIRED, "the task of the system")
     decoder: dict[str, Any] = key(None, "kind of the decoder, and its keys", default_factory=dict)
+    cut: Cut | None = key(None, "lid: the piece of each utterance to decode; null: as task.segment says")
 
     def __post_init__(self) -> None:
         registry.check(self.task.type, self.decoder)
+        if self.cut is not None and self.task.type != "lid":
+            raise ValueError("cut cuts the audio, but not the transcript; only tasks of type lid take it: remove it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +94,7 @@ def add(parser: argparse.ArgumentParser) -> None:
 def body(run: common.Run) -> None:
     arguments, config = run.arguments, run.config
     tuned = _tuned(arguments.tune, config.decoder)
-    work = _Work("decode", arguments, config.task, config.decoder | tuned, run.runtime)
+    work = _Work("decode", arguments, config.task, config.decoder | tuned, run.runtime, config.cut)
     run.cfg["decoder"] = resolved(work.settings)
     outputs, metrics = (work.recognise if config.task.type == "asr" else work.identify)(arguments.out)
     run.device = str(work.source.device)  # a decoder that reads emissions chooses it
@@ -158,22 +164,43 @@ class _Work(decoding.Work):
         return outputs, metrics | _noticed([hypothesis for _, hypothesis in found], out / "hypotheses.jsonl")
 
     def identify(self, out: Path) -> tuple[list[Path], dict[str, Any]]:
+        from lowrank_speech.decoding.language.posteriors import labels_of
         from lowrank_speech.decoding.sources import spoken_seconds
-        from lowrank_speech.lang.select import known_language, require
+        from lowrank_speech.lang.select import known_language, labelled, require
 
-        labels = self.source.model.meta.labels
-        cuts = list(known_language(self.cuts, labels, self.set_aside))
+        labels, other = labels_of(self.source, self.settings), self.settings.out_of_set
+        accepted = (
+            known_language(self.cuts, labels, self.set_aside) if other is None else labelled(self.cuts, self.set_aside)
+        )
+        cuts = list(accepted)
         require(cuts, f"decode: {self.arguments.cuts}", self.set_aside)
         found = self.decoded(cuts, None, self.settings)
+        cuts = [cut for cut, _ in found]
         table = [(cut.id, *(f"{value:.6f}" for value in hypothesis.scores)) for cut, hypothesis in found]
         write_table(out / "scores.tsv", ("id", *labels), table)
-        truth = [(cut.id, cut.supervisions[0].language) for cut, _ in found]
-        write_table(out / "labels.tsv", ("id", "language"), truth)
-        seconds = [(cut.id, f"{spoken_seconds(cut):.3f}") for cut, _ in found]
+        spoken = [(cut.id, cut.supervisions[0].language) for cut in cuts]
+        write_table(
+            out / "labels.tsv", ("id", "language"), [(name, one if one in labels else other) for name, one in spoken]
+        )
+        seconds = [(cut.id, f"{spoken_seconds(cut):.3f}") for cut in cuts]
         write_table(out / "seconds.tsv", ("id", "seconds"), seconds)
         names = ("scores.tsv", "labels.tsv", "seconds.tsv")
         outputs = [*(out / name for name in names), _map(out, cuts, "source"), _map(out, cuts, "speaker")]
+        if found[0][1].embedding:
+            outputs.append(_embeddings(out / "embeddings.safetensors", found))
+        else:
+            (out / "embeddings.safetensors").unlink(missing_ok=True)  # of another decoder of the same name
         return outputs, {"utterances": len(found)}
+
+
+def _embeddings(path: Path, found: Sequence[tuple[Any, Hypothesis]]) -> Path:
+    """Write the embeddings (n, E) float32, in the order of scores.tsv."""
+    import numpy as np
+    from safetensors.numpy import save_file
+
+    with atomic(path) as temporary:
+        save_file({"embeddings": np.array([one.embedding for _, one in found], dtype=np.float32)}, temporary)
+    return path
 
 
 def _row(

@@ -10,7 +10,7 @@ from lowrank_speech.decoding.base import Hypothesis, Runtime, Unusable
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import read
 from lowrank_speech.stages import common
-from lowrank_speech.stages.task import Task
+from lowrank_speech.stages.task import Cut, Task
 
 
 def add_inputs(parser: argparse.ArgumentParser, cuts: str) -> None:
@@ -27,19 +27,27 @@ def add_inputs(parser: argparse.ArgumentParser, cuts: str) -> None:
 
 
 class Work:
-    """Runs a decoder over cuts. ``stage`` names the running stage in messages."""
+    """Runs a decoder over cuts. ``stage`` names the running stage in messages; ``cut``: decode pieces of the cuts."""
 
     def __init__(
-        self, stage: str, arguments: argparse.Namespace, task: Task, decoder: dict[str, Any], runtime: Runtime
+        self,
+        stage: str,
+        arguments: argparse.Namespace,
+        task: Task,
+        decoder: dict[str, Any],
+        runtime: Runtime,
+        cut: Cut | None = None,
     ):
         for flag in ("model", "emissions", "cuts"):
             if (path := getattr(arguments, flag)) is not None:
                 common.existing(path, f"--{flag}")
 
+        from lhotse import CutSet
+
         from lowrank_speech.decoding.sources import Clock
-        from lowrank_speech.features.batches import segment
+        from lowrank_speech.features.batches import piece, segment
         from lowrank_speech.features.store import load_cuts
-        from lowrank_speech.lang.select import SetAside, one_supervision
+        from lowrank_speech.lang.select import SetAside, long_enough, one_supervision
 
         kind = decoder.get("kind", registry.DEFAULT[task.type])
         self.stage, self.arguments = stage, arguments
@@ -49,8 +57,18 @@ class Work:
         given = {name: getattr(arguments, name) for name in resources.NAMES}
         self.source.resources = resources.load(given, self.settings, stage)
         self.set_aside, self.clock = SetAside(), Clock(self.source.device)
-        seconds = task.segment.seconds if task.segment else None
-        cuts = one_supervision(segment(load_cuts(arguments.cuts), seconds), self.set_aside)
+        cuts = load_cuts(arguments.cuts)
+        if task.channel is not None:
+            from lowrank_speech.features.channel import through
+
+            cuts = CutSet(through(cuts, task.channel, arguments.cuts)).to_eager()
+        if cut is None:
+            cuts = segment(cuts, task.segment.seconds if task.segment else None)
+        else:
+            if cut.shorter == "set-aside":
+                cuts = long_enough(cuts, cut.seconds, self.set_aside)
+            cuts = (piece(one, cut.seconds, cut.seed if cut.place == "random" else None) for one in cuts)
+        cuts = one_supervision(cuts, self.set_aside)
         self.cuts = list(self.source.usable(cuts, arguments.cuts, self.set_aside, self.settings.any_length))
 
     def _source(self, type: str, kind: str, device: str) -> Any:

@@ -1,13 +1,22 @@
-"""Stage overlap: check whether the splits of a task share utterances, audio or speakers.
+"""Stage overlap: check whether the splits of a task share utterances, audio, speakers, sources or sessions.
 
 inputs   --split     ROLE=FILE for each split: the index that the stage corpus wrote. Roles: pretrain, train,
                      untranscribed (distillation), lm (text of language models), dev, test
 outputs  --manifest  overlap.json: what the splits share, with counts and examples
          shared.tsv beside it: every utterance that may not be shared
 
+cfg      roles         for the manifest: role -> corpus/split
+         apart         what train, dev and test must not share: speakers, sources, sessions
+         allow_shared  exceptions: speakers, sources or sessions -> the roles that may share them
+
 No utterance of a training role (pretrain, train, untranscribed, lm) may occur in dev or test, and no utterance of dev
 in test. Two utterances are the same if they have equal ids within one corpus, or equal samples. If splits share an
-utterance, the stage ends with exit code 2. Shared speakers are only reported. Training roles may share anything.
+utterance, the stage ends with exit code 2. Training roles may share anything.
+
+Shared speakers are only reported, except in language recognition (``apart``): there a speaker, a source or a session
+(the ``custom`` fields of supervisions) on both sides is an error too, because a classifier may learn it instead of the
+language.
+``allow_shared`` names the roles that may share them; then they are reported.
 
 python -m lowrank_speech.stages.overlap --cfg '{}' --manifest exp/overlap/asr/overlap.json
     --split train=exp/corpus/ocean/train.index.tsv --split test=exp/corpus/ocean/test.index.tsv
@@ -18,13 +27,14 @@ import itertools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lowrank_speech import settings
 from lowrank_speech.artefact import write_table
 from lowrank_speech.errors import UserError
 from lowrank_speech.settings import key
 from lowrank_speech.stages import common
+from lowrank_speech.stages.task import Shared
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +45,11 @@ ROLES = ("pretrain", "train", "untranscribed", "lm", "dev", "test")
 TRAINING = {"pretrain", "train", "untranscribed", "lm"}
 """Roles that may share anything. Any other two roles may share no utterance."""
 COLUMNS = ("id", "speaker", "sha256")
+OPTIONAL = ("source", "session")
+"""Columns that indices of older versions do not have."""
+HEARD = {"pretrain", "train", "untranscribed", "dev", "test"}
+"""Roles whose speech a system hears."""
+What = Literal["speakers", "sources", "sessions"]
 SUFFIX = ".index.tsv"
 EXAMPLES = 5
 HEADER = ("what", "role", "split", "id", "other_role", "other_split", "other_id")
@@ -47,6 +62,8 @@ class Config:
     roles: dict[str, tuple[str, ...]] = key(
         None, "role -> its splits as corpus/split, for the manifest (indices: --split)", default_factory=dict
     )
+    apart: tuple[What, ...] = key((), "what train, dev and test must not share")
+    allow_shared: Shared = key(None, "what some of them may share all the same", default_factory=Shared)
 
 
 class Split(NamedTuple):
@@ -85,16 +102,20 @@ def body(run: common.Run) -> None:
     write_table(listed, HEADER, rows)
     if rows:
         raise UserError(refusal(rows, splits, listed))
-    heard = [pair for pair in apart if "lm" not in (pair[0].role, pair[1].role)]  # a language model hears nobody
-    speakers = [found for one, other in heard if (found := shared_speakers(one, other)) is not None]
-    for found in speakers:
-        log.warning(
-            "overlap: %(speakers)d speakers of %(role)s (%(split)s) are also in %(other_role)s (%(other_split)s), such "
-            "as %(first)s: results there do not hold for unknown speakers",
-            {**found, "first": found["examples"][0]},
-        )
+    heard = [(one, other) for one, other in apart if {one.role, other.role} <= HEARD]
+    found = {}
+    for what in dict.fromkeys(("speakers", *run.config.apart)):
+        found[f"shared_{what}"] = [row for one, other in heard if (row := in_both(what, one, other)) is not None]
+        for row in found[f"shared_{what}"]:
+            check_apart(what, row, run.config, splits)
+            log.warning(
+                "overlap: %(number)d %(what)s of %(role)s (%(split)s) are also in %(other_role)s (%(other_split)s), "
+                "such as %(first)s: results there do not hold for unknown %(what)s",
+                {**row, "what": what, "number": row[what], "first": row["examples"][0]},
+            )
+    tell_unknown(run.config.apart, splits)
     used = [{"role": split.role, "split": split.name, "utterances": len(split.rows)} for split in splits]
-    run.finish([listed], {"splits": used, "shared_speakers": speakers})
+    run.finish([listed], {"splits": used, **found})
 
 
 def read_split(text: str) -> Split:
@@ -106,7 +127,16 @@ def read_split(text: str) -> Split:
         raise UserError(f"--split: expected ROLE=FILE with a role of {', '.join(ROLES)}, got {text!r}")
     path = common.existing(name, "--split")
     try:
-        rows = pd.read_csv(path, sep="\t", usecols=list(COLUMNS), dtype=str, keep_default_na=False, quoting=3)
+        rows = pd.read_csv(
+            path,
+            sep="\t",
+            usecols=lambda name: name in (*COLUMNS, *OPTIONAL),
+            dtype=str,
+            keep_default_na=False,
+            quoting=3,
+        )
+        if missing := [name for name in COLUMNS if name not in rows]:
+            raise ValueError(f"it has no column {missing[0]!r}")
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path}: not an index of the stage corpus ({' '.join(str(error).split())}); make it again"
@@ -130,19 +160,48 @@ def shared(one: Split, other: Split) -> list[tuple[str, ...]]:
     return result
 
 
-def shared_speakers(one: Split, other: Split) -> dict[str, Any] | None:
-    """The speakers that two splits of different roles share; None: there are none."""
-    found = sorted(set(one.rows["speaker"]) & set(other.rows["speaker"]))
-    if not found:
+def in_both(what: str, one: Split, other: Split) -> dict[str, Any] | None:
+    """The ``what`` (speakers, sources, sessions) that two splits of different roles share; None: there are none."""
+    known = [set(split.rows.get(what.removesuffix("s"), ())) - {""} for split in (one, other)]
+    if not (found := sorted(known[0] & known[1])):
         return None
     return {
         "role": one.role,
         "split": one.name,
         "other_role": other.role,
         "other_split": other.name,
-        "speakers": len(found),
+        what: len(found),
         "examples": found[:EXAMPLES],
     }
+
+
+def check_apart(what: str, row: dict[str, Any], config: Config, splits: Sequence[Split]) -> None:
+    """Raise UserError if the roles of ``row`` (from ``in_both``) must not share ``what``."""
+    roles = {"train" if role == "untranscribed" else role for role in (row["role"], row["other_role"])}
+    if what not in config.apart or "pretrain" in roles or roles <= set(getattr(config.allow_shared, what)):
+        return
+    sides = []
+    for role, name in ((row["role"], row["split"]), (row["other_role"], row["other_split"])):
+        split = next(one for one in splits if (one.role, one.name) == (role, name))
+        with_it = split.rows[split.rows[what.removesuffix("s")] == row["examples"][0]]
+        sides.append(f"{role} ({split.path}, utterance {with_it['id'].iloc[0]})")
+    more = f", and {row[what] - 1} more {what} are" if row[what] > 1 else ""
+    raise UserError(
+        f"{what.removesuffix('s')} {row['examples'][0]!r} is in {sides[0]} and in {sides[1]}{more}: a language "
+        f"recogniser could learn {what} instead of languages; choose splits without common {what}, or accept it with "
+        f"the task's allow_shared: {{{what}: [{', '.join(sorted(roles))}]}}, and the report warns"
+    )
+
+
+def tell_unknown(apart: Sequence[str], splits: Sequence[Split]) -> None:
+    """Log the splits in which speakers are not known, so that nobody takes silence for a check."""
+    for split in splits:
+        unknown = int((split.rows["speaker"] == "").sum())
+        if "speakers" in apart and split.role in HEARD and unknown:
+            log.warning(
+                "overlap: %d of %d utterances of %s (%s) have no speaker, so shared ones would go unnoticed",
+                unknown, len(split.rows), split.role, split.name,
+            )  # fmt: skip
 
 
 def refusal(rows: Sequence[tuple[str, ...]], splits: Sequence[Split], listed: Path) -> str:

@@ -5,7 +5,8 @@ inputs   --root  the experiment's folder. For every system, below {base}/{task}/
                    train/.../train.json                      parameters, memory and time; metrics.jsonl, set_aside.tsv
                    decode/.../{decoder}/{test}/decode.json   time per second of speech; set_aside.tsv
                    score/.../{decoder}/{test}/score.json     error rates or costs of language recognition, intervals;
-                                                             utterances.tsv, for paired tests
+                                                             utterances.tsv, for paired tests; {decoder} may be a back
+                                                             end, of which backend/.../{backend}/backend.json is read
                  if they exist: corpus/{corpus}/{split}.json, base/{base}/base.json, overlap/{task}/overlap.json,
                  factorise/{base}/{factorisation}/factorise.json
 outputs  --out   folder with
@@ -20,8 +21,9 @@ outputs  --out   folder with
 cfg      experiment  the title
          systems     list of {base, task, method, type, factorisation, decoders}, in the order of the report.
                      factorisation is the folder of the low-rank model, default: the one named after the method, if it
-                     exists; decoders: if only some of the task's decode this system
-         tasks       task -> {tests, decoders}: names of its test sets and decoders, the main ones first
+                     exists; decoders: if only some of the task's decode this system; backends: back end -> decoder
+         tasks       task -> {tests, decoders, pieces}: names of its test sets and decoders, the main ones first; which
+                     test sets cut one split to several lengths
          corpora     corpus -> its splits to describe; default: all under corpus/
          report      {dpi, mistakes, against}: resolution of the plots, rows of each table of errors, the method that
                      the others are compared with
@@ -61,6 +63,7 @@ class SystemConfig:
         None, "folder of its low-rank model below factorise/{base}/; null: the one named after the method, if it exists"
     )
     decoders: Names | None = key(None, "its decoders, the main one first; null: all decoders of its task")
+    backends: dict[str, str] | None = key(None, "its back ends, each with the decoder that it reads; null: none")
 
 
 @settings
@@ -69,6 +72,9 @@ class TaskConfig:
 
     tests: Names = key(REQUIRED, "test sets, the main one first")
     decoders: Names = key(REQUIRED, "decoders, the main one first")
+    pieces: dict[str, str] | None = key(
+        None, "test set -> its split, of the test sets whose split is cut to several lengths"
+    )
 
 
 @settings
@@ -120,7 +126,19 @@ def add(parser: argparse.ArgumentParser) -> None:
 def body(run: common.Run) -> None:
     config, root, out = run.config, common.existing(run.arguments.root, "--root"), run.arguments.out
 
-    from lowrank_speech.reporting import blocks, comparisons, data, flags, headline, page, plots, results, seeds
+    from lowrank_speech.reporting import (
+        blocks,
+        comparisons,
+        confounds,
+        data,
+        durations,
+        flags,
+        headline,
+        page,
+        plots,
+        results,
+        seeds,
+    )
     from lowrank_speech.reporting.manifests import load_manifest
     from lowrank_speech.reporting.mistakes import mistakes
     from lowrank_speech.reporting.provenance import provenance
@@ -134,25 +152,33 @@ def body(run: common.Run) -> None:
         )
         for s in config.systems
     }
-    systems = read_systems(root, names)
+    backends = {name: s.backends or {} for name, s in zip(names, config.systems, strict=True)}
+    systems = read_systems(root, names, backends)
     found = [result for system in systems for result in system.results]
     if all(result.error is None for result in found):
         score = root / "score" / str(found[0]) / "score.json"
         raise UserError(f"none of the {len(found)} results has an error rate ({score} ...); score them again")
     log.info("%d systems with %d results read from %s", len(systems), len(found), root)
     splits = data.splits_of(root, config.corpora)
+    pieces = {name: task.pieces for name, task in tasks.items() if task.pieces}
     tables = [
         data.corpora_table(root, splits),
         data.overlap_table(root, tasks),
+        data.origins_table(root, tasks),
         data.set_aside_table(root, splits, systems),
         data.emptied_table(systems),
         data.stopped_table(systems),
         data.cut_table(systems),
+        durations.table(systems, pieces),
         data.base_table(root, systems),
     ]
     layers = data.layer_tables(systems)
     against = config.report.against
     summary, headlines = headline.summary(systems, against), headline.headlines(systems, against)
+    warned = confounds.warnings(root, systems, tasks)
+    for warning in warned:
+        log.warning("%s", warning)
+    summary += [f"Warning: {warning}." for warning in warned]
     compared = comparisons.comparisons(systems, against)
     refused = [one.refused for one in compared if one.refused]
     if refused:
@@ -162,7 +188,7 @@ def body(run: common.Run) -> None:
     corpora = {f"{c}/{s}": load_manifest(root / "corpus" / c / f"{s}.json", "corpus") for c, s in splits}
     # Everything has been read, so from here on no input can stop the run half-way.
     outputs = results.write_results(out, config.experiment, systems, summary, against)
-    images, drawn = plots.write_plots(out, systems, config.report.dpi)
+    images, drawn = plots.write_plots(out, systems, config.report.dpi, pieces)
     page.write_page(
         out / "report.html",
         page.Page(

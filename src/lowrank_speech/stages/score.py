@@ -154,12 +154,12 @@ def _oracle(
     pairs: Pairs, rows: Mapping[str, dict[str, Any]], decoded: Path, options: ScoreOptions
 ) -> dict[str, Any] | None:
     """The oracle error of the n-best lists, with the same normaliser; None if there are none."""
-    from lowrank_speech.scoring import oracle
+    from lowrank_speech.scoring import files, oracle
 
     if not any(row.get("nbest") for row in rows.values()):
         return None
     key, change = "text", list
-    languages = optional_map(decoded / "languages.tsv") or {}
+    languages = files.read_optional_map(decoded / "languages.tsv") or {}
     if options.normaliser != "none":
         key, comparison = "raw", _comparison(options)
     lists = {}
@@ -177,7 +177,7 @@ def _facts(decoded: Path) -> dict[str, dict[str, Any] | None]:
     from lowrank_speech.scoring import files
 
     seconds = decoded / "seconds.tsv"
-    found = {what: optional_map(decoded / f"{what}s.tsv") for what in ("speaker", "language")}
+    found = {what: files.read_optional_map(decoded / f"{what}s.tsv") for what in ("speaker", "language")}
     return {**found, "seconds": files.read_seconds(seconds) if seconds.is_file() else None}
 
 
@@ -239,7 +239,7 @@ def score_lid(decoded: Path, config: Config, out: Path) -> tuple[dict[str, Any],
 
     scores, labels = decoded / "scores.tsv", decoded / "labels.tsv"
     read, truth = files.read_scores(scores), files.read_map(labels)
-    known = {what: optional_map(decoded / f"{what}.tsv") for what in ("speakers", "seconds", "sources")}
+    known = {what: files.read_optional_map(decoded / f"{what}.tsv") for what in ("speakers", "seconds", "sources")}
     metrics = lid.score(
         *read,
         truth,
@@ -253,16 +253,6 @@ def score_lid(decoded: Path, config: Config, out: Path) -> tuple[dict[str, Any],
     table = utterances.of_languages(*read, truth, config.score)
     facts = {"speaker": known["speakers"], "language": truth, "seconds": known["seconds"]}
     return metrics, [_table(out, utterances.rows(table, facts))]
-
-
-def optional_map(path: Path) -> dict[str, str] | None:
-    """The map in ``path``, or None if the file does not exist or has only its header."""
-    from lowrank_speech.scoring import files
-
-    # Decoding writes only the header where the speaker of an utterance is not known.
-    if not path.exists() or len(path.read_text(encoding="utf-8").splitlines()) <= 1:
-        return None
-    return files.read_map(path)
 
 
 def body(run: common.Run) -> None:

@@ -51,6 +51,12 @@ class Config:
     """The stage's slice."""
 
     seed: Seed = key(REQUIRED, "seed of all random draws")
+    control: Literal["mean-logmel", "shuffled-labels"] | None = key(
+        None, "lid: a system that cannot know languages: mean-logmel instead of the base, or trained on shuffled labels"
+    )
+    shuffle: Literal["utterances", "speakers"] = key(
+        "utterances", "control: shuffled-labels: what the languages are permuted over"
+    )
     task: Task = key(REQUIRED, "the task of the system")
     adapt: Literal["none", "head", "full", "lora"] = key(REQUIRED, "which part of the base to train")
     head: dict[str, Any] | None = key(None, "lid: kind of the classifier, and its keys; null: the default one")
@@ -65,8 +71,9 @@ class Config:
     training: TrainConfig = key(None, "the recipe", default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.head is not None and self.task.type != "lid":
-            raise ValueError("head: only tasks of type lid have a classifier; remove it")
+        for name in ("head", "control"):
+            if getattr(self, name) is not None and self.task.type != "lid":
+                raise ValueError(f"{name}: only tasks of type lid have a classifier; remove it")
 
 
 def add(parser: argparse.ArgumentParser) -> None:
@@ -107,6 +114,9 @@ def body(run: common.Run) -> None:
         _check_distil(config)
     if config.progressive is not None:
         _check_progressive(config)
+    if config.control == "mean-logmel":
+        _control(run)
+        return
     if arguments.moments is not None:
         common.existing(arguments.moments, "--moments")
     from lowrank_speech.training.process.signals import job
@@ -164,6 +174,9 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         task.segment and task.segment.seconds,
         arguments.tensorboard,
         arguments.untranscribed_cuts,
+        task.segment and task.segment.crop,
+        task.channel,
+        _relabelling(config, arguments.train_cuts),
     )
     materials = Materials(recipe, lang, labels=sorted(task.languages or ()), device=runtime.device)
     kind, head = "classify" if lang is None else base.recognises_by, None
@@ -259,6 +272,27 @@ def _train(run: common.Run) -> tuple[Any, ...] | None:
         metrics["parameters_teacher"] = teacher.model.parameters_total()
         outcome.cost["bytes"]["teacher"] = teacher.bytes
     return training, outputs, metrics, outcome.cost
+
+
+def _control(run: common.Run) -> None:
+    """Train the control mean-logmel, which has no network."""
+    from lowrank_speech.lang.select import SetAside
+    from lowrank_speech.training import control
+
+    arguments, out, set_aside = run.arguments, run.arguments.out, SetAside()
+    metrics = control.train(run.config, arguments.train_cuts, arguments.dev_cuts, out, set_aside)
+    outputs = [out / "model", out / "metrics.jsonl", run.write_set_aside(out / "set_aside.tsv", set_aside.rows)]
+    run.finish(outputs, metrics | {"set_aside": set_aside.counts()})
+
+
+def _relabelling(config: Config, cuts: Path) -> Any:
+    """What gives the training cuts shuffled labels; None: they keep theirs."""
+    if config.control != "shuffled-labels":
+        return None
+    # Imported here, so that the code hash of other trainings can leave it out.
+    from lowrank_speech.training.data.shuffled import relabelling
+
+    return relabelling(cuts, config.shuffle, config.seed, config.task.languages or ())
 
 
 def _check_distil(config: Config) -> None:

@@ -17,6 +17,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -166,23 +167,26 @@ class Trainer:
         state = self.state
         if state.steps is None:
             state.steps, state.largest = plan(
-                train, self.config, self.seed, self.ranks.world, self.model.window_seconds
+                train, self.config, self.seed, self.ranks.world, self.model.window_seconds, self.loader.crops
             )
+        crops = self.loader.crops
+        durations = train.durations if crops is None else np.minimum(train.durations, crops.high)
         log.info(
             "%d utterances, %.0f s of speech, %d steps in %d epochs",
             *(len(train), float(train.durations.sum()), state.steps, self.config.epochs),
         )
         most, *_ = batching(self.config, self.seed, 0)
-        if longer := int((train.durations > most).sum()):
+        if longer := int((durations > most).sum()):
             log.info(
                 "%d utterances are longer than batch_seconds allows (%.1f s): each is a batch of its own", longer, most
             )
         if self.config.compile_buckets is not None and self.model.frame_rate is not None:
-            longest = train.durations / min((1.0, *self.config.speed))
+            longest = durations / min((1.0, *self.config.speed))
             self.model.buckets = length_buckets(longest, self.config.compile_buckets, self.model.frame_rate)
             log.info("compiling encoder layers for these numbers of frames: %s", self.model.buckets)
         if self.runtime.dry_run or (self.runtime.dry_run is None and self.device.type == "cuda"):
-            self._rehearse([train[i] for i in state.largest])
+            cuts = [train[i] for i in state.largest]
+            self._rehearse(cuts if crops is None else [crops.longest(cut) for cut in cuts])
 
     def _rehearse(self, cuts: list[Any]) -> None:
         """Run a batch of ``cuts``, at the lowest speed, forward and backward without an update."""

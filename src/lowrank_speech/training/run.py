@@ -14,7 +14,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from lowrank_speech.models.files import files_read
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import Runtime, TrainConfig
 from lowrank_speech.training.data.prepared import are_prepared, prepared
-from lowrank_speech.training.data.splits import Split, Usable, augmentation, usable_cuts
+from lowrank_speech.training.data.splits import Split, Usable, augmentation, crops, through_channel, usable_cuts
 from lowrank_speech.training.loop import Trainer
 from lowrank_speech.training.losses.objective import Objective
 from lowrank_speech.training.process.checkpoint import Checkpoints
@@ -45,8 +45,10 @@ KEY = re.compile(f"[0-9a-f]{{{SHOWN}}}")
 class Run:
     """A training by ``recipe``. ``identity``: what else decides its result besides recipe, seed and cuts, as text.
 
-    ``seconds``: cut utterances to at most this length. ``events``: folder for TensorBoard's files, if they are wanted.
-    ``untranscribed``: further training cuts, of which only the terms of a teacher count.
+    ``seconds``: cut utterances to at most this length; ``crop``: draw the length of training utterances from this
+    range in each epoch. ``events``: folder for TensorBoard's files, if they are wanted.
+    ``untranscribed``: further training cuts, of which only the terms of a teacher count. ``channel``: what all speech
+    goes through (``features.channel``); ``relabel``: gives training cuts other labels.
     """
 
     def __init__(
@@ -61,17 +63,26 @@ class Run:
         seconds: float | None = None,
         events: Path | None = None,
         untranscribed: Sequence[Path] = (),
+        crop: tuple[float, float] | None = None,
+        channel: str | None = None,
+        relabel: Callable[[Iterable[Any]], Iterator[Any]] | None = None,
     ):
         if runtime.tensorboard and events is None:
             raise UserError("tensorboard: true needs --tensorboard, the folder for the event files")
         self.recipe, self.runtime, self.seed = recipe, runtime, seed
         self.events = events if runtime.tensorboard else None
         self.ranks = Ranks.start(recipe.processes, pick_device(runtime.device))
+        self.crops = crops(crop, seed)
+        # Training utterances that are cropped in each epoch are not cut before.
+        own = (None, None) if crop else (seconds, seed)
         self.splits = (
-            Split("the training cuts", train_cuts, recipe, seconds, seed),
+            Split("the training cuts", train_cuts, recipe, *own, crops=self.crops),
             Split("the dev cuts", dev_cuts, None, seconds),
         )
-        self.untranscribed = [Split("untranscribed", path, recipe, seconds, seed) for path in untranscribed]
+        self.splits[0].changes += () if relabel is None else (relabel,)
+        self.untranscribed = [Split("untranscribed", one, recipe, *own, crops=self.crops) for one in untranscribed]
+        for split in [*self.splits, *self.untranscribed] if channel is not None else ():
+            split.changes += (through_channel(channel, split.path),)
         self.augmentation = augmentation(recipe)
         self.set_aside = SetAside()
         # Name, size and time of noise recordings: reading all of them at every start would take minutes.
@@ -144,7 +155,7 @@ class Run:
         """
         transcribed = len(usable.train) - usable.untranscribed
         objective.fit(lambda: (usable.train[i] for i in range(transcribed)))
-        loader = Loader(inputs, memory=memory, workers=self.runtime.workers, augmentation=self.augmentation)
+        loader = Loader(inputs, memory, self.runtime.workers, self.augmentation, self.crops)
         trainer = Trainer(
             model,
             objective.build(model),

@@ -9,6 +9,7 @@ from lowrank_speech.workflow.check_names import known, known_split
 from lowrank_speech.workflow.config import (
     BASE,
     CALIBRATED,
+    MEAN_LOGMEL,
     WISHES,
     Config,
     ConfigError,
@@ -30,6 +31,7 @@ def check_method(config: Config, name: str) -> None:
         raise ConfigError(f"{where}.lora is missing; adapt: lora needs it, for example {{rank: 8, alpha: 16}}")
     if method["adapt"] != "lora" and method.get("lora") is not None:
         raise ConfigError(f"{where}.lora: it has no effect with adapt: {method['adapt']}; remove it or set adapt: lora")
+    _check_control(config, name)
     if method.get("distil") is not None:
         _check_distil(config, name)
     factorise = method.get("factorise")
@@ -64,6 +66,34 @@ def check_method(config: Config, name: str) -> None:
         tried = next((key for key in ("allocate", "sequential") if factorise.get(key)), None)
         if tried and config["calibrate"].get("trial") == 0:
             raise ConfigError(f"calibrate.trial is 0, but {where}.factorise.{tried} needs some utterances; raise it")
+
+
+def _check_control(config: Config, name: str) -> None:
+    """Refuse controls of tasks without languages, and keys that they do not use."""
+    method, where = config["methods"][name], f"methods.{name}"
+    control = method.get("control")
+    if method.get("shuffle") is not None and control != "shuffled-labels":
+        raise ConfigError(f"{where}.shuffle: it has no effect without control: shuffled-labels; remove it")
+    if control is None:
+        return
+    grid = config["systems"]
+    if name in grid["methods"]:
+        for task in grid["tasks"]:
+            if config["tasks"][task]["type"] != "lid":
+                raise ConfigError(
+                    f"{where}.control: only tasks of type lid have controls, but systems.tasks has {task!r}; leave one "
+                    f"of the two out of the grid"
+                )
+    if control == MEAN_LOGMEL:
+        used = next((k for k in ("head", "factorise", "lora", "distil", "training") if method.get(k) is not None), None)
+        if method["adapt"] != "none" or used:
+            what = f"adapt: {method['adapt']}" if method["adapt"] != "none" else used
+            raise ConfigError(
+                f"{where}.control: {MEAN_LOGMEL} takes the place of the base and has nothing else to set, but the "
+                f"method has {what}; write {{adapt: none, control: {MEAN_LOGMEL}}}"
+            )
+    elif (method.get("head") or {}).get("kind") == check_heads.TOKENS and method["adapt"] == "none":
+        raise ConfigError(f"{where}.control: nothing trains, so labels have no effect; choose another head, or adapt")
 
 
 def _check_distil(config: Config, name: str) -> None:

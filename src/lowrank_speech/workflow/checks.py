@@ -5,8 +5,9 @@ config as it was written; ``experiment.check`` then reads every section with the
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-from lowrank_speech.workflow import check_heads
+from lowrank_speech.workflow import check_backends, check_heads
 from lowrank_speech.workflow.check_bases import check_base, check_lang
 from lowrank_speech.workflow.check_decoding import check_decoders, check_lm, check_resources
 from lowrank_speech.workflow.check_methods import check_loss, check_method, check_system
@@ -17,6 +18,7 @@ from lowrank_speech.workflow.config import (
     Config,
     ConfigError,
     Split,
+    System,
     decoders,
     model_task,
     systems,
@@ -25,6 +27,9 @@ from lowrank_speech.workflow.config import (
     training,
 )
 from lowrank_speech.workflow.schema import Schema
+
+ONE_LANGUAGE = ("digits", "atco2", "folder", "librispeech", "long")
+"""Kinds of corpus in which all utterances have one language."""
 
 
 def check(config: Config, schema: Schema) -> None:
@@ -51,11 +56,13 @@ def check(config: Config, schema: Schema) -> None:
     if against is not None:
         known("report.against", against, config["systems"]["methods"], "systems.methods: ")
     for system in systems(config):
+        _check_channel(config, system)
         check_system(config, system, schema["families"])
         check_decoders(config, system, schema)
         task = model_task(config, schema, system.base, system.task)
         check_loss("training", f"the system {'/'.join(system)}", training(config, system), task, schema)
     check_heads.check(config, schema["families"])
+    check_backends.check(config)
 
 
 def _check_task(config: Config, name: str, schema: Schema) -> None:
@@ -73,10 +80,17 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
                 raise ConfigError(f"{at}: {split.split!r} is already the {key} split; choose another split")
         if form and test == DEV:
             raise ConfigError(f"{at}: the name dev is reserved for results on the dev split; rename the test set")
+    if form:
+        for test, of in task["test"].items():
+            _check_piece(f"{where}.test.{test}", task["type"], of)
     if task["type"] == "asr":
+        if task.get("channel") is not None:
+            raise ConfigError(f"{where}.channel: only tasks of type lid take this key; remove it")
+        if task.get("allow_shared"):
+            raise ConfigError(f"{where}.allow_shared: only tasks of type lid refuse shared speakers; remove it")
         if task.get("languages"):
             raise ConfigError(f"{where}.languages: only tasks of type lid take this key; remove it")
-        if (task.get("segment") or {}).get("seconds") is not None:
+        if any((task.get("segment") or {}).get(key) is not None for key in ("seconds", "crop")):
             raise ConfigError(
                 f"{where}.segment: it would cut the audio, but not the transcript; only tasks of type lid take this key"
             )
@@ -97,17 +111,38 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
         check_resources(config, decoder)
 
 
+def _check_channel(config: Config, system: System) -> None:
+    """Refuse a channel for a base whose features are stored: it changes samples."""
+    channel, features = (config["tasks"][system.task].get("channel"), config["bases"][system.base]["features"])
+    if channel is not None and features != "waveform":
+        raise ConfigError(
+            f"tasks.{system.task}.channel: {channel} changes samples, but bases.{system.base} has stored features "
+            f"({features}); set bases.{system.base}.features: waveform, or remove the channel"
+        )
+
+
+def _check_piece(where: str, kind: str, test: Mapping[str, Any]) -> None:
+    """Refuse pieces of utterances in recognition, and keys of pieces without a length."""
+    if test.get("seconds") is None:
+        if key := next((key for key in ("place", "shorter") if key in test), None):
+            raise ConfigError(f"{where}.{key}: it has no effect without `seconds`; add the length, or remove {key}")
+    elif kind == "asr":
+        raise ConfigError(
+            f"{where}.seconds: it would cut the audio, but not the transcript; only tasks of type lid take this key"
+        )
+
+
 def _check_spoken(config: Config, name: str) -> None:
     """Refuse corpora for language recognition that have only one language according to the config."""
     task = config["tasks"][name]
     corpus = config["corpora"][task["corpus"]]
     given = corpus.get("languages") or ()
-    if corpus["kind"] in ("espeak", "tsv") and len(given) == 1:
+    if len(given) == 1:
         raise ConfigError(
             f"tasks.{name}.corpus: {task['corpus']} has one language, {next(iter(given))}; language recognition needs "
             f"two or more"
         )
-    if corpus["kind"] == "digits":
+    if corpus["kind"] in ONE_LANGUAGE:
         raise ConfigError(f"tasks.{name}.corpus: {task['corpus']} has one language; language recognition needs two")
 
 

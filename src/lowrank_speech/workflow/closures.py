@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from lowrank_speech import fingerprints
 from lowrank_speech.fingerprints import PACKAGE
 from lowrank_speech.workflow.check_heads import has_factors
-from lowrank_speech.workflow.config import System, head, untranscribed
+from lowrank_speech.workflow.config import MEAN_LOGMEL, System, head, untranscribed
 from lowrank_speech.workflow.slices import NAMES, Slices
 
 WORDS = ("settings_errors", "schemas", "stages.keys", "workflow")
@@ -69,7 +69,7 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
             task = slices.model_task(wildcards)
             found |= _others(slices, "decoders", {f"{kind}.{task}"})
             if stage == "decode":
-                found |= _of_decode(task)
+                found |= _of_decode(task, slices.decode(wildcards).cfg["task"].get("channel"))
             read = slices.resources(wildcards)
             if not any(stage == "lm" for stage, *_ in read.values()):
                 found.add("lang.lm")
@@ -78,6 +78,8 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
         case "graph":
             if not slices.graph(wildcards).cfg["lm"]:
                 found.add("lang.lm")
+        case "backend":
+            found |= _others(slices, "backends", {slices.config["backends"][wildcards.backend]["kind"]})
         case "score":
             asr = slices.config["tasks"][wildcards.task]["type"] == "asr"
             found |= {f"scoring.{name}" for name in (("lid", "detection") if asr else ONLY_ASR)}
@@ -86,11 +88,12 @@ def unused(stage: str, slices: Slices, wildcards: Any) -> set[str]:
     return found
 
 
-def _of_decode(task: str) -> set[str]:
+def _of_decode(task: str, channel: str | None) -> set[str]:
     """Only recognition has tokens, and only Whisper's come with the model."""
     if task == "classify":
-        return {"decoding.symbols"}
-    return set() if task == "seq2seq" else {"models.text", "models.whisper_vocabulary"}
+        return {"decoding.symbols"} | (set() if channel else {"features.channel"})
+    found = {"decoding.language.posteriors", "features.channel"}
+    return found if task == "seq2seq" else found | {"models.text", "models.whisper_vocabulary"}
 
 
 def _of_factorise(slices: Slices, wildcards: Any) -> set[str]:
@@ -106,7 +109,15 @@ def _of_base(slices: Slices, wildcards: Any) -> set[str]:
     cfg, family = slices.base(wildcards).cfg, slices.schema["families"][base["family"]]
     task = family["recognises_by"]
     gabor = set() if family["front_end"] and cfg["front_end"] == "gabor" else {"models.gabor"}
-    never = {"models.sources", *LORA, *TRUNCATION, "lowrank.constraint", *DISTILLATION}
+    never = {
+        "models.sources",
+        "features.crops",
+        "features.channel",
+        *LORA,
+        *TRUNCATION,
+        "lowrank.constraint",
+        *DISTILLATION,
+    }
     return never | gabor | _recipe(slices, task, cfg["pretrain"])
 
 
@@ -117,6 +128,9 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
         found.add("lowrank.constraint")
     if slices.model_task(wildcards) != "classify":
         found |= {"training.classifier", "lang.spoken"}
+    if not (cfg["task"].get("segment") or {}).get("crop"):
+        found.add("features.crops")
+    found |= _of_controls(cfg)
     if not has_factors(cfg.get("head")):
         found.add("training.head_ranks")
     if not cfg.get("progressive"):
@@ -125,7 +139,16 @@ def _of_train(slices: Slices, wildcards: Any) -> set[str]:
         found |= set(DISTILLATION)
     elif not untranscribed(slices.config, System(wildcards.base, wildcards.task, wildcards.method)):
         found |= set(DISTILLATION[1:])
-    return found | _recipe(slices, slices.model_task(wildcards), cfg["training"])
+    recipe = slices.recipe(System(wildcards.base, wildcards.task, wildcards.method))
+    return found | _recipe(slices, slices.model_task(wildcards), cfg.get("training") or recipe)
+
+
+def _of_controls(cfg: Mapping[str, Any]) -> set[str]:
+    """What only controls, and tasks with a channel, run."""
+    found = set() if cfg.get("control") == "shuffled-labels" else {"training.data.shuffled"}
+    if cfg.get("control") != MEAN_LOGMEL:
+        found |= {"training.control", "models.mean_logmel"}
+    return found if cfg["task"].get("channel") else found | {"features.channel"}
 
 
 def _recipe(slices: Slices, task: str, recipe: Mapping[str, Any]) -> set[str]:

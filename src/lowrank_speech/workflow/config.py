@@ -21,6 +21,10 @@ BASE = "base"
 """The value of ``distil.teacher`` that stands for the system's base."""
 
 
+MEAN_LOGMEL = "mean-logmel"
+"""The value of ``control`` that takes the place of the base."""
+
+
 class ConfigError(ValueError):
     """An invalid setting. The message is one line with the key, the value, and what to write instead."""
 
@@ -92,13 +96,31 @@ def model_task(config: Config, schema: Mapping[str, Any], base: str, task: str) 
 def tests(config: Config, task: str) -> dict[str, Split]:
     """Name -> split of the test sets of a task, in their order.
 
-    The key ``test`` may be a split of the task's corpus, a list of these, or name -> {corpus, split}.
+    The key ``test`` may be a split of the task's corpus, a list of these, or name -> {corpus, split}. Several test sets
+    may be pieces of one split (``test_cut``).
     """
     section = config["tasks"][task]
     test, corpus = section["test"], section["corpus"]
     if isinstance(test, Mapping):
         return {name: Split(of.get("corpus") or corpus, of["split"]) for name, of in test.items()}
     return {split: Split(corpus, split) for split in ([test] if isinstance(test, str) else test)}
+
+
+def test_cut(config: Config, task: str, test: str) -> dict[str, Any] | None:
+    """How a test set cuts the utterances of its split: seconds, place, shorter, seed; None: it does not."""
+    section = config["tasks"][task]["test"]
+    own = section.get(test) if isinstance(section, Mapping) else None
+    if own is None or own.get("seconds") is None:
+        return None
+    seed = {"seed": config["seed"]} if own.get("place") == "random" else {}
+    return {key: own[key] for key in ("seconds", "place", "shorter")} | seed
+
+
+def pieces(config: Config, task: str) -> dict[str, str]:
+    """Test set -> corpus/split, of the test sets of splits that at least one of them cuts."""
+    every = tests(config, task)
+    cut = {split for test, split in every.items() if test_cut(config, task, test) is not None}
+    return {test: "/".join(split) for test, split in every.items() if split in cut}
 
 
 def decoded_split(config: Config, task: str, test: str) -> Split:
@@ -119,12 +141,52 @@ def decoders(config: Config, task: str) -> list[str]:
 
 
 def complete(config: Config) -> Config:
-    """The config with the decoders that always exist."""
+    """The config without sweeps, and with the decoders that always exist."""
+    from lowrank_speech.workflow.sweeps import expand  # imports this module
+
+    config = expand(config)
     always = {name: {"kind": name} for name in DEFAULT_DECODERS.values()}
     return {**config, "decoders": {**always, **(config.get("decoders") or {})}}
 
 
 DEFAULT_DECODERS = {"asr": "greedy", "lid": "scores"}
+
+
+# -- back ends ---------------------------------------------------------------------------------------------------------
+
+
+def backends(config: Config, task: str) -> list[str]:
+    """Names of the back ends of a task."""
+    return list(config["tasks"][task].get("backends") or ())
+
+
+def fused(config: Config, system: System, backend: str) -> list[System]:
+    """The systems that a back end of ``system`` reads: that one, or those that it fuses (method, or base/method)."""
+    named = config["backends"][backend].get("systems")
+    if not named:
+        return [system]
+    pairs = [name.rpartition("/") for name in named]
+    return [System(base or system.base, system.task, method) for base, _, method in pairs]
+
+
+def backend_decoder(config: Config, task: str, backend: str) -> str:
+    """The decoder whose scores a back end reads: by default the first one of the task."""
+    return config["backends"][backend].get("decoder") or decoders(config, task)[0]
+
+
+def backed(config: Config, system: System) -> list[str]:
+    """The back ends with results of ``system``: a fusion has them beside the first of its systems."""
+    return [name for name in backends(config, system.task) if fused(config, system, name)[0] == system]
+
+
+def calibrated_results(config: Config) -> list[Result]:
+    """Every system with each of its back ends, in place of the decoder, on each of its task's test sets."""
+    return [
+        Result(*system, backend, test)
+        for system in systems(config)
+        for backend in backed(config, system)
+        for test in tests(config, system.task)
+    ]
 
 
 def overlaps(config: Config, task: str) -> dict[str, list[Split]]:

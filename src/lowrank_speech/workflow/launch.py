@@ -1,4 +1,4 @@
-"""Run ``make run``: Snakemake on one experiment, then print its table, or each error in one line.
+"""``make run`` and ``lowrank-speech run``: Snakemake on one experiment, then its table, or each error in one line.
 
     python -m lowrank_speech.workflow.launch config.yaml [arguments of snakemake ...]
 
@@ -36,21 +36,28 @@ APART = 0.5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run Snakemake and show its result; the exit code is Snakemake's, or 2."""
+    """``make run``; the exit code is Snakemake's, or 2."""
     config, *arguments = sys.argv[1:] if argv is None else argv
-    if not Path(config).is_file():
-        return _refuse(f"the config file {config} does not exist; name one with CONFIG=")
     try:
-        yaml_files.load(config)
-    except ValueError as error:
-        return _refuse(str(error))
+        if not Path(config).is_file():
+            raise RuntimeError(f"the config file {config} does not exist; name one with CONFIG=")
+        return launch(config, arguments, "make run")
+    except (RuntimeError, ValueError) as error:
+        sys.stderr.write(f"make run: {error}\n")
+        return USAGE
+
+
+def launch(config: str, arguments: Sequence[str], command: str) -> int:
+    """Run Snakemake in the working directory and show its result; returns Snakemake's exit code.
+
+    ``arguments``: those of Snakemake; ``command``: its name for messages. Raises ValueError if the config cannot be
+    read, RuntimeError if another process works in the folder.
+    """
+    yaml_files.load(config)
     dry = any(DRY.fullmatch(word) for word in arguments)
-    try:
-        with _alone(dry):
-            started = time.time()
-            code = _run([sys.executable, "-m", "snakemake", *arguments, "--configfile", config])
-    except RuntimeError as error:
-        return _refuse(str(error))
+    with alone(command, dry):
+        started = time.time()
+        code = _run([sys.executable, "-m", "snakemake", *arguments, "--configfile", config])
     if dry:
         return code
     try:
@@ -68,14 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
-def _refuse(why: str) -> int:
-    sys.stderr.write(f"make run: {why}\n")
-    return USAGE
-
-
 @contextmanager
-def _alone(dry: bool) -> Iterator[None]:
-    """Lock the folder. RuntimeError: another process works in it."""
+def alone(command: str, dry: bool = False) -> Iterator[None]:
+    """Lock the working directory for ``command``, unless it is a dry run. RuntimeError: another process works in it."""
     if dry:
         yield
         return
@@ -91,18 +93,18 @@ def _alone(dry: bool) -> Iterator[None]:
         lock.write(f"process {os.getpid()}")
         lock.flush()
         if any((STATE / "locks").glob("*")):
-            _unlock()
+            _unlock(command)
         yield
 
 
-def _unlock() -> None:
+def _unlock(command: str) -> None:
     """Remove the lock that a killed Snakemake left. RuntimeError: a Snakemake still runs in this folder."""
     running = list(_snakemakes(Path.cwd()))
     if running:
         raise RuntimeError(
             f"Snakemake (process {running[0]}) is working in {Path.cwd()}; wait until it ends, or stop it"
         )
-    sys.stderr.write("make run: the last run was killed; removing the lock that it left\n")
+    sys.stderr.write(f"{command}: the last run was killed; removing the lock that it left\n")
     for lock in (STATE / "locks").glob("*"):
         lock.unlink()
 

@@ -81,6 +81,23 @@ class Layout:
         """hyp.txt, ref.txt, languages.tsv (asr) or scores.tsv, labels.tsv (lid); set_aside.tsv, decode.json."""
         return f"{self.root}/decode/{base}/{task}/{method}/{decoder}/{test}"
 
+    def backend(
+        self, base: str = "{base}", task: str = "{task}", method: str = "{method}", backend: str = "{backend}"
+    ) -> str:
+        """backend.json, dev.tsv: what calibrates a system, or fuses several (beside the first)."""
+        return f"{self.root}/backend/{base}/{task}/{method}/{backend}"
+
+    def apply(
+        self,
+        base: str = "{base}",
+        task: str = "{task}",
+        method: str = "{method}",
+        backend: str = "{backend}",
+        test: str = "{test}",
+    ) -> str:
+        """Calibrated scores, in the form of ``decode``: scores.tsv, labels.tsv; apply.json."""
+        return f"{self.root}/apply/{base}/{task}/{method}/{backend}/{test}"
+
     def score(
         self,
         base: str = "{base}",
@@ -89,7 +106,7 @@ class Layout:
         decoder: str = "{decoder}",
         test: str = "{test}",
     ) -> str:
-        """utterances.tsv, alignments and transcripts (asr), score.json."""
+        """utterances.tsv, alignments and transcripts (asr), score.json; ``decoder`` may also be a back end."""
         return f"{self.root}/score/{base}/{task}/{method}/{decoder}/{test}"
 
     def export(self, base: str = "{base}", task: str = "{task}", method: str = "{method}", form: str = "{form}") -> str:

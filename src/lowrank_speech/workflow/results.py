@@ -5,20 +5,13 @@ In: the experiment's config and, below its ``output``, report/results.txt (stage
     python -m lowrank_speech.workflow.results config.yaml
 """
 
-import os
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lowrank_speech import yaml_files
-from lowrank_speech.workflow.config import deep_merge
+from lowrank_speech.workflow.experiments import merged
+from lowrank_speech.workflow.logs import last_attempt
 from lowrank_speech.workflow.paths import Layout
-
-PROJECT = Path(__file__).resolve().parents[3]
-_ERROR = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ ERROR (.*)")
-_ATTEMPT = re.compile(r" INFO ==== ")  # stages.common
-TAIL = 1 << 20  # bytes at the end of a log in which its last error is looked for
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,10 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def layout_of(config: str | Path) -> Layout:
     """The folders of the experiment in a config file, which overrides the default config as in the Snakefile."""
-    found = yaml_files.load(config)
-    if "corpora" not in found:
-        found = deep_merge(yaml_files.load(PROJECT / "config.yaml"), found)
-    return Layout(found["output"].rstrip("/"))
+    return Layout(merged(config)["output"].rstrip("/"))
 
 
 def table(layout: Layout, since: float = 0.0) -> str:
@@ -48,22 +38,15 @@ def errors(layout: Layout, since: float) -> list[str]:
     """One line per log that was written after ``since`` (Unix time) and ends with an error."""
     found: dict[str, str] = {}
     for path in sorted(Path(layout.root, "logs").rglob("*.log")):
-        if path.stat().st_mtime >= since and (said := _last_error(path)):
+        if path.stat().st_mtime >= since and (said := _error(path)):
             found.setdefault(said, str(path))
     return [f"error: {said} (log: {path})" for said, path in found.items()]
 
 
-def _last_error(path: Path) -> str | None:
-    """The error that ended the last attempt in a log: the stage's own, or the last line of a traceback; else None."""
-    with path.open("rb") as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
-    headers = [number for number, line in enumerate(lines) if _ATTEMPT.search(line)]
-    attempt = [line for line in lines[headers[-1] if headers else 0 :] if line.strip()]
-    for line in reversed(attempt):
-        if match := _ERROR.fullmatch(line):
-            return match[1]
-    return attempt[-1] if any(line.startswith("Traceback (most recent") for line in attempt) else None
+def _error(path: Path) -> str | None:
+    """The error that ended the last attempt in a log; else None."""
+    attempt = last_attempt(path)
+    return None if attempt is None else attempt.error
 
 
 if __name__ == "__main__":

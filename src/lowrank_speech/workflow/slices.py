@@ -13,8 +13,11 @@ from typing import Any
 from lowrank_speech.workflow.check_heads import constrained
 from lowrank_speech.workflow.config import (
     GRAPH,
+    MEAN_LOGMEL,
     Config,
     System,
+    backed,
+    backend_decoder,
     calibrate_key,
     calibrated,
     canonical_json,
@@ -23,15 +26,18 @@ from lowrank_speech.workflow.config import (
     deep_merge,
     factorise_key,
     fitting,
+    fused,
     gradients,
     graph_key,
     head,
     model_task,
     overlaps,
+    pieces,
     results,
     splits_used,
     start_share,
     systems,
+    test_cut,
     tests,
     training,
 )
@@ -53,8 +59,10 @@ NAMES = {
     "export": ("base", "task", "method", "form"),
     "emissions": ("base", "task"),
     "tune": ("base", "task", "method", "decoder"),
-    "decode": ("base", "task", "method", "decoder"),
+    "decode": ("base", "task", "method", "decoder", "test"),
     "graph": ("lang", "graph"),
+    "backend": ("base", "task", "method", "backend"),
+    "apply": (),
     "score": ("task",),
     "report": (),
 }
@@ -115,8 +123,13 @@ class Slices:
     @once
     def overlap(self, wildcards: Any) -> Slice:
         """Which splits play which role in a task."""
-        roles = overlaps(self.config, wildcards.task)
-        return Slice({"roles": {role: ["/".join(split) for split in of] for role, of in roles.items()}}, {})
+        roles, task = overlaps(self.config, wildcards.task), self.config["tasks"][wildcards.task]
+        cfg: Keys = {"roles": {role: ["/".join(split) for split in of] for role, of in roles.items()}}
+        if task["type"] == "lid":
+            cfg["apart"] = ["speakers", "sources", "sessions"]
+            if task["allow_shared"]:
+                cfg["allow_shared"] = {what: sorted(of) for what, of in task["allow_shared"].items() if of}
+        return Slice(cfg, {})
 
     @once
     def lang(self, wildcards: Any) -> Slice:
@@ -180,15 +193,21 @@ class Slices:
         """The task, the way of adapting, and the recipe with all overrides."""
         system = System(wildcards.base, wildcards.task, wildcards.method)
         method, task = self.config["methods"][system.method], self.config["tasks"][system.task]
+        if method.get("control") == MEAN_LOGMEL:
+            seed = self.config["seed"] if method.get("seed") is None else method["seed"]
+            own = {"seed": seed, "task": self._task(system.task), "adapt": "none", "control": MEAN_LOGMEL}
+            return Slice(own, {})
         recipe, runtime = self._apart("training", _used(self.recipe(system)))
         if task["type"] != "asr":
             recipe = _without(recipe, RECOGNITION_ONLY)
         cfg = {
             "seed": self.config["seed"] if method.get("seed") is None else method["seed"],
-            "task": self._task(system.task),
+            "task": self._task(system.task, training=True),
             "adapt": method["adapt"],
             "training": recipe,
         }
+        if method.get("control"):
+            cfg |= {"control": method["control"], "shuffle": method["shuffle"] or "utterances"}
         if method["adapt"] == "lora":
             cfg["lora"] = method["lora"]
         if (own := head(self.config, system)) is not None:
@@ -216,11 +235,24 @@ class Slices:
 
     @once
     def decode(self, wildcards: Any) -> Slice:
-        """The task, and the keys of the decoder that its kind uses on models of the base's family."""
+        """The task, and the keys of the decoder that its kind uses on models of the base's family; pieces of a test."""
+        found = self.decoding(wildcards)
+        cut = test_cut(self.config, wildcards.task, wildcards.test)
+        return found if cut is None else Slice({**found.cfg, "cut": cut}, found.runtime)
+
+    def decoding(self, wildcards: Any) -> Slice:
+        """The slice of the stage decode without what only one test set has."""
+        key = ("decoding", wildcards.base, wildcards.task, wildcards.decoder)
+        if key not in self.known:
+            self.known[key] = self._decoding(wildcards)
+        return self.known[key]
+
+    def _decoding(self, wildcards: Any) -> Slice:
         name = self.decoder_section(wildcards)
         given = deep_merge(self.config["decode"], self.config["decoders"][wildcards.decoder])
         known = section(self.schema, name)["properties"]
         own = resolve({key: value for key, value in given.items() if key in known}, *self._at(name))
+        own = {key: value for key, value in own.items() if key not in DECODER_VARIANTS or value is not None}
         own, runtime = self._apart(name, own)
         return Slice({"task": self._task(wildcards.task), "decoder": own}, runtime)
 
@@ -231,9 +263,23 @@ class Slices:
 
     @once
     def tune(self, wildcards: Any) -> Slice:
-        """The decoder, and the grid of its values."""
-        found = self.decode(wildcards)
-        return Slice({**found.cfg, "tune": self.tunes(wildcards)}, found.runtime)
+        """The decoder, the grid of its values, and how words are compared."""
+        found = self.decoding(wildcards)
+        compared = {key: self.config["score"][key] for key in ("normaliser", "numbers")}
+        return Slice({**found.cfg, "tune": self.tunes(wildcards), **compared}, found.runtime)
+
+    @once
+    def backend(self, wildcards: Any) -> Slice:
+        """The back end's own keys, and the names of the systems that it reads."""
+        section, system = self.config["backends"][wildcards.backend], System(*(getattr(wildcards, n) for n in SYSTEM))
+        names = ["/".join(one) for one in fused(self.config, system, wildcards.backend)]
+        own = _without(section, ("decoder", "least"))
+        return Slice({"backend": own, "systems": names, "least": section["least"]}, {})
+
+    @once
+    def apply(self, wildcards: Any = None) -> Slice:
+        """Nothing: the trained back end comes as a file."""
+        return Slice({}, {})
 
     @once
     def score(self, wildcards: Any) -> Slice:
@@ -255,9 +301,12 @@ class Slices:
             able = fitting(self.config, self.schema, system.base, system.task)
             if able != decoders(self.config, system.task):
                 shared["decoders"] = able
+            if own := backed(self.config, system):
+                shared["backends"] = {name: backend_decoder(self.config, system.task, name) for name in own}
             rows.append({**system._asdict(), "type": task["type"], **shared})
         tasks = {
             task: {"decoders": decoders(self.config, task), "tests": list(tests(self.config, task))}
+            | ({"pieces": cut} if (cut := pieces(self.config, task)) else {})
             for task in self.config["systems"]["tasks"]
         }
         corpora: dict[str, list[str]] = {}
@@ -287,7 +336,7 @@ class Slices:
 
     def resources(self, wildcards: Any) -> dict[str, tuple[str, ...]]:
         """Resource that a decoder reads -> the stage that makes it, and the names in its path."""
-        keys, lang = self.decode(wildcards).cfg["decoder"], self.config["bases"][wildcards.base].get("lang")
+        keys, lang = self.decoding(wildcards).cfg["decoder"], self.config["bases"][wildcards.base].get("lang")
         found = {}
         for name in section(self.schema, self.decoder_section(wildcards)).get("resources", ()):
             if name == "graph":
@@ -303,7 +352,7 @@ class Slices:
             for result in results(self.config, self.schema):
                 found = self.resources(result).get("graph")
                 if found is not None:
-                    self._graphs[found[1:]] = _only(self.decode(result).cfg["decoder"], GRAPH)
+                    self._graphs[found[1:]] = _only(self.decoding(result).cfg["decoder"], GRAPH)
         return self._graphs
 
     def tunes(self, wildcards: Any) -> dict[str, list[float]]:
@@ -335,9 +384,21 @@ class Slices:
         known = section(self.schema, name)["properties"]
         return resolve({k: v for k, v in self.config["decode"].items() if k in known}, *self._at(name))
 
-    def _task(self, task: str) -> Keys:
-        return _only(self.config["tasks"][task], ("type", "languages", "segment"))
+    def _task(self, task: str, training: bool = False) -> Keys:
+        """What a stage must know of the task. Only ``training`` crops."""
+        found = _only(self.config["tasks"][task], ("type", "languages", "segment"))
+        if channel := self.config["tasks"][task]["channel"]:
+            found["channel"] = channel
+        segment = found.get("segment")
+        if segment and not (training and segment["crop"]):
+            found["segment"] = _without(segment, ("crop",))
+        return found
 
+
+SYSTEM = System._fields
+
+DECODER_VARIANTS = ("out_of_set",)
+"""Keys of decoders that turn on a variant of the task; null turns it off."""
 
 WATCHING = ("track",)
 """Keys of a corpus that say how changed audio is detected."""

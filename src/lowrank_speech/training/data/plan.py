@@ -5,6 +5,7 @@ The learning rate schedule needs the number of steps, the dry run needs the larg
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -23,19 +24,28 @@ def batching(config: TrainConfig, seed: int, epoch: int) -> tuple[float, int, in
 
 
 def plan(
-    train: KeptCuts | ListedCuts, config: TrainConfig, seed: int, world: int = 1, window: float | None = None
+    train: KeptCuts | ListedCuts,
+    config: TrainConfig,
+    seed: int,
+    world: int = 1,
+    window: float | None = None,
+    crops: Any = None,
 ) -> tuple[int, list[int]]:
     """The number of steps of a run by ``world`` processes, and the largest batch (indices of cuts; see ``survey``).
+
+    ``crops``: the pieces of the cuts that each epoch reads (``features.crops``).
 
     Epochs differ by a few batches. If counting all of them would take seconds, only the first one is counted.
     """
     counted = config.epochs if len(train) * config.epochs <= MOST_COUNTED else 1
     steps, candidates = 0, []
     for epoch in range(counted):
-        batches, largest = survey(batch_indices(train, *batching(config, seed, epoch)), train.durations, window)
+        read = train if crops is None else crops.of(train, epoch)
+        batches, largest = survey(batch_indices(read, *batching(config, seed, epoch)), read.durations, window)
         steps += -(-batches // (config.accumulate * world))
         candidates.append(largest)
-    _, largest = survey(candidates, train.durations, window)
+    longest = train.durations if crops is None else np.minimum(train.durations, crops.high)
+    _, largest = survey(candidates, longest, window)
     return min(steps * config.epochs // counted, config.max_steps or math.inf), largest
 
 

@@ -1,6 +1,6 @@
 """Select the cuts that a training can use, with their targets, and set the others aside before the first step."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -11,7 +11,7 @@ from lowrank_speech.errors import UserError
 from lowrank_speech.features.batches import segment
 from lowrank_speech.features.kept import KeptCuts, keep
 from lowrank_speech.features.store import fitting, load_cuts
-from lowrank_speech.lang.select import Languages, Reason, SetAside, fits_window, one_supervision, require
+from lowrank_speech.lang.select import TAIL, Languages, Reason, SetAside, fits_window, one_supervision, require
 from lowrank_speech.models.speech import SpeechModel
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.data.targets import with_targets
@@ -26,7 +26,8 @@ class Split:
 
     ``what``: its name in messages; ``recipe``: only for the training split, whose speed may change; ``seconds``: cut
     utterances to at most this length, at a position drawn from ``seed`` (None: the middle); ``number``: of its usable
-    cuts, once ``usable_cuts`` has seen them.
+    cuts, once ``usable_cuts`` has seen them; ``crops``: the pieces that each epoch reads (``features.crops``);
+    ``changes``: functions from cuts to other cuts, such as with other labels.
     """
 
     what: str
@@ -35,23 +36,44 @@ class Split:
     seconds: float | None = None
     seed: int | None = None
     number: int = 0
+    crops: Any = None
+    changes: tuple[Callable[[Iterable[Any]], Iterator[Any]], ...] = ()
 
     def cuts(self, model: SpeechModel, set_aside: SetAside) -> Iterator[Any]:
         """Yield the cuts that fit the model's window. Raises UserError if they have stored features to augment."""
+        window = model.window_seconds
+        if self.crops is not None:
+            self._check_crops(window)
+            window = None  # pieces fit, however long the utterances are
         cuts = segment(load_cuts(self.path, lazy=True), self.seconds, self.seed)
+        for change in self.changes:
+            cuts = change(cuts)
         slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
         cuts = one_supervision(fitting(cuts, model.feature_size, self.path), set_aside)
-        for cut in fits_window(cuts, model.window_seconds, set_aside, slowest):
+        for cut in fits_window(cuts, window, set_aside, slowest):
             if self.recipe and self.recipe.changes_samples and getattr(cut, "has_features", False):
                 raise UserError(
                     f"{self.path} has stored features, which speed, noise and reverberation cannot change; set "
                     f"features: waveform, or remove these keys"
                 )
+            shortest = cut if self.crops is None else self.crops.shortest(cut)
             # A second is long enough for every model. Asking the model costs time on long corpora.
-            if cut.duration < 1.0 and self.frames(model, cut) < 1:
-                set_aside.add(cut.id, "too short", f"{cut.duration:.3f} s, less than one frame of the model")
+            if shortest.duration < 1.0 and self.frames(model, shortest) < 1:
+                detail = f"{shortest.duration:.3f} s, less than one frame of the model"
+                if shortest.duration < cut.duration - 1e-6:
+                    raise UserError(f"segment.crop: pieces may have {detail}; choose longer ones")
+                set_aside.add(cut.id, "too short", detail)
                 continue
             yield cut
+
+    def _check_crops(self, window: float | None) -> None:
+        """Raise UserError if the longest pieces do not fit the model's window."""
+        slowest = min(self.recipe.speed, default=1.0) if self.recipe else 1.0
+        if window is not None and self.crops.high > (window - TAIL) * min(slowest, 1.0):
+            raise UserError(
+                f"segment.crop: pieces of {self.crops.high:g} s do not fit the model's window of {window:g} s"
+                f"{', at the lowest speed' if slowest < 1 else ''}; choose shorter ones"
+            )
 
     def frames(self, model: SpeechModel, cut: Any) -> int:
         """Number of encoder frames of a cut, at the highest speed."""
@@ -120,6 +142,24 @@ def usable_cuts(
     kept_dev = keep(some(dev, dev.usable(model, objective, set_aside)), folder / SPLITS[1])
     objective.check(languages)
     return Usable(kept_train, kept_dev, languages, list(labels), len(kept_train) - train.number)
+
+
+def crops(lengths: tuple[float, float] | None, seed: int) -> Any:
+    """The ``Crops`` of training utterances to ``lengths``, or None."""
+    if lengths is None:
+        return None
+    # Imported here, so that the code hash of a training without crops can leave it out.
+    from lowrank_speech.features.crops import Crops
+
+    return Crops(*lengths, seed)
+
+
+def through_channel(channel: str, path: Path) -> Callable[[Iterable[Any]], Iterator[Any]]:
+    """A function that sends the cuts of ``path`` through a ``channel``."""
+    # Imported here, so that the code hash of a training without one can leave it out.
+    from lowrank_speech.features.channel import through
+
+    return partial(through, channel=channel, path=path)
 
 
 def augmentation(recipe: TrainConfig) -> Any:
