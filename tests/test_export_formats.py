@@ -281,6 +281,22 @@ def test_the_pages_code_for_faster_whisper_runs(tree, exported, monkeypatch):
     exec(code, {})
 
 
+@pytest.mark.parametrize(("family", "form"), [("wav2vec2", "dense"), ("wav2vec2", "hf"), ("whisper", "dense")])
+def test_the_cards_of_classifiers_run(family, form, tree, tmp_path, monkeypatch, capsys):
+    source = tree / SYSTEMS[family] / "model"
+    model, _ = to_task(load_model(source), "classify", 2, ["de", "en"])
+    save_model(model, tmp_path / "model", copy_from=source)
+    export(load_model(tmp_path / "model"), tmp_path / "model", form, tmp_path / "out", about(tmp_path / "model", "lid"))
+    (tmp_path / "out" / "audio.wav").write_bytes((tree / "audio.wav").read_bytes())
+    (code,) = re.findall("```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path / "out")
+    capsys.readouterr()
+    exec(code, {})
+    printed = capsys.readouterr().out
+    assert "de" in printed and "en" in printed
+    assert ("lowrank_speech" in code) == (family == "whisper" or form == "hf")
+
+
 def test_an_export_that_differs_leaves_no_folder(tree, tmp_path, monkeypatch):
     model, folder = model_of(tree, "wav2vec2")
     correct = LowRankLinear.dense
