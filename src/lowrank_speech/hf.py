@@ -57,6 +57,8 @@ class LowRankLoader(HfQuantizer):
                 delattr(config, name)
         return config
 
+    update_tp_plan = update_attn_implementation  # what older versions of transformers 5 call there
+
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         said = getattr(model.config, KEY, None) or {}
         if not said.get("plan"):
@@ -76,8 +78,10 @@ class LowRankLoader(HfQuantizer):
             model.proj_out = TiedProjection(body.get_submodule(family.EMBEDDING))
             model._tied_weights_keys, model.all_tied_weights_keys = None, {}
         correct(model)
-        ignored = {rf"(^|\.){re.escape(name)}\.weight$" for name in plan}
-        model._keys_to_ignore_on_load_unexpected = set(model._keys_to_ignore_on_load_unexpected or ()) | ignored
+        known = model._keys_to_ignore_on_load_unexpected
+        known = [] if known is None else known  # a list or a set, by transformers' version
+        ignored = [rf"(^|\.){re.escape(name)}\.weight$" for name in plan]
+        model._keys_to_ignore_on_load_unexpected = type(known)([*known, *ignored])
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         model.is_quantized = False  # half(), float() and training work as for any model
