@@ -27,6 +27,7 @@ from lowrank_speech.stages import factorise
 from stage_world import done
 from test_vocabulary import published as published_ctc
 from test_whisper_window import CONFIG, imported, published
+from tiny_models import BANDS, member
 from whisper_models import TIMES, TOKENS
 
 PAGE = (REPOSITORY / "docs" / "export.md").read_text(encoding="utf-8")
@@ -220,6 +221,18 @@ def test_whisper_in_onnx_decodes_step_by_step_as_the_model(tree, exported):
             expected = model.decoder_logits(states, torch.from_numpy(written)).log_softmax(-1)[:, -1]
         torch.testing.assert_close(torch.from_numpy(log_probs[:, -1]), expected, atol=1e-4, rtol=0)
         written = np.concatenate([written, step], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["wav2vec2-group", "w2v-bert-adapter"])
+def test_layers_that_read_padding_are_masked_in_the_graph(name, tmp_path):
+    """Where the model runs one utterance at a time, the graph has a batch; the export compares them."""
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    files = {"preprocessor_config.json": json.dumps({"num_mel_bins": BANDS, "stride": 2} if "bert" in name else {})}
+    save_model(member(name), tmp_path / "model", files=files)
+    model = load_model(tmp_path / "model")
+    found = export(model, tmp_path / "model", "onnx", tmp_path / "out", about(tmp_path / "model", name))
+    assert found["largest_difference"] < 1e-5 and found["outputs"] > 30
 
 
 @pytest.mark.slow

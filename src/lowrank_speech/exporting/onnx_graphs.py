@@ -98,10 +98,24 @@ def _adapted(model: SpeechModel, hidden: Tensor, frames: Tensor) -> tuple[Tensor
 
 
 def _conformer_adapted(model: SpeechModel, hidden: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for w2v-BERT: what its layers do, with the padding zeroed before each convolution."""
+    from transformers.masking_utils import create_bidirectional_mask
+
     for layer in model.body.adapter.layers:
-        mask = within(frames, hidden.shape[1])
+        valid = within(frames, hidden.shape[1])[..., None]
+        pooled = [
+            layer.activation(conv((norm(hidden) * valid).transpose(1, 2))).transpose(1, 2)
+            for norm, conv in (
+                (layer.residual_layer_norm, layer.residual_conv),
+                (layer.self_attn_layer_norm, layer.self_attn_conv),
+            )
+        ]
         frames = torch.div(frames - 1, model.config.adapter_stride, rounding_mode="floor") + 1
-        hidden = layer(hidden * mask[..., None], attention_mask=mask, sub_sampled_lengths=frames)
+        mask = create_bidirectional_mask(
+            config=model.config, inputs_embeds=pooled[1], attention_mask=within(frames, pooled[1].shape[1])
+        )
+        hidden = layer.self_attn(pooled[1], attention_mask=mask)[0] + pooled[0]
+        hidden = layer.ffn(layer.ffn_layer_norm(hidden)) + hidden
     return hidden, frames
 
 
