@@ -28,6 +28,9 @@ from lowrank_speech.workflow.config import (
 )
 from lowrank_speech.workflow.schema import Schema
 
+ONE_LANGUAGE = ("digits", "atco2", "folder", "librispeech", "long")
+"""Kinds of corpus in which all utterances have one language."""
+
 
 def check(config: Config, schema: Schema) -> None:
     """Raise ConfigError for the first unknown name or invalid combination of settings."""
@@ -134,12 +137,12 @@ def _check_spoken(config: Config, name: str) -> None:
     task = config["tasks"][name]
     corpus = config["corpora"][task["corpus"]]
     given = corpus.get("languages") or ()
-    if corpus["kind"] in ("espeak", "tsv") and len(given) == 1:
+    if len(given) == 1:
         raise ConfigError(
             f"tasks.{name}.corpus: {task['corpus']} has one language, {next(iter(given))}; language recognition needs "
             f"two or more"
         )
-    if corpus["kind"] == "digits":
+    if corpus["kind"] in ONE_LANGUAGE:
         raise ConfigError(f"tasks.{name}.corpus: {task['corpus']} has one language; language recognition needs two")
 
 
