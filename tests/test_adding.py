@@ -101,7 +101,7 @@ KINDS = {
         "corpora/folders.py",
         CORPUS,
         "corpora/registry.py",
-        {'"tsv")': '"tsv", "folders")', OTHERS: CORPUS_CASE + OTHERS},
+        {'"tsv",\n': '"tsv",\n    "folders",\n', OTHERS: CORPUS_CASE + OTHERS},
         {"corpora.mine": {"kind": "folders", "path": ".", "splits": {"train": {"source": "a"}}}},
     ),
     "decoders": Kind(

@@ -214,6 +214,16 @@ def with_position(content: bytes, position: int) -> bytes:
 
 
 @pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.99, 1.0, 1.01, 2.0])
+def test_short_ogg_files_are_read(tmp_path, subtype, seconds):
+    """Opus of one page, up to a second, counted as malformed."""
+    path = tmp_path / "short.ogg"
+    samples = np.random.default_rng(0).normal(0, 0.1, round(16_000 * seconds))
+    soundfile.write(path, samples, 16_000, format="OGG", subtype=subtype)
+    assert check_file(path).frames == len(samples) == len(soundfile.read(path)[0])
+
+
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
 def test_the_last_page_of_ogg_may_lie(tmp_path, subtype):
     path = tmp_path / "a.ogg"
     content = encoded(path, format="OGG", subtype=subtype)

@@ -2,16 +2,18 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 
 from lowrank_speech.decoding import tuning
+from lowrank_speech.decoding.base import Hypothesis
 from lowrank_speech.decoding.ctc import align, beam
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring import asr, files
-from lowrank_speech.stages import decode, emissions, tune
+from lowrank_speech.stages import decode, emissions, score, tune
 from lowrank_speech.workflow.config import results
 from stage_world import decode_with, done, hypotheses, make_features, refused, utterance
 from workflow_config import SCHEMA, checked, edited, sliced, wildcards
@@ -149,6 +151,33 @@ def test_tuning_finds_the_point_with_the_lowest_error_and_decode_takes_it(world,
     ).read_bytes()
 
 
+def test_whisper_is_tuned_and_words_are_compared_as_score_compares_them(world, systems, tmp_path):
+    paths = {
+        "model": systems["whisper", "asr"].model,
+        "cuts": world.features["whisper"] / "dev.jsonl.gz",
+        "lang": world.lang["whisper"],
+    }
+    grid, scored = {"length_penalty": [0.0, 1.0]}, {"normaliser": "whisper-basic"}
+    keys = cfg("beam", beam=2, max_new_tokens=8)
+    record = done(tune, {**keys, "tune": grid, **scored}, tmp_path / "tune.json", **paths)
+    done(decode, keys, tmp_path / "d/decode.json", out=tmp_path / "d", **paths)
+    settings = {"seed": 1, "type": "asr", "score": {"bootstrap": 0, **scored}}
+    found = done(score, settings, tmp_path / "s/score.json", decoded=tmp_path / "d", out=tmp_path / "s")
+    point = record["metrics"]["points"][1]  # the default of the decoder
+    assert point["length_penalty"] == 1.0 and point["wer"] == pytest.approx(found["metrics"]["wer"])
+
+
+def test_numbers_and_case_are_no_errors_under_the_normaliser_of_score(world):
+    cut = next(iter(world.cuts["dev"]))
+    said = SimpleNamespace(text="Twenty-five dollars, please!", language="en")
+    pair = SimpleNamespace(id=cut.id, supervisions=[said]), Hypothesis((), "25 dollars please")
+    lang = SimpleNamespace(normalise=lambda text, language: text, written=lambda text, language: text)
+    for keys, equal in ({"normaliser": "whisper-english"}, True), ({}, False):
+        config = tune.Config({"type": "asr"}, {"kind": "beam"}, {"beam": (1,)}, **keys)
+        ref, hyp = tune._comparison(config, lang)(*pair)
+        assert (ref == hyp) is equal
+
+
 def test_tune_json_of_another_decoder_is_refused(world, stored, tmp_path, capsys):
     done(tune, {**cfg("beam"), "tune": {"insertion": [0, 1]}}, tmp_path / "t/tune.json", **inputs(world, stored))
     end = {"out": tmp_path / "out", **inputs(world, stored)}
@@ -231,7 +260,8 @@ def test_the_slices_of_a_tuned_decoder():
     names = wildcards(base="wav2vec2", task="asr", method="full", decoder="best", test="test")
     plain, tuned = sliced(tuned_config(tune=None)), sliced(tuned_config())
     assert tuned.decode(names) == plain.decode(names) and "tune" not in plain.decode(names).cfg["decoder"]
-    assert tuned.tune(names).cfg == tuned.decode(names).cfg | {"tune": {"insertion": [0.0, 1.0]}}
+    compared = {"normaliser": "none", "numbers": "as-written"}
+    assert tuned.tune(names).cfg == tuned.decode(names).cfg | {"tune": {"insertion": [0.0, 1.0]}, **compared}
     assert plain.tunes(names) == {}
     # The order of the values does not matter.
     assert sliced(tuned_config(tune={"insertion": [1, 0.0]})).tune(names) == tuned.tune(names)

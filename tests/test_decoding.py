@@ -62,7 +62,7 @@ def test_settings_of_decoders_import_nothing_heavy():
         ),
         (
             {"task": {"type": "lid"}, "decoder": {"kind": "greedy"}},
-            "'greedy' does not decode language recognition; expected one of: scores",
+            "'greedy' does not decode language recognition; expected one of: embeddings, scores",
         ),
         ({"task": {"type": "asr"}, "decoder": {"max_new_token": 3}}, "unknown key 'max_new_token' (did you mean"),
         ({"task": {"type": "asr"}, "decoder": {"batch_seconds": 0}}, "decoder.batch_seconds is 0; it must be above 0"),

@@ -11,8 +11,8 @@ from lowrank_speech.fingerprints import PACKAGE, SRC, _file, closure
 from workflow_tree import REPOSITORY
 
 ENVS = sorted((REPOSITORY / "envs").glob("*.yaml"))
-DISTRIBUTIONS = {"yaml": "pyyaml"}
-OPTIONAL = {"k2", "bitsandbytes", "kenlm"}
+DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
+OPTIONAL = {"k2", "bitsandbytes", "kenlm", "pyarrow"}
 """Imported where the config asks for them; their absence is an error that says what to install."""
 
 

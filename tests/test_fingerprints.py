@@ -167,3 +167,14 @@ def test_a_registry_counts_with_the_kinds_that_run(package):
     assert code(()) != code((), **third)
     assert code(only_one) != code(only_one, row=', "other": 3')
     assert code(only_one) != code(only_one, case="\n        case 'three':\n            found = None")
+
+
+def test_functions_that_guess_a_kind_count_for_nothing(package):
+    def code(text: str) -> str:
+        (package / "pack/stages/train.py").write_text(text, encoding="utf-8")
+        hashes(package)
+        return code_hash("pack.stages.train", package)
+
+    bare = "import os\n"
+    assert code(bare) == code(bare + "def looks_like(path):\n    from pack.parts import one\n    return {}\n")
+    assert code(bare) != code(bare + "def looks_alike(path):\n    return {}\n")

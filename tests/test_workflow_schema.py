@@ -47,7 +47,7 @@ def test_experiments_write_to_folders_of_their_own():
         (
             "corpora.ocean.kind",
             "kaldy",
-            "corpora.ocean.kind: 'kaldy' is not valid; expected one of: digits, espeak, kaldi, tsv (did you mean",
+            "corpora.ocean.kind: 'kaldy' is not valid; expected one of: atco2, commonvoice, datasets, digits, espeak,",
         ),
         ("langs.chars.vocab_size", 10, "langs.chars: unknown key 'vocab_size'"),
         (

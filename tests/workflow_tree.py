@@ -54,6 +54,8 @@ files = {
     "decode": lambda: {"asr": ["hyp.txt", "ref.txt", "languages.tsv"], "lid": ["scores.tsv", "labels.tsv"]}[
         cfg["task"]["type"]
     ] + ["speakers.tsv", "set_aside.tsv"],
+    "backend": lambda: ["dev.tsv"],
+    "apply": lambda: ["scores.tsv", "labels.tsv"],
     "score": lambda: ["utterances.tsv"],
     "report": lambda: [
         *("results.csv", "comparisons.csv", "seeds.csv", "results.txt", "error.png", "cost.png", "curves.png"),

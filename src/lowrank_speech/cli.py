@@ -36,6 +36,7 @@ from lowrank_speech.cli_init import init
 from lowrank_speech.cli_results import results
 from lowrank_speech.cli_run import plan, run, status
 from lowrank_speech.cli_transcribe import transcribe
+from lowrank_speech.cli_upkeep import clean, verify
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
     Characters,
@@ -320,6 +321,8 @@ app.command("results")(friendly(results))
 app.command("transcribe")(friendly(transcribe))
 app.command("identify")(friendly(identify))
 app.command("export")(friendly(export))
+app.command("verify")(friendly(verify))
+app.command("clean")(friendly(clean))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

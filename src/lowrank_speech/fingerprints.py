@@ -10,7 +10,7 @@ files in ``sentences/`` to ``sentences.py``; their bytes are hashed.
 
 A registry has a ``match`` that imports a module in each ``case``. The cases of modules that this use of the stage does
 not run are left out, with their names in the registry's tuples and tables, so a new kind does not change the hashes of
-the others.
+the others. Functions called ``looks_like`` are left out too: they only guess the kind of a folder for a new config.
 
 The ``__getattr__`` of a package (PEP 562) is left out: it is how people reach ``lowrank_speech.load``, and no stage
 asks for it.
@@ -142,8 +142,15 @@ class _Without(ast.NodeTransformer):
         return isinstance(node, ast.Constant) and node.value in self.kinds
 
 
+UNHASHED = "looks_like"
+"""Functions of this name only run in ``corpora/detect.py``, before there is an experiment."""
+
+
 class _Bare(ast.NodeTransformer):
-    """Drops code that does not run: docstrings and other bare strings, and blocks for type checkers."""
+    """Drops code that no stage runs: docstrings and other bare strings, blocks for type checkers, ``looks_like``."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
+        return None if node.name == UNHASHED else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node

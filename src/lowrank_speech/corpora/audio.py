@@ -83,9 +83,9 @@ def check_file(path: str | Path) -> Header:
     AudioError: the file is missing, unreadable, truncated or empty, or contains audio that loading would skip.
     """
     path = Path(path)
-    if not path.is_file():
-        raise AudioError("missing file", f"{path} does not exist")
     try:
+        if not path.is_file():
+            raise AudioError("missing file", f"{path} does not exist")
         size = path.stat().st_size
         if size == 0:
             raise AudioError("unreadable audio", f"{path} has 0 bytes")
@@ -173,7 +173,8 @@ def _ogg(path: Path) -> Header:
         allowed = 0
     else:
         # The length in the last page cuts off the encoder's padding, which is at most one block.
-        _, _, _, header = _decode(io.BytesIO(ogg.without_length(data, found)), path)
+        source = path if ogg.short_opus(data, found) else io.BytesIO(ogg.without_length(data, found))
+        _, _, _, header = _decode(source, path)
         declared = _declared(path)
         allowed = ogg.trimmed(data, found, header.rate)
     if header.frames < declared:

@@ -137,6 +137,26 @@ def listed(config: Config, root: Path) -> list[Path]:
     return [root / "audio"]
 
 
+def looks_like(path: Path) -> dict | None:
+    """The keys for ``path`` if it is like the Free Spoken Digit Dataset (``detect.py``)."""
+    if not (path / "audio").is_dir():
+        return None
+    matches = [NAME.fullmatch(found.stem) for found in (path / "audio").iterdir() if not found.name.startswith(".")]
+    if not any(matches) or sum(match is None for match in matches) > 0.1 * len(matches):
+        return None
+    speakers = sorted({match["speaker"] for match in matches if match})
+    if len(speakers) < 3:
+        return {"splits": None}
+    *train, dev, test = speakers
+    return {
+        "splits": {
+            "train": {"speakers": train, "strings": 1000},
+            "dev": {"speakers": [dev], "strings": 200},
+            "test": {"speakers": [test], "strings": 200},
+        }
+    }
+
+
 def read(
     config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
 ) -> Iterator["Cut | SetAside"]:

@@ -69,6 +69,17 @@ def sources(config: Config, root: Path) -> list[Path]:
     return [root / folder / table for folder in folders for table in TABLES]
 
 
+def looks_like(path: Path) -> dict[str, Any] | None:
+    """The keys for ``path`` if it contains data directories (``detect.py``)."""
+    from lowrank_speech.corpora.layouts import guess_splits
+
+    folders = sorted(found.parent for found in path.glob("*/wav.scp"))
+    if not folders:
+        return None
+    known = all((folder / "utt2lang").is_file() for folder in folders)
+    return {"splits": guess_splits({f.name: f.name for f in folders})} | ({} if known else {"language": None})
+
+
 def read(
     config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
 ) -> Iterator[Utterance | SetAside]:

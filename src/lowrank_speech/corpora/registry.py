@@ -13,20 +13,64 @@ from typing import Any
 from lowrank_speech import settings
 from lowrank_speech.errors import UserError
 
-KINDS = ("digits", "espeak", "kaldi", "tsv")
+KINDS = (
+    "atco2",
+    "commonvoice",
+    "datasets",
+    "digits",
+    "espeak",
+    "fleurs",
+    "folder",
+    "kaldi",
+    "lhotse",
+    "librispeech",
+    "long",
+    "lre",
+    "mls",
+    "nemo",
+    "table",
+    "tsv",
+    "voxlingua107",
+)
 
 
 def module(kind: str) -> ModuleType:
     """Import and return the module of a kind. UserError: unknown kind."""
     match kind:
+        case "atco2":
+            from lowrank_speech.corpora import atco2 as found
+        case "commonvoice":
+            from lowrank_speech.corpora import commonvoice as found
+        case "datasets":
+            from lowrank_speech.corpora import datasets as found
         case "digits":
             from lowrank_speech.corpora import digits as found
         case "espeak":
             from lowrank_speech.corpora import espeak as found
+        case "fleurs":
+            from lowrank_speech.corpora import fleurs as found
+        case "folder":
+            from lowrank_speech.corpora import folder as found
         case "kaldi":
             from lowrank_speech.corpora import kaldi as found
+        case "lhotse":
+            from lowrank_speech.corpora import lhotse as found
+        case "librispeech":
+            from lowrank_speech.corpora import librispeech as found
+        case "long":
+            from lowrank_speech.corpora import long as found
+        case "lre":
+            from lowrank_speech.corpora import lre as found
+        case "mls":
+            from lowrank_speech.corpora import mls as found
+        case "nemo":
+            from lowrank_speech.corpora import nemo as found
+        case "table":
+            from lowrank_speech.corpora import table as found
         case "tsv":
             from lowrank_speech.corpora import tsv as found
+        case "voxlingua107":
+            from lowrank_speech.corpora import voxlingua107 as found
         case _:
             raise UserError(f"corpus: unknown kind {kind!r}; expected one of: {', '.join(KINDS)}")
     return found

@@ -34,7 +34,7 @@ def record(root: str | Path, files: Iterable[str], track: str, listed: Sequence[
 
     ``listed``: folders in which every file belongs to the corpus, including files that are added later.
     """
-    found = {entry.path for folder in listed for entry in os.scandir(folder) if entry.is_file()}
+    found = {entry.path for folder in listed for entry in os.scandir(folder) if entry.is_file() and _named(entry.path)}
     paths = sorted({*files, *found})
     watched = {"auto": "stat" if len(paths) <= MANY else "folders"}.get(track, track)
     folders = {os.fspath(path) for path in listed} if watched != "none" else set()
@@ -77,6 +77,15 @@ def changed(path: str | Path) -> str | None:
 def tables(paths: Iterable[str | Path], root: str | Path | None) -> dict[str, Path]:
     """Name relative to ``root`` -> path, for those of ``paths`` that exist: files that are compared by content."""
     return {_relative(path, root or "."): Path(path) for path in paths if os.path.isfile(path)}
+
+
+def _named(path: str) -> bool:
+    """Whether JSON can hold the path. Readers set files aside whose name is not UTF-8."""
+    try:
+        path.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _limited(folders: set[str]) -> set[str]:

@@ -79,6 +79,20 @@ def sources(config: Config, root: Path) -> list[Path]:
     return [root / source for source in sorted({split.source for split in config.splits.values()})]
 
 
+def looks_like(path: Path) -> dict | None:
+    """The keys for ``path`` if it contains tables with the usual columns (``detect.py``)."""
+    from lowrank_speech.corpora.layouts import guess_splits
+
+    defaults = Columns()
+    needed = {getattr(defaults, field.name) for field in fields(Columns)} - {SECONDS}
+    tables = {}
+    for table in sorted(path.glob("*.tsv")):
+        with table.open(encoding="utf-8-sig", errors="replace") as file:
+            if needed <= set(file.readline().rstrip("\n").split("\t")):
+                tables[table.stem] = table.name
+    return {"splits": guess_splits(tables)} if tables else None
+
+
 def read(
     config: Config, split: str, root: Path, audio_dir: Path, seed: int, jobs: int = 1
 ) -> Iterator[Utterance | SetAside]:

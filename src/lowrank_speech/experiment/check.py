@@ -25,7 +25,7 @@ from lowrank_speech.models.registry import FAMILIES
 from lowrank_speech.scoring.options import ScoreOptions
 from lowrank_speech.settings import read
 from lowrank_speech.stages import report
-from lowrank_speech.stages.task import Shared
+from lowrank_speech.stages.task import Segment, Shared
 from lowrank_speech.training.config import TrainConfig
 from lowrank_speech.training.distil_settings import DistilSettings
 from lowrank_speech.workflow.config import LMS, System, results, systems
@@ -62,8 +62,9 @@ def check(slices: Slices) -> None:
             own = {k: v for k, v in section.items() if k not in ("decoder", "least")}
             backends.settings_of(own, f"backends.{name}")
         for name, section in config["tasks"].items():
-            if section["allow_shared"]:
-                read(Shared, section["allow_shared"], f"tasks.{name}.allow_shared")
+            for part, cls in (("allow_shared", Shared), ("segment", Segment)):
+                if section[part]:
+                    read(cls, section[part], f"tasks.{name}.{part}")
         read(ScoreOptions, config["score"], "score")
         read(report.ReportConfig, config["report"], "report")
         check_heads(config)

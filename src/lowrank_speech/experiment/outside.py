@@ -30,9 +30,9 @@ def corpus_sources(section: Mapping[str, Any]) -> dict[str, str] | None:
     """Name -> path of the tables that a corpus (resolved) is made from; None: it cannot be found here."""
     try:
         config, root = located(section, "corpora")
+        sources = corpora.module(section["kind"]).sources(config, root)
     except UserError:
         return None
-    sources = corpora.module(section["kind"]).sources(config, root)
     return {name: str(path) for name, path in tracking.tables(sources, root).items()}
 
 

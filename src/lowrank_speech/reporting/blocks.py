@@ -118,8 +118,8 @@ def _chances(members: Sequence[System], test: str) -> Result | None:
     return next(known, None)
 
 
-def _measures(kind: str, test: str, chance: Result | None, brief: bool) -> list[Column]:
-    """Columns of a test set; ``brief``: only the primary metric and few others."""
+def _measures(kind: str, test: str, chance: Result | None, brief: bool, calibrated: bool) -> list[Column]:
+    """Columns of a test set; ``brief``: only the primary metric and few others; ``calibrated``: there are back ends."""
 
     def at_chance(key: str, show: Callable[[float | None], str]) -> str:
         return "" if chance is None else show(chance.metrics[f"chance_{key}"])
@@ -145,7 +145,7 @@ def _measures(kind: str, test: str, chance: Result | None, brief: bool) -> list[
             _interval("act_cprimary", test, 1, 2),
             _measured("min_cprimary", ("C_prim", "min."), test, cost, at_chance("min_cprimary", cost)),
             _measured("eer", ("EER", "%"), test, share, at_chance("eer", share)),
-            _measured("cllr", ("Cllr", "bits"), test, cost, at_chance("cllr", cost)),
+            *([_measured("cllr", ("Cllr", "bits"), test, cost, at_chance("cllr", cost))] if calibrated else []),
         ]
     )
 
@@ -202,11 +202,12 @@ def _block(task: str, kind: str, base: str, members: Sequence[System], brief: bo
     rows = [Row(system, decoder) for system in members for decoder in system.decoders]
     tests = list(dict.fromkeys(test for system in members for test in system.tests))
     results = [result for system in members for result in system.results]
+    calibrated = any("backend" in result.manifests for result in results)
     chances = {test: _chances(members, test) for test in tests}
     names = [Column((), ("", "method"), _name)]
     if len({row.decoder for row in rows}) > 1:
         names.append(Column((), ("", "decoder"), lambda row: row.decoder))
-    measures = [c for test in tests for c in _measures(kind, test, chances[test], brief and len(tests) > 1)]
+    measures = [c for test in tests for c in _measures(kind, test, chances[test], brief and len(tests) > 1, calibrated)]
     # Drop intervals that no result has: they would be columns of dashes.
     measures = [c for c in measures if c.title != INTERVAL or any(r.metrics[c.keys[0]] is not None for r in results)]
     columns = [*names, *measures, *_COSTS]

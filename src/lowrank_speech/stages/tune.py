@@ -6,10 +6,11 @@ outputs  --manifest   ``tune.json``; metrics: the WER of every point (points), t
 cfg      task         type (asr), segment
          decoder      kind and keys of the decoder
          tune         key of the decoder -> values
+         normaliser   how the stage score compares words; ``numbers``: likewise
 
-Every point decodes the same emissions, which are computed once. WER is that of the texts as they are decoded, without
-a normaliser of the stage score. If several points have the lowest WER, the one with the smallest values is taken: keys
-in alphabetical order, the first one counts most.
+Decoders of stored emissions read those, which are computed once; Whisper's run the network for every point. WER is that
+of the stage score. If several points have the lowest WER, the one with the smallest values is taken: keys in
+alphabetical order, the first one counts most.
 
 python -m lowrank_speech.stages.tune --cfg '{"task":{"type":"asr"},"decoder":{"kind":"beam","lm":"words3"},
     "tune":{"lm_weight":[0,0.5,1]}}' --emissions emissions/dev --cuts dev.jsonl.gz --lang lang --lm lm/words3
@@ -18,11 +19,13 @@ python -m lowrank_speech.stages.tune --cfg '{"task":{"type":"asr"},"decoder":{"k
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lowrank_speech.decoding import registry, tuning
-from lowrank_speech.decoding.base import Runtime
+from lowrank_speech.decoding.base import Hypothesis, Runtime
+from lowrank_speech.errors import UserError
+from lowrank_speech.scoring.options import Normaliser, Numbers
 from lowrank_speech.settings import REQUIRED, key, resolved, settings
 from lowrank_speech.stages import common, decoding
 from lowrank_speech.stages.task import Task
@@ -37,6 +40,8 @@ class Config:
     task: Task = key(REQUIRED, "the task of the system")
     decoder: dict[str, Any] = key(REQUIRED, "kind of the decoder, and its keys")
     tune: dict[str, tuple[float, ...]] = key(REQUIRED, "key of the decoder -> values to try")
+    normaliser: Normaliser = key("none", "normalises references and hypotheses before their words are compared")
+    numbers: Numbers = key("as-written", "words: spell out digits first")
 
     def __post_init__(self) -> None:
         registry.check(self.task.type, self.decoder)
@@ -58,15 +63,15 @@ def body(run: common.Run) -> None:
     run.cfg["decoder"], run.device = resolved(work.settings), str(work.source.device)
     grid = list(tuning.grid(work.module.Settings, run.cfg["decoder"], config.tune, "decoder"))
     lang, cuts = work.transcribed()
-    points = []
+    points, compared = [], _comparison(config, lang)
     for point, tried in grid:
-        ref, hyp = {}, {}
-        for cut, hypothesis in work.decoded(cuts, lang, tried):
-            supervision = cut.supervisions[0]
-            ref[cut.id] = lang.normalise(supervision.text, supervision.language).split()
-            hyp[cut.id] = lang.normalise(hypothesis.text, supervision.language).split()
-        counts = [asr.count(ref[name], hyp[name]) for name in ref]
+        counts = [asr.count(*compared(*pair)) for pair in work.decoded(cuts, lang, tried)]
         words, errors = sum(n for n, *_ in counts), sum(sum(wrong) for _, *wrong in counts)
+        if not words:
+            raise UserError(
+                f"tune: the normaliser {config.normaliser} leaves nothing of any reference in {arguments.cuts}; set "
+                f"another score.normaliser"
+            )
         points.append({**point, "wer": errors / words, "errors": errors})
         log.info("%s: WER %.2f %%", shown(point), 100 * errors / words)
     best = min(range(len(points)), key=lambda number: points[number]["errors"])  # the first one with the fewest
@@ -75,12 +80,30 @@ def body(run: common.Run) -> None:
         "best": grid[best][0],
         "wer": points[best]["wer"],
         "words": words,
-        "utterances": len(ref),
+        "utterances": len(counts),
         "points": points,
         "set_aside": work.set_aside.counts(),
     }
     cost = {"seconds_tune": round(work.clock.seconds, 4)}
     run.finish([], metrics, cost, peak_bytes=work.source.peak())
+
+
+def _comparison(config: Config, lang: Any) -> Callable[[Any, Hypothesis], tuple[list[str], list[str]]]:
+    """(cut, hypothesis) -> the words of both sides that the stage score would compare."""
+    normalise: Callable[[str, str | None], str] = lang.normalise
+    if config.normaliser != "none":
+        from lowrank_speech.lang.comparison import Comparison
+
+        comparison = Comparison(config.normaliser, config.numbers)
+        # As in the stage score, which normalises the text as it is written.
+        normalise = lambda text, language: comparison(lang.written(text, language), language)  # noqa: E731
+
+    def compared(cut: Any, hypothesis: Hypothesis) -> tuple[list[str], list[str]]:
+        supervision = cut.supervisions[0]
+        ref, hyp = (normalise(text, supervision.language) for text in (supervision.text, hypothesis.text))
+        return ref.split(), hyp.split()
+
+    return compared
 
 
 def shown(point: dict[str, Any]) -> str:

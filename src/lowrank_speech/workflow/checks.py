@@ -18,6 +18,7 @@ from lowrank_speech.workflow.config import (
     Config,
     ConfigError,
     Split,
+    System,
     decoders,
     model_task,
     systems,
@@ -26,6 +27,9 @@ from lowrank_speech.workflow.config import (
     training,
 )
 from lowrank_speech.workflow.schema import Schema
+
+ONE_LANGUAGE = ("digits", "atco2", "folder", "librispeech", "long")
+"""Kinds of corpus in which all utterances have one language."""
 
 
 def check(config: Config, schema: Schema) -> None:
@@ -52,6 +56,7 @@ def check(config: Config, schema: Schema) -> None:
     if against is not None:
         known("report.against", against, config["systems"]["methods"], "systems.methods: ")
     for system in systems(config):
+        _check_channel(config, system)
         check_system(config, system, schema["families"])
         check_decoders(config, system, schema)
         task = model_task(config, schema, system.base, system.task)
@@ -106,6 +111,16 @@ def _check_task(config: Config, name: str, schema: Schema) -> None:
         check_resources(config, decoder)
 
 
+def _check_channel(config: Config, system: System) -> None:
+    """Refuse a channel for a base whose features are stored: it changes samples."""
+    channel, features = (config["tasks"][system.task].get("channel"), config["bases"][system.base]["features"])
+    if channel is not None and features != "waveform":
+        raise ConfigError(
+            f"tasks.{system.task}.channel: {channel} changes samples, but bases.{system.base} has stored features "
+            f"({features}); set bases.{system.base}.features: waveform, or remove the channel"
+        )
+
+
 def _check_piece(where: str, kind: str, test: Mapping[str, Any]) -> None:
     """Refuse pieces of utterances in recognition, and keys of pieces without a length."""
     if test.get("seconds") is None:
@@ -122,12 +137,12 @@ def _check_spoken(config: Config, name: str) -> None:
     task = config["tasks"][name]
     corpus = config["corpora"][task["corpus"]]
     given = corpus.get("languages") or ()
-    if corpus["kind"] in ("espeak", "tsv") and len(given) == 1:
+    if len(given) == 1:
         raise ConfigError(
             f"tasks.{name}.corpus: {task['corpus']} has one language, {next(iter(given))}; language recognition needs "
             f"two or more"
         )
-    if corpus["kind"] == "digits":
+    if corpus["kind"] in ONE_LANGUAGE:
         raise ConfigError(f"tasks.{name}.corpus: {task['corpus']} has one language; language recognition needs two")
 
 

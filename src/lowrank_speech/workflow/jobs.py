@@ -134,8 +134,8 @@ class _Graph:
         system = System(names.base, names.task, names.method)
         method = self.config["methods"][system.method]
         yield self._start(system)
-        yield from (self._inputs(names, split) for split in task_splits(self.config, system.task).values())
-        yield from (self.job("features", system.base, *split) for split in untranscribed(self.config, system))
+        splits = [*task_splits(self.config, system.task).values(), *untranscribed(self.config, system)]
+        yield from (self._heard(system, split) for split in splits)
         yield from self._tokens(system)
         if method.get("distil") is not None:
             other = teacher(self.config, system)
@@ -202,19 +202,19 @@ class _Graph:
         return self.job("features", base, section["corpus"], section["split"])
 
     def _tested(self, names: Any) -> Job:
-        return self._inputs(names, self.slices.split(names))
+        return self._heard(names, self.slices.split(names))
 
-    def _inputs(self, names: Any, split: tuple[str, str]) -> Job:
-        """The features of a split; the corpus, for a control that takes the base's place."""
+    def _heard(self, names: Any, split: Split) -> Job:
+        """What a system reads of a split: the features of its base, or samples (control)."""
         if self.config["methods"][names.method].get("control") == MEAN_LOGMEL:
             return self.job("corpus", *split)
         return self.job("features", names.base, *split)
 
     def _fused(self, names: Any, test: str) -> Iterator[Job]:
-        """The decodings that a back end reads."""
+        """The decodings of the systems that a back end reads."""
         decoder = backend_decoder(self.config, names.task, names.backend)
-        for system in fused(self.config, System(names.base, names.task, names.method), names.backend):
-            yield self.job("decode", *system, decoder, test)
+        own = System(names.base, names.task, names.method)
+        return (self.job("decode", *system, decoder, test) for system in fused(self.config, own, names.backend))
 
     def _decoding(self, names: Any) -> Iterator[Job]:
         yield self.job("train", names.base, names.task, names.method)

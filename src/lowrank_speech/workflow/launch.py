@@ -55,7 +55,7 @@ def launch(config: str, arguments: Sequence[str], command: str) -> int:
     """
     yaml_files.load(config)
     dry = any(DRY.fullmatch(word) for word in arguments)
-    with _alone(dry, command):
+    with alone(command, dry):
         started = time.time()
         code = _run([sys.executable, "-m", "snakemake", *arguments, "--configfile", config])
     if dry:
@@ -76,8 +76,8 @@ def launch(config: str, arguments: Sequence[str], command: str) -> int:
 
 
 @contextmanager
-def _alone(dry: bool, command: str) -> Iterator[None]:
-    """Lock the folder. RuntimeError: another process works in it."""
+def alone(command: str, dry: bool = False) -> Iterator[None]:
+    """Lock the working directory for ``command``, unless it is a dry run. RuntimeError: another process works in it."""
     if dry:
         yield
         return

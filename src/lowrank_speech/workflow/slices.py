@@ -263,9 +263,10 @@ class Slices:
 
     @once
     def tune(self, wildcards: Any) -> Slice:
-        """The decoder, and the grid of its values."""
+        """The decoder, the grid of its values, and how words are compared."""
         found = self.decoding(wildcards)
-        return Slice({**found.cfg, "tune": self.tunes(wildcards)}, found.runtime)
+        compared = {key: self.config["score"][key] for key in ("normaliser", "numbers")}
+        return Slice({**found.cfg, "tune": self.tunes(wildcards), **compared}, found.runtime)
 
     @once
     def backend(self, wildcards: Any) -> Slice:

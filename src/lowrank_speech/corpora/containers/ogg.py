@@ -70,6 +70,15 @@ def without_length(data: bytes, found: list[Page]) -> bytes:
     return data[: last.start] + bytes(page) + data[last.start + last.length :]
 
 
+def short_opus(data: bytes, found: list[Page]) -> bool:
+    """Whether an Opus stream has one page of samples (up to about a second).
+
+    libopusfile computes the start of the stream from the length in that page, so it must stay.
+    """
+    opus = data[found[0].start + 28 : found[0].start + 36] == b"OpusHead"
+    return opus and sum(page.position > 0 for page in found) == 1
+
+
 def trimmed(data: bytes, found: list[Page], rate: int) -> int:
     """The most samples at ``rate`` Hz that an encoder's padding takes at the end: one block."""
     head = data[found[0].start + 28 : found[0].start + 28 + 40]
