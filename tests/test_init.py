@@ -152,6 +152,29 @@ def test_tables(call, tmp_path):
     assert code == 0 and written("c.yaml").config["corpora"]["bare"]["columns"]["text"] is None
 
 
+def test_a_published_layout(call, tmp_path):
+    """LibriSpeech: the section is that of corpora.detect, and the config passes all checks."""
+    for subset, speakers in (("train-clean-5", 3), ("dev-clean", 1), ("test-clean", 1)):
+        for speaker in range(speakers):
+            folder = tmp_path / "LibriSpeech" / subset / str(speaker) / "7"
+            folder.mkdir(parents=True)
+            (folder / f"{speaker}-7.trans.txt").write_text(f"{speaker}-7-0000 HELLO THERE\n")
+            (folder / f"{speaker}-7-0000.flac").write_bytes(b"")
+    code, shown, error = call("a.yaml", "--corpus", "LibriSpeech", "--base", "openai/whisper-small")
+    assert code == 0, error
+    assert "librispeech corpus, 3 utterances in train-clean-5" in shown
+    config = written("a.yaml").config
+    (section,) = config["corpora"].values()
+    assert section["kind"] == "librispeech"
+    assert {split: keys["source"] for split, keys in section["splits"].items()} == {
+        "train": "train-clean-5", "dev": "dev-clean", "test": "test-clean",
+    }  # fmt: skip
+    assert config["score"]["normaliser"] == "whisper-english"
+    assert config["langs"]["own"]["normalise"]["case"] == "sentence"
+    code, _, error = call("b.yaml", "--corpus", "LibriSpeech", "--base", "openai/whisper-small", "--kind", "mls")
+    assert code == 2 and "is not of the kind mls; those that fit: librispeech" in error
+
+
 def test_names_and_values_that_yaml_would_misread():
     assert [first.valid_name(text, "base") for text in ("whisper-tiny.en", "2024 data", "ä", "no")] == [
         "whisper-tiny_en", "base_2024_data", "base", "no",
