@@ -252,6 +252,7 @@ def rows_of(a):
 
 def main():
     parser = timing.options(__doc__, rounds=3)
+    parser.add_argument("--device", default="cpu", choices=["cpu"], help="the exports are for CPUs; default: cpu")
     parser.add_argument("--preset", default="xls-r-300m", help="a preset of models/presets.py; default: xls-r-300m")
     parser.add_argument("--layers", type=timing.positive(int), help="use fewer layers, in encoder and decoder")
     parser.add_argument("--rank", type=timing.positive(int), help="default: half of the model's width")
@@ -266,7 +267,7 @@ def main():
     if a.child:
         print(json.dumps(measure(SimpleNamespace(**a.child))))
         return
-    a.device, a.dtype, a.stored = "cpu", "fp32", False
+    a.dtype, a.stored = "fp32", False
     preset, _ = bench_inference.shape(a)
     whisper = preset.family == "whisper"
     a.engines = a.engines or [name for name in ENGINES if whisper or not name.startswith("ctranslate2")]

@@ -37,18 +37,11 @@ def transformers(model: Any, folder: Path) -> str:
             "print(identify(samples))",
         ]
     elif model.task == "classify":
-        first = []
-        lines = [  # transformers has no class that computes the same
-            "import soundfile, torch",
-            "from lowrank_speech.features.inputs import inputs_of",
-            "from lowrank_speech.models.folder import load_model",
-            "",
-            'model, inputs = load_model("."), inputs_of(".")',
-            READ,
-            "features = inputs.of(torch.from_numpy(samples))",
-            "logits = model.class_logits(features[None], torch.tensor([len(features)]))",
-            "print(dict(zip(model.meta.labels, logits[0].softmax(-1).tolist())))",
-        ]
+        # transformers has no class that computes the same
+        first, lines = (
+            [],
+            ["from lowrank_speech import load", "", 'print(load(".").identify("audio.wav").probabilities)'],
+        )
     else:
         name = model.architecture
         lines = [f"from transformers import {name}", "", f'model = {name}.from_pretrained(".")']
