@@ -1,6 +1,7 @@
 """A system's adapter/, loaded with plain peft on the transformers class, gives the system's outputs, with its head."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from lowrank_speech.lang.load import Lang
+from lowrank_speech.lowrank.structure import low_rank_layers
 from lowrank_speech.models.folder import load_model
 from lowrank_speech.models.text import decoder_tokens
 from lowrank_speech.stages import factorise, train
@@ -25,25 +27,30 @@ def trained(world, family, task, folder, lora=None, **paths):
     return load_model(folder / "model")
 
 
-def loaded(base, folder, model):
-    """The base as the README says, with the adapter."""
-    config = json.loads((folder / "adapter_config.json").read_text())
-    cls = getattr(transformers, config["auto_mapping"]["base_model_class"])
-    name = {"ctc": "vocab_size", "classify": "num_labels"}.get(model.task)
-    sized = {} if name is None else {name: getattr(model.config, name), "ignore_mismatched_sizes": True}
-    assert f"from transformers import {cls.__name__}" in (folder / "README.md").read_text()
-    assert all(f"{key}={value}" in (folder / "README.md").read_text() for key, value in sized.items())
-    return PeftModel.from_pretrained(cls.from_pretrained(base, **sized), folder).eval()
+def loaded(base, folder):
+    """The base with the adapter: what the README's lines make."""
+    (code,) = re.findall("```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names = {"BASE": str(base), "ADAPTER": str(folder)}
+    exec(code, names)
+    assert isinstance(names["model"], PeftModel)
+    return names["model"]
 
 
 VARIANTS = [(*case, {}) for case in CASES]
 VARIANTS += [("wav2vec2", "asr", lora) for lora in ({"init": "pissa"}, {"dora": True}, {"rslora": True})]
+VARIANTS += [(*case, {"low": True}) for case in CASES] + [("wav2vec2", "asr", {"low": True, "where": "product"})]
 
 
 @pytest.mark.parametrize(("family", "task", "lora"), VARIANTS, ids=str)
 def test_plain_peft_gives_the_systems_outputs(family, task, lora, world, tmp_path):
-    model = trained(world, family, task, tmp_path, lora)
-    plain = loaded(world.base[family], tmp_path / "adapter", model)
+    lora, base = dict(lora), world.base[family]
+    if lora.pop("low", None):
+        wish = {"seed": 1, "factorise": {"layers": "all", "rank": 6}}
+        done(factorise, wish, tmp_path / "f.json", model=base, out=tmp_path / "low")
+        base = tmp_path / "low"
+    model = trained(world, family, task, tmp_path, lora, model=base)
+    plain = loaded(base, tmp_path / "adapter")
+    assert bool(low_rank_layers(plain)) == bool(model.plan) == (base != world.base[family])
     config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
     assert config["modules_to_save"] == HEADS[family, task] and str(tmp_path) not in json.dumps(config)
     generator = torch.Generator().manual_seed(1)
@@ -82,11 +89,12 @@ def test_equal_trainings_write_equal_adapters(world, tmp_path):
         assert (tmp_path / "a" / "adapter" / file).read_bytes() == (tmp_path / "b" / "adapter" / file).read_bytes()
 
 
-def test_the_adapter_of_a_factorised_base_says_what_can_load_it(world, tmp_path):
+def test_an_adapter_on_products_is_refused_without_its_layer(world, tmp_path):
     wish = {"seed": 1, "factorise": {"layers": "ffn", "rank": 6}}
     done(factorise, wish, tmp_path / "f.json", model=world.base["wav2vec2"], out=tmp_path / "low")
-    trained(world, "wav2vec2", "asr", tmp_path, model=tmp_path / "low")
-    assert "factorised, so transformers cannot load it" in (tmp_path / "adapter" / "README.md").read_text()
-    state = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    inside = "base_model.model.wav2vec2.encoder.layers.0.feed_forward.intermediate_dense.first.lora_A.weight"
-    assert inside in state and "base_model.model.lm_head.bias" in state
+    model = trained(world, "wav2vec2", "asr", tmp_path, {"where": "product"}, model=tmp_path / "low")
+    base = transformers.Wav2Vec2ForCTC.from_pretrained(
+        tmp_path / "low", vocab_size=model.config.vocab_size, ignore_mismatched_sizes=True
+    )
+    with pytest.raises(ValueError, match="LowRankLinear"):
+        PeftModel.from_pretrained(base, tmp_path / "adapter")

@@ -104,6 +104,28 @@ def test_inference(run, preset, options):
         assert min(dense["s/s"], low["s/s"]) > 0
 
 
+def test_exports(run):
+    pytest.importorskip("ctranslate2", reason="the extra ctranslate2 is not installed")
+
+    def child(a):
+        import bench_export
+
+        return bench_export.measure(a)
+
+    words = ["--preset", "whisper-tiny", "--layers", "1", "--utterances", "2", "--tokens", "3", "--rounds", "1"]
+    words += ["--engines", "ctranslate2"]
+    rows = run("bench_export", child, *words)
+    assert [(row["engine"], row["model"], row["batch"]) for row in rows] == [
+        (engine, model, batch)
+        for model in ("dense", "low rank")
+        for engine in ("torch", "ctranslate2")
+        for batch in ("one by one", "by duration")
+    ]
+    dense, low = rows[0], rows[4]
+    assert dense["x speed"] == 1 < low["theory"] and low["file MB"] < dense["file MB"]
+    assert rows[2]["file MB"] == pytest.approx(rows[6]["file MB"])  # CTranslate2 has no factors
+
+
 @pytest.mark.slow
 def test_every_variant_of_the_memory_benchmark(main, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as if it were not installed
@@ -183,6 +205,9 @@ BAD = [
     ("bench_inference", "--rank 1025", "--rank 1025: the full rank is only 1024"),
     ("bench_inference", "--layers 0", "argument --layers: '0' "),
     ("bench_inference", "--preset whisper-tiny --tokens 448", "--tokens 448: this Whisper model generates at most 447"),
+    ("bench_export", "--preset nix", "--preset nix: expected one of: xls-r-300m, "),
+    ("bench_export", "--engines nix", "argument --engines: invalid choice: 'nix'"),
+    ("bench_export", "--engines ctranslate2", "--engines ctranslate2: CTranslate2 only runs Whisper; choose another"),
     ("bench_loader", "--hours 0", "argument --hours: '0' is not valid; expected a number above 0"),
     ("bench_loader", "--hours 1 -1", "argument --hours: '-1' "),
     ("bench_loader", "--hours nan", "argument --hours: 'nan' "),

@@ -16,9 +16,13 @@ from lowrank_speech.settings import read
 from lowrank_speech.stages import common
 from lowrank_speech.workflow import results as shown
 from lowrank_speech.workflow.config import (
+    System,
+    backend_decoder,
     calibrated,
+    calibrated_results,
     complete,
     factorise_key,
+    fused,
     results,
     splits_used,
     start_share,
@@ -47,7 +51,15 @@ def test_number_of_jobs(tree, name):
     }
     due = tree.due("--configfile", name)
     assert due["train"] == len(grid)
-    assert due["decode"] == due["score"] == len(results(config))
+    applied = calibrated_results(config)
+    # Back ends are trained on what their systems' decoders make of dev.
+    dev = {
+        (*s, backend_decoder(config, one.task, one.decoder))
+        for one in applied
+        for s in fused(config, System(*one[:3]), one.decoder)
+    }
+    assert due["decode"] == len(results(config)) + len(dev)
+    assert due["score"] == len(results(config)) + len(applied) and due.get("apply", 0) == len(applied)
     assert due["corpus"] == len(splits_used(config)) and due["overlap"] == len(config["systems"]["tasks"])
     assert due.get("factorise", 0) == len(factorised)
     assert due["base"] == len(config["systems"]["bases"])

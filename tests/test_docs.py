@@ -2,13 +2,16 @@
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from conftest import REPOSITORY
+from lowrank_speech import cli
 from lowrank_speech.workflow import schema
 from workflow_config import SCHEMA
 from workflow_tree import tiny_config
@@ -164,3 +167,20 @@ def test_no_target_follows_configfile(path):
     """--configfile takes several values, so it would take the target for another config."""
     for line in path.read_text(encoding="utf-8").splitlines():
         assert not re.search(r"--configfile [^\s`]+ (?![ #-])\S", line), line
+
+
+COMMAND = re.compile(r"(?:^ {4}|`|\$ )(lowrank-speech [a-z][^`\n]*)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_commands_and_options_that_the_docs_name_exist(path):
+    for line in COMMAND.findall(text_of(path)):
+        command = typer.main.get_command(cli.app)
+        words = shlex.split(line.replace("'", " "), comments=True)[1:]
+        words = words[: words.index("--")] if "--" in words else words
+        while words and hasattr(command, "commands"):
+            assert words[0] in command.commands, line
+            command, words = command.commands[words[0]], words[1:]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        used = {word.partition("=")[0].rstrip(",.;:)") for word in words if word.startswith("--")}
+        assert used <= known | {"--help"}, line

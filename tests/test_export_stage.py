@@ -42,7 +42,7 @@ def test_dense_is_loaded_by_plain_transformers(low, tmp_path):
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert numbers["format"] == "dense"
     assert numbers["parameters"] == sum(p.numel() for p in plain.parameters()) == factors.dense_parameters()
-    assert 0 < numbers["largest_difference"] < 1e-5
+    assert 0 < numbers["largest_difference"] < 1e-5 and numbers["same_best"] == 1
     assert (out / "preprocessor_config.json").read_text() == '{"do_normalize": true}'
 
     expected = outputs(factors)
@@ -68,19 +68,28 @@ def test_dense_of_a_dense_model_changes_nothing(low, tmp_path):
         assert (tmp_path / "base" / file).read_bytes() == (tmp_path / "export" / "model" / file).read_bytes()
 
 
-def test_lowrank_is_the_folder_as_it_is(low, tmp_path):
-    code, numbers = run("lowrank", low, tmp_path / "export" / "model")
+@pytest.mark.parametrize("form", ["hf", "lowrank"])
+def test_hf_is_the_folder_as_it_is(form, low, tmp_path):
+    """``lowrank`` is its earlier name."""
+    code, numbers = run(form, low, tmp_path / "export" / "model")
     assert code == 0
-    assert numbers == {"format": "lowrank", "parameters": load_model(low).parameters_total()}
-    files = sorted(path.name for path in low.iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "export" / "model").iterdir())
+    assert numbers["format"] == form and numbers["largest_difference"] == 0
+    assert numbers["parameters"] == load_model(low).parameters_total()
+    files = {path.name for path in low.iterdir()}
+    assert files | {"README.md"} == {path.name for path in (tmp_path / "export" / "model").iterdir()}
     for file in files:
         assert (low / file).read_bytes() == (tmp_path / "export" / "model" / file).read_bytes()
 
 
+def test_equal_exports_write_equal_manifests(low, tmp_path):
+    for name in "ab":
+        assert run("dense", low, tmp_path / name / "model")[0] == 0
+    assert (tmp_path / "a/export.json").read_bytes() == (tmp_path / "b/export.json").read_bytes()
+
+
 def test_errors_are_one_line(low, tmp_path, capsys):
     for form, model, out, message in (
-        ("onnx", low, tmp_path / "x", "'onnx' is not a known format; expected one of: dense, lowrank"),
+        ("onxx", low, tmp_path / "x", "'onxx' is not a known format; expected one of: hf, dense, onnx, onnx-int8, ctr"),
         ("dense", tmp_path / "nothing", tmp_path / "x", "does not exist"),
         ("dense", low, low, "same folder"),
     ):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lowrank_speech.experiment.check import check
-from lowrank_speech.workflow import checks, schema
+from lowrank_speech.workflow import experiments, schema
 from lowrank_speech.workflow.config import ConfigError, complete
 from lowrank_speech.workflow.slices import Slices
 from workflow_tree import REPOSITORY, tiny_config
@@ -20,9 +20,7 @@ REMOVED = object()
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """What the Snakefile does with a config; the config with its defaults."""
     before = copy.deepcopy(config)
-    schema.validate(config, SCHEMA)
-    checks.check(config, SCHEMA)
-    resolved = schema.resolve(complete(config), SCHEMA, SCHEMA)
+    resolved = experiments.checked(config, SCHEMA)
     check(Slices(resolved, SCHEMA))
     assert config == before
     return resolved

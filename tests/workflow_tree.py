@@ -108,6 +108,7 @@ made = {os.path.relpath(path, folder): {"sha256": sha256(path), "bytes": os.stat
 given = json.dumps(cfg, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 given = hashlib.sha256(given.encode()).hexdigest()
 record = {"stage": stage, "cfg_sha256": given, "code": flags["--code"][0], "outputs": made, "metrics": {}}
+record["cfg"] = cfg
 record["sources"] = {name: sha256(path) for name, path in sources.items()}
 with open(manifest.removesuffix(".json") + ".cost.json", "w") as file:
     json.dump({"seconds": len(os.urandom(1)), "sources": {name: state(path) for name, path in sources.items()}}, file)

@@ -1,4 +1,4 @@
-"""The command line for people: score files, compare systems, count parameters, factorise a model.
+"""The command line for people: score files, compare systems, count parameters, factorise a model, use a model.
 
     lowrank-speech score asr REF HYP
     lowrank-speech score lid SCORES LABELS
@@ -6,6 +6,13 @@
     lowrank-speech compare exp/default wav2vec2/asr/lowrank wav2vec2/asr/full
     lowrank-speech params --preset xls-r-300m --layers ffn --rank 512
     lowrank-speech factorise facebook/wav2vec2-xls-r-300m small --reduction 0.24
+    lowrank-speech compress openai/whisper-small small --reduction 0.24 --calibrate speech/ --evaluate test.tsv
+    lowrank-speech init mine.yaml --corpus data --base openai/whisper-small --language en
+    lowrank-speech plan|run|status mine.yaml
+    lowrank-speech results exp/mine --latex
+    lowrank-speech transcribe exp/mine:wav2vec2/asr/lowrank a.wav
+    lowrank-speech identify openai/whisper-base a.wav --languages de,en,fr
+    lowrank-speech export exp/default:wav2vec2/asr/lowrank small.onnx --format onnx
 
 Results go to stdout, as text or (``--json``) as one JSON value; errors are one line on stderr and exit code 2.
 The libraries are imported when a command needs them, so that ``--help`` answers at once.
@@ -21,8 +28,14 @@ from typing import Annotated, Any
 import typer
 
 from lowrank_speech.cli_compare import compare
+from lowrank_speech.cli_compress import compress
+from lowrank_speech.cli_export import export
 from lowrank_speech.cli_factorise import factorise
+from lowrank_speech.cli_identify import identify
+from lowrank_speech.cli_init import init
+from lowrank_speech.cli_results import results
 from lowrank_speech.cli_run import plan, run, status
+from lowrank_speech.cli_transcribe import transcribe
 from lowrank_speech.cli_upkeep import clean, verify
 from lowrank_speech.errors import UserError
 from lowrank_speech.scoring.options import (
@@ -297,13 +310,11 @@ def _map(path: Path | None) -> dict[str, str] | None:
     return None if path is None else files.read_map(path)
 
 
-app.command("compare")(friendly(compare))
-app.command("factorise")(friendly(factorise))
-app.command("run")(friendly(run))
-app.command("status")(friendly(status))
-app.command("plan")(friendly(plan))
-app.command("verify")(friendly(verify))
-app.command("clean")(friendly(clean))
+for command in (
+    *(init, run, status, plan, results, compare, verify, clean),
+    *(transcribe, identify, compress, factorise, export),
+):
+    app.command(command.__name__)(friendly(command))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

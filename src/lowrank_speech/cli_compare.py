@@ -41,8 +41,8 @@ def compare(
     asked = {"bootstrap": bootstrap, "confidence": confidence, "resample": resample}
     found: dict[str, Any] = {}
     for place, (one, other) in _pairs(experiment, first, second).items():
-        same = _settings(one, {key: value for key, value in asked.items() if value is not None}, seed)
-        systems = [_resampled(folder, *same) for folder in (one, other)]
+        same = settings_of(one, {key: value for key, value in asked.items() if value is not None}, seed)
+        systems = [resampled_of(folder, *same) for folder in (one, other)]
         found[place] = paired.differences(*systems, names=(str(one), str(other)))
     if as_json:
         shown = {place: {name: d.as_dict() for name, d in of.items()} for place, of in found.items()}
@@ -92,7 +92,7 @@ def _escaped(name: str) -> str:
     return glob.escape(name)
 
 
-def _settings(folder: Path, asked: dict[str, Any], seed: int | None) -> tuple[ScoreOptions, int]:
+def settings_of(folder: Path, asked: dict[str, Any], seed: int | None) -> tuple[ScoreOptions, int]:
     """Settings of the resamples: those of the first system's score.json, unless others are asked for."""
     path = folder / "score.json"
     try:
@@ -108,7 +108,7 @@ def _settings(folder: Path, asked: dict[str, Any], seed: int | None) -> tuple[Sc
     return options, record.get("seed") or 0 if seed is None else seed
 
 
-def _resampled(folder: Path, options: ScoreOptions, seed: int) -> Any:
+def resampled_of(folder: Path, options: ScoreOptions, seed: int) -> Any:
     from lowrank_speech.scoring import paired, utterances
 
     metrics = json.loads((folder / "score.json").read_text(encoding="utf-8")).get("metrics") or {}

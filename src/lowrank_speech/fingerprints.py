@@ -12,6 +12,9 @@ A registry has a ``match`` that imports a module in each ``case``. The cases of 
 not run are left out, with their names in the registry's tuples and tables, so a new kind does not change the hashes of
 the others. Functions called ``looks_like`` are left out too: they only guess the kind of a folder for a new config.
 
+The ``__getattr__`` of a package (PEP 562) is left out: it is how people reach ``lowrank_speech.load``, and no stage
+asks for it.
+
 Imports only the standard library.
 
 ``ast.dump`` differs between minor versions of Python, so another version runs everything again.
@@ -78,9 +81,12 @@ def _file(name: str, src: Path) -> Path | None:
 def _tree(name: str, src: Path) -> ast.Module:
     path = _file(name, src)
     try:
-        return _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
+        tree = _Bare().visit(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
     except SyntaxError as error:
         raise ValueError(f"{path}, line {error.lineno}: {error.msg}") from error
+    if path.name == "__init__.py":
+        tree.body = [node for node in tree.body if getattr(node, "name", None) != "__getattr__"]
+    return tree
 
 
 @functools.cache

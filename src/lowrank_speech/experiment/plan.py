@@ -116,7 +116,7 @@ def _explained(
         return because(OUTPUTS, "its manifest cannot be read")
     current = getattr(experiment.slices, job.stage)(job.wildcards)
     if record.get("cfg_sha256") != hashlib.sha256(current.cfg_json.encode()).hexdigest():
-        changed = list(differences(old, _complete(job.stage, current.cfg)))
+        changed = list(differences(_complete(job.stage, old), _complete(job.stage, current.cfg)))
         shown = ", ".join(map(str, changed[:4])) + (f" and {len(changed) - 4} more" if changed[4:] else "")
         return because(SETTINGS, f"its settings changed ({shown})" if shown else "its settings changed", changed)
     if record.get("code") != closures.code_hash(job.stage, experiment.slices, job.wildcards):
@@ -144,9 +144,12 @@ def differences(old: Any, new: Any, key: str = "") -> Iterator[Change]:
 
 
 def _complete(stage: str, cfg: Mapping[str, Any]) -> dict[str, Any]:
-    """A slice with the defaults of the stage's settings class, as a manifest has it."""
+    """A slice with the defaults of the stage's settings class; as it is, if another version of the class made it."""
     cls = _config_of(stage)
-    return dict(cfg) if cls is None else resolved(read(cls, dict(cfg), stage))
+    try:
+        return dict(cfg) if cls is None else resolved(read(cls, dict(cfg), stage))
+    except UserError:
+        return dict(cfg)
 
 
 def _config_of(stage: str) -> type | None:
@@ -176,6 +179,7 @@ def _dry_run(config: str | Path) -> dict[str, Any]:
         out = Path(folder, "plan.json")
         command = [sys.executable, "-m", "lowrank_speech.workflow.dry_run", str(out)]
         command += ["--snakefile", str(workflow_file("Snakefile")), "--configfile", str(config), "--cores", "1"]
+        command += ["--rerun-incomplete"]  # as those of a run that is going on, or was killed
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode or not out.is_file():
             said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]

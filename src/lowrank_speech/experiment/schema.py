@@ -133,7 +133,7 @@ def schema() -> Node:
             "heads": {kind: f"models.heads.{kind.replace('-', '_')}" for kind in heads.KINDS},
             "losses": {name: f"training.losses.{name}" for name in losses.NAMES},
             "backends": {kind: f"backend.{kind}" for kind in backends.KINDS},
-            "exports": {name: f"exporting.{name}" for name in exports.FORMATS},
+            "exports": {name: f"exporting.{name.replace('-', '_')}" for name in exports.FORMATS},
         },
         "heads": heads.DEFAULT,
         "losses": losses.OF_TASK,

@@ -1,6 +1,6 @@
 """Sections of the config that only the workflow reads. The other sections are settings classes of stages."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from lowrank_speech.settings import REQUIRED, CountOrZero, Positive, Seed, key, settings
 from lowrank_speech.stages.task import Shared
@@ -61,6 +61,11 @@ class MethodSection:
         REQUIRED, "what trains: none (only a head that the task needs and the base lacks), head, full, or lora"
     )
     seed: Seed | None = key(None, "seed of the training; null: the experiment's seed")
+    sweep: dict[str, tuple[Any, ...]] | None = key(
+        None,
+        "keys of the method (seed, training.lr ...) -> lists of values; the method stands for one method for each "
+        "combination (docs/training.md, Sweeps)",
+    )
     control: Literal["mean-logmel", "shuffled-labels"] | None = key(
         None,
         "lid: a system that cannot know languages, to compare with: a linear classifier on the mean log-mel instead of "

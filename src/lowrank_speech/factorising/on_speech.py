@@ -51,7 +51,8 @@ def factorise_on(
     """Factorise ``model`` (of ``folder``) into the folder ``out``; see ``factorising.model.factorise_model``.
 
     ``source``: the name of the model for messages, if it is not ``folder``.
-    With ``speech``, the result also has the key ``calibration``: what ``factorising.calibration.calibrate`` returned.
+    With ``speech``, the result also has the key ``calibration``: what ``factorising.calibration.calibrate`` returned,
+    and as ``trial`` the ids of the utterances that measured the result.
     """
     tried, again, found = [], [], None
     with contextlib.ExitStack() as until_done:
@@ -69,4 +70,6 @@ def factorise_on(
             result = factorise_model(model, recipe, out, folder, moments, seed, tried, again)
         except ValueError as error:
             raise UserError(f"{source or folder}: {error}") from error
-    return result if found is None else result | {"calibration": found}
+    if found is None:
+        return result
+    return result | {"calibration": found | {"trial": [example.cut.id for example in tried]}}

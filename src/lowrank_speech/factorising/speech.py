@@ -4,7 +4,7 @@
     data/train         a Kaldi data directory: wav.scp, and segments and utt2lang if they exist
     train.tsv          a table (.tsv, .csv) with a header: a column of audio paths, and optionally columns of
                        languages, speakers and transcripts
-    speech/            a folder of audio files, searched recursively
+    speech/            a folder of audio files, searched recursively; or one audio file
 
 For calibration, except from cuts, a share of the files is drawn by the seed before any file is opened.
 """
@@ -45,7 +45,7 @@ class Piece(NamedTuple):
 
 
 def kind_of(path: Path) -> str:
-    """``cuts``, ``kaldi``, ``table`` or ``folder``. Raises UserError for anything else. Opens no file."""
+    """``cuts``, ``kaldi``, ``table``, ``folder`` or ``file``. Raises UserError for anything else. Opens no file."""
     takes = "Lhotse cuts (.jsonl, .jsonl.gz), a Kaldi data directory, a table (.tsv, .csv), or a folder of audio"
     if not path.exists():
         raise UserError(f"{path} does not exist; give {takes}")
@@ -55,6 +55,8 @@ def kind_of(path: Path) -> str:
         return "cuts"
     if path.suffix.lower() in TABLES:
         return "table"
+    if path.suffix.lower() in SUFFIXES:
+        return "file"
     raise UserError(f"{path} is not in a supported format; give {takes}")
 
 
@@ -68,15 +70,17 @@ def speech_of(path: Path, utterances: int, seed: int) -> Iterable[Any]:
         from lowrank_speech.features.store import load_cuts
 
         return load_cuts(path)
-    pieces = {"kaldi": _kaldi, "table": _table, "folder": _folder}[kind](path)
+    pieces = {"kaldi": _kaldi, "table": _table, "folder": _folder, "file": _file}[kind](path)
     chosen = sorted(pieces, key=lambda piece: piece.id)
     random.Random(seed).shuffle(chosen)
     chosen = chosen[: SPARE * utterances]
     return _opened(chosen, path)
 
 
-def transcribed(path: Path) -> list[Any]:
+def transcribed(path: Path, most: int | None = None, seed: int = 1) -> list[Any]:
     """Lhotse cuts from ``path`` with their transcripts, sorted by id; leaves out utterances without one.
+
+    ``most``: only so many, drawn by ``seed``.
 
     Raises UserError if ``path`` has no transcripts, or none of its recordings can be opened.
     """
@@ -85,7 +89,8 @@ def transcribed(path: Path) -> list[Any]:
         from lowrank_speech.features.store import load_cuts
 
         found = [cut for cut in load_cuts(path) if len(cut.supervisions) == 1 and cut.supervisions[0].text]
-    elif kind == "folder":
+        found.sort(key=lambda cut: cut.id)
+    elif kind in ("folder", "file"):
         found = []
     else:
         pieces = {"kaldi": _kaldi, "table": _table}[kind](path)
@@ -95,9 +100,10 @@ def transcribed(path: Path) -> list[Any]:
             "cuts": "give cuts with one supervision each, and its text",
             "kaldi": "add the file `text`",
             "table": f"call the column of transcripts {TEXT_COLUMNS[0]}",
-            "folder": "give a table (.tsv), or a Kaldi data directory with the file `text`",
-        }[kind]
+        }.get(kind, "give a table (.tsv), or a Kaldi data directory with the file `text`")
         raise UserError(f"{path} has no transcripts to compare with; {need}")
+    if most is not None and most < len(found):
+        found = sorted(random.Random(seed).sample(found, most), key=lambda item: item.id)
     return found if kind == "cuts" else _opened(found, path)
 
 
@@ -201,3 +207,7 @@ def _folder(folder: Path) -> list[Piece]:
             f"{folder}: contains neither wav.scp nor audio files ({', '.join(SUFFIXES)}); give a folder with audio"
         )
     return [Piece(path.relative_to(folder).as_posix(), path) for path in found]
+
+
+def _file(path: Path) -> list[Piece]:
+    return [Piece(path.name, path)]

@@ -1,7 +1,8 @@
 """Save a system's LoRA adapter in peft's format, together with the task's head, for transformers' class of the base.
 
-    base = Wav2Vec2ForCTC.from_pretrained(BASE, vocab_size=...)
-    model = PeftModel.from_pretrained(base, "adapter")
+    import lowrank_speech.hf                                        # for a factorised base
+    base = Wav2Vec2ForCTC.from_pretrained(BASE, vocab_size=..., ignore_mismatched_sizes=True)
+    model = PeftModel.from_pretrained(base, ADAPTER)
 
 Layer names are those of that class, and the head is one of peft's ``modules_to_save``, so the loaded model has the same
 outputs as the system. README.md in the folder has the lines for the given system.
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from lowrank_speech.lowrank.lora import save_adapter as save_peft
+from lowrank_speech.lowrank.product import ProductLora
 from lowrank_speech.models.speech import SpeechModel
 
 HEAD = "head.safetensors"
@@ -41,25 +43,29 @@ def save_adapter(model: SpeechModel, peft_model: nn.Module, folder: str | Path) 
 def _readme(model: SpeechModel) -> str:
     outputs = _outputs(model) if model.head is not None and model.known_head else {}
     given = "".join(f", {name}={value}" for name, value in outputs.items())
+    # Adapters on the product of two factors need a layer that peft does not have.
+    product = any(isinstance(module, ProductLora) for module in model.body.modules())
+    first = ["import lowrank_speech.hf"] if model.plan else []
+    config = ", config=lowrank_speech.hf.adapter_config(ADAPTER)" if product else ""
     lines = [
         "# LoRA adapter",
         "",
-        "BASE is the folder of the model that was adapted (stage base).",
+        "BASE is the folder of the model that was adapted, ADAPTER is this one. The result computes what the system",
+        "does; the folder `model` beside this one has the adapter merged.",
         "",
         "```python",
+        *first,
         "from peft import PeftModel",
         f"from transformers import {model.architecture}",
         "",
-        f'base = {model.architecture}.from_pretrained("BASE"{given})',
-        'model = PeftModel.from_pretrained(base, "adapter").eval()',
+        f"base = {model.architecture}.from_pretrained(BASE{given})",
+        f"model = PeftModel.from_pretrained(base, ADAPTER{config}).eval()",
         "```",
         "",
     ]
     if model.plan:
         lines += [
-            "The adapted base is factorised, so transformers cannot load it. The folder `model` beside this one has",
-            "the adapter merged: load it with `lowrank_speech.models.folder.load_model`, or its dense export with",
-            "transformers.",
+            "The adapted base is factorised: without the first line, transformers refuses to load it.",
             "",
         ]
     if model.head is not None and model.head.DECODER:

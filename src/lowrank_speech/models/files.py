@@ -11,6 +11,15 @@ from pathlib import Path
 KEY = "lowrank_speech"
 """The key of config.json for what this package adds to transformers' own config."""
 WEIGHTS = "model.safetensors"
+METHOD = "lowrank_speech"
+"""The ``quant_method`` of a factorised folder, by which transformers finds ``lowrank_speech.hf``."""
+GUARDED = {
+    "quantization_config": {"quant_method": METHOD},
+    # Transformers only warns about an unknown method, and would draw the factorised layers at random. It refuses a name
+    # of the weights that does not end with .safetensors, and shows it; ``lowrank_speech.hf`` removes the key first.
+    "transformers_weights": "this model has low-rank factors: `import lowrank_speech.hf` before loading it",
+}
+"""Keys of config.json that make transformers load a factorised folder with ``lowrank_speech.hf``, or refuse it."""
 PREPROCESSOR = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER = (
     "tokenizer.json",

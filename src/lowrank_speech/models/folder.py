@@ -4,7 +4,8 @@ A folder holds ``config.json``, ``model.safetensors``, and files that came with 
 ``lowrank_speech``, ``config.json`` has the family, task, labels, the low-rank plan, and the settings of a head that
 transformers does not have. Plain transformers also loads a dense model's folder: weights have transformers' names,
 except for such a head, which is stored as ``head.*``. A factorised folder has the same names, with ``.first`` and
-``.second`` for the factors. Loading builds the structure first and then loads strictly, so that transformers'
+``.second`` for the factors; transformers loads it after ``import lowrank_speech.hf``, and refuses it without
+(``files.GUARDED``). Loading here builds the structure first and then loads strictly, so that transformers'
 initialisation of unknown Linear layers never touches the factors.
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from lowrank_speech.artefact import atomic
 from lowrank_speech.errors import UserError
 from lowrank_speech.models.build import assign, quiet_config, skeleton, stored
-from lowrank_speech.models.files import KEY, WEIGHTS, copy_files
+from lowrank_speech.models.files import GUARDED, KEY, WEIGHTS, copy_files
 from lowrank_speech.models.heads.registry import head_class
 from lowrank_speech.models.speech import Meta, SpeechModel
 from lowrank_speech.settings import read, resolved
@@ -74,7 +75,7 @@ def structure_of(raw: Mapping[str, Any], where: Path) -> SpeechModel:
 def _config(family: str, raw: Mapping[str, Any]) -> Any:
     from transformers import AutoConfig
 
-    values = {k: v for k, v in raw.items() if k not in (KEY, "model_type")}
+    values = {k: v for k, v in raw.items() if k not in (KEY, "model_type", *GUARDED)}
     return quiet_config(AutoConfig.for_model(raw.get("model_type", family), **values))
 
 
@@ -82,6 +83,8 @@ def _fill(model: SpeechModel, state: Mapping[str, Tensor], source: Path) -> None
     """Load a folder's weights into a model on the meta device. Raises UserError, with ``source``, on a mismatch."""
     names = {name: model.disk_name(name) for name in stored(model)}
     known = {theirs: own for own, theirs in names.items()}
+    guards = {f"{model.body_prefix}{name}.weight" for name in model.plan or ()}  # of hf.LowRankLoader
+    state = {name: tensor for name, tensor in state.items() if tensor.numel() or name not in guards}
     assign(model, {known.get(name, name): tensor for name, tensor in state.items()}, str(source), names)
 
 
@@ -133,6 +136,8 @@ def model_folder(
                 del config[KEY][name]
         if not model.known_head:
             config[KEY]["head"] = resolved(model.head.settings)
+        if meta.plan:
+            config |= GUARDED
         text = json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False)
         (temporary / "config.json").write_text(text + "\n", encoding="utf-8")
         if model.decodes:

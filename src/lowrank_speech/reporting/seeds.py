@@ -1,13 +1,15 @@
 """Means and deviations over seeds: methods whose trainings differ only in the seed.
 
 Two systems of a task and base belong together if the manifests of their trainings have equal settings apart from
-``seed``, if they start from the same low-rank model, and if their seeds differ.
+``seed``, if they start from the same low-rank model, and if their seeds differ. Systems that learn from different
+teachers belong together if their teachers do.
 """
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -46,17 +48,26 @@ class Spread:
 def twins(systems: Sequence[System]) -> list[tuple[System, ...]]:
     """Groups of two or more systems that differ only in the seed."""
     found: dict[str, list[System]] = {}
+    known = {(s.name.base, s.name.task, s.name.method): s for s in systems}
     for system in systems:
         train = system.manifests["train"]
-        cfg = train.get("cfg") or {}
-        if train.get("seed") is None or not cfg:
+        if train.get("seed") is None or not train.get("cfg"):
             continue
-        name = system.name
-        same = [name.task, name.base, name.factorisation, {k: v for k, v in cfg.items() if k != "seed"}]
-        group = found.setdefault(json.dumps(same, sort_keys=True), [])
+        group = found.setdefault(json.dumps(_same(system, known), sort_keys=True), [])
         if all(train["seed"] != other.manifests["train"]["seed"] for other in group):
             group.append(system)
     return [tuple(group) for group in found.values() if len(group) > 1]
+
+
+def _same(system: System, known: Mapping[tuple[str, str, str], System]) -> list[Any]:
+    """What systems that differ only in the seed have in common; ``known``: (base, task, method) -> system."""
+    name, cfg = system.name, system.manifests["train"].get("cfg") or {}
+    shared = {key: value for key, value in cfg.items() if key != "seed"}
+    distil = shared.get("distil") or {}
+    teacher = known.get((name.base, name.task, distil.get("teacher") or ""))
+    if teacher is not None and teacher is not system:
+        shared["distil"] = {**distil, "teacher": _same(teacher, known)}
+    return [name.task, name.base, name.factorisation, shared]
 
 
 def spreads(systems: Sequence[System]) -> list[Spread]:

@@ -141,7 +141,10 @@ def decoders(config: Config, task: str) -> list[str]:
 
 
 def complete(config: Config) -> Config:
-    """The config with the decoders that always exist."""
+    """The config without sweeps, and with the decoders that always exist."""
+    from lowrank_speech.workflow.sweeps import expand  # imports this module
+
+    config = expand(config)
     always = {name: {"kind": name} for name in DEFAULT_DECODERS.values()}
     return {**config, "decoders": {**always, **(config.get("decoders") or {})}}
 

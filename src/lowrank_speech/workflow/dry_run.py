@@ -2,9 +2,9 @@
 
     python -m lowrank_speech.workflow.dry_run FILE [arguments of snakemake ...]
 
-Out: ``{"jobs": [{"rule", "wildcards", "output", "reason"}, ...], "remade": {folder: reason}}``. ``remade``: artefacts
-that ``made`` in common.smk found to differ from what the config asks for. Errors go to stderr; the exit code is
-Snakemake's.
+Out: ``{"jobs": [{"rule", "wildcards", "input", "output", "reason"}, ...], "remade": {manifest: reason}}``.
+``remade``: artefacts that ``made`` in common.smk found to differ from what the config asks for. Errors go to stderr;
+the exit code is Snakemake's.
 """
 
 import json
@@ -32,6 +32,7 @@ class Recorder(logging.Filter):
                 {
                     "rule": record.rule_name,
                     "wildcards": dict(record.wildcards or {}),
+                    "input": [str(path) for path in record.input],
                     "output": [str(path) for path in record.output],
                     "reason": str(record.reason or ""),
                 }

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lowrank_speech import yaml_files
-from lowrank_speech.workflow import checks, schema
+from lowrank_speech.workflow import check_sweeps, schema
 from lowrank_speech.workflow.config import Config, complete, deep_merge
 from lowrank_speech.workflow.paths import Layout
 from lowrank_speech.workflow.slices import Slices
@@ -54,8 +54,7 @@ def merged(path: str | Path) -> dict[str, Any]:
 def checked(config: Mapping[str, Any], root: schema.Schema, check: bool = True) -> Config:
     """The config with all defaults. Raises ConfigError if it is refused; ``check``: whether to check it at all."""
     if check:
-        schema.validate(config, root)
-        checks.check(config, root)
+        check_sweeps.check(config, root)
     return schema.resolve(complete(config), root, root)
 
 

@@ -112,7 +112,8 @@ def _newer(job: Job, made: float) -> str | None:
     if not newer:
         return None
     known = _recorded(job.manifest).get("input_checksums") or {}
-    return next((need for need in newer if known.get(need) != _sha256(need)), None)
+    # Older records have no name of the algorithm.
+    return next((need for need in newer if str(known.get(need)).removeprefix("sha256:") != _sha256(need)), None)
 
 
 def _recorded(manifest: str) -> dict[str, Any]:

@@ -61,6 +61,6 @@ def _hubert_positions(self: nn.Module, hidden: Tensor) -> Tensor:
 
 def _valid(hidden: Tensor) -> Tensor:
     """Mask (B, 1, F) in hidden's dtype: 0 in the padding, which the encoders zero before the positional embedding."""
-    silent = (hidden == 0).all(-1)
-    padding = silent.flip(1).long().cumprod(1).flip(1)
-    return (1 - padding)[:, None].to(hidden.dtype)
+    spoken = (hidden != 0).any(-1)
+    valid = spoken.flip(1).long().cumsum(1).flip(1) > 0  # ONNX has no cumulative product
+    return valid[:, None].to(hidden.dtype)

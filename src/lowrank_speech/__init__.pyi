@@ -1,0 +1,1 @@
+from lowrank_speech.inference.loaded import load as load
