@@ -222,6 +222,7 @@ def test_whisper_in_onnx_decodes_step_by_step_as_the_model(tree, exported):
         written = np.concatenate([written, step], 1)
 
 
+@pytest.mark.slow
 def test_the_eight_bit_export_is_smaller_and_close(exported):
     full, small = exported("ctc-onnx"), exported("ctc-int8")
     assert small.result["format"] == "onnx-int8" and 0 < small.result["divergence"] < 0.05
@@ -234,6 +235,7 @@ def test_the_eight_bit_export_is_smaller_and_close(exported):
     }
 
 
+@pytest.mark.slow
 def test_ctranslate2_has_what_faster_whisper_reads(exported):
     files = {path.name for path in exported("whisper-ct2").folder.iterdir()}
     assert {"model.bin", "config.json", "tokenizer.json", "preprocessor_config.json", "README.md"} <= files
