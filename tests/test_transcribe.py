@@ -166,11 +166,14 @@ def test_a_recording_too_short_for_a_frame(made, tmp_path, call):
 def test_silence_is_named_in_every_container(tmp_path):
     soundfile.write(tmp_path / "zeros.wav", np.zeros(RATE), 8000)
     soundfile.write(tmp_path / "end.wav", np.r_[np.zeros(RATE), 0.1], RATE)
-    paths = tmp_path / "zeros.wav", video(tmp_path / "zeros.mp4", np.zeros(RATE)), tmp_path / "end.wav"
-    sounds = [open_sound(path) for path in paths]
+    soundfile.write(tmp_path / "hiss.flac", 2e-4 * np.random.default_rng(0).standard_normal(RATE).clip(-4, 4), RATE)
+    names = "zeros.wav", "zeros.mp4", "end.wav", "hiss.flac"
+    video(tmp_path / "zeros.mp4", np.zeros(RATE))
+    sounds = [open_sound(tmp_path / name) for name in names]
     for sound in sounds:
         samples_of(sound)
-    assert [sound.notes for sound in sounds] == [[SILENT], [SILENT], []]
+    zeros, encoded, end, hiss = (sound.notes for sound in sounds)
+    assert zeros == encoded == [SILENT] and end == [] and hiss[0].startswith("almost silent")
 
 
 def test_arguments(made, tmp_path, call, monkeypatch):

@@ -30,6 +30,8 @@ CHECKED = 32 << 20
 """Up to this many bytes, the check for truncation covers all formats. It maps Ogg, FLAC and MP3 files into memory, so
 larger ones are only compared with the length in their header."""
 SILENT = "silent: all samples are zero"
+FAINT = 1e-3
+"""Peak, of full scale, below which there is hardly any speech: -60 dB."""
 
 
 @dataclass
@@ -51,23 +53,23 @@ class Sound:
 
     def blocks(self) -> Iterator[Tensor]:
         """Its samples (T,) at 16 kHz, float32. UserError: it cannot be decoded, or its samples are not finite."""
-        read, silent = 0, True
+        read, peak = 0, 0.0
 
         def counted() -> Iterator[Tensor]:
-            nonlocal read, silent
+            nonlocal read, peak
             for block in (_ffmpeg if self.with_ffmpeg else _libsndfile)(self):
                 if not np.isfinite(block).all():
                     raise UserError(f"{self.name} has samples that are NaN or infinite; encode it again")
                 read += len(block)
-                silent = silent and not block.any()
+                peak = max(peak, float(np.abs(block).max(initial=0.0)))
                 yield torch.from_numpy(block)
 
         yield from resampled(counted(), self.rate, RATE)
         if not read:
             raise UserError(f"{self.name} has no samples; check the recording")
         self.seconds = read / self.rate
-        if silent:
-            self.note(SILENT)
+        if peak < FAINT:
+            self.note(SILENT if peak == 0 else "almost silent: no sample exceeds a thousandth of full scale")
 
     def note(self, text: str) -> None:
         if text not in self.notes:
