@@ -221,3 +221,17 @@ def test_bad_input_is_one_line_and_writes_nothing(call, tmp_path, words, message
     code, shown, error = call(*words)
     assert (code, shown) == (2, "") and message in error and len(error.splitlines()) == 1, error
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "a.yaml").read_text() == "mine: 1\n"
+
+
+def test_a_language_that_the_corpus_contradicts_is_named(call, tmp_path):
+    table(tmp_path / "talks" / "train.tsv")
+    kaldi(tmp_path / "one", "train")
+    base = "--base", "openai/whisper-small"
+    code, _, error = call("a.yaml", "--corpus", "talks", *base, "--language", "en")
+    assert code == 0 and "--language en is not used" in error and "(de, en); the key `languages`" in error
+    for language in ("en", "EN"):
+        code, _, error = call(f"{language}_.yaml", "--corpus", "one", *base, "--language", language)
+        assert code == 0 and not error
+    table(tmp_path / "single" / "train.tsv", languages=("en",))
+    code, _, error = call("c.yaml", "--corpus", "single", *base, "--language", "en")
+    assert code == 0 and not error

@@ -62,6 +62,13 @@ def init(
     made = first.text(found, base, named, task, folder)
     _refuse_invalid(made, folder)
     write_text(path, made)
+    if language is not None and [one.lower() for one in found.languages] != [language.lower()]:
+        one = f"; the key `languages` of the corpus in {path} picks some of them" if found.kind == "tsv" else ""
+        typer.echo(
+            f"--language {language} is not used: the corpus tells the language of its utterances "
+            f"({', '.join(found.languages)}){one}",
+            err=True,
+        )
     typer.echo(
         "\n".join(
             [
