@@ -49,6 +49,12 @@ def test_temperature_recovers_a_scale(world):
     assert best.facts["scale"] == pytest.approx(1.0, abs=0.06)  # true likelihoods need no calibration
 
 
+def test_temperature_never_reverses_decisions(world):
+    true, truth = world
+    _, found = trained(temperature.Settings(), [-true], truth)
+    assert found.facts["scale"] == 0.0
+
+
 def test_one_scale_and_offsets_are_recovered(world):
     true, truth = world
     distorted = constants(true) / 3.0 + np.array([2.0, -1.0, 0.5, -1.5])
@@ -276,7 +282,7 @@ def test_what_cannot_be_trained_or_applied(folders, world, capfd, tmp_path):
     assert "all 50 dev segments are 'en'; a back end needs dev segments of every language" in last_line(capfd)
     few = decoded(tmp_path / "few", true[:400], np.where(truth[:400] == 3, 0, truth[:400]))
     assert train(root / "x", few) == 2
-    assert "dev has 0 segments of 'fr'; a back end needs at least 5 of each language" in last_line(capfd)
+    assert "dev has 0 of at least 5 segments of 'fr' that a back end needs" in last_line(capfd)
     broken = true[:400].copy()
     broken[7, 2] = np.nan
     assert train(root / "x", decoded(tmp_path / "nan", broken, truth[:400])) == 2

@@ -12,7 +12,7 @@ from workflow_tree import REPOSITORY
 
 ENVS = sorted((REPOSITORY / "envs").glob("*.yaml"))
 DISTRIBUTIONS = {"yaml": "pyyaml", "sklearn": "scikit-learn"}
-OPTIONAL = {"k2", "bitsandbytes", "kenlm", "pyarrow"}
+OPTIONAL = {"k2", "bitsandbytes", "kenlm", "pyarrow", "onnx", "onnxscript", "onnxruntime", "ctranslate2"}
 """Imported where the config asks for them; their absence is an error that says what to install."""
 
 

@@ -105,7 +105,18 @@ def test_every_data_file_of_the_package_belongs_to_a_module():
         path for path in (SRC / "lowrank_speech").rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")
     }
     owned = {data for path in (SRC / "lowrank_speech").rglob("*.py") for data in fingerprints._data_files(path)}
-    assert files == owned
+    for_type_checkers = {SRC / "lowrank_speech" / name for name in ("__init__.pyi", "py.typed")}
+    assert files - for_type_checkers == owned
+
+
+def test_no_stage_follows_what_people_import():
+    """``from lowrank_speech import load`` runs code of the package's own __init__, but no hash has it."""
+    assert fingerprints._read("lowrank_speech", SRC)[1] == ()
+    assert fingerprints._read("lowrank_speech", SRC)[0] == fingerprints._read("lowrank_speech.stages", SRC)[0]
+    for path in (SRC / "lowrank_speech/stages").glob("*.py"):
+        assert not any(
+            name.startswith("lowrank_speech.inference") for name in closure(f"lowrank_speech.stages.{path.stem}")
+        )
 
 
 def test_only_the_stages_concerned_follow_a_part_of_the_package():

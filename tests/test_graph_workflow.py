@@ -53,9 +53,9 @@ def test_code_hashes_leave_out_what_a_job_does_not_run():
     def unused(stage, **names):
         return {f"{PACKAGE}.{name}" for name in closures.unused(stage, slices, wildcards(**names))} & graphs
 
-    assert unused("decode", **CTC, decoder="greedy") == graphs
-    assert unused("decode", **CTC, decoder="hlg") == {f"{PACKAGE}.lang.lm"}
-    assert unused("decode", **CTC, decoder="rescore") == set()
+    assert unused("decode", **CTC, test="test", decoder="greedy") == graphs
+    assert unused("decode", **CTC, test="test", decoder="hlg") == {f"{PACKAGE}.lang.lm"}
+    assert unused("decode", **CTC, test="test", decoder="rescore") == set()
     key = {slices.graph(wildcards(lang=lang, graph=graph)).cfg["graph"]: graph for lang, graph in slices.graphs()}
     assert unused("graph", lang="chars", graph=key["h"]) == {f"{PACKAGE}.lang.lm"}
     assert unused("graph", lang="chars", graph=key["hlg"]) == set()

@@ -43,7 +43,7 @@ def test_the_slices_of_systems_without_a_head_stay_as_they_are():
     for base in ("wav2vec2", "whisper"):
         for task in ("asr", "lid"):
             for method in ("lowrank", "full"):
-                names = wildcards(base=base, task=task, method=method, form="dense",
+                names = wildcards(base=base, task=task, method=method, form="dense", test="test",
                                   decoder="scores" if task == "lid" else "greedy")  # fmt: skip
                 assert before.train(names).cfg_json == after.train(names).cfg_json
                 assert "aam" not in before.train(names).cfg["training"] and "head" not in before.train(names).cfg
@@ -51,7 +51,7 @@ def test_the_slices_of_systems_without_a_head_stay_as_they_are():
                     known = closures.unused(stage, after, names)
                     assert {"models.heads.ecapa", "models.heads.language_tokens"} <= known
                     assert closures.code_hash(stage, before, names) == closures.code_hash(stage, after, names)
-    system = wildcards(base="wav2vec2", task="lid", method="ecapa", decoder="scores", form="dense")
+    system = wildcards(base="wav2vec2", task="lid", method="ecapa", decoder="scores", test="test", form="dense")
     cfg = after.train(system).cfg
     assert cfg["head"]["kind"] == "ecapa" and cfg["constraint"]["mode"] == "floating"
     for stage in ("train", "decode", "export"):

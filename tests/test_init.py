@@ -152,6 +152,29 @@ def test_tables(call, tmp_path):
     assert code == 0 and written("c.yaml").config["corpora"]["bare"]["columns"]["text"] is None
 
 
+def test_a_published_layout(call, tmp_path):
+    """LibriSpeech: the section is that of corpora.detect, and the config passes all checks."""
+    for subset, speakers in (("train-clean-5", 3), ("dev-clean", 1), ("test-clean", 1)):
+        for speaker in range(speakers):
+            folder = tmp_path / "LibriSpeech" / subset / str(speaker) / "7"
+            folder.mkdir(parents=True)
+            (folder / f"{speaker}-7.trans.txt").write_text(f"{speaker}-7-0000 HELLO THERE\n")
+            (folder / f"{speaker}-7-0000.flac").write_bytes(b"")
+    code, shown, error = call("a.yaml", "--corpus", "LibriSpeech", "--base", "openai/whisper-small")
+    assert code == 0, error
+    assert "librispeech corpus, 3 utterances in train-clean-5" in shown
+    config = written("a.yaml").config
+    (section,) = config["corpora"].values()
+    assert section["kind"] == "librispeech"
+    assert {split: keys["source"] for split, keys in section["splits"].items()} == {
+        "train": "train-clean-5", "dev": "dev-clean", "test": "test-clean",
+    }  # fmt: skip
+    assert config["score"]["normaliser"] == "whisper-english"
+    assert config["langs"]["own"]["normalise"]["case"] == "sentence"
+    code, _, error = call("b.yaml", "--corpus", "LibriSpeech", "--base", "openai/whisper-small", "--kind", "mls")
+    assert code == 2 and "is not of the kind mls; those that fit: librispeech" in error
+
+
 def test_names_and_values_that_yaml_would_misread():
     assert [first.valid_name(text, "base") for text in ("whisper-tiny.en", "2024 data", "ä", "no")] == [
         "whisper-tiny_en", "base_2024_data", "base", "no",
@@ -198,3 +221,17 @@ def test_bad_input_is_one_line_and_writes_nothing(call, tmp_path, words, message
     code, shown, error = call(*words)
     assert (code, shown) == (2, "") and message in error and len(error.splitlines()) == 1, error
     assert sorted(tmp_path.rglob("*")) == before and (tmp_path / "a.yaml").read_text() == "mine: 1\n"
+
+
+def test_a_language_that_the_corpus_contradicts_is_named(call, tmp_path):
+    table(tmp_path / "talks" / "train.tsv")
+    kaldi(tmp_path / "one", "train")
+    base = "--base", "openai/whisper-small"
+    code, _, error = call("a.yaml", "--corpus", "talks", *base, "--language", "en")
+    assert code == 0 and "--language en is not used" in error and "(de, en); the key `languages`" in error
+    for language in ("en", "EN"):
+        code, _, error = call(f"{language}_.yaml", "--corpus", "one", *base, "--language", language)
+        assert code == 0 and not error
+    table(tmp_path / "single" / "train.tsv", languages=("en",))
+    code, _, error = call("c.yaml", "--corpus", "single", *base, "--language", "en")
+    assert code == 0 and not error

@@ -197,6 +197,15 @@ def test_the_report_warns_of_a_control_near_the_best_system(control, width, said
     assert every[2].baseline and not every[2].unadapted and not every[0].baseline
 
 
+def test_a_control_is_also_compared_with_the_best_trained_system():
+    zero, one = system("tokens", made("tokens", 0.9)[0]), system("full", made("full", 0.3)[0])
+    zero.metrics["adapt"] = "none"
+    control = system("mixed", made("mixed", 0.29)[0], control="shuffled-labels")
+    (said,) = confounds.near_controls([zero, one, control])
+    assert "the best trained system (full) 30.0 %: their intervals overlap" in said
+    assert confounds.near_controls([zero, control]) == []
+
+
 def test_curves_of_cost_against_duration():
     results = [made("full", 0.9, test=t, seconds=s, cost=c)[0] for t, s, c in (("a", 9, 0.1), ("b", 3, 0.4))]
     other = made("full", 0.9, test="other", seconds=1)[0]

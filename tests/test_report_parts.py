@@ -181,6 +181,12 @@ def test_summary_is_honest_about_differences():
         "In lid, full on wav2vec2 has the lowest error: accuracy 50.0 %; without a test, 1 of 2 other adapted systems "
         "has the same error."
     )
+    # A base that was better before it was adapted is not passed over.
+    spoilt = [make("tokens", "none", wer=0.2), make("full", wer=0.4)]
+    text = headline.summary(spoilt)[1].replace("\N{NO-BREAK SPACE}", " ")
+    assert "full on wav2vec2 has the lowest error: WER 40.0 %" in text
+    assert "; without adaptation tokens on wav2vec2 is better: WER 20.0 %" in text
+    assert "; the base before adaptation is better: WER 20.0" in headlines(spoilt)[0].lead.replace("\xa0", " ")
     # With several decoders, systems are compared with the first one, and the summary says so.
     named = [make("full", wer=0.4), make("mmi", wer=0.5)]
     several = [

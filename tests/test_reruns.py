@@ -634,12 +634,14 @@ def test_the_dev_set_can_be_decoded(tree):
     assert tree.due(target) == {"decode": 1}
 
 
-LANGUAGE_MODELS = {
+DECODER_KEYS = {
     "hlg": {"lm": "words"},
     "nbest": {"lm": "words", "rescore_lm": "words"},
     "rescore": {"lm": "words", "rescore_lm": "words"},
+    "scores": {"out_of_set": "xx"},
+    "embeddings": {"out_of_set": "xx"},
 }
-"""What kinds of decoders need."""
+"""What kinds of decoders need, and keys that no slice has unless they are set."""
 
 
 def test_every_key_of_the_schema_is_compared_or_declared_neutral():
@@ -653,7 +655,7 @@ def test_every_key_of_the_schema_is_compared_or_declared_neutral():
     config = tiny_config()
     config["lms"] = {"words": {"lang": "chars"}}
     kinds = {name.split(".")[1] for name in root["$defs"] if name.startswith("decoder.")}
-    config["decoders"] = {kind: {"kind": kind, **LANGUAGE_MODELS.get(kind, {})} for kind in sorted(kinds)}
+    config["decoders"] = {kind: {"kind": kind, **DECODER_KEYS.get(kind, {})} for kind in sorted(kinds)}
     for task in config["tasks"].values():
         task["decoders"] = [kind for kind in sorted(kinds) if task["type"] in root["decoders"][kind]["types"]]
     for loss in root["modules"]["losses"]:

@@ -17,6 +17,7 @@ import torchaudio
 
 from lowrank_speech.decoding.ctc import greedy
 from lowrank_speech.decoding.whisper.decoder import Decoder
+from lowrank_speech.errors import UserError
 from lowrank_speech.features.inputs import inputs_of
 from lowrank_speech.features.logmel import log_mel
 from lowrank_speech.inference import ctc, formats
@@ -26,7 +27,7 @@ from lowrank_speech.inference.naming import find
 from lowrank_speech.inference.network import open_network
 from lowrank_speech.inference.resampling import resampled
 from lowrank_speech.inference.results import Segment, Transcript, Word
-from lowrank_speech.inference.sound import open_sound, samples_of
+from lowrank_speech.inference.sound import SILENT, open_sound, samples_of
 from lowrank_speech.inference.streaming import Mel, Samples, scan
 from lowrank_speech.stages import graph
 from lowrank_speech.stages import lm as lm_stage
@@ -156,8 +157,23 @@ def test_a_recording_too_short_for_a_frame(made, tmp_path, call):
     soundfile.write(tmp_path / "tiny.wav", np.ones(20) * 0.1, RATE)
     code, out, err = call("transcribe", made.ctc, tmp_path / "tiny.wav")
     assert code == 1 and not out and "tiny.wav: it has only 0.001 s, but the model needs at least" in err
-    code, _, _ = call("transcribe", made.whisper, tmp_path / "tiny.wav")
-    assert code == 0
+    code, _, err = call("transcribe", made.whisper, tmp_path / "tiny.wav")
+    assert code == 0 and "tiny.wav: it has only 0.001 s, too little for a word" in err
+    noise(tmp_path / "word.wav", 0.2)
+    assert "too little" not in call("transcribe", made.whisper, tmp_path / "word.wav")[2]
+
+
+def test_silence_is_named_in_every_container(tmp_path):
+    soundfile.write(tmp_path / "zeros.wav", np.zeros(RATE), 8000)
+    soundfile.write(tmp_path / "end.wav", np.r_[np.zeros(RATE), 0.1], RATE)
+    soundfile.write(tmp_path / "hiss.flac", 2e-4 * np.random.default_rng(0).standard_normal(RATE).clip(-4, 4), RATE)
+    names = "zeros.wav", "zeros.mp4", "end.wav", "hiss.flac"
+    video(tmp_path / "zeros.mp4", np.zeros(RATE))
+    sounds = [open_sound(tmp_path / name) for name in names]
+    for sound in sounds:
+        samples_of(sound)
+    zeros, encoded, end, hiss = (sound.notes for sound in sounds)
+    assert zeros == encoded == [SILENT] and end == [] and hiss[0].startswith("almost silent")
 
 
 def test_arguments(made, tmp_path, call, monkeypatch):
@@ -229,8 +245,10 @@ def test_a_file_for_each_recording(made, tmp_path, call):
     written = {path.relative_to(out).as_posix(): json.loads(path.read_text()) for path in out.rglob("*.json")}
     assert set(written) == {"x.json", "deep/x.json", "bad.json"}
     assert written["x.json"]["text"] == written["deep/x.json"]["text"] and written["bad.json"]["text"] is None
-    code, _, err = call("transcribe", made.ctc, tmp_path / "in/x.wav", tmp_path / "in/deep/x.wav", "--output", out)
-    assert code == 2 and "would both be written to" in err
+    code, _, err = call(
+        "transcribe", made.ctc, tmp_path / "in/x.wav", tmp_path / "in/deep/x.wav", "--output", out / "x"
+    )
+    assert code == 2 and "would both be written to" in err and not (out / "x").exists()
     code, _, _ = call("transcribe", made.ctc, made.a, made.root / "b.flac", "--format", "ctm", "--output", out)
     assert code == 0 and (out / "a.ctm").is_file() and (out / "b.ctm").is_file()
 
@@ -274,8 +292,24 @@ def test_subtitles():
     assert vtt.startswith("WEBVTT\n\n00:00:00.500 --> 00:00:01.400\nHello world.\n\n")
     escaped = formats.written(Transcript("", None, 1.0, (Word("<b>&", 0, 1),)), "a", "vtt", False)
     assert "&lt;b&gt;&amp;" in escaped
-    ctm = formats.written(found, "in/a b.wav", "ctm", False).splitlines()
+    ctm = formats.written(found, formats.ctm_names(["in/a b.wav"])["in/a b.wav"], "ctm", False).splitlines()
     assert ctm[0] == "a_b 1 0.500 0.400 Hello 0.9048" and len(ctm) == len(words)
+
+
+def test_names_of_recordings_in_a_ctm_are_different():
+    names = formats.ctm_names(["x/a.wav", "y z/a.wav", "y/a b.wav", "-"])
+    assert names == {"x/a.wav": "x/a.wav", "y z/a.wav": "y_z/a.wav", "y/a b.wav": "a_b", "-": "stdin"}
+    with pytest.raises(UserError, match="would both be called"):
+        formats.ctm_names(["x/a b.wav", "x/a_b.wav"])
+
+
+def test_recordings_of_the_same_name_do_not_mix_in_a_ctm(made, tmp_path, call):
+    for name in ("x/a.wav", "y/a.wav"):
+        (tmp_path / name).parent.mkdir()
+        noise(tmp_path / name, 0.8)
+    code, out, _ = call("transcribe", made.whisper, tmp_path / "x", tmp_path / "y", "--format", "ctm")
+    found = {line.split()[0] for line in out.splitlines()}
+    assert code == 0 and found <= {str(tmp_path / "x/a.wav"), str(tmp_path / "y/a.wav")} and found
 
 
 def test_subtitles_of_segments_and_of_scripts_without_blanks():

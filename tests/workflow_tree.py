@@ -172,9 +172,14 @@ class Tree:
 
     def commands(self, *arguments: str) -> list[str]:
         """The commands of all stages that would run."""
+        return self.planned(*arguments)[1]
+
+    def planned(self, *arguments: str) -> tuple[dict[str, int], list[str]]:
+        """``due`` and ``commands`` of one dry run."""
         done = self.snakemake(*arguments, "--dry-run", "--printshellcmds")
         assert done.returncode == 0, done.stdout
-        return re.findall(r"^Shell command: ((?:exec )?python .*)$", done.stdout, flags=re.MULTILINE)
+        commands = re.findall(r"^Shell command: ((?:exec )?python .*)$", done.stdout, flags=re.MULTILINE)
+        return job_stats(done.stdout), commands
 
 
 def job_stats(text: str) -> dict[str, int]:

@@ -16,7 +16,7 @@ def init(
         Path,
         typer.Option(
             metavar="PATH",
-            help="Folder with Kaldi data directories or tables, one data directory, or one table (.tsv).",
+            help="Folder with Kaldi data directories, tables or a published corpus; one data directory; or one table.",
         ),
     ],
     base: Annotated[str, typer.Option(metavar="MODEL", help="Pretrained model: hub name (owner/name) or folder.")],
@@ -30,7 +30,10 @@ def init(
         str | None, typer.Option(metavar="FOLDER", help="Folder of the results.  [default: exp/CORPUS_TASK]")
     ] = None,
     language: Annotated[
-        str | None, typer.Option(metavar="CODE", help="Language of a Kaldi corpus without utt2lang, such as en.")
+        str | None, typer.Option(metavar="CODE", help="Language, such as en, if the corpus does not tell it.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Kind of the corpus, if several fit (docs/your-data.md).")
     ] = None,
     family: Annotated[
         Literal["wav2vec2", "w2v-bert", "whisper"] | None,
@@ -45,7 +48,7 @@ def init(
     from lowrank_speech.artefact import write_text
     from lowrank_speech.experiment import detect, first
 
-    found = detect.corpus(corpus, language)
+    found = detect.corpus(corpus, language, kind)
     named = detect.family(base, family)
     _check(found, task)
     stem = f"{first.name_of(found)}_{task}"
@@ -59,6 +62,13 @@ def init(
     made = first.text(found, base, named, task, folder)
     _refuse_invalid(made, folder)
     write_text(path, made)
+    if language is not None and [one.lower() for one in found.languages] != [language.lower()]:
+        one = f"; the key `languages` of the corpus in {path} picks some of them" if found.kind == "tsv" else ""
+        typer.echo(
+            f"--language {language} is not used: the corpus tells the language of its utterances "
+            f"({', '.join(found.languages)}){one}",
+            err=True,
+        )
     typer.echo(
         "\n".join(
             [

@@ -115,14 +115,15 @@ def transcribe(
             )
         options = _options(decoder_options)
         from lowrank_speech.inference.decoders import Request
-        from lowrank_speech.inference.formats import SUFFIXES, TIMED
+        from lowrank_speech.inference.formats import SUFFIXES, TIMED, ctm_names
         from lowrank_speech.inference.loaded import load
 
+        names = ctm_names([one.name for one in named]) if form == "ctm" else {}
         asked = Request(
             language, task, decoder, options, lm, graph, rescore_lm, words or form in TIMED, batch_seconds
         )  # fmt: skip
         recogniser = load(model, device, dtype, revision).recogniser(asked)
-        written = _writer(form, named=output is None and (len(named) > 1 or audio != [named[0].name]))
+        written = _writer(form, names, named=output is None and (len(named) > 1 or audio != [named[0].name]))
         code = session.process(named, recogniser, batch_seconds, written, output, SUFFIXES[form])
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)
@@ -146,12 +147,12 @@ def _options(text: str | None) -> dict[str, Any]:
     return found
 
 
-def _writer(form: str, named: bool) -> Any:
+def _writer(form: str, names: dict[str, str], named: bool) -> Any:
     from lowrank_speech.inference import formats
 
     def written(one: Any, result: Any) -> str:
         if not isinstance(result, UserError):
-            return formats.written(result, one.name, form, named)
+            return formats.written(result, names.get(one.name, one.name), form, named)
         return formats.line(formats.transcript_json(one.name, result)) + "\n" if form == "json" else ""
 
     return written

@@ -54,7 +54,7 @@ def scales(
     r_k is the root mean square of x_k, so the unit of the scores does not matter. The loss is convex. Scikit-learn's
     LogisticRegression has a weight for each class and input, so it cannot tie them. Offsets have the sum 0. ``ridge``
     draws towards posteriors of chance, and keeps scales finite if dev has no errors; K copies of a system get a K-th
-    each.
+    each. Without ``offsets`` a scale is at least 0, because a negative one would reverse all decisions.
     """
     from scipy.optimize import minimize
 
@@ -77,6 +77,7 @@ def scales(
 
     start = np.concatenate([np.full(k, 1 / k), np.zeros(number if offsets else 0)])
     options = {"maxiter": 10_000, "maxfun": 100_000, "ftol": 1e-15, "gtol": 1e-9}
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", options=options).x
+    bounds = None if offsets else [(0.0, None)] * k
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     b = found[k:] if offsets else np.zeros(number)
     return found[:k] / units, b - b.mean()

@@ -57,8 +57,8 @@ def checked(data: Segments, least: int) -> np.ndarray:
     for language in data.languages:
         if counts[language] < least:
             raise ValueError(
-                f"{table}: dev has {counts[language]} segments of {language!r}; a back end needs at least {least} of "
-                f"each language (`least`): add dev speech, or remove the back end"
+                f"{table}: dev has {counts[language]} of at least {least} segments of {language!r} that a back end "
+                f"needs (`least`): add dev speech, or remove the back end"
             )
     return np.array([column[data.labels[name]] for name in data.ids])
 

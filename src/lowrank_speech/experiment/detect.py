@@ -5,14 +5,17 @@ Opens tables, no audio.
 
 import json
 import re
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lowrank_speech import published
-from lowrank_speech.corpora import kaldi, tsv
+from lowrank_speech.corpora import kaldi, registry, tsv
 from lowrank_speech.corpora.common import SetAside, Utterance, read_lines
+from lowrank_speech.corpora.detect import candidates
 from lowrank_speech.errors import UserError
 from lowrank_speech.factorising.speech import SUFFIXES
 from lowrank_speech.models.registry import FAMILIES, family_of
@@ -41,6 +44,8 @@ class Corpus:
     transcribed: int
     one_case: bool
     """Whether the transcripts are in one case, without punctuation."""
+    section: Mapping[str, Any] | None = None
+    """The whole section of the config, for kinds other than Kaldi directories and tables."""
 
     @property
     def by(self) -> str:
@@ -48,10 +53,11 @@ class Corpus:
         return "speaker" if self.speakers >= FEW else "utterance"
 
 
-def corpus(path: Path, language: str | None) -> Corpus:
-    """The corpus at ``path``: Kaldi data directories or tables. ``language``: of utterances of which none is known.
+def corpus(path: Path, language: str | None, kind: str | None = None) -> Corpus:
+    """The corpus at ``path``: Kaldi data directories, tables, or a published layout (``corpora.detect``).
 
-    UserError: it is something else, or has no utterance.
+    ``language``: of utterances of which none is known; ``kind``: if several fit. UserError: no kind fits, or there is
+    no utterance.
     """
     if not path.exists():
         raise UserError(f"--corpus: {path} does not exist; {_TAKES}")
@@ -61,11 +67,18 @@ def corpus(path: Path, language: str | None) -> Corpus:
         return _read("tsv", path.parent, [path.name], language)
     if (path / "wav.scp").is_file():
         return _read("kaldi", path.parent, [path.name], language)
+    if kind not in (None, "kaldi", "tsv"):
+        return _layout(path, language, kind)
     if directories := sorted(file.parent.name for file in path.glob("*/wav.scp")):
         return _read("kaldi", path, directories, language)
     tables = sorted(file.name for file in path.glob("*.tsv") if _has_header(file))
     if tables:
         return _read("tsv", path, tables, language)
+    if found := candidates(path):
+        if len(found) > 1:
+            kinds = ", ".join(one.kind for one in found)
+            raise UserError(f"--corpus: several kinds fit {path}: {kinds}; add --kind with one of them")
+        return _layout(path, language, found[0].kind)
     if any(file.suffix.lower() in SUFFIXES for file in path.rglob("*")):
         raise UserError(
             f"--corpus: {path} has audio, but no table; write one (tab-separated: id, audio, language, speaker, text; "
@@ -74,9 +87,7 @@ def corpus(path: Path, language: str | None) -> Corpus:
     raise UserError(f"--corpus: {path} has neither data directories (wav.scp) nor tables; {_TAKES}")
 
 
-_TAKES = (
-    "give a folder with Kaldi data directories or with tables, one data directory, or one table (docs/your-data.md)"
-)
+_TAKES = "give a folder with Kaldi data directories, tables or a published corpus, or one table (docs/your-data.md)"
 
 
 def _has_header(file: Path) -> bool:
@@ -112,6 +123,47 @@ def _read(kind: str, root: Path, names: list[str], language: str | None) -> Corp
         len(texts),
         _one_case(texts),
     )
+
+
+def _layout(path: Path, language: str | None, kind: str) -> Corpus:
+    """A corpus of a kind that ``corpora.detect`` knows. Reads its training split, but opens no audio."""
+    known = {one.kind: one for one in candidates(path)}
+    if kind not in known:
+        fit = f"those that fit: {', '.join(known)}" if known else "none fits"
+        raise UserError(f"--kind: {path} is not of the kind {kind}; {fit} (docs/your-data.md)")
+    section, missing = dict(known[kind].keys), known[kind].missing
+    if "language" in missing and language is not None:
+        section["language"] = language
+        missing = tuple(name for name in missing if name != "language")
+    if missing:
+        what = "name it, for example --language en" if missing == ("language",) else "write the config by hand"
+        raise UserError(f"--corpus: {path} ({kind}) does not tell its {', '.join(missing)}; {what} (docs/your-data.md)")
+    if "train" not in section.get("splits", {}):
+        raise UserError(
+            f"--corpus: {path} ({kind}) has no part for training; write the config by hand (docs/your-data.md)"
+        )
+    module, config = registry.module(kind), registry.read(section, "--corpus")
+    with tempfile.TemporaryDirectory() as folder:
+        items = module.read(config, "train", module.locate(config, None), Path(folder), 1)
+        facts = [_facts(item) for item in items if not isinstance(item, SetAside)]
+    if not facts:
+        raise UserError(f"{path} has no utterance that can be used; see docs/your-data.md")
+    languages = {one or "" for one, _, _ in facts}
+    texts = [text for _, _, text in facts if text]
+    speakers = min(len({speaker for one, speaker, _ in facts if (one or "") == name}) for name in languages)
+    sources = {split: str(keys.get("source", split)) for split, keys in section["splits"].items()}
+    return Corpus(
+        *(kind, path, sources, tuple(sorted(languages)), None, speakers, len(facts), len(texts), _one_case(texts)),
+        section=section,
+    )
+
+
+def _facts(item: Any) -> tuple[str | None, str | None, str | None]:
+    """Language, speaker and transcript of an utterance, or of a cut that a reader made."""
+    if isinstance(item, Utterance):
+        return item.language, item.speaker, item.text
+    supervision = item.supervisions[0] if item.supervisions else None
+    return (supervision.language, supervision.speaker, supervision.text) if supervision else (None, None, None)
 
 
 def _columns(table: Path) -> tsv.Columns:

@@ -5,6 +5,7 @@ Learning rates of full fine-tuning and of LoRA are those of workflow/experiments
 
 import json
 import re
+from functools import partial
 
 from lowrank_speech import published
 from lowrank_speech.experiment.detect import Corpus
@@ -26,14 +27,16 @@ def text(corpus: Corpus, base: str, family: str, task: str, output: str) -> str:
         autoescape=False,  # YAML
         keep_trailing_newline=True,
     )
-    environment.filters["quoted"] = quoted
+    environment.filters |= {"quoted": quoted, "json": partial(json.dumps, ensure_ascii=False)}
     what = {"asr": "Speech recognition", "lid": "Language recognition"}[task]
     shares, (lr, lora_lr) = _shares(corpus), RATES[family]
+    section = {key: value for key, value in (corpus.section or {}).items() if key not in ("kind", "splits")}
     english = all(language.partition("-")[0] == "en" for language in corpus.languages)
     return environment.get_template("first.yaml.j2").render(
         title=f"{what} on {corpus.path.resolve().name} with {base}",
         output=output,
         corpus=corpus,
+        section=section,
         name=name_of(corpus),
         path=str(corpus.path.resolve()),
         shares=shares,

@@ -10,10 +10,12 @@ Source: W3C WebVTT; NIST sclite (ctm).
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from lowrank_speech.errors import UserError
 from lowrank_speech.inference.results import Identification, Segment, Transcript, Word
 from lowrank_speech.models.text import UNSPACED
 
@@ -56,8 +58,32 @@ def _word(word: Word) -> dict[str, Any]:
     return {"word": word.text, "start": round(word.start, 3), "end": round(word.end, 3), "score": score}
 
 
+def ctm_names(recordings: Sequence[str]) -> dict[str, str]:
+    """The name of each recording in a CTM: its stem, or if others have the same, all of its path.
+
+    UserError: two names differ only in blanks, which a CTM cannot have.
+    """
+    stems = {one: _unbroken(Path(one).stem if one != "-" else "stdin") for one in recordings}
+    often = Counter(stems.values())
+    names: dict[str, str] = {}
+    for one, stem in stems.items():
+        name = stem if often[stem] == 1 else _unbroken(one)
+        if name in names.values():
+            other = next(key for key, value in names.items() if value == name)
+            raise UserError(f"{other} and {one} would both be called {name} in the CTM; rename one of them")
+        names[one] = name
+    return names
+
+
+def _unbroken(name: str) -> str:
+    return re.sub(r"\s", "_", name)
+
+
 def written(found: Transcript, audio: str, form: Format, named: bool) -> str:
-    """A transcript in a format; ``named``: text begins with the name of the recording."""
+    """A transcript in a format; ``named``: text begins with the name of the recording.
+
+    ``audio``: the recording, in a CTM as ``ctm_names`` has it.
+    """
     match form:
         case "text":
             return f"{audio}\t{found.text}\n" if named else f"{found.text}\n"
@@ -73,11 +99,9 @@ def written(found: Transcript, audio: str, form: Format, named: bool) -> str:
 
 
 def _ctm(found: Transcript, audio: str) -> Iterator[str]:
-    name = re.sub(r"\s", "_", Path(audio).stem if audio != "-" else "stdin")
     for word in found.words or ():
         confidence = "" if word.score is None else f" {min(1.0, 2.718281828459045**word.score):.4f}"
-        text = re.sub(r"\s", "_", word.text)
-        yield f"{name} 1 {word.start:.3f} {max(word.end - word.start, 0):.3f} {text}{confidence}\n"
+        yield f"{audio} 1 {word.start:.3f} {max(word.end - word.start, 0):.3f} {_unbroken(word.text)}{confidence}\n"
 
 
 def _srt(found: Transcript) -> Iterator[str]:

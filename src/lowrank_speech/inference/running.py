@@ -20,6 +20,9 @@ ROWS = 32
 """Recordings in a batch, at most."""
 AHEAD = 4
 """Batches whose recordings are sorted by duration together."""
+LEAST = 0.1
+"""Seconds below which a result is doubtful: Whisper, which fills its window with silence, writes a word for a click.
+OpenAI's API refuses such recordings."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ def _batch(batch: Sequence[_Short[K]], recogniser: Any) -> Iterator[Outcome[K]]:
 
 def _noted(result: Any, sound: Any) -> Any:
     """``result`` with the name of the recording, and what is wrong with the file."""
-    return replace(result, audio=sound.name, notes=(*sound.notes, *result.notes))
+    notes = [*sound.notes, *result.notes]
+    if result.seconds < LEAST:
+        notes.append(f"it has only {result.seconds:.3f} s, too little for a word; the result may be made up")
+    return replace(result, audio=sound.name, notes=tuple(notes))
 
 
 def _named(error: UserError, key: Any) -> UserError:

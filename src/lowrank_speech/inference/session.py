@@ -33,13 +33,14 @@ def prepare(audio: Sequence[str], output: Path | None) -> list[Named]:
         typer.echo(remark, err=True)
     if output is None:
         return found
+    found = check_stems(found)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output: {output} cannot be made: {error.strerror}; give another folder") from error
     if not os.access(output, os.W_OK | os.X_OK):
         raise UserError(f"--output: {output} cannot be written; change its permissions, or give another folder")
-    return check_stems(found)
+    return found
 
 
 def process(

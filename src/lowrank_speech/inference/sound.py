@@ -29,6 +29,9 @@ BLOCK = 1 << 16
 CHECKED = 32 << 20
 """Up to this many bytes, the check for truncation covers all formats. It maps Ogg, FLAC and MP3 files into memory, so
 larger ones are only compared with the length in their header."""
+SILENT = "silent: all samples are zero"
+FAINT = 1e-3
+"""Peak, of full scale, below which there is hardly any speech: -60 dB."""
 
 
 @dataclass
@@ -50,20 +53,23 @@ class Sound:
 
     def blocks(self) -> Iterator[Tensor]:
         """Its samples (T,) at 16 kHz, float32. UserError: it cannot be decoded, or its samples are not finite."""
-        read = 0
+        read, peak = 0, 0.0
 
         def counted() -> Iterator[Tensor]:
-            nonlocal read
+            nonlocal read, peak
             for block in (_ffmpeg if self.with_ffmpeg else _libsndfile)(self):
                 if not np.isfinite(block).all():
                     raise UserError(f"{self.name} has samples that are NaN or infinite; encode it again")
                 read += len(block)
+                peak = max(peak, float(np.abs(block).max(initial=0.0)))
                 yield torch.from_numpy(block)
 
         yield from resampled(counted(), self.rate, RATE)
         if not read:
             raise UserError(f"{self.name} has no samples; check the recording")
         self.seconds = read / self.rate
+        if peak < FAINT:
+            self.note(SILENT if peak == 0 else "almost silent: no sample exceeds a thousandth of full scale")
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -100,10 +106,7 @@ def open_sound(path: str | Path, name: str | None = None) -> Sound:
         if fault.reason in (TRUNCATED, MORE):
             sound.note(f"{fault.reason}: {fault.detail.replace(str(path), name)}; read as far as possible")
         return sound
-    sound = Sound(name, path, header.rate, False, header.seconds)
-    if header.peak == 0:
-        sound.note("silent: all samples are zero")
-    return sound
+    return Sound(name, path, header.rate, False, header.seconds)
 
 
 def samples_of(sound: Sound) -> Tensor:

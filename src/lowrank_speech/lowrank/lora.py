@@ -93,6 +93,13 @@ def _inner(name: str, layer: nn.Module, where: str) -> list[str]:
     return [f"{name}.{part}" for part in ("first", "second") if where in ("factors", part)]
 
 
+def on_products(model: nn.Module) -> bool:
+    """Whether ``model`` has adapters on the product of two factors, which need a layer that peft does not have."""
+    from lowrank_speech.lowrank.product import ProductLora
+
+    return any(isinstance(module, ProductLora) for module in model.modules())
+
+
 def merge(peft_model: nn.Module) -> nn.Module:
     """Merge the adapters into the weights; returns the base model with the same outputs and structure.
 

@@ -14,8 +14,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
+from lowrank_speech.lowrank.lora import on_products
 from lowrank_speech.lowrank.lora import save_adapter as save_peft
-from lowrank_speech.lowrank.product import ProductLora
 from lowrank_speech.models.speech import SpeechModel
 
 HEAD = "head.safetensors"
@@ -44,9 +44,8 @@ def _readme(model: SpeechModel) -> str:
     outputs = _outputs(model) if model.head is not None and model.known_head else {}
     given = "".join(f", {name}={value}" for name, value in outputs.items())
     # Adapters on the product of two factors need a layer that peft does not have.
-    product = any(isinstance(module, ProductLora) for module in model.body.modules())
     first = ["import lowrank_speech.hf"] if model.plan else []
-    config = ", config=lowrank_speech.hf.adapter_config(ADAPTER)" if product else ""
+    config = ", config=lowrank_speech.hf.adapter_config(ADAPTER)" if on_products(model.body) else ""
     lines = [
         "# LoRA adapter",
         "",

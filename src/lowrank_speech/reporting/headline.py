@@ -98,6 +98,9 @@ def _best(systems: Sequence[System]) -> str:
         lowest = min(every, key=lambda r: r.error)
         if lowest.error < best.error:
             text += f"; the lowest with any decoder has {_named(lowest, several)}: {_value(lowest, True)}"
+        free = [r for s in members if s.unadapted and (r := s.result(test)) is not None and r.error is not None]
+        if free and (untrained := min(free, key=lambda r: r.error)).error < best.error:
+            text += f"; without adaptation {_named(untrained, several)} is better: {_value(untrained, True)}"
         parts.append(f"{text[0].upper()}{text[1:]}.")
     return " ".join(parts) or "No adapted system was scored."
 
@@ -211,7 +214,7 @@ def _lead(members: Sequence[System], test: str, several: bool) -> str:
     else:
         lead = f"{best.system.method} is best{where}: {_value(best)}"
     if unadapted is not None:
-        lead += f"; the base before adaptation: {_value(unadapted)}"
+        lead += f"; the base before adaptation{' is better' * (unadapted.error < best.error)}: {_value(unadapted)}"
     chance = best.metrics["chance_accuracy"]
     return lead if chance is None else f"{lead}; chance: {units.percent(chance)}{PERCENT}"
 

@@ -86,7 +86,7 @@ def png(draw: Callable[[Any], Figure], data: Any, theme: str, dpi: int) -> bytes
 
 def colours(systems: Sequence[System]) -> dict[str, str]:
     """Method -> colour, in the order of the systems; grey for unadapted bases."""
-    grey = {s.name.method for s in systems if s.baseline}
+    grey = {s.name.method for s in systems if s.unadapted}
     others = [m for m in dict.fromkeys(s.name.method for s in systems) if m not in grey]
     return dict.fromkeys(grey, UNADAPTED) | {m: PALETTE[i % len(PALETTE)] for i, m in enumerate(others)}
 

@@ -210,7 +210,7 @@ def body(run: common.Run) -> None:
             measured=page.measured(systems),
         ),
     )
-    for sentence in summary:
+    for sentence in summary[: len(summary) - len(warned)]:
         log.info("%s", sentence)
     log.info("the results are in %s and %s", out / "results.txt", out / "report.html")
     metrics = {"systems": len(systems), "results": len(found), "summary": summary}
