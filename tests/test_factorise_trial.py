@@ -221,8 +221,15 @@ def test_trial_utterances_are_not_those_of_the_calibration(model, folder, cuts, 
     caplog.set_level("WARNING", "lowrank_speech")
     found = [example.cut.id for example in held_out(*where, 1, number - 1, 1)]
     assert len(found) == 1 and not set(found) & set(ids) and "losses look too small" not in caplog.text
-    assert len(held_out(*where, 2, number - 1, 1)) == 2
+    more = held_out(*where, 2, number - 1, 1)
+    assert [example.seen for example in more] == [False, True] == [example.cut.id in ids for example in more]
     assert "losses look too small" in caplog.text
+    recipe = Factorise(layers="ffn", reduction=0.2)
+    for trial, seen in ((more[:1], 0), (more, 1)):
+        made = factorise_model(model, recipe, tmp_path / f"low{seen}", folder, trial=trial)
+        assert made["divergence"].get("seen", 0) == seen
+        said = any("1 of the 2 utterances that measured the loss had also been" in line for line in made["warnings"])
+        assert said is bool(seen)
 
 
 def test_calibration_takes_as_many_utterances_as_the_layers_need(model, folder, cuts, caplog, monkeypatch, tmp_path):

@@ -89,6 +89,11 @@ def test_folders_that_are_not_models(tmp_path, mine):
     folder = fake_model(tmp_path / "half")
     (folder / "model.safetensors").unlink()
     assert "half is not a complete model folder: model.safetensors is missing" in refused("half")
+    for file, program in (("model.onnx", "onnxruntime"), ("model.bin", "CTranslate2 (faster-whisper)")):
+        Path("for-others").mkdir()
+        Path("for-others", file).touch()
+        assert refused("for-others").startswith(f"for-others is an export for {program}; its README.md says how")
+        shutil.rmtree("for-others")
     (folder / "config.json").write_text("{")
     assert "half/config.json is not valid" in refused("half")
     (tmp_path / "text.txt").write_text("")

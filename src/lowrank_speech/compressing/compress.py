@@ -73,7 +73,7 @@ def compress(
             "path": str(calibration.path),
             "utterances": len(own["utterances"]),
             "seconds": own["seconds_speech"],
-            "held_out": len(own["trial"]),
+            "held_out": len(set(own["trial"]) - set(own["utterances"])),
             "set_aside": own["set_aside"],
         },
         **made,

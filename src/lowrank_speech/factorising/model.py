@@ -78,9 +78,10 @@ def factorise_model(
     ``final_rank``, and the divergence is not measured.
 
     Returns ``parameters_before``, ``parameters_after``, ``reduction`` (share), ``layers`` (one row each, see
-    ``lowrank.factorise``), ``left_dense`` (name -> reason), ``divergence`` (``factorising.trial``; ``loss`` and
-    ``agreement``; None without trial), ``warnings`` (lines, see ``factorising.depth``) and ``allocation`` (None
-    without `allocate`). Raises UserError or ValueError if the recipe does not fit the model.
+    ``lowrank.factorise``), ``left_dense`` (name -> reason), ``divergence`` (``factorising.trial``; ``loss``,
+    ``agreement``, and ``seen``, how many utterances calibration had seen, if any; None without trial), ``warnings``
+    (lines, see ``factorising.depth``) and ``allocation`` (None without `allocate`). Raises UserError or ValueError if
+    the recipe does not fit the model.
     """
     if recipe.init in CALIBRATED and moments is None:
         raise UserError(f"init: {recipe.init} needs the second moments of the layers' inputs (calibration)")
@@ -122,14 +123,21 @@ def factorise_model(
     if reference is not None and start is None:
         found = reference.divergence(load_model(out).to(next(model.parameters()).device))
     after = before - plan.saving(shapes)
+    known = sum(example.seen for example in trial)
+    warnings = warnings_of(rows, found)
+    if known:
+        warnings.append(
+            f"{known} of the {len(trial)} utterances that measured the loss had also been calibrated on, because there "
+            f"is too little speech: it looks too small"
+        )
     return {
         "parameters_before": before,
         "parameters_after": after,
         "reduction": 1 - after / before,
         "layers": rows,
         "left_dense": dict(plan.left_dense),
-        "divergence": found and found._asdict(),
-        "warnings": warnings_of(rows, found),
+        "divergence": found and found._asdict() | ({"seen": known} if known else {}),
+        "warnings": warnings,
         "allocation": allocation,
     }
 

@@ -25,12 +25,16 @@ log = logging.getLogger(__name__)
 
 
 class Example(NamedTuple):
-    """One utterance as the model reads it: features (1, ...), their length (1,), and the decoder's tokens (1, L)."""
+    """One utterance as the model reads it: features (1, ...), their length (1,), and the decoder's tokens (1, L).
+
+    ``seen``: whether calibration has seen it.
+    """
 
     cut: Any
     features: Tensor
     lengths: Tensor
     tokens: Tensor | None
+    seen: bool = False
 
 
 def draw(
@@ -78,7 +82,7 @@ def held_out(
     """Up to ``number`` utterances that calibration, which saw ``seen``, did not see: those that ``seed`` draws last.
 
     The tokens and directions of the utterances that calibration saw are kept best, so on those every low-rank model
-    looks better than it is. If there are too few utterances, some of those are used, with a warning.
+    looks better than it is. If there are too few utterances, some of those are used, with a warning, and are ``seen``.
     """
     drawn = draw(cuts, what, model, seen + number, seed, seconds, SetAside(), last=True)
     if len(drawn) < seen + number:
@@ -87,7 +91,9 @@ def held_out(
             "calibrate on fewer",
             what, len(drawn), seen,
         )  # fmt: skip
-    return list(examples(model, folder, drawn[:number], transcribe=True))
+    unseen = max(len(drawn) - seen, 0)  # the utterances that calibration saw are drawn last
+    found = examples(model, folder, drawn[:number], transcribe=True)
+    return [example._replace(seen=place >= unseen) for place, example in enumerate(found)]
 
 
 def seen_again(

@@ -28,6 +28,8 @@ STAGES = ("train.json", "export.json")
 """Manifests beside the model folder of a trained system."""
 PARTS = ("pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 """Other files of weights of a Hugging Face folder."""
+EXPORTS = {"*.onnx": "onnxruntime", "model.bin": "CTranslate2 (faster-whisper)"}
+"""Files of exports for other programs -> the program."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,12 @@ def _listed(experiment: Path) -> str:
 
 def _model_folder(folder: Path) -> Path:
     """``folder``, or the model folder in it if it is the folder of a stage."""
+    for pattern, program in EXPORTS.items():
+        if next(folder.glob(pattern), None) is not None and not (folder / WEIGHTS).exists():
+            raise UserError(
+                f"{folder} is an export for {program}; its README.md says how to run it. Here, give the model that it "
+                f"was made from"
+            )
     if (folder / "config.json").is_file():
         return folder
     if (folder / "model" / "config.json").is_file():

@@ -255,8 +255,9 @@ def factorise_lines(result: dict[str, Any]) -> list[str]:
     if divergence and divergence["agreement"] is not None:
         lines += [
             "",
-            f"on speech that calibration has not seen: loss {divergence['loss']:.4f} nats per output above the dense "
-            f"model's, same symbol in {_percent(divergence['agreement'])} %",
+            f"on speech that calibration has {'also' if divergence.get('seen') else 'not'} seen: loss "
+            f"{divergence['loss']:.4f} nats per output above the dense model's, same symbol in "
+            f"{_percent(divergence['agreement'])} %",
         ]
     elif divergence:
         lines += ["", f"encoder states differ by {_percent(divergence['loss'])} % of their power"]
