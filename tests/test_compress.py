@@ -129,14 +129,18 @@ def test_whisper_layers_text_and_card(tmp_path, cuts, table, call):
 
 def test_without_a_table_the_loss_is_measured(tmp_path, cuts, call):
     out = tmp_path / "small"
-    code, shown, _ = call(
-        published_ctc(tmp_path / "hub"), out, "--calibrate", cuts, "--keep", 0.3, "--trial", 2, "--json"
-    )
+    source, words = published_ctc(tmp_path / "hub"), ("--calibrate", cuts, "--keep", 0.3, "--trial", 2, "--json")
+    code, shown, _ = call(source, out, *words, "--utterances", 2)
     result = json.loads(shown)
     assert code == 0 and result["evaluation"] is None
     assert result["divergence"]["loss"] > 0 and 0 <= result["divergence"]["agreement"] <= 1
     assert any("needs fine-tuning" in sentence for sentence in result["verdict"])
     assert f"divergence from the model | {result['divergence']['loss']:.2g} nats" in (out / "README.md").read_text()
+    assert result["calibration"]["held_out"] == 2 and "seen" not in result["divergence"]
+    # Calibration takes all there is, so nothing is left that it has not seen.
+    again = json.loads(call(source, tmp_path / "other", *words)[1])
+    assert again["calibration"]["held_out"] == 0 and again["divergence"]["seen"] == 2
+    assert any("2 of the 2 utterances that measured the loss had also been" in line for line in again["verdict"])
 
 
 def test_what_calibration_has_seen_is_not_evaluated(tmp_path, cuts, table, call):
