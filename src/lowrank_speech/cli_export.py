@@ -69,6 +69,7 @@ def export(
 
     loaded = _load(found)
     name = "onnx-int8" if int8 else form
+    typer.echo(f"writing {out} and comparing it with {model} ...", err=True)
     metrics = write(loaded, found.folder, name, out, about(found.folder, found.name), options)
     metrics["folder"] = str(out)
     typer.echo(json.dumps(metrics, ensure_ascii=False, allow_nan=False, indent=2) if as_json else _lines(metrics))
