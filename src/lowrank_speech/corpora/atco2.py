@@ -25,8 +25,7 @@ from lowrank_speech.corpora.layouts import (
     Layout,
     Segment,
     guess_splits,
-    inside,
-    located,
+    located_with_sources,
     name_id,
     one_line,
     reported,
@@ -54,10 +53,7 @@ class Config(Layout):
 @reported
 def locate(config: Config, data_root: Path | None) -> Path:
     """The absolute folder. UserError: it or the folder of a split does not exist."""
-    root = located(config, data_root, "a folder, such as DATA, with WAV and XML files of the same names")
-    for split in config.splits.values():
-        inside(config, root, split.source)
-    return root
+    return located_with_sources(config, data_root, "a folder, such as DATA, with WAV and XML files of the same names")
 
 
 @reported
@@ -70,8 +66,7 @@ def sources(config: Config, root: Path) -> list[Path]:
 @reported
 def listed(config: Config, root: Path) -> list[Path]:
     """The folders of the recordings, so that a new recording changes the corpus."""
-    used = {split.source for split in config.splits.values()}
-    return sorted({path for source in used for path in walking.folders(root / source, config.kind)})
+    return walking.folders_of_sources(config, root)
 
 
 def _transcripts(folder: Path, kind: str) -> list[Path]:

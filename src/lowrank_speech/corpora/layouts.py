@@ -120,6 +120,14 @@ def inside(config: Layout, root: Path, source: str) -> Path:
     )
 
 
+def located_with_sources(config: Layout, data_root: Path | None, holds: str) -> Path:
+    """``located``, for kinds whose sources are folders. UserError: the folder of a split does not exist."""
+    root = located(config, data_root, holds)
+    for split in config.splits.values():
+        inside(config, root, split.source)
+    return root
+
+
 def _listed(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lowrank_speech.corpora.common import SetAside
-from lowrank_speech.corpora.layouts import name_id, unreadable
+from lowrank_speech.corpora.layouts import Layout, name_id, unreadable
 
 AUDIO = frozenset(
     (
@@ -74,6 +74,12 @@ def audio_files(folder: Path, kind: str) -> Iterator[Path | SetAside]:
 def folders(folder: Path, kind: str) -> list[Path]:
     """``folder`` and all folders with files below it, sorted, for a kind's ``listed``."""
     return sorted({folder, *(found.parent for found in files(folder, kind) if isinstance(found, Path))})
+
+
+def folders_of_sources(config: Layout, root: Path) -> list[Path]:
+    """The ``folders`` of all splits, for kinds whose sources are folders of which every file counts."""
+    used = {split.source for split in config.splits.values()}
+    return sorted({path for source in used for path in folders(root / source, config.kind)})
 
 
 def by_stem(folder: Path, kind: str) -> dict[str, list[Path]]:
