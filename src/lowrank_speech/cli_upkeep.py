@@ -38,12 +38,8 @@ def verify(
 
     from lowrank_speech.upkeep import verify as work
 
-    if not experiment.is_dir():
-        raise UserError(f"{experiment} is not a folder; give the folder of an experiment, such as exp/default")
-    with tqdm(
-        total=work.size(experiment), unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False
-    ) as bar:
-        found = work.verify(experiment, jobs or len(os.sched_getaffinity(0)), bar.update)
+    with tqdm(unit="B", unit_scale=True, disable=not sys.stderr.isatty(), leave=False) as bar:
+        found = work.verify(experiment, jobs or len(os.sched_getaffinity(0)), bar.reset, bar.update)
     if remove and found.faults:
         with _idle("verify"):
             for manifest in found.broken:

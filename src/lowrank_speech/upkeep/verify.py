@@ -62,8 +62,15 @@ def manifests(root: Path) -> Iterator[tuple[Path, dict[str, Any] | str]]:
             yield path, record
 
 
-def verify(root: Path, jobs: int = 1, progress: Callable[[int], object] = lambda done: None) -> Result:
-    """Hash all files of all artefacts below ``root``, ``jobs`` at once; ``progress`` gets the bytes of each file.
+def verify(
+    root: Path,
+    jobs: int = 1,
+    start: Callable[[int], object] = lambda total: None,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Result:
+    """Hash all files of all artefacts below ``root``, ``jobs`` at once.
+
+    ``start`` gets the bytes of all files, ``progress`` those of each file that is done.
 
     UserError: ``root`` is not the folder of an experiment.
     """
@@ -81,6 +88,7 @@ def verify(root: Path, jobs: int = 1, progress: Callable[[int], object] = lambda
             f"{root} has no artefact with a manifest; give the folder of an experiment, such as exp/default"
         )
     found.files, found.bytes = len(listed), sum(facts["bytes"] for *_, facts in listed)
+    start(found.bytes)
 
     def check(of: tuple[Path, Path, dict[str, Any]]) -> Fault | None:
         manifest, file, facts = of
@@ -92,12 +100,6 @@ def verify(root: Path, jobs: int = 1, progress: Callable[[int], object] = lambda
         found.faults += [fault for fault in pool.map(check, listed) if fault is not None]
     found.faults.sort(key=lambda fault: fault.file)
     return found
-
-
-def size(root: Path) -> int:
-    """Bytes of all files of the artefacts below ``root``, as the manifests say."""
-    records = (record for _, record in manifests(root) if isinstance(record, dict))
-    return sum(facts["bytes"] for record in records for facts in record["outputs"].values())
 
 
 def _fault(file: Path, facts: dict[str, Any]) -> tuple[str, str] | None:
