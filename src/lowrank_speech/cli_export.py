@@ -9,12 +9,12 @@ The libraries are imported when it runs, so that ``--help`` answers at once.
 
 import json
 import logging
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
+from lowrank_speech.cli_factorise import check_writable
 from lowrank_speech.errors import UserError
 
 Format = Literal["hf", "dense", "onnx", "ctranslate2"]
@@ -104,15 +104,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise UserError(f"{out} is a file; name a folder")
     if out.is_dir() and any(out.iterdir()) and not (out / "README.md").is_file():
         raise UserError(f"{out} is a folder without README.md, so no export; remove it yourself, or name another one")
-    parent = out.absolute().parent
-    while not parent.exists():
-        parent = parent.parent
-    try:
-        # Permissions are not enough: nobody can create files in /proc.
-        with tempfile.TemporaryDirectory(dir=parent, prefix=".lowrank-"):
-            pass
-    except OSError as error:
-        raise UserError(f"{out} cannot be written: {parent}: {error.strerror}; name another path") from error
+    check_writable(out)
 
 
 def _lines(metrics: dict[str, Any]) -> str:
