@@ -61,7 +61,7 @@ def identify(
         identifier = load(model, device, dtype, revision).identifier(asked, backend)
         if not identifier.calibrated:
             typer.echo("the probabilities are not calibrated: the system has no trained back end", err=True)
-        written = _writer(form, named=output is None and (len(named) > 1 or audio != [named[0].name]))
+        written = _writer(form, session.names_shown(named, audio, output))
         code = session.process(named, identifier, batch_seconds, written, output, SUFFIXES[form])
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -123,7 +123,7 @@ def transcribe(
             language, task, decoder, options, lm, graph, rescore_lm, words or form in TIMED, batch_seconds
         )  # fmt: skip
         recogniser = load(model, device, dtype, revision).recogniser(asked)
-        written = _writer(form, names, named=output is None and (len(named) > 1 or audio != [named[0].name]))
+        written = _writer(form, names, session.names_shown(named, audio, output))
         code = session.process(named, recogniser, batch_seconds, written, output, SUFFIXES[form])
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

@@ -43,6 +43,11 @@ def prepare(audio: Sequence[str], output: Path | None) -> list[Named]:
     return found
 
 
+def names_shown(named: Sequence[Named], audio: Sequence[str], output: Path | None) -> bool:
+    """Whether lines of text begin with the recording's name: not in files, and not for the one that was asked for."""
+    return output is None and (len(named) > 1 or list(audio) != [named[0].name])
+
+
 def process(
     named: Sequence[Named],
     recogniser: Any,
